@@ -1,0 +1,7 @@
+#include "bindings.hpp"
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "The compiled core of privtuner. Private: use the modules of the package.";
+  privtuner::bindings::register_system(module);
+  privtuner::bindings::register_linear(module);
+}

@@ -1,0 +1,256 @@
+// The linear scheme: arrays are checked here, the GIL is released around all arithmetic.
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "bindings.hpp"
+#include "privtuner/linear/owner.hpp"
+#include "privtuner/linear/server.hpp"
+
+namespace privtuner::bindings {
+namespace {
+
+using linear::Direction;
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+Direction direction_of(const std::string& name) {
+  if (name == "forward") return Direction::forward;
+  if (name == "backward") return Direction::backward;
+  throw std::invalid_argument("direction '" + name + "': choose forward or backward");
+}
+
+linear::LayerId layer_id(const py::bytes& id) {
+  const std::string text = id;
+  linear::LayerId result;
+  if (text.size() != result.size()) throw std::invalid_argument("a layer id has 16 bytes");
+  std::memcpy(result.data(), text.data(), result.size());
+  return result;
+}
+
+template <class T>
+std::unique_ptr<linear::Prepared> make_prepared(const linear::Preset& preset, const linear::LayerId& id,
+                                                const py::array& weights, const double* delta) {
+  const auto w = py::cast<Array<T>>(weights);
+  const auto rows = static_cast<std::size_t>(w.shape(0)), cols = static_cast<std::size_t>(w.shape(1));
+  if (rows > gemm::kMaxDepth || cols > gemm::kMaxDepth) {
+    throw std::invalid_argument("weight of shape (" + std::to_string(rows) + ", " + std::to_string(cols) +
+                                "): both dimensions must be at most " + std::to_string(gemm::kMaxDepth));
+  }
+  const py::gil_scoped_release release;
+  return std::make_unique<linear::Prepared>(preset, id, w.data(), static_cast<std::uint32_t>(rows),
+                                            static_cast<std::uint32_t>(cols), delta);
+}
+
+std::unique_ptr<linear::Prepared> prepare(const std::string& preset_name, const py::bytes& id,
+                                          const py::array& weights, const Array<double>& delta) {
+  if (weights.ndim() != 2 || delta.ndim() != 1 || delta.shape(0) != weights.shape(0)) {
+    throw std::invalid_argument("weights must be (d_out, d_in) and delta (d_out,)");
+  }
+  const linear::Preset& preset = linear::preset(preset_name);
+  if (py::isinstance<Array<std::int8_t>>(weights)) {
+    return make_prepared<std::int8_t>(preset, layer_id(id), weights, delta.data());
+  }
+  if (py::isinstance<Array<std::int16_t>>(weights)) {
+    return make_prepared<std::int16_t>(preset, layer_id(id), weights, delta.data());
+  }
+  throw std::invalid_argument("weights must be a contiguous array of int8 or int16");
+}
+
+py::array quantised(const linear::Prepared& prepared) {
+  const gemm::Weights& w = prepared.weights();
+  const auto fill = [&](auto zero) {
+    using T = decltype(zero);
+    py::array_t<T> out({w.rows(), w.cols()});
+    T* data = out.mutable_data();
+    for (std::size_t r = 0; r < w.rows(); ++r) {
+      for (std::size_t c = 0; c < w.cols(); ++c) data[r * w.cols() + c] = static_cast<T>(w.at(r, c));
+    }
+    return py::array(out);
+  };
+  return w.bytes_per_weight() == 1 ? fill(std::int8_t{0}) : fill(std::int16_t{0});
+}
+
+py::tuple encrypt(const std::shared_ptr<const linear::Public>& layer, const std::string& direction_text,
+                  const Array<float>& x, std::shared_ptr<linear::MaskCache> masks) {
+  const Direction direction = direction_of(direction_text);
+  const std::uint32_t features = layer->features_in(direction);
+  if (x.ndim() != 2 || x.shape(1) != static_cast<py::ssize_t>(features)) {
+    throw std::invalid_argument("x must be (tokens, " + std::to_string(features) + ")");
+  }
+  if (x.shape(0) < 1 || x.shape(0) > static_cast<py::ssize_t>(linear::kMaxTokens)) {
+    throw std::invalid_argument("x has " + std::to_string(x.shape(0)) + " tokens: a request carries 1 to " +
+                                std::to_string(linear::kMaxTokens));
+  }
+  const auto tokens = static_cast<std::uint32_t>(x.shape(0));
+  const std::size_t size = linear::request_bytes(*layer->preset, features, tokens);
+  std::uint8_t* message = nullptr;
+  py::bytes request = new_bytes(size, message);
+  std::unique_ptr<linear::Secret> secret;
+  {
+    const py::gil_scoped_release release;
+    std::array<std::uint8_t, 32> mask_seed;
+    linear::RequestId id;
+    ring::os_random(mask_seed.data(), mask_seed.size());
+    ring::os_random(id.data(), id.size());
+    secret = std::make_unique<linear::Secret>(linear::encrypt(layer, direction, x.data(), tokens, std::move(masks),
+                                                              ring::Seed::from_os(), mask_seed, id, message, size));
+  }
+  return py::make_tuple(request, std::move(secret));
+}
+
+// Keeps the secret and the output alive while blocks arrive.
+class PyDecryption {
+ public:
+  explicit PyDecryption(py::object secret)
+      : secret_(std::move(secret)), decryption_(make(py::cast<linear::Secret&>(secret_), out_)) {}
+
+  void feed(const py::buffer& block) {
+    const Bytes bytes(block);
+    const py::gil_scoped_release release;
+    decryption_->feed(bytes.data(), bytes.size());
+  }
+  py::array_t<float> finish() {
+    decryption_->finish();
+    return out_;
+  }
+
+ private:
+  static std::unique_ptr<linear::Decryption> make(linear::Secret& secret, py::array_t<float>& out) {
+    out = py::array_t<float>({std::size_t{secret.tokens()}, std::size_t{secret.features_out()}});
+    return std::make_unique<linear::Decryption>(secret, out.mutable_data());
+  }
+  py::object secret_;
+  py::array_t<float> out_;
+  std::unique_ptr<linear::Decryption> decryption_;
+};
+
+}  // namespace
+
+void register_linear(py::module_& module) {
+  // The package's own exceptions, so that users catch one family.
+  const py::module_ errors = py::module_::import("privtuner.errors");
+  static PyObject* message_error = py::object(errors.attr("MessageError")).release().ptr();
+  static PyObject* secret_error = py::object(errors.attr("SecretError")).release().ptr();
+  static PyObject* input_error = py::object(errors.attr("InputError")).release().ptr();
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const linear::MessageError& error) {
+      PyErr_SetString(message_error, error.what());
+    } catch (const linear::SecretError& error) {
+      PyErr_SetString(secret_error, error.what());
+    } catch (const std::invalid_argument& error) {
+      PyErr_SetString(input_error, error.what());
+    }
+  });
+
+  py::class_<linear::Public, std::shared_ptr<linear::Public>>(module, "Public")
+      .def_static("from_bytes",
+                  [](const py::buffer& buffer) {
+                    const Bytes bytes(buffer);
+                    return std::make_shared<linear::Public>(linear::Public::from_bytes(bytes.data(), bytes.size()));
+                  },
+                  py::arg("data"))
+      .def("to_bytes",
+           [](const linear::Public& p) {
+             const auto bytes = p.to_bytes();
+             return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+           })
+      .def_property_readonly("preset", [](const linear::Public& p) { return p.preset->name; })
+      .def_property_readonly("id",
+                             [](const linear::Public& p) {
+                               return py::bytes(reinterpret_cast<const char*>(p.id.data()), p.id.size());
+                             })
+      .def_readonly("d_out", &linear::Public::d_out)
+      .def_readonly("d_in", &linear::Public::d_in)
+      .def_readonly("norm_forward", &linear::Public::norm_forward)
+      .def_readonly("norm_backward", &linear::Public::norm_backward)
+      .def_property_readonly("delta", [](const linear::Public& p) {
+        return py::array_t<double>(static_cast<py::ssize_t>(p.delta.size()), p.delta.data());
+      });
+
+  py::class_<linear::Prepared>(module, "Prepared")
+      .def(py::init(&prepare), py::arg("preset"), py::arg("id"), py::arg("weights"), py::arg("delta"))
+      .def("public", [](const linear::Prepared& p) { return std::make_shared<linear::Public>(p.public_part()); })
+      .def("quantised", &quantised);
+
+  py::class_<linear::Job>(module, "Job")
+      .def(py::init([](const linear::Prepared& prepared, const py::buffer& request) {
+             const Bytes bytes(request);
+             const py::gil_scoped_release release;
+             return std::make_unique<linear::Job>(prepared, bytes.data(), bytes.size());
+           }),
+           py::arg("prepared"), py::arg("request"), py::keep_alive<1, 2>())
+      .def_property_readonly("tokens", [](const linear::Job& job) { return job.header().tokens; })
+      .def_property_readonly("direction",
+                             [](const linear::Job& job) { return linear::direction_name(job.header().direction); })
+      .def_property_readonly("features_out", &linear::Job::features_out)
+      .def(
+          "rows",
+          [](const linear::Job& job, std::uint32_t begin, std::uint32_t count) {
+            std::uint8_t* out = nullptr;
+            if (count > job.features_out()) throw std::invalid_argument("more rows than outputs");
+            py::bytes block = new_bytes(job.block_size(count), out);
+            {
+              const py::gil_scoped_release release;
+              job.rows(begin, count, out);
+            }
+            return block;
+          },
+          py::arg("begin"), py::arg("count"));
+
+  py::class_<linear::MaskCache, std::shared_ptr<linear::MaskCache>>(module, "MaskCache")
+      .def(py::init<std::size_t>(), py::arg("max_bytes"))
+      .def_property_readonly("bytes", &linear::MaskCache::bytes)
+      .def_property_readonly("max_bytes", &linear::MaskCache::max_bytes);
+
+  py::class_<linear::Secret>(module, "Secret")
+      .def("wipe", &linear::Secret::wipe)
+      .def_property_readonly("used", &linear::Secret::used)
+      .def_property_readonly("tokens", &linear::Secret::tokens)
+      .def("__repr__",
+           [](const linear::Secret& s) {
+             return "<privtuner.linear.Secret of one " + std::string(linear::direction_name(s.direction())) +
+                    " request, " + std::to_string(s.tokens()) + " tokens" + (s.used() ? ", used>" : ">");
+           })
+      .def("__reduce_ex__", [](const linear::Secret&, int) -> py::object {
+        throw py::type_error("a secret is never copied or pickled: it serves one decryption in this process");
+      });
+
+  py::class_<PyDecryption>(module, "Decryption")
+      .def(py::init<py::object>(), py::arg("secret"))
+      .def("feed", &PyDecryption::feed, py::arg("block"))
+      .def("finish", &PyDecryption::finish);
+
+  module.def("encrypt", &encrypt, py::arg("public"), py::arg("direction"), py::arg("x"), py::arg("masks"));
+  module.def(
+      "noise_bound",
+      [](const std::string& preset, std::size_t depth, double norm) {
+        return linear::noise_bound(linear::preset(preset), depth, norm);
+      },
+      py::arg("preset"), py::arg("depth"), py::arg("norm"));
+  module.def(
+      "preset_info",
+      [](const std::string& name) {
+        const linear::Preset& p = linear::preset(name);
+        py::dict info;
+        info["name"] = p.name;
+        info["n"] = p.n;
+        info["q"] = p.q;
+        info["weight_bytes"] = p.weight_bytes;
+        info["max_weight"] = p.max_weight;
+        info["dropped_bits"] = p.dropped_bits;
+        info["word_bytes"] = p.word_bytes;
+        info["reply_bytes"] = p.reply_bytes;
+        return info;
+      },
+      py::arg("name"));
+  py::list names;
+  for (const char* name : linear::kPresetNames) names.append(name);
+  module.attr("PRESETS") = py::tuple(names);
+}
+
+}  // namespace privtuner::bindings

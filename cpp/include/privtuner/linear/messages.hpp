@@ -1,0 +1,90 @@
+// The bytes on the wire. Everything is little-endian; every field is checked before it is used.
+//
+//   public  : header | d_out u32 | d_in u32 | norm_forward f64 | norm_backward f64 | delta f64 [d_out]
+//   request : header | seed [32] | tokens u32 | features u32 | flags u32 | 0 u32 | words [features][tokens]
+//   block   : header | tokens u32 | features u32 | flags u32 | row_begin u32 | row_count u32 | 0 u32
+//             | data [row_count] | mask words [row_count][N], if flagged
+//   header  : "PVTN" | version u16 | kind u8 | direction u8 | parameter hash u64 | layer id [16] | request id [16]
+//             | bytes that follow the header u64 | checksum u64
+//
+// A reply is one or more blocks, in order of their rows. The checksum guards against accidents, not against attackers.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "privtuner/linear/preset.hpp"
+
+namespace privtuner::linear {
+
+// A message that is malformed, truncated, corrupted, or meant for another layer, request, direction or version.
+class MessageError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+enum class Direction : std::uint8_t { forward = 0, backward = 1 };
+const char* direction_name(Direction direction);
+
+using LayerId = std::array<std::uint8_t, 16>;
+using RequestId = std::array<std::uint8_t, 16>;
+
+inline constexpr std::uint16_t kVersion = 1;
+inline constexpr std::size_t kHeaderBytes = 64;
+inline constexpr std::size_t kRequestPrefix = kHeaderBytes + 48;
+inline constexpr std::size_t kBlockPrefix = kHeaderBytes + 24;
+inline constexpr std::uint32_t kMaxTokens = 1u << 24;
+inline constexpr std::uint32_t kMaskWanted = 1;  // request: answer the mask product; block: it is here
+
+// What the owner must know of a layer.
+struct Public {
+  const Preset* preset = nullptr;
+  LayerId id{};
+  std::uint32_t d_out = 0, d_in = 0;
+  double norm_forward = 0;   // max_k |W_int[k, :]|_2
+  double norm_backward = 0;  // max_j |W_int[:, j]|_2
+  std::vector<double> delta;  // W[k, :] ~ delta[k] W_int[k, :]
+
+  std::uint32_t features_in(Direction d) const { return d == Direction::forward ? d_in : d_out; }
+  std::uint32_t features_out(Direction d) const { return d == Direction::forward ? d_out : d_in; }
+  double norm(Direction d) const { return d == Direction::forward ? norm_forward : norm_backward; }
+
+  std::vector<std::uint8_t> to_bytes() const;
+  // Throws MessageError.
+  static Public from_bytes(const std::uint8_t* data, std::size_t size);
+};
+
+struct RequestHeader {
+  Direction direction;
+  LayerId layer;
+  RequestId request;
+  std::array<std::uint8_t, 32> seed;
+  std::uint32_t tokens, features;
+  bool mask_wanted;
+};
+
+struct BlockHeader {
+  Direction direction;
+  LayerId layer;
+  RequestId request;
+  std::uint32_t tokens, features, row_begin, row_count;
+  bool mask_present;
+};
+
+std::size_t request_bytes(const Preset& preset, std::uint32_t features, std::uint32_t tokens);
+std::size_t block_bytes(const Preset& preset, std::uint32_t rows, std::uint32_t tokens, bool mask);
+
+// Writes the prefix of a message whose body already stands in `message` after it, and the checksum of both.
+void seal_request(const Preset& preset, const RequestHeader& header, std::uint8_t* message, std::size_t size);
+void seal_block(const Preset& preset, const BlockHeader& header, std::uint8_t* message, std::size_t size);
+
+// Checks everything that can be checked without the layer: lengths, ranges, checksum, unused fields. Throw MessageError.
+RequestHeader open_request(const Preset& preset, const std::uint8_t* message, std::size_t size);
+// The first block in `message`, which may be followed by others; its size is stored in block_size.
+BlockHeader open_block(const Preset& preset, const std::uint8_t* message, std::size_t size, std::size_t& block_size);
+
+}  // namespace privtuner::linear

@@ -1,0 +1,61 @@
+// The model owner's side: a prepared weight matrix answers requests.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <variant>
+
+#include "privtuner/linear/messages.hpp"
+
+namespace privtuner::linear {
+
+class Prepared {
+ public:
+  // weights: row-major (d_out, d_in), |w| <= preset.max_weight; delta: d_out positive finite scales (0 only for a row of
+  // zeros). Throws std::invalid_argument.
+  Prepared(const Preset& preset, const LayerId& id, const std::int8_t* weights, std::uint32_t d_out, std::uint32_t d_in,
+           const double* delta);
+  Prepared(const Preset& preset, const LayerId& id, const std::int16_t* weights, std::uint32_t d_out,
+           std::uint32_t d_in, const double* delta);
+
+  const Public& public_part() const { return public_; }
+  const gemm::Weights& weights() const { return weights_; }
+
+ private:
+  void finish(const double* delta);
+  Public public_;
+  gemm::Weights weights_;
+};
+
+// One request, checked and laid out for the products. Refers to the prepared layer, which must outlive it.
+class Job {
+ public:
+  // Throws MessageError. The message is not needed afterwards.
+  Job(const Prepared& prepared, const std::uint8_t* message, std::size_t size);
+  ~Job();
+  Job(const Job&) = delete;
+  Job& operator=(const Job&) = delete;
+
+  const RequestHeader& header() const { return header_; }
+  std::uint32_t features_out() const { return prepared_.public_part().features_out(header_.direction); }
+
+  std::size_t block_size(std::uint32_t row_count) const;
+  // Writes the reply block of rows [row_begin, row_begin + row_count) into out, block_size(row_count) bytes. row_begin
+  // must be a multiple of gemm::kRowStep and the range inside the outputs (std::invalid_argument).
+  void rows(std::uint32_t row_begin, std::uint32_t row_count, std::uint8_t* out) const;
+
+ private:
+  template <class Word>
+  struct Operands;
+  template <class Word>
+  void load(const std::uint8_t* body);
+  template <class Word>
+  void write_rows(std::uint32_t row_begin, std::uint32_t row_count, std::uint8_t* out) const;
+
+  const Prepared& prepared_;
+  RequestHeader header_;
+  std::unique_ptr<Operands<std::uint32_t>> words32_;
+  std::unique_ptr<Operands<std::uint64_t>> words64_;
+};
+
+}  // namespace privtuner::linear

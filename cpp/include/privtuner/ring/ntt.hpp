@@ -1,0 +1,49 @@
+// Negacyclic number-theoretic transform over Z_q[X]/(X^N + 1).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "privtuner/math/cpu.hpp"
+#include "privtuner/math/memory.hpp"
+#include "privtuner/math/modular.hpp"
+
+namespace privtuner::ring {
+
+// Tables of one (N, q): N a power of two in [16, 2^16], q prime, q = 1 mod 2N; q < 2^32 for 32-bit words (the top bit
+// may be set), q < 2^61 for 64-bit words. Immutable once built; safe to share between threads.
+//
+// Order: `forward` takes natural order to bit-reversed order, value i being a(psi^(2 brv(i) + 1)); `inverse` is its
+// exact inverse, 1/N included. All words in and out are in [0, q). Every path gives the same words.
+template <class Word>
+class Ntt {
+ public:
+  // Throws std::invalid_argument naming N and q unless the conditions above hold.
+  Ntt(std::size_t n, std::uint64_t q);
+
+  std::size_t size() const { return n_; }
+  const math::Modulus& modulus() const { return modulus_; }
+
+  void forward(Word* a, math::Isa isa) const;
+  void inverse(Word* a, math::Isa isa) const;
+
+  // The second factor of many products: `prepare` once, `multiply` often. prepared holds 2 N words (opaque).
+  void prepare(const Word* b, Word* prepared) const;
+  // out[i] = a[i] * b[i] mod q; out may be a.
+  void multiply(const Word* a, const Word* prepared, Word* out, math::Isa isa) const;
+
+ private:
+  std::size_t n_;
+  math::Modulus modulus_;
+  // Entry k in [1, N): psi^brv(k) and psi^-brv(k) (Longa, Naehrig, "Speeding up the number theoretic transform", 2016).
+  // 32-bit words hold Montgomery forms w 2^32 mod q with companions (w 2^32 mod q) q^-1 mod 2^32; 64-bit words hold w
+  // with Shoup companions floor(w 2^64 / q).
+  math::AlignedVector<Word> roots_, roots_companion_, inverse_roots_, inverse_roots_companion_;
+  // 1/N, and inverse_roots_[1] / N: the last inverse stage scales as well.
+  Word n_inverse_, n_inverse_companion_, last_root_, last_root_companion_;
+};
+
+extern template class Ntt<std::uint32_t>;
+extern template class Ntt<std::uint64_t>;
+
+}  // namespace privtuner::ring

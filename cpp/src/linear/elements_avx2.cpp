@@ -1,0 +1,7 @@
+#include "elements_loops.hpp"
+
+namespace privtuner::linear {
+
+const Elements& elements_avx2() { return kElements; }
+
+}  // namespace privtuner::linear

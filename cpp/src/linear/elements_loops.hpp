@@ -1,0 +1,135 @@
+// The loops themselves, for the compiler to vectorise. Included by one file a path; internal linkage and no library
+// templates, so that no path's code is linked into another.
+#pragma once
+
+#include <cstring>
+
+#include "elements.hpp"
+
+namespace privtuner::linear {
+namespace {
+
+// Adding 1.5 * 2^52 leaves a double's integer part, rounded to nearest even, in the low bits (|v| < 2^51).
+constexpr double kRoundingShift = 6755399441055744.0;
+
+inline std::int64_t round_to_integer(double v) {
+  const double shifted = v + kRoundingShift;
+  std::int64_t bits, zero;
+  std::memcpy(&bits, &shifted, sizeof(bits));
+  const double shift = kRoundingShift;
+  std::memcpy(&zero, &shift, sizeof(zero));
+  return bits - zero;
+}
+
+void gather(const float* x, std::size_t stride, std::size_t tokens, std::size_t width, float* columns) {
+  if (width == kFeatureBlock) {
+    for (std::size_t t = 0; t < tokens; ++t) {
+      const float* row = x + t * stride;
+#pragma GCC unroll 16
+      for (std::size_t i = 0; i < kFeatureBlock; ++i) columns[i * tokens + t] = row[i];
+    }
+    return;
+  }
+  for (std::size_t t = 0; t < tokens; ++t) {
+    for (std::size_t i = 0; i < width; ++i) columns[i * tokens + t] = x[t * stride + i];
+  }
+}
+
+void scatter(const float* columns, std::size_t tokens, std::size_t width, float* y, std::size_t stride) {
+  for (std::size_t t = 0; t < tokens; ++t) {
+    for (std::size_t i = 0; i < width; ++i) y[t * stride + i] = columns[i * tokens + t];
+  }
+}
+
+double row_norm2(const float* x, const double* weight, std::size_t width) {
+  double sums[8] = {};
+  std::size_t j = 0;
+  for (; j + 8 <= width; j += 8) {
+    for (std::size_t i = 0; i < 8; ++i) {
+      const double v = weight == nullptr ? static_cast<double>(x[j + i]) : static_cast<double>(x[j + i]) * weight[j + i];
+      sums[i] += v * v;
+    }
+  }
+  for (; j < width; ++j) {
+    const double v = weight == nullptr ? static_cast<double>(x[j]) : static_cast<double>(x[j]) * weight[j];
+    sums[j % 8] += v * v;
+  }
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+template <class Word>
+void embed(const Word* mask, const std::int8_t* error, const float* x, double weight, const double* scale,
+           std::uint64_t q, std::size_t tokens, Word* out) {
+  const auto modulus = static_cast<std::int64_t>(q);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const std::int64_t message = round_to_integer(static_cast<double>(x[t]) * weight * scale[t]);
+    // (-q, 2q) before the corrections, which have no branch.
+    std::int64_t sum = static_cast<std::int64_t>(mask[t]) + error[t] + message;
+    sum += sum < 0 ? modulus : 0;
+    sum -= sum >= modulus ? modulus : 0;
+    out[t] = static_cast<Word>(sum);
+  }
+}
+
+void embed32(const std::uint32_t* mask, const std::int8_t* error, const float* x, double weight, const double* scale,
+             std::uint64_t q, std::size_t tokens, std::uint32_t* out) {
+  embed(mask, error, x, weight, scale, q, tokens, out);
+}
+
+void embed64(const std::uint64_t* mask, const std::int8_t* error, const float* x, double weight, const double* scale,
+             std::uint64_t q, std::size_t tokens, std::uint64_t* out) {
+  embed(mask, error, x, weight, scale, q, tokens, out);
+}
+
+void shorten32(const std::uint32_t* row, std::size_t tokens, int dropped_bits, std::uint8_t* out) {
+  const std::uint32_t half = std::uint32_t{1} << (dropped_bits - 1);
+  std::uint8_t* low = out + 2 * tokens;
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const std::uint32_t kept = (row[t] + half) >> dropped_bits;  // no carry out: q + half < 2^32
+    const auto high = static_cast<std::uint16_t>(kept >> 8);
+    std::memcpy(out + 2 * t, &high, 2);
+    low[t] = static_cast<std::uint8_t>(kept);
+  }
+}
+
+void shorten64(const std::uint64_t* row, std::size_t tokens, int dropped_bits, std::uint8_t* out) {
+  const std::uint64_t half = std::uint64_t{1} << (dropped_bits - 1);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const auto kept = static_cast<std::uint32_t>((row[t] + half) >> dropped_bits);  // q + half < 2^50
+    std::memcpy(out + 4 * t, &kept, 4);
+  }
+}
+
+template <class Word>
+float reveal_one(std::int64_t kept, Word mask, int dropped_bits, double factor, std::int64_t modulus) {
+  std::int64_t difference = (kept << dropped_bits) - static_cast<std::int64_t>(mask);
+  difference -= difference > modulus / 2 ? modulus : 0;
+  difference += difference < -(modulus / 2) ? modulus : 0;
+  return static_cast<float>(static_cast<double>(difference) * factor);
+}
+
+void reveal32(const std::uint8_t* high, const std::uint8_t* low, const std::uint32_t* mask, int dropped_bits,
+              double weight, const double* inverse_scale, std::uint64_t q, std::size_t tokens, float* y) {
+  for (std::size_t t = 0; t < tokens; ++t) {
+    std::uint16_t top;
+    std::memcpy(&top, high + 2 * t, 2);
+    y[t] = reveal_one(std::int64_t{top} << 8 | low[t], mask[t], dropped_bits, weight * inverse_scale[t],
+                      static_cast<std::int64_t>(q));
+  }
+}
+
+void reveal64(const std::uint8_t* high, const std::uint8_t*, const std::uint64_t* mask, int dropped_bits, double weight,
+              const double* inverse_scale, std::uint64_t q, std::size_t tokens, float* y) {
+  for (std::size_t t = 0; t < tokens; ++t) {
+    std::uint32_t kept;
+    std::memcpy(&kept, high + 4 * t, 4);
+    y[t] = reveal_one(std::int64_t{kept}, mask[t], dropped_bits, weight * inverse_scale[t],
+                      static_cast<std::int64_t>(q));
+  }
+}
+
+constexpr Elements kElements = {&gather,    &scatter,   &row_norm2, &embed32,  &embed64,
+                                &shorten32, &shorten64, &reveal32,  &reveal64};
+
+}  // namespace
+}  // namespace privtuner::linear

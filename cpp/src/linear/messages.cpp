@@ -1,0 +1,318 @@
+#include "privtuner/linear/messages.hpp"
+
+#include <cmath>
+#include <cstring>
+
+namespace privtuner::linear {
+namespace {
+
+static_assert(
+#if defined(__BYTE_ORDER__)
+    __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+#else
+    true,
+#endif
+    "messages are little-endian");
+
+enum class Kind : std::uint8_t { public_part = 1, request = 2, block = 3 };
+
+constexpr char kMagic[4] = {'P', 'V', 'T', 'N'};
+constexpr std::size_t kLengthAt = 48, kChecksumAt = 56;
+
+const char* kind_name(Kind kind) {
+  switch (kind) {
+    case Kind::public_part: return "public part";
+    case Kind::request: return "request";
+    default: return "reply block";
+  }
+}
+
+// Eight 64-bit FNV-1a-like lanes: every step is a bijection of the lane, so no change of one word goes unnoticed.
+class Checksum {
+ public:
+  void add(const std::uint8_t* data, std::size_t size) {
+    constexpr std::uint64_t kPrime = 0x9e3779b97f4a7c15u;
+    std::size_t at = 0;
+    for (; at + 64 <= size; at += 64) {
+      std::uint64_t words[8];
+      std::memcpy(words, data + at, 64);
+      for (int i = 0; i < 8; ++i) lanes_[i] = (lanes_[i] ^ words[i]) * kPrime;
+    }
+    for (int lane = 0; at < size; at += 8, ++lane) {
+      std::uint64_t word = 0;
+      std::memcpy(&word, data + at, size - at < 8 ? size - at : 8);
+      lanes_[lane] = (lanes_[lane] ^ word) * kPrime;
+    }
+    length_ += size;
+  }
+  std::uint64_t value() const {
+    std::uint64_t hash = length_;
+    for (const std::uint64_t lane : lanes_) {
+      hash = (hash ^ lane ^ (lane >> 29)) * 0xbf58476d1ce4e5b9u;
+      hash ^= hash >> 32;
+    }
+    return hash;
+  }
+
+ private:
+  std::uint64_t lanes_[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+  std::uint64_t length_ = 0;
+};
+
+std::uint64_t checksum(const std::uint8_t* message, std::size_t size) {
+  Checksum sum;
+  sum.add(message, kChecksumAt);
+  sum.add(message + kHeaderBytes, size - kHeaderBytes);
+  return sum.value();
+}
+
+class Writer {
+ public:
+  explicit Writer(std::uint8_t* at) : at_(at) {}
+  template <class T>
+  void put(const T& value) {
+    std::memcpy(at_, &value, sizeof(T));
+    at_ += sizeof(T);
+  }
+
+ private:
+  std::uint8_t* at_;
+};
+
+class Reader {
+ public:
+  explicit Reader(const std::uint8_t* at) : at_(at) {}
+  template <class T>
+  T get() {
+    T value;
+    std::memcpy(&value, at_, sizeof(T));
+    at_ += sizeof(T);
+    return value;
+  }
+
+ private:
+  const std::uint8_t* at_;
+};
+
+struct Header {
+  Direction direction;
+  LayerId layer;
+  RequestId request;
+  std::size_t size;  // of the whole message
+};
+
+void seal(Kind kind, Direction direction, const Preset& preset, const LayerId& layer, const RequestId& request,
+          std::uint8_t* message, std::size_t size) {
+  Writer out(message);
+  out.put(kMagic);
+  out.put(kVersion);
+  out.put(kind);
+  out.put(direction);
+  out.put(preset.hash);
+  out.put(layer);
+  out.put(request);
+  out.put(static_cast<std::uint64_t>(size - kHeaderBytes));
+  out.put(checksum(message, size));
+}
+
+// Checks the header and the checksum of the message at the front of [message, message + size).
+Header open(Kind kind, const Preset* preset, const std::uint8_t* message, std::size_t size) {
+  const std::string what = kind_name(kind);
+  if (size < kHeaderBytes) {
+    throw MessageError(what + " of " + std::to_string(size) + " bytes is shorter than its header of " +
+                       std::to_string(kHeaderBytes) + " bytes: truncated?");
+  }
+  Reader in(message);
+  const auto magic = in.get<std::array<char, 4>>();
+  if (std::memcmp(magic.data(), kMagic, sizeof(kMagic)) != 0) throw MessageError(what + ": not a privtuner message");
+  const auto version = in.get<std::uint16_t>();
+  if (version != kVersion) {
+    throw MessageError(what + ": message version " + std::to_string(version) + ", this build speaks version " +
+                       std::to_string(kVersion) + ": install the same privtuner on both sides");
+  }
+  const auto found_kind = in.get<std::uint8_t>();
+  if (found_kind != static_cast<std::uint8_t>(kind)) {
+    throw MessageError("expected a " + what + ", got a message of kind " + std::to_string(found_kind));
+  }
+  const auto direction = in.get<std::uint8_t>();
+  if (direction > 1) throw MessageError(what + ": unknown direction " + std::to_string(direction));
+  const auto hash = in.get<std::uint64_t>();
+  if (preset != nullptr && hash != preset->hash) {
+    throw MessageError(what + ": made with other parameters than this layer's " + preset->name);
+  }
+  Header header;
+  header.direction = static_cast<Direction>(direction);
+  header.layer = in.get<LayerId>();
+  header.request = in.get<RequestId>();
+  const auto length = in.get<std::uint64_t>();
+  if (length > size - kHeaderBytes) {
+    throw MessageError(what + ": announces " + std::to_string(length) + " bytes after its header, only " +
+                       std::to_string(size - kHeaderBytes) + " are here: truncated?");
+  }
+  header.size = kHeaderBytes + static_cast<std::size_t>(length);
+  if (in.get<std::uint64_t>() != checksum(message, header.size)) {
+    throw MessageError(what + ": checksum mismatch: the message was changed on its way");
+  }
+  return header;
+}
+
+void require(bool condition, const std::string& text) {
+  if (!condition) throw MessageError(text);
+}
+
+// Every residue below q, without a branch a word.
+template <class Word>
+bool all_below(const std::uint8_t* data, std::size_t count, std::uint64_t q) {
+  Word over = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    Word word;
+    std::memcpy(&word, data + i * sizeof(Word), sizeof(Word));
+    over |= static_cast<Word>(word >= static_cast<Word>(q));
+  }
+  return over == 0;
+}
+
+void require_residues(const Preset& preset, const std::uint8_t* data, std::size_t count, const char* what) {
+  const bool good = preset.word_bytes == 4 ? all_below<std::uint32_t>(data, count, preset.q)
+                                           : all_below<std::uint64_t>(data, count, preset.q);
+  require(good, std::string(what) + ": a residue is not below q = " + std::to_string(preset.q));
+}
+
+}  // namespace
+
+const char* direction_name(Direction direction) { return direction == Direction::forward ? "forward" : "backward"; }
+
+std::vector<std::uint8_t> Public::to_bytes() const {
+  std::vector<std::uint8_t> message(kHeaderBytes + 24 + delta.size() * sizeof(double));
+  Writer out(message.data() + kHeaderBytes);
+  out.put(d_out);
+  out.put(d_in);
+  out.put(norm_forward);
+  out.put(norm_backward);
+  for (const double value : delta) out.put(value);
+  seal(Kind::public_part, Direction::forward, *preset, id, RequestId{}, message.data(), message.size());
+  return message;
+}
+
+Public Public::from_bytes(const std::uint8_t* data, std::size_t size) {
+  const Header header = open(Kind::public_part, nullptr, data, size);
+  require(header.size == size, "public part: " + std::to_string(size - header.size) + " bytes too many");
+  require(size >= kHeaderBytes + 24, "public part: truncated");
+  Reader hash_at(data + 8);
+  const auto hash = hash_at.get<std::uint64_t>();
+  Public result;
+  for (const char* name : kPresetNames) {
+    if (linear::preset(name).hash == hash) result.preset = &linear::preset(name);
+  }
+  require(result.preset != nullptr, "public part: unknown parameters: install the same privtuner on both sides");
+  result.id = header.layer;
+  Reader in(data + kHeaderBytes);
+  result.d_out = in.get<std::uint32_t>();
+  result.d_in = in.get<std::uint32_t>();
+  for (const std::uint32_t d : {result.d_out, result.d_in}) {
+    require(d >= 1 && d <= gemm::kMaxDepth, "public part: dimension " + std::to_string(d) + " is outside [1, " +
+                                                std::to_string(gemm::kMaxDepth) + "]");
+  }
+  result.norm_forward = in.get<double>();
+  result.norm_backward = in.get<double>();
+  require(size == kHeaderBytes + 24 + result.d_out * sizeof(double), "public part: length does not fit its d_out");
+  const auto largest = static_cast<double>(result.preset->max_weight);
+  const auto norm_fits = [&](double norm, std::uint32_t length) {
+    return norm >= 0 && norm <= largest * std::sqrt(static_cast<double>(length)) * (1 + 1e-9);
+  };
+  require(norm_fits(result.norm_forward, result.d_in) && norm_fits(result.norm_backward, result.d_out),
+          "public part: a norm is outside the range of its weights");
+  result.delta.resize(result.d_out);
+  for (double& value : result.delta) {
+    value = in.get<double>();
+    require(std::isfinite(value) && value >= 0, "public part: a scale is negative or not finite");
+  }
+  return result;
+}
+
+std::size_t request_bytes(const Preset& preset, std::uint32_t features, std::uint32_t tokens) {
+  return kRequestPrefix + std::size_t{features} * tokens * static_cast<std::size_t>(preset.word_bytes);
+}
+
+std::size_t block_bytes(const Preset& preset, std::uint32_t rows, std::uint32_t tokens, bool mask) {
+  return kBlockPrefix + std::size_t{rows} * (std::size_t{tokens} * static_cast<std::size_t>(preset.reply_bytes) +
+                                             (mask ? preset.n * static_cast<std::size_t>(preset.word_bytes) : 0));
+}
+
+void seal_request(const Preset& preset, const RequestHeader& header, std::uint8_t* message, std::size_t size) {
+  Writer out(message + kHeaderBytes);
+  out.put(header.seed);
+  out.put(header.tokens);
+  out.put(header.features);
+  out.put(header.mask_wanted ? kMaskWanted : 0u);
+  out.put(0u);
+  seal(Kind::request, header.direction, preset, header.layer, header.request, message, size);
+}
+
+RequestHeader open_request(const Preset& preset, const std::uint8_t* message, std::size_t size) {
+  const Header common = open(Kind::request, &preset, message, size);
+  require(common.size == size, "request: " + std::to_string(size - common.size) + " bytes too many");
+  require(size >= kRequestPrefix, "request: truncated");
+  RequestHeader header;
+  header.direction = common.direction;
+  header.layer = common.layer;
+  header.request = common.request;
+  Reader in(message + kHeaderBytes);
+  header.seed = in.get<std::array<std::uint8_t, 32>>();
+  header.tokens = in.get<std::uint32_t>();
+  header.features = in.get<std::uint32_t>();
+  const auto flags = in.get<std::uint32_t>();
+  require(flags <= kMaskWanted && in.get<std::uint32_t>() == 0, "request: unknown flags");
+  header.mask_wanted = flags == kMaskWanted;
+  require(header.tokens >= 1 && header.tokens <= kMaxTokens,
+          "request: " + std::to_string(header.tokens) + " tokens, not in [1, " + std::to_string(kMaxTokens) + "]");
+  require(header.features >= 1 && header.features <= gemm::kMaxDepth, "request: unusable number of features");
+  require(size == request_bytes(preset, header.features, header.tokens),
+          "request: length does not fit " + std::to_string(header.features) + " features of " +
+              std::to_string(header.tokens) + " tokens");
+  require_residues(preset, message + kRequestPrefix, std::size_t{header.features} * header.tokens, "request");
+  return header;
+}
+
+void seal_block(const Preset& preset, const BlockHeader& header, std::uint8_t* message, std::size_t size) {
+  Writer out(message + kHeaderBytes);
+  out.put(header.tokens);
+  out.put(header.features);
+  out.put(header.mask_present ? kMaskWanted : 0u);
+  out.put(header.row_begin);
+  out.put(header.row_count);
+  out.put(0u);
+  seal(Kind::block, header.direction, preset, header.layer, header.request, message, size);
+}
+
+BlockHeader open_block(const Preset& preset, const std::uint8_t* message, std::size_t size, std::size_t& block_size) {
+  const Header common = open(Kind::block, &preset, message, size);
+  block_size = common.size;
+  require(block_size >= kBlockPrefix, "reply block: truncated");
+  BlockHeader header;
+  header.direction = common.direction;
+  header.layer = common.layer;
+  header.request = common.request;
+  Reader in(message + kHeaderBytes);
+  header.tokens = in.get<std::uint32_t>();
+  header.features = in.get<std::uint32_t>();
+  const auto flags = in.get<std::uint32_t>();
+  header.row_begin = in.get<std::uint32_t>();
+  header.row_count = in.get<std::uint32_t>();
+  require(flags <= kMaskWanted && in.get<std::uint32_t>() == 0, "reply block: unknown flags");
+  header.mask_present = flags == kMaskWanted;
+  require(header.tokens >= 1 && header.tokens <= kMaxTokens && header.features <= gemm::kMaxDepth &&
+              header.row_count >= 1 && header.row_begin <= header.features &&
+              header.row_count <= header.features - header.row_begin,
+          "reply block: unusable shape");
+  require(block_size == block_bytes(preset, header.row_count, header.tokens, header.mask_present),
+          "reply block: length does not fit its shape");
+  if (header.mask_present) {
+    const std::size_t words = header.row_count * preset.n;
+    require_residues(preset, message + block_size - words * static_cast<std::size_t>(preset.word_bytes), words,
+                     "reply block");
+  }
+  return header;
+}
+
+}  // namespace privtuner::linear

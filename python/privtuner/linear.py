@@ -1,0 +1,318 @@
+"""Encrypted linear layers: four functions, bytes in and bytes out.
+
+The model owner prepares a weight; the data owner encrypts a batch of activations (or of output gradients); the model
+owner multiplies without seeing it; the data owner decrypts::
+
+    prepared = prepare(weight)                    # model owner
+    request, secret = encrypt(x, prepared.public)  # data owner
+    reply = apply(prepared, request)               # model owner
+    y = decrypt(reply, secret)                     # data owner: y ~ x @ weight.T
+
+Ring learning with errors in Z_q[X]/(X^2048 + 1), one feature of up to 2,048 tokens a ciphertext, so that a linear map
+over features is one integer matrix product modulo q (Bae, Cheon, Hanrot, Park, Stehle, "Plaintext-Ciphertext Matrix
+Multiplication and FHE Bootstrapping: Fast and Fused", CRYPTO 2024). Secrets serve one request. Decryption cannot fail:
+each token is scaled so that no output can leave the range of the modulus, whatever its values.
+
+The quantisation of the weight is the only loss a user can see: the product is that of ``delta[:, None] * W_int``, in
+both directions, up to `error_bound`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+from .errors import InputError
+
+__all__ = [
+    "PRESETS",
+    "Direction",
+    "MaskCache",
+    "Prepared",
+    "Public",
+    "Secret",
+    "apply",
+    "apply_blocks",
+    "decrypt",
+    "encrypt",
+    "error_bound",
+    "prepare",
+]
+
+Direction = Literal["forward", "backward"]
+BytesLike = bytes | bytearray | memoryview
+
+PRESETS: tuple[str, ...] = _core.PRESETS
+"""Names of the parameter sets: ``linear-w8`` (8-bit weights, log2 q = 32) and ``linear-w16`` (16-bit, log2 q = 50)."""
+
+Secret = _core.Secret
+"""What decrypts the reply to one request. Never copied or pickled; wiped after one decryption or by ``wipe()``."""
+
+_ROW_STEP = 32  # row ranges of a product start at multiples of it (gemm.hpp, kRowStep)
+
+
+class Public:
+    """What the data owner must know of a layer: shape, preset, scales. Not the weight.
+
+    Attributes:
+        id: 16 bytes that name the layer and its weights; every message carries it.
+        preset: name of the parameter set.
+        d_out, d_in: shape of the weight.
+        delta: float64 (d_out,), the scale of each row: ``weight[k] ~ delta[k] * W_int[k]``.
+    """
+
+    def __init__(self, core: _core.Public) -> None:
+        self._core = core
+        self.id: bytes = core.id
+        self.preset: str = core.preset
+        self.d_out: int = core.d_out
+        self.d_in: int = core.d_in
+        self.delta: npt.NDArray[np.float64] = core.delta
+        self.delta.setflags(write=False)
+
+    def to_bytes(self) -> bytes:
+        """Serialise, with a version, a parameter hash, lengths and a checksum."""
+        return self._core.to_bytes()
+
+    @classmethod
+    def from_bytes(cls, data: BytesLike) -> Public:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            MessageError: malformed, truncated, corrupted, or of another version or unknown parameters.
+        """
+        return cls(_core.Public.from_bytes(data))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Public.from_bytes, (self.to_bytes(),))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Public) and self.to_bytes() == other.to_bytes()
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.preset))
+
+    def __repr__(self) -> str:
+        return f"Public(preset={self.preset!r}, d_out={self.d_out}, d_in={self.d_in}, id={self.id.hex()})"
+
+
+class Prepared:
+    """A quantised weight at the model owner's, ready for `apply`: one byte a weight (two for ``linear-w16``)."""
+
+    def __init__(self, core: _core.Prepared) -> None:
+        self._core = core
+        self.public = Public(core.public())
+
+    def quantised(self) -> npt.NDArray[np.int8] | npt.NDArray[np.int16]:
+        """The integers W_int, (d_out, d_in), int8 or int16: the weight in force is ``delta[:, None] * W_int``."""
+        return self._core.quantised()
+
+    def __repr__(self) -> str:
+        return f"Prepared({self.public!r})"
+
+
+class MaskCache:
+    """Keeps the products of one public mask with the layers it met, at the data owner's.
+
+    A request is a mask product and a data product. The mask depends on a public seed alone, so a data owner who keeps
+    the seed for a while needs the product ``W_int @ mask`` of a layer once: later requests cost the server half the
+    work for a full group of tokens, and their replies carry the data half alone. Each request still has secrets of its
+    own: many secrets under one public matrix (SECURITY.md gives the argument). The server keeps nothing.
+
+    Args:
+        max_bytes: largest total size. A layer takes 2,048 words for each of its outputs, 8 KB with ``linear-w8``, in
+            each direction. Layers that do not fit send their mask product with every reply.
+    """
+
+    def __init__(self, max_bytes: int = 1 << 62) -> None:
+        if not 0 <= max_bytes < 1 << 63:
+            raise InputError(f"max_bytes = {max_bytes}: must be in [0, 2**63)")
+        self._core = _core.MaskCache(max_bytes)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes kept now."""
+        return self._core.bytes
+
+    @property
+    def max_bytes(self) -> int:
+        """Largest total size in bytes."""
+        return self._core.max_bytes
+
+    def __repr__(self) -> str:
+        return f"MaskCache(bytes={self.bytes}, max_bytes={self.max_bytes})"
+
+
+def prepare(weight: npt.ArrayLike, preset: str = "linear-w8") -> Prepared:
+    """Quantise a weight for encrypted products (model owner).
+
+    Symmetric, per output row: ``delta[k] = max|weight[k]| / 127`` (32639 for ``linear-w16``), rounded to nearest even.
+
+    Args:
+        weight: (d_out, d_in) of a floating dtype, finite; both dimensions in [1, 65536].
+        preset: one of `PRESETS`.
+
+    Raises:
+        InputError: wrong shape or dtype, a value that is not finite (its place is named), or an unknown preset.
+    """
+    w = np.asarray(weight)
+    if w.ndim != 2 or 0 in w.shape:
+        raise InputError(f"weight has shape {w.shape}: expected (d_out, d_in), neither zero")
+    if not np.issubdtype(w.dtype, np.floating):
+        raise InputError(f"weight has dtype {w.dtype}: expected a floating dtype")
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    info = _core.preset_info(preset)
+    w = w.astype(np.float64)
+    _require_finite("weight", w)
+    delta = np.abs(w).max(axis=1) / info["max_weight"]
+    integers: npt.NDArray[Any] = np.zeros(w.shape, np.int8 if info["weight_bytes"] == 1 else np.int16)
+    rows = delta > 0
+    # Rows whose largest weight is so small that the division is subnormal round beyond the range without the clip.
+    scaled = np.rint(w[rows] / delta[rows, None])
+    integers[rows] = np.clip(scaled, -info["max_weight"], info["max_weight"]).astype(integers.dtype)
+    identity = hashlib.sha256(f"{preset}|{w.shape[0]}|{w.shape[1]}|".encode())
+    identity.update(delta.tobytes())
+    identity.update(integers.tobytes())
+    return Prepared(_core.Prepared(preset, identity.digest()[:16], integers, delta))
+
+
+def encrypt(
+    x: npt.ArrayLike, public: Public, direction: Direction = "forward", masks: MaskCache | None = None
+) -> tuple[bytes, Secret]:
+    """Encrypt a batch for one layer (data owner).
+
+    Args:
+        x: activations (tokens, d_in) forward, or output gradients (tokens, d_out) backward; float16, float32 or
+            float64 (used as float32), every value finite; 1 to 2**24 tokens.
+        public: of the layer that will answer.
+        direction: ``"forward"`` for ``x @ W.T``, ``"backward"`` for ``x @ W``.
+        masks: the owner's cache of mask products; without one the request has a public mask of its own.
+
+    Returns:
+        The request, at most ``112 + 4 * x.size`` bytes (8 a value with ``linear-w16``), and the secret that decrypts
+        its reply. The seed of all randomness is 32 fresh bytes of the operating system.
+
+    Raises:
+        InputError: wrong shape or dtype, a value that is not finite in float32, or no tokens.
+    """
+    request, secret = _core.encrypt(public._core, direction, _as_batch(x, public, direction), masks and masks._core)
+    return request, secret
+
+
+def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = 256) -> Iterator[bytes]:
+    """Answer a request in blocks of ``block_rows`` outputs, as they are computed (model owner).
+
+    Args:
+        prepared: the layer the request is meant for.
+        request: bytes from `encrypt`.
+        block_rows: outputs a block, rounded up to a multiple of 32.
+
+    Returns:
+        An iterator over the blocks of one reply, in order. The request is checked before this function returns.
+
+    Raises:
+        MessageError: the request is malformed, truncated, corrupted, or meant for another layer.
+        InputError: ``block_rows`` is not positive.
+    """
+    if block_rows < 1:
+        raise InputError(f"block_rows = {block_rows}: must be positive")
+    step = -(-block_rows // _ROW_STEP) * _ROW_STEP
+    job = _core.Job(prepared._core, request)
+    return (job.rows(begin, min(step, job.features_out - begin)) for begin in range(0, job.features_out, step))
+
+
+def apply(prepared: Prepared, request: BytesLike) -> bytes:
+    """Answer a request (model owner): the blocks of `apply_blocks` as one message.
+
+    Raises:
+        MessageError: the request is malformed, truncated, corrupted, or meant for another layer.
+    """
+    return b"".join(apply_blocks(prepared, request, prepared.public.d_out + prepared.public.d_in))
+
+
+def decrypt(reply: BytesLike | Iterable[BytesLike], secret: Secret) -> npt.NDArray[np.float32]:
+    """Decrypt a reply (data owner). Uses up the secret.
+
+    Args:
+        reply: the whole reply, or an iterable of its blocks, which are decrypted as they arrive.
+        secret: from the `encrypt` that made the request.
+
+    Returns:
+        float32 (tokens, d_out) forward, (tokens, d_in) backward.
+
+    Raises:
+        MessageError: a block is malformed, truncated, corrupted, out of order, or answers another request. The secret
+            stays usable: the right reply can still be decrypted.
+        SecretError: the secret was used or wiped.
+    """
+    decryption = _core.Decryption(secret)
+    for block in [reply] if isinstance(reply, (bytes, bytearray, memoryview)) else reply:
+        decryption.feed(block)
+    return decryption.finish()
+
+
+def error_bound(
+    public: Public, x: npt.ArrayLike, direction: Direction = "forward"
+) -> npt.NDArray[np.float64]:
+    """Guaranteed largest encryption error of each output, for any randomness.
+
+    The difference between the decrypted output and ``x @ (delta[:, None] * W_int).T`` (backward: ``x @ (...)``) in exact
+    arithmetic: noise, rounding of the input, bits left out of the reply, and the rounding of the float32 result. The
+    quantisation of the weight is not part of it. By Cauchy-Schwarz over |error| <= 21, so typical errors are some
+    ``sqrt(d)`` times smaller.
+
+    Args:
+        public, x, direction: as for `encrypt`.
+
+    Returns:
+        float64, the shape of the output.
+
+    Raises:
+        InputError: as for `encrypt`.
+    """
+    batch = _as_batch(x, public, direction).astype(np.float64)
+    forward = direction == "forward"
+    if not forward:
+        batch = batch * public.delta
+    info = _core.preset_info(public.preset)
+    norm = public._core.norm_forward if forward else public._core.norm_backward
+    noise = _core.noise_bound(public.preset, batch.shape[1], max(norm, 1.0))
+    length = np.sqrt((batch * batch).sum(axis=1))
+    # One unit of the scaled integers, slightly enlarged for the rounding of the scales themselves.
+    unit = length * max(norm, 1.0) / (info["q"] / 2 - noise) * (1 + 2**-30)
+    scale = public.delta if forward else np.ones(public.d_in)
+    tiny = float(np.finfo(np.float32).smallest_subnormal)
+    rounding = (length * norm)[:, None] * scale * 2**-23 + tiny
+    return unit[:, None] * scale * noise + rounding
+
+
+def _require_finite(name: str, values: npt.NDArray[Any]) -> None:
+    finite = np.isfinite(values)
+    if not finite.all():
+        place = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise InputError(f"{name}{list(place)} is {values[place]}: every value must be finite")
+
+
+def _as_batch(x: npt.ArrayLike, public: Public, direction: str) -> npt.NDArray[np.float32]:
+    if direction not in ("forward", "backward"):
+        raise InputError(f"direction {direction!r}: choose 'forward' or 'backward'")
+    features = public.d_in if direction == "forward" else public.d_out
+    batch = np.asarray(x)
+    if batch.dtype not in (np.float16, np.float32, np.float64):
+        raise InputError(f"x has dtype {batch.dtype}: expected float16, float32 or float64")
+    if batch.ndim != 2 or batch.shape[1] != features or batch.shape[0] == 0:
+        raise InputError(
+            f"x has shape {batch.shape}: expected (tokens, {features}) with at least one token ({direction} direction)"
+        )
+    if batch.dtype == np.float64:
+        _require_finite("x", batch)
+        with np.errstate(over="ignore"):  # an overflow is found just below and named
+            batch = batch.astype(np.float32)
+        _require_finite("x (as float32)", batch)
+    return np.ascontiguousarray(batch, dtype=np.float32)

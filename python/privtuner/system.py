@@ -1,0 +1,56 @@
+"""Threads and instruction-set paths of the compiled core, for the whole process."""
+
+from __future__ import annotations
+
+from . import _core
+from .errors import EngineError, InputError
+
+__all__ = ["active_isa", "get_num_threads", "set_isa", "set_num_threads"]
+
+
+def get_num_threads() -> int:
+    """Threads that the compiled core uses for one call.
+
+    Default: the processors this process may run on, or the environment variable ``PRIVTUNER_NUM_THREADS``.
+    """
+    return _core.num_threads()
+
+
+def set_num_threads(n: int) -> None:
+    """Set the threads of the compiled core, 1 <= n <= 1024. Independent of ``torch.set_num_threads``.
+
+    Raises:
+        InputError: n is outside the range.
+    """
+    if not 1 <= n <= 1024:
+        raise InputError(f"n = {n}: the number of threads must be in [1, 1024]")
+    _core.set_num_threads(n)
+
+
+def active_isa() -> str:
+    """The instruction-set path in force: ``"portable"``, ``"avx2"``, ``"avx512"`` or ``"amx"``.
+
+    Raises:
+        EngineError: the environment variable ``PRIVTUNER_ISA`` names a path that is unknown or not usable here.
+    """
+    try:
+        return _core.active_isa()
+    except RuntimeError as error:
+        raise EngineError(str(error)) from None
+
+
+def set_isa(name: str) -> None:
+    """Force an instruction-set path. Every path gives the same bits; this is for tests and measurements.
+
+    Raises:
+        InputError: no such path.
+        EngineError: this build, processor or operating system cannot run it.
+    """
+    for path in _core.isa_paths():
+        if path["name"] == name:
+            if not path["usable"]:
+                raise EngineError(f"instruction-set path '{name}' cannot be used here: {path['obstacle']}")
+            _core.set_active_isa(name)
+            return
+    known = ", ".join(path["name"] for path in _core.isa_paths())
+    raise InputError(f"unknown instruction-set path '{name}': choose one of {known}")
