@@ -201,8 +201,8 @@ def encrypt(
     Raises:
         InputError: wrong shape or dtype, a value that is not finite in float32, or no tokens.
     """
-    request, secret = _core.encrypt(public._core, direction, _as_batch(x, public, direction), masks and masks._core)
-    return request, secret
+    cache = None if masks is None else masks._core
+    return _core.encrypt(public._core, direction, _as_batch(x, public, direction), cache)
 
 
 def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = 256) -> Iterator[bytes]:
@@ -257,18 +257,18 @@ def decrypt(reply: BytesLike | Iterable[BytesLike], secret: Secret) -> npt.NDArr
     return decryption.finish()
 
 
-def error_bound(
-    public: Public, x: npt.ArrayLike, direction: Direction = "forward"
-) -> npt.NDArray[np.float64]:
+def error_bound(public: Public, x: npt.ArrayLike, direction: Direction = "forward") -> npt.NDArray[np.float64]:
     """Guaranteed largest encryption error of each output, for any randomness.
 
-    The difference between the decrypted output and ``x @ (delta[:, None] * W_int).T`` (backward: ``x @ (...)``) in exact
-    arithmetic: noise, rounding of the input, bits left out of the reply, and the rounding of the float32 result. The
-    quantisation of the weight is not part of it. By Cauchy-Schwarz over |error| <= 21, so typical errors are some
-    ``sqrt(d)`` times smaller.
+    The difference between the decrypted output and ``x @ (delta[:, None] * W_int).T`` (backward: ``x @ (...)``)
+    in exact arithmetic: noise, rounding of the input, bits left out of the reply, and the rounding of the float32
+    result. The quantisation of the weight is not part of it. By Cauchy-Schwarz over |error| <= 21: a worst case,
+    from which typical errors are far.
 
     Args:
-        public, x, direction: as for `encrypt`.
+        public: of the layer.
+        x: the batch, as for `encrypt`.
+        direction: as for `encrypt`.
 
     Returns:
         float64, the shape of the output.
@@ -289,7 +289,8 @@ def error_bound(
     scale = public.delta if forward else np.ones(public.d_in)
     tiny = float(np.finfo(np.float32).smallest_subnormal)
     rounding = (length * norm)[:, None] * scale * 2**-23 + tiny
-    return unit[:, None] * scale * noise + rounding
+    bound: npt.NDArray[np.float64] = unit[:, None] * scale * noise + rounding
+    return bound
 
 
 def _require_finite(name: str, values: npt.NDArray[Any]) -> None:

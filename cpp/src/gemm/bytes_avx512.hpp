@@ -12,22 +12,54 @@ namespace {
 template <class Word>
 constexpr int kByteDigits = sizeof(Word) == 4 ? 4 : 7;
 
-// Four depths of one byte digit for 16 columns: dword c holds the digit of rows k .. k + 3 at column c. Writes dword
-// rows `digit_step` bytes apart, one a digit.
-template <class Word>
-void pack_four_depths(const Word* c, std::size_t stride, std::size_t rows, std::size_t columns, std::uint8_t* out,
-                      std::size_t digit_step) {
-  alignas(64) Word words[4][kTileColumns] = {};
-  for (std::size_t i = 0; i < rows; ++i) {
-    for (std::size_t j = 0; j < columns; ++j) words[i][j] = c[i * stride + j];
+// Byte digit d of four rows of 16 dwords, interleaved: dword c of the result holds byte d of rows 0 .. 3 at column c.
+inline void interleave_bytes(const __m512i rows[4], __m512i digits[4]) {
+  constexpr __mmask64 kOddBytes = 0xaaaaaaaaaaaaaaaau;
+  constexpr __mmask32 kOddWords = 0xaaaaaaaau;
+  __m512i even[2], odd[2];  // bytes 0 and 2, bytes 1 and 3 of a pair of rows
+  for (int i = 0; i < 2; ++i) {
+    even[i] = _mm512_mask_blend_epi8(kOddBytes, rows[2 * i], _mm512_slli_epi32(rows[2 * i + 1], 8));
+    odd[i] = _mm512_mask_blend_epi8(kOddBytes, _mm512_srli_epi32(rows[2 * i], 8), rows[2 * i + 1]);
   }
-  for (int d = 0; d < kByteDigits<Word>; ++d) {
-    auto* digits = reinterpret_cast<std::uint32_t*>(out + static_cast<std::size_t>(d) * digit_step);
-    for (std::size_t j = 0; j < kTileColumns; ++j) {
-      const auto byte = [&](int i) { return static_cast<std::uint32_t>(words[i][j] >> (8 * d)) & 0xff; };
-      digits[j] = byte(0) | byte(1) << 8 | byte(2) << 16 | byte(3) << 24;
-    }
+  digits[0] = _mm512_mask_blend_epi16(kOddWords, even[0], _mm512_slli_epi32(even[1], 16));
+  digits[1] = _mm512_mask_blend_epi16(kOddWords, odd[0], _mm512_slli_epi32(odd[1], 16));
+  digits[2] = _mm512_mask_blend_epi16(kOddWords, _mm512_srli_epi32(even[0], 16), even[1]);
+  digits[3] = _mm512_mask_blend_epi16(kOddWords, _mm512_srli_epi32(odd[0], 16), odd[1]);
+}
+
+// The byte digits of rows k .. k + 3 (`rows` of them exist) for 16 columns (`columns` of them exist, the others are
+// zero). Digit d goes to out + d * digit_step, one dword a column.
+inline void pack_four_depths(const std::uint32_t* c, std::size_t stride, std::size_t rows, std::size_t columns,
+                             std::uint8_t* out, std::size_t digit_step) {
+  const auto present = static_cast<__mmask16>((1u << columns) - 1);
+  __m512i words[4], digits[4];
+  for (std::size_t i = 0; i < 4; ++i) {
+    words[i] = i < rows ? _mm512_maskz_loadu_epi32(present, c + i * stride) : _mm512_setzero_si512();
   }
+  interleave_bytes(words, digits);
+  for (std::size_t d = 0; d < 4; ++d) _mm512_store_si512(out + d * digit_step, digits[d]);
+}
+
+inline void pack_four_depths(const std::uint64_t* c, std::size_t stride, std::size_t rows, std::size_t columns,
+                             std::uint8_t* out, std::size_t digit_step) {
+  const auto first = static_cast<__mmask8>(columns >= 8 ? 0xff : (1u << columns) - 1);
+  const auto second = static_cast<__mmask8>(columns <= 8 ? 0 : (1u << (columns - 8)) - 1);
+  __m512i low[4], high[4], digits[8];
+  for (std::size_t i = 0; i < 4; ++i) {
+    low[i] = high[i] = _mm512_setzero_si512();
+    if (i >= rows) continue;
+    const __m512i a = _mm512_maskz_loadu_epi64(first, c + i * stride);
+    // No pointer past the end of c is formed for absent columns.
+    const __m512i b = second == 0 ? _mm512_setzero_si512() : _mm512_maskz_loadu_epi64(second, c + i * stride + 8);
+    const auto join = [](__m512i x, __m512i y) {
+      return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi64_epi32(x)), _mm512_cvtepi64_epi32(y), 1);
+    };
+    low[i] = join(a, b);
+    high[i] = join(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32));
+  }
+  interleave_bytes(low, digits);
+  interleave_bytes(high, digits + 4);
+  for (std::size_t d = 0; d < 7; ++d) _mm512_store_si512(out + d * digit_step, digits[d]);
 }
 
 // (s0 + 2^8 s1 + 2^16 s2 + 2^24 s3) mod q for 8 columns of int64 sums; |v| < 2^56, q < 2^32.

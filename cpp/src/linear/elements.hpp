@@ -11,11 +11,17 @@ namespace privtuner::linear {
 
 inline constexpr std::size_t kFeatureBlock = 16;  // features handled together: a cache line of float32
 
+// Floats between the columns of a feature block: whole lines, and one line off a power of two, so that the columns do
+// not share the sets of the first-level cache.
+inline std::size_t column_stride(std::size_t tokens) { return (tokens + 15) / 16 * 16 + 16; }
+
 struct Elements {
-  // columns[i][t] = x[t][first + i] for i < width <= kFeatureBlock, column stride `tokens`.
-  void (*gather)(const float* x, std::size_t stride, std::size_t tokens, std::size_t width, float* columns);
-  // y[t][first + i] = columns[i][t].
-  void (*scatter)(const float* columns, std::size_t tokens, std::size_t width, float* y, std::size_t stride);
+  // columns[i * column_stride + t] = x[t * stride + i] for i < width <= kFeatureBlock.
+  void (*gather)(const float* x, std::size_t stride, std::size_t tokens, std::size_t width, float* columns,
+                 std::size_t column_stride);
+  // y[t * stride + i] = columns[i * column_stride + t].
+  void (*scatter)(const float* columns, std::size_t column_stride, std::size_t tokens, std::size_t width, float* y,
+                  std::size_t stride);
   // norms[t] += sum over the row of (x[t][j] * weight[j])^2; weight may be null (ones).
   double (*row_norm2)(const float* x, const double* weight, std::size_t width);
   // out[t] = mask[t] + error[t] + round(x[t] * weight * scale[t]) mod q; |x * weight * scale| < q / 2.

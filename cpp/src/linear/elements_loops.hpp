@@ -21,23 +21,43 @@ inline std::int64_t round_to_integer(double v) {
   return bits - zero;
 }
 
-void gather(const float* x, std::size_t stride, std::size_t tokens, std::size_t width, float* columns) {
-  if (width == kFeatureBlock) {
-    for (std::size_t t = 0; t < tokens; ++t) {
-      const float* row = x + t * stride;
-#pragma GCC unroll 16
-      for (std::size_t i = 0; i < kFeatureBlock; ++i) columns[i * tokens + t] = row[i];
+constexpr std::size_t kTokensAhead = 24;  // rows are far apart: the hardware does not foresee the next
+
+void gather(const float* x, std::size_t stride, std::size_t tokens, std::size_t width, float* columns,
+            std::size_t column_stride) {
+  for (std::size_t t = 0; t < tokens; t += 16) {
+    float tile[16][kFeatureBlock];
+    const std::size_t rows = tokens - t < 16 ? tokens - t : 16;
+    for (std::size_t r = 0; r < rows; ++r) {
+      if (t + r + kTokensAhead < tokens) __builtin_prefetch(x + (t + r + kTokensAhead) * stride);
+      if (width == kFeatureBlock) {
+        std::memcpy(tile[r], x + (t + r) * stride, sizeof(tile[r]));
+      } else {
+        for (std::size_t i = 0; i < width; ++i) tile[r][i] = x[(t + r) * stride + i];
+      }
     }
-    return;
-  }
-  for (std::size_t t = 0; t < tokens; ++t) {
-    for (std::size_t i = 0; i < width; ++i) columns[i * tokens + t] = x[t * stride + i];
+    for (std::size_t i = 0; i < width; ++i) {
+      for (std::size_t r = 0; r < rows; ++r) columns[i * column_stride + t + r] = tile[r][i];
+    }
   }
 }
 
-void scatter(const float* columns, std::size_t tokens, std::size_t width, float* y, std::size_t stride) {
-  for (std::size_t t = 0; t < tokens; ++t) {
-    for (std::size_t i = 0; i < width; ++i) y[t * stride + i] = columns[i * tokens + t];
+void scatter(const float* columns, std::size_t column_stride, std::size_t tokens, std::size_t width, float* y,
+             std::size_t stride) {
+  for (std::size_t t = 0; t < tokens; t += 16) {
+    float tile[16][kFeatureBlock];
+    const std::size_t rows = tokens - t < 16 ? tokens - t : 16;
+    for (std::size_t i = 0; i < width; ++i) {
+      for (std::size_t r = 0; r < rows; ++r) tile[r][i] = columns[i * column_stride + t + r];
+    }
+    for (std::size_t r = 0; r < rows; ++r) {
+      if (t + r + kTokensAhead < tokens) __builtin_prefetch(y + (t + r + kTokensAhead) * stride, 1);
+      if (width == kFeatureBlock) {
+        std::memcpy(y + (t + r) * stride, tile[r], sizeof(tile[r]));
+      } else {
+        for (std::size_t i = 0; i < width; ++i) y[(t + r) * stride + i] = tile[r][i];
+      }
+    }
   }
 }
 

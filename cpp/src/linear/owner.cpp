@@ -157,13 +157,14 @@ struct Encryptor {
 
     const std::size_t blocks = (width + kFeatureBlock - 1) / kFeatureBlock;
     math::parallel_for(blocks, task_blocks(blocks), [&](std::size_t begin, std::size_t end) {
-      math::SecretBuffer<float> columns(kFeatureBlock * tokens);
+      const std::size_t stride = column_stride(tokens);
+      math::SecretBuffer<float> columns(kFeatureBlock * stride);
       math::SecretBuffer<Word> product(n);
       math::SecretBuffer<std::int8_t> error(n);
       math::AlignedVector<Word> mask(n), row(n);
       for (std::size_t block = begin; block < end; ++block) {
         const std::size_t first = block * kFeatureBlock, count = std::min(kFeatureBlock, width - first);
-        loops.gather(x + first, width, tokens, count, columns.data());
+        loops.gather(x + first, width, tokens, count, columns.data(), stride);
         for (std::size_t i = 0; i < count; ++i) {
           const auto j = static_cast<std::uint32_t>(first + i);
           const double weight = secret.direction_ == Direction::backward ? layer.delta[j] : 1.0;
@@ -174,7 +175,7 @@ struct Encryptor {
             ntt.inverse(product.data(), isa);
             ring::sample_binomial(seed, {ring::Domain::error, j, static_cast<std::uint32_t>(g)}, error.data(),
                                   group_tokens, isa);
-            embed(loops, product.data(), error.data(), columns.data() + i * tokens + from, weight,
+            embed(loops, product.data(), error.data(), columns.data() + i * stride + from, weight,
                   scales.data() + from, preset.q, group_tokens, row.data());
             // The message may stand at any address.
             std::memcpy(body + (j * tokens + from) * sizeof(Word), row.data(), group_tokens * sizeof(Word));
@@ -283,7 +284,8 @@ void Decryption::decrypt_rows(const BlockHeader& header, const std::uint8_t* bod
   }
   const std::size_t blocks = (header.row_count + kFeatureBlock - 1) / kFeatureBlock;
   math::parallel_for(blocks, task_blocks(blocks), [&](std::size_t begin, std::size_t end) {
-    math::SecretBuffer<float> columns(kFeatureBlock * tokens);
+    const std::size_t stride = column_stride(tokens);
+    math::SecretBuffer<float> columns(kFeatureBlock * stride);
     math::SecretBuffer<Word> product(n);
     math::AlignedVector<Word> mask(n);
     for (std::size_t block = begin; block < end; ++block) {
@@ -298,7 +300,7 @@ void Decryption::decrypt_rows(const BlockHeader& header, const std::uint8_t* bod
           const std::size_t from = g * n, group_tokens = std::min(n, tokens - from);
           ntt.multiply(mask.data(), prepared_group<Word>(secret_->groups_, g, n), product.data(), isa);
           ntt.inverse(product.data(), isa);
-          float* column = columns.data() + i * tokens + from;
+          float* column = columns.data() + i * stride + from;
           const std::uint8_t* reply = body + row * row_bytes;
           const double* inverse_scale = secret_->inverse_scales_.data() + from;
           if constexpr (std::is_same_v<Word, std::uint32_t>) {
@@ -310,7 +312,7 @@ void Decryption::decrypt_rows(const BlockHeader& header, const std::uint8_t* bod
           }
         }
       }
-      loops.scatter(columns.data(), tokens, count, out_ + header.row_begin + first, outputs);
+      loops.scatter(columns.data(), stride, tokens, count, out_ + header.row_begin + first, outputs);
     }
   });
 }

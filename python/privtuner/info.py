@@ -1,0 +1,99 @@
+"""What this installation can do: version, compiler, instruction-set paths, engines and why others are absent."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+from pathlib import Path
+from typing import Any
+
+from . import _core
+from .errors import EngineError
+from .system import active_isa
+
+__all__ = ["collect", "render"]
+
+_OPTIONAL = ("torch", "transformers", "peft", "grpc")
+
+
+def collect() -> dict[str, Any]:
+    """Gather the facts, JSON-serialisable. Imports no optional package.
+
+    Keys: ``version``, ``python``, ``numpy``, ``compiler``, ``machine``, ``processor``, ``threads``, ``isa`` (``paths``
+    with name, compiled, usable, obstacle; ``active``; ``error`` if PRIVTUNER_ISA is unusable), ``engines`` (name,
+    available, reason), ``presets``, ``packages`` (optional packages and their versions, None when absent).
+    """
+    try:
+        active: str | None = active_isa()
+        isa_error = None
+    except EngineError as error:
+        active, isa_error = None, str(error)
+    return {
+        "version": _core.__version__,
+        "python": platform.python_version(),
+        "numpy": importlib.metadata.version("numpy"),
+        "compiler": _core.compiler,
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "threads": _core.num_threads(),
+        "isa": {"paths": _core.isa_paths(), "active": active, "error": isa_error},
+        "engines": _engines(),
+        "presets": [_core.preset_info(name) for name in _core.PRESETS],
+        "packages": {name: _version(name) for name in _OPTIONAL},
+    }
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The facts of `collect` as text for people."""
+    lines = [
+        f"privtuner {facts['version']}, Python {facts['python']}, NumPy {facts['numpy']}",
+        f"compiled by {facts['compiler']}",
+        f"processor: {facts['processor']} ({facts['machine']}), {facts['threads']} threads",
+        "instruction-set paths:",
+    ]
+    for path in facts["isa"]["paths"]:
+        state = "chosen" if path["name"] == facts["isa"]["active"] else "usable" if path["usable"] else path["obstacle"]
+        lines.append(f"  {path['name']:<9}{'compiled' if path['compiled'] else 'not compiled':<14}{state}")
+    if facts["isa"]["error"]:
+        lines.append(f"  error: {facts['isa']['error']}")
+    lines.append("engines:")
+    for engine in facts["engines"]:
+        lines.append(f"  {engine['name']:<9}{'present' if engine['available'] else 'absent':<14}{engine['reason']}")
+    lines.append("presets:")
+    for preset in facts["presets"]:
+        lines.append(
+            f"  {preset['name']:<12}N = {preset['n']}, q = {preset['q']}, weights of {8 * preset['weight_bytes']} bits"
+        )
+    lines.append("optional packages:")
+    for name, version in facts["packages"].items():
+        lines.append(f"  {name:<14}{version or 'not installed'}")
+    return "\n".join(lines)
+
+
+def _engines() -> list[dict[str, Any]]:
+    later = "not part of this version"
+    return [
+        {"name": "native", "available": True, "reason": "built in"},
+        {"name": "openfhe", "available": False, "reason": later},
+        {"name": "cuda", "available": False, "reason": later},
+    ]
+
+
+def _version(module: str) -> str | None:
+    if importlib.util.find_spec(module) is None:
+        return None
+    try:
+        return importlib.metadata.version({"grpc": "grpcio"}.get(module, module))
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _processor() -> str:
+    """The marketing name where the system tells it (Linux), else what Python knows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
