@@ -21,6 +21,8 @@ std::atomic<int> chosen_isa{kUnset};
 
 #if defined(PRIVTUNER_X86)
 
+bool bit(std::uint32_t word, int place) { return (word >> place & 1) != 0; }
+
 struct Cpu {
   std::uint32_t ecx1 = 0, ebx7 = 0, ecx7 = 0, edx7 = 0;
   std::uint64_t xcr0 = 0;
@@ -33,7 +35,7 @@ struct Cpu {
       ecx7 = c;
       edx7 = d;
     }
-    if (ecx1 >> 27 & 1) {  // OSXSAVE: xgetbv may be executed
+    if (bit(ecx1, 27)) {  // OSXSAVE: xgetbv may be executed
       std::uint32_t low = 0, high = 0;
       __asm__ __volatile__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
       xcr0 = static_cast<std::uint64_t>(high) << 32 | low;
@@ -62,16 +64,16 @@ std::string x86_obstacle(Isa isa) {
     const char* lacking;
   };
   const Need needs[] = {
-      {Isa::avx2, (cpu.ecx1 >> 28 & 1) && (cpu.ebx7 >> 5 & 1), "the processor lacks AVX2"},
+      {Isa::avx2, bit(cpu.ecx1, 28) && bit(cpu.ebx7, 5), "the processor lacks AVX2"},
       {Isa::avx2, (cpu.xcr0 & kAvxState) == kAvxState, "the operating system does not save AVX registers"},
-      {Isa::avx512, cpu.ebx7 >> 16 & 1, "the processor lacks AVX-512 F"},
-      {Isa::avx512, cpu.ebx7 >> 30 & 1, "the processor lacks AVX-512 BW"},
-      {Isa::avx512, cpu.ebx7 >> 17 & 1, "the processor lacks AVX-512 DQ"},
-      {Isa::avx512, cpu.ebx7 >> 31 & 1, "the processor lacks AVX-512 VL"},
-      {Isa::avx512, cpu.ecx7 >> 11 & 1, "the processor lacks AVX-512 VNNI"},
+      {Isa::avx512, bit(cpu.ebx7, 16), "the processor lacks AVX-512 F"},
+      {Isa::avx512, bit(cpu.ebx7, 30), "the processor lacks AVX-512 BW"},
+      {Isa::avx512, bit(cpu.ebx7, 17), "the processor lacks AVX-512 DQ"},
+      {Isa::avx512, bit(cpu.ebx7, 31), "the processor lacks AVX-512 VL"},
+      {Isa::avx512, bit(cpu.ecx7, 11), "the processor lacks AVX-512 VNNI"},
       {Isa::avx512, (cpu.xcr0 & kAvx512State) == kAvx512State, "the operating system does not save AVX-512 registers"},
-      {Isa::amx, cpu.edx7 >> 24 & 1, "the processor lacks AMX tiles"},
-      {Isa::amx, cpu.edx7 >> 25 & 1, "the processor lacks AMX int8"},
+      {Isa::amx, bit(cpu.edx7, 24), "the processor lacks AMX tiles"},
+      {Isa::amx, bit(cpu.edx7, 25), "the processor lacks AMX int8"},
       {Isa::amx, (cpu.xcr0 & kTileState) == kTileState, "the operating system does not save AMX tiles"},
   };
   for (const Need& need : needs) {
@@ -120,20 +122,32 @@ Isa isa_from_name(const std::string& name) {
   for (const Isa isa : kAllIsas) {
     if (name == isa_name(isa)) return isa;
   }
-  throw std::invalid_argument("unknown instruction-set path \"" + name +
-                              "\"; choose portable, avx2, avx512 or amx");
+  throw std::invalid_argument("unknown instruction-set path \"" + name + "\"; choose portable, avx2, avx512 or amx");
 }
 
 bool isa_compiled(Isa isa) {
-#if defined(PRIVTUNER_X86)
-  return isa >= Isa::portable && isa <= Isa::amx;
-#else
-  return isa == Isa::portable;
+  switch (isa) {
+    case Isa::portable:
+      return true;
+#if defined(PRIVTUNER_HAVE_AVX2)
+    case Isa::avx2:
+      return true;
 #endif
+#if defined(PRIVTUNER_HAVE_AVX512)
+    case Isa::avx512:
+      return true;
+#endif
+#if defined(PRIVTUNER_HAVE_AMX)
+    case Isa::amx:
+      return true;
+#endif
+    default:
+      return false;
+  }
 }
 
 std::string isa_obstacle(Isa isa) {
-  if (!isa_compiled(isa)) return "this build holds no x86-64 kernels";
+  if (!isa_compiled(isa)) return "this build does not hold its kernels";
 #if defined(PRIVTUNER_X86)
   return x86_obstacle(isa);
 #else

@@ -72,8 +72,8 @@ bool is_prime(std::uint64_t n) {
 
 std::uint64_t primitive_root_of_unity(std::uint64_t m, const Modulus& q) {
   if (m == 0 || (m & (m - 1)) != 0 || (q.q - 1) % m != 0) {
-    throw std::invalid_argument("order " + std::to_string(m) + " is not a power of two that divides q - 1 for q = " +
-                                std::to_string(q.q));
+    throw std::invalid_argument("order " + std::to_string(m) +
+                                " is not a power of two that divides q - 1 for q = " + std::to_string(q.q));
   }
   if (m == 1) return 1;
   // base^((q-1)/m) has order m exactly when its (m/2)-th power is -1: half of all bases, those that are no square.

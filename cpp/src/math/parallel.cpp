@@ -40,8 +40,8 @@ int default_threads() {
   return static_cast<int>(n);
 }
 
-std::atomic<int> chosen_threads{0};      // 0: not set
-thread_local bool inside_loop = false;   // a nested loop runs on its own thread: threads would only multiply
+std::atomic<int> chosen_threads{0};     // 0: not set
+thread_local bool inside_loop = false;  // a nested loop runs on its own thread: threads would only multiply
 
 struct InsideLoop {
   bool before = inside_loop;

@@ -18,9 +18,7 @@ struct Modulus {
   // Throws std::invalid_argument unless q is an odd prime in (2, 2^61).
   explicit Modulus(std::uint64_t q);
 
-  std::uint64_t add(std::uint64_t a, std::uint64_t b) const {
-    return add_if_negative(a + b - q);
-  }
+  std::uint64_t add(std::uint64_t a, std::uint64_t b) const { return add_if_negative(a + b - q); }
   std::uint64_t sub(std::uint64_t a, std::uint64_t b) const { return add_if_negative(a - b); }
   std::uint64_t neg(std::uint64_t a) const { return add_if_negative(0 - a); }
 
@@ -40,9 +38,7 @@ struct Modulus {
     return add(mul_shoup(high, two64, two64_shoup), reduce(low));
   }
   // floor(w * 2^64 / q), for mul_shoup. w < q.
-  std::uint64_t shoup(std::uint64_t w) const {
-    return static_cast<std::uint64_t>((static_cast<Uint128>(w) << 64) / q);
-  }
+  std::uint64_t shoup(std::uint64_t w) const { return static_cast<std::uint64_t>((static_cast<Uint128>(w) << 64) / q); }
   // a * w mod q for any 64-bit a (Shoup; Harvey, "Faster arithmetic for number-theoretic transforms", 2014, alg. 2).
   std::uint64_t mul_shoup(std::uint64_t a, std::uint64_t w, std::uint64_t w_shoup) const {
     return add_if_negative(a * w - mul_high(a, w_shoup) * q - q);
