@@ -1,12 +1,12 @@
-// A test harness of one header. A test file ends with PRIVTUNER_TEST_MAIN and holds any number of TEST(name) { ... }.
+// A test harness of one header. A test file holds any number of TEST(name) { ... } and ends with PRIVTUNER_TEST_MAIN.
 #pragma once
 
-#include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <sstream>
 #include <string>
 #include <type_traits>
+#include <typeinfo>
 #include <vector>
 
 namespace check {
@@ -25,19 +25,15 @@ struct Registration {
   Registration(const char* name, void (*body)()) { registry().push_back({name, body}); }
 };
 
-struct Failure : std::exception {};  // a CHECK ends its test, not the run
+struct Failure : std::exception {};  // a CHECK that does not hold ends its test, not the run
 
 template <class T>
 std::string text(const T& value) {
   std::ostringstream out;
   out.precision(17);
-  if constexpr (sizeof(T) == 1 && std::is_integral_v<T>) {
-    out << static_cast<int>(value);
-  } else if constexpr (std::is_enum_v<T>) {
-    out << static_cast<long long>(value);
-  } else {
-    out << value;
-  }
+  constexpr bool kNumber = std::is_enum_v<T> || (std::is_integral_v<T> && sizeof(T) == 1);
+  if constexpr (kNumber) out << static_cast<long long>(value);
+  if constexpr (!kNumber) out << value;
   return out.str();
 }
 
@@ -46,25 +42,24 @@ std::string text(const T& value) {
   throw Failure();
 }
 
-template <class A, class B, class Op>
-void compare(const A& a, const B& b, Op holds, const char* what, const char* file, int line) {
-  if (!holds(a, b)) fail(file, line, std::string(what) + " with " + text(a) + " and " + text(b));
+template <class A, class B, class Relation>
+void compare(const A& a, const B& b, Relation holds, const char* what, const char* file, int line) {
+  if (!holds(a, b)) fail(file, line, std::string("not true: ") + what + ": " + text(a) + " and " + text(b));
 }
 
 inline int run() {
   int failed = 0;
   for (const Test& test : registry()) {
-    const char* verdict = "ok";
+    bool passed = false;
     try {
       test.body();
+      passed = true;
     } catch (const Failure&) {
-      verdict = "FAILED";
     } catch (const std::exception& error) {
-      std::printf("    threw: %s\n", error.what());
-      verdict = "FAILED";
+      std::printf("    threw %s: %s\n", typeid(error).name(), error.what());
     }
-    if (verdict[0] == 'F') ++failed;
-    std::printf("%-6s %s\n", verdict, test.name);
+    failed += !passed;
+    std::printf("%-6s %s\n", passed ? "ok" : "FAILED", test.name);
     std::fflush(stdout);
   }
   std::printf("%d passed, %d failed\n", static_cast<int>(registry().size()) - failed, failed);
@@ -73,34 +68,32 @@ inline int run() {
 
 }  // namespace check
 
-#define TEST(name)                                                   \
-  static void test_##name();                                         \
+#define TEST(name)                                                          \
+  static void test_##name();                                                \
   static const check::Registration registration_##name(#name, test_##name); \
   static void test_##name()
-
-#define CHECK(condition) \
-  do {                   \
-    if (!(condition)) check::fail(__FILE__, __LINE__, "not true: " #condition); \
-  } while (false)
-#define CHECK_COMPARE_(a, b, op)                                                                                \
-  check::compare((a), (b), [](const auto& x, const auto& y) { return x op y; }, "not true: " #a " " #op " " #b, \
-                 __FILE__, __LINE__)
-#define CHECK_EQ(a, b) CHECK_COMPARE_(a, b, ==)
-#define CHECK_NE(a, b) CHECK_COMPARE_(a, b, !=)
-#define CHECK_LT(a, b) CHECK_COMPARE_(a, b, <)
-#define CHECK_LE(a, b) CHECK_COMPARE_(a, b, <=)
-// The expression throws exactly this type, and the message holds `part`.
-#define CHECK_THROWS(type, expression, part)                                                                \
-  do {                                                                                                      \
-    std::string message_ = "\n";                                                                            \
-    try {                                                                                                   \
-      static_cast<void>(expression);                                                                        \
-    } catch (const type& error_) {                                                                          \
-      if (typeid(error_) == typeid(type)) message_ = error_.what();                                         \
-    }                                                                                                       \
-    if (message_ == "\n") check::fail(__FILE__, __LINE__, "no " #type " from " #expression);                \
-    if (message_.find(part) == std::string::npos) check::fail(__FILE__, __LINE__, "message: " + message_);  \
-  } while (false)
-
 #define PRIVTUNER_TEST_MAIN \
   int main() { return check::run(); }
+
+#define CHECK_FAIL_(what) check::fail(__FILE__, __LINE__, what)
+#define CHECK(condition) ((condition) ? void() : CHECK_FAIL_("not true: " #condition))
+#define CHECK_RELATION_(a, b, op)                                                                                    \
+  check::compare((a), (b), [](const auto& left_, const auto& right_) { return left_ op right_; }, #a " " #op " " #b, \
+                 __FILE__, __LINE__)
+#define CHECK_EQ(a, b) CHECK_RELATION_(a, b, ==)
+#define CHECK_NE(a, b) CHECK_RELATION_(a, b, !=)
+#define CHECK_LT(a, b) CHECK_RELATION_(a, b, <)
+#define CHECK_LE(a, b) CHECK_RELATION_(a, b, <=)
+// The expression throws exactly this type, and the message holds `part`.
+#define CHECK_THROWS(type, expression, part)                                                                       \
+  do {                                                                                                             \
+    std::string message_ = "nothing of this type thrown";                                                          \
+    bool thrown_ = false;                                                                                          \
+    try {                                                                                                          \
+      static_cast<void>(expression);                                                                               \
+    } catch (const type& error_) {                                                                                 \
+      thrown_ = typeid(error_) == typeid(type);                                                                    \
+      message_ = error_.what();                                                                                    \
+    }                                                                                                              \
+    if (!thrown_ || message_.find(part) == std::string::npos) CHECK_FAIL_(#type ": " #expression ": " + message_); \
+  } while (false)

@@ -151,8 +151,7 @@ void check_paths() {
 }
 
 template <class Word>
-AlignedVector<Word> product(const Ntt<Word>& ntt, const AlignedVector<Word>& a, const AlignedVector<Word>& b,
-                            Isa isa) {
+AlignedVector<Word> product(const Ntt<Word>& ntt, const AlignedVector<Word>& a, const AlignedVector<Word>& b, Isa isa) {
   AlignedVector<Word> prepared(2 * ntt.size()), out(ntt.size());
   ntt.prepare(forward(ntt, b, isa).data(), prepared.data());
   ntt.multiply(forward(ntt, a, isa).data(), prepared.data(), out.data(), isa);

@@ -45,7 +45,7 @@ void block_portable(const std::uint32_t state[16], std::uint8_t* out) {
   for (int i = 0; i < 16; ++i) store_le32(out + 4 * i, x[i] + state[i]);
 }
 
-#if defined(PRIVTUNER_X86)
+#if defined(PRIVTUNER_HAVE_AVX2) || defined(PRIVTUNER_HAVE_AVX512)
 
 using Kernel = void (*)(const std::uint32_t*, std::uint8_t*, std::size_t);
 
@@ -81,15 +81,21 @@ void chacha20_keystream(const std::uint8_t key[32], const ChaChaNonce& nonce, st
   for (int i = 0; i < 3; ++i) state[13 + i] = load_le32(nonce.data() + 4 * i);
 
   std::size_t done = 0;
-#if defined(PRIVTUNER_X86)
-  if (isa >= math::Isa::avx512) {
-    done = wide_blocks(kernels::chacha20_avx512, kernels::kAvx512Width, state, out, blocks);
-  } else if (isa == math::Isa::avx2) {
-    done = wide_blocks(kernels::chacha20_avx2, kernels::kAvx2Width, state, out, blocks);
-  }
-#else
-  static_cast<void>(isa);
+  switch (isa) {
+#if defined(PRIVTUNER_HAVE_AVX512)
+    case math::Isa::amx:
+    case math::Isa::avx512:
+      done = wide_blocks(kernels::chacha20_avx512, kernels::kAvx512Width, state, out, blocks);
+      break;
 #endif
+#if defined(PRIVTUNER_HAVE_AVX2)
+    case math::Isa::avx2:
+      done = wide_blocks(kernels::chacha20_avx2, kernels::kAvx2Width, state, out, blocks);
+      break;
+#endif
+    default:
+      break;
+  }
   for (; done < blocks; ++done, ++state[12]) block_portable(state, out + done * kChaChaBlock);
   math::secure_wipe(state, sizeof(state));
 }

@@ -11,11 +11,10 @@ namespace {
 template <int bits>
 PRIVTUNER_INLINE __m256i rotate_left(__m256i x) {
   if constexpr (bits == 16 || bits == 8) {  // whole bytes: one permutation
-    const __m256i bytes =
-        bits == 16 ? _mm256_setr_epi8(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13, 2, 3, 0, 1, 6, 7, 4, 5, 10,
-                                      11, 8, 9, 14, 15, 12, 13)
-                   : _mm256_setr_epi8(3, 0, 1, 2, 7, 4, 5, 6, 11, 8, 9, 10, 15, 12, 13, 14, 3, 0, 1, 2, 7, 4, 5, 6, 11,
-                                      8, 9, 10, 15, 12, 13, 14);
+    const __m256i bytes = bits == 16 ? _mm256_setr_epi8(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13, 2, 3, 0,
+                                                        1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
+                                     : _mm256_setr_epi8(3, 0, 1, 2, 7, 4, 5, 6, 11, 8, 9, 10, 15, 12, 13, 14, 3, 0, 1,
+                                                        2, 7, 4, 5, 6, 11, 8, 9, 10, 15, 12, 13, 14);
     return _mm256_shuffle_epi8(x, bytes);
   }
   return _mm256_or_si256(_mm256_slli_epi32(x, bits), _mm256_srli_epi32(x, 32 - bits));

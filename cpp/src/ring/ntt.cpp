@@ -59,9 +59,7 @@ std::size_t bit_reverse(std::size_t k, std::size_t n) {
 }
 
 // The path that runs: the vector kernels need a few registers' worth of coefficients.
-math::Isa kernel_path(std::size_t n, math::Isa isa) {
-  return n < kernels::kVectorMinimum ? math::Isa::portable : isa;
-}
+math::Isa kernel_path(std::size_t n, math::Isa isa) { return n < kernels::kVectorMinimum ? math::Isa::portable : isa; }
 
 }  // namespace
 
@@ -95,13 +93,15 @@ Ntt<Word>::Ntt(std::size_t n, std::uint64_t q)
 
 template <class Word>
 void Ntt<Word>::forward(Word* a, math::Isa isa) const {
-  const kernels::NttView<Word> view{
-      n_, static_cast<Word>(modulus_.q), roots_.data(), roots_companion_.data(), 0, 0, 0, 0};
+  const kernels::NttView<Word> view{n_, static_cast<Word>(modulus_.q), roots_.data(), roots_companion_.data(), 0, 0, 0,
+                                    0};
   switch (kernel_path(n_, isa)) {
-#if defined(PRIVTUNER_X86)
+#if defined(PRIVTUNER_HAVE_AVX512)
     case math::Isa::amx:
     case math::Isa::avx512:
       return kernels::forward_avx512(view, a);
+#endif
+#if defined(PRIVTUNER_HAVE_AVX2)
     case math::Isa::avx2:
       return kernels::forward_avx2(view, a);
 #endif
@@ -121,10 +121,12 @@ void Ntt<Word>::inverse(Word* a, math::Isa isa) const {
                                     last_root_,
                                     last_root_companion_};
   switch (kernel_path(n_, isa)) {
-#if defined(PRIVTUNER_X86)
+#if defined(PRIVTUNER_HAVE_AVX512)
     case math::Isa::amx:
     case math::Isa::avx512:
       return kernels::inverse_avx512(view, a);
+#endif
+#if defined(PRIVTUNER_HAVE_AVX2)
     case math::Isa::avx2:
       return kernels::inverse_avx2(view, a);
 #endif
@@ -147,10 +149,12 @@ template <class Word>
 void Ntt<Word>::multiply(const Word* a, const Word* prepared, Word* out, math::Isa isa) const {
   const Word q = static_cast<Word>(modulus_.q);
   switch (kernel_path(n_, isa)) {
-#if defined(PRIVTUNER_X86)
+#if defined(PRIVTUNER_HAVE_AVX512)
     case math::Isa::amx:
     case math::Isa::avx512:
       return kernels::multiply_avx512(n_, q, a, prepared, prepared + n_, out);
+#endif
+#if defined(PRIVTUNER_HAVE_AVX2)
     case math::Isa::avx2:
       return kernels::multiply_avx2(n_, q, a, prepared, prepared + n_, out);
 #endif

@@ -140,8 +140,8 @@ struct Lanes64 {
     return factor(broadcast(*w), broadcast(*companion));
   }
 
-  // In order: register b2, lane b1 b0. The splits lead to register b0, lane b1 b2; register b1, lane b0 b2; register b2,
-  // lane b0 b1; and back to order.
+  // In order: register b2, lane b1 b0. The splits lead to register b0, lane b1 b2; register b1, lane b0 b2; register
+  // b2, lane b0 b1; and back to order.
   template <int stage>
   static PRIVTUNER_INLINE void split(Vec& a, Vec& b) {
     const Vec x = a, y = b;

@@ -111,14 +111,15 @@ struct Lanes64 {
   static constexpr int kPairStages = 4;
 
   Vec q, q2, q4;
-  explicit Lanes64(Word modulus)
-      : q(broadcast(modulus)), q2(_mm512_slli_epi64(q, 1)), q4(_mm512_slli_epi64(q, 2)) {}
+  explicit Lanes64(Word modulus) : q(broadcast(modulus)), q2(_mm512_slli_epi64(q, 1)), q4(_mm512_slli_epi64(q, 2)) {}
 
   static PRIVTUNER_INLINE Vec load(const Word* p) { return _mm512_loadu_si512(p); }
   static PRIVTUNER_INLINE void store(Word* p, Vec x) { _mm512_storeu_si512(p, x); }
   static PRIVTUNER_INLINE Vec broadcast(Word x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
 
-  static PRIVTUNER_INLINE Factor factor(Vec w, Vec companion) { return {w, companion, _mm512_srli_epi64(companion, 32)}; }
+  static PRIVTUNER_INLINE Factor factor(Vec w, Vec companion) {
+    return {w, companion, _mm512_srli_epi64(companion, 32)};
+  }
   static PRIVTUNER_INLINE Factor broadcast(const Word* w, const Word* companion) {
     return factor(broadcast(*w), broadcast(*companion));
   }
@@ -154,7 +155,9 @@ struct Lanes64 {
   }
 
   // [0, 2 bound) to [0, bound): the smaller of x and x - bound as unsigned words.
-  static PRIVTUNER_INLINE Vec subtract_once(Vec x, Vec bound) { return _mm512_min_epu64(x, _mm512_sub_epi64(x, bound)); }
+  static PRIVTUNER_INLINE Vec subtract_once(Vec x, Vec bound) {
+    return _mm512_min_epu64(x, _mm512_sub_epi64(x, bound));
+  }
   // [0, 4q - 1], for x any word: the quotient falls short of Shoup's by at most 2, as two carries are lost.
   PRIVTUNER_INLINE Vec mul_lazy(Vec x, const Factor& f) const {
     const Vec x_high = _mm512_srli_epi64(x, 32);

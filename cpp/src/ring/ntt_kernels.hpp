@@ -20,14 +20,14 @@ struct NttView {
 // The vector kernels take n >= kVectorMinimum; the portable ones take any.
 inline constexpr std::size_t kVectorMinimum = 256;
 
-#define PRIVTUNER_NTT_KERNELS(path)                                                                                  \
-  void forward_##path(const NttView<std::uint32_t>& ntt, std::uint32_t* a);                                          \
-  void forward_##path(const NttView<std::uint64_t>& ntt, std::uint64_t* a);                                          \
-  void inverse_##path(const NttView<std::uint32_t>& ntt, std::uint32_t* a);                                          \
-  void inverse_##path(const NttView<std::uint64_t>& ntt, std::uint64_t* a);                                          \
-  void multiply_##path(std::size_t n, std::uint32_t q, const std::uint32_t* a, const std::uint32_t* b,               \
-                       const std::uint32_t* b_companion, std::uint32_t* out);                                        \
-  void multiply_##path(std::size_t n, std::uint64_t q, const std::uint64_t* a, const std::uint64_t* b,               \
+#define PRIVTUNER_NTT_KERNELS(path)                                                                    \
+  void forward_##path(const NttView<std::uint32_t>& ntt, std::uint32_t* a);                            \
+  void forward_##path(const NttView<std::uint64_t>& ntt, std::uint64_t* a);                            \
+  void inverse_##path(const NttView<std::uint32_t>& ntt, std::uint32_t* a);                            \
+  void inverse_##path(const NttView<std::uint64_t>& ntt, std::uint64_t* a);                            \
+  void multiply_##path(std::size_t n, std::uint32_t q, const std::uint32_t* a, const std::uint32_t* b, \
+                       const std::uint32_t* b_companion, std::uint32_t* out);                          \
+  void multiply_##path(std::size_t n, std::uint64_t q, const std::uint64_t* a, const std::uint64_t* b, \
                        const std::uint64_t* b_companion, std::uint64_t* out);
 
 PRIVTUNER_NTT_KERNELS(portable)

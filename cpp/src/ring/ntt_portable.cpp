@@ -95,8 +95,8 @@ void forward_portable(const NttView<std::uint64_t>& ntt, std::uint64_t* a) {
       std::uint64_t* const x = a + 2 * half * block;
       std::uint64_t* const y = x + half;
       for (std::size_t j = 0; j < half; ++j) {
-        const std::uint64_t u = Mod64::subtract_once(x[j], q2);       // [0, 2q - 1]
-        const std::uint64_t v = mod.mul_lazy(y[j], w, w_companion);   // [0, 2q - 1]
+        const std::uint64_t u = Mod64::subtract_once(x[j], q2);      // [0, 2q - 1]
+        const std::uint64_t v = mod.mul_lazy(y[j], w, w_companion);  // [0, 2q - 1]
         x[j] = u + v;
         y[j] = u - v + q2;
       }

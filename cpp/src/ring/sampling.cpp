@@ -37,8 +37,8 @@ class Keystream {
   }
 
   void blocks(std::size_t first, void* out, std::size_t count) const {
-    chacha20_keystream(seed_.bytes.data(), nonce_, static_cast<std::uint32_t>(first),
-                       static_cast<std::uint8_t*>(out), count, isa_);
+    chacha20_keystream(seed_.bytes.data(), nonce_, static_cast<std::uint32_t>(first), static_cast<std::uint8_t*>(out),
+                       count, isa_);
   }
 
   // The first `bytes` bytes, where the last block may be cut.
@@ -100,10 +100,12 @@ std::size_t first_rejected_portable(Word* words, std::size_t begin, std::size_t 
 template <class Word>
 std::size_t first_rejected(Word* words, std::size_t begin, std::size_t n, Word mask, Word q, math::Isa isa) {
   switch (isa) {
-#if defined(PRIVTUNER_X86)
+#if defined(PRIVTUNER_HAVE_AVX512)
     case math::Isa::amx:
     case math::Isa::avx512:
       return kernels::first_rejected_avx512(words, begin, n, mask, q);
+#endif
+#if defined(PRIVTUNER_HAVE_AVX2)
     case math::Isa::avx2:
       return kernels::first_rejected_avx2(words, begin, n, mask, q);
 #endif
@@ -148,10 +150,12 @@ void binomial_portable(const std::uint32_t* words, std::int8_t* out, std::size_t
 
 void binomial(const std::uint32_t* words, std::int8_t* out, std::size_t groups, math::Isa isa) {
   switch (isa) {
-#if defined(PRIVTUNER_X86)
+#if defined(PRIVTUNER_HAVE_AVX512)
     case math::Isa::amx:
     case math::Isa::avx512:
       return kernels::binomial_avx512(words, out, groups);
+#endif
+#if defined(PRIVTUNER_HAVE_AVX2)
     case math::Isa::avx2:
       return kernels::binomial_avx2(words, out, groups);
 #endif

@@ -14,7 +14,8 @@ namespace privtuner::ring {
 // may be set), q < 2^61 for 64-bit words. Immutable once built; safe to share between threads.
 //
 // Order: `forward` takes natural order to bit-reversed order, value i being a(psi^(2 brv(i) + 1)); `inverse` is its
-// exact inverse, 1/N included. All words in and out are in [0, q). Every path gives the same words.
+// exact inverse, 1/N included. All words in and out are in [0, q). Every path gives the same words; `isa` must be a
+// usable one. No branch and no table index depends on the words.
 template <class Word>
 class Ntt {
  public:

@@ -16,7 +16,7 @@ struct Seed {
   Seed(const Seed&) = default;
   Seed& operator=(const Seed&) = default;
   ~Seed();
-  // From the operating system (getrandom). Throws std::runtime_error if it fails.
+  // From the operating system (getentropy). Throws std::runtime_error if it fails.
   static Seed from_os();
 };
 
@@ -36,17 +36,15 @@ struct Stream {
 inline constexpr int kBinomialEta = 21;               // |e| <= 21, sigma = sqrt(21 / 2) = 3.24
 inline constexpr std::size_t kMaxSamples = 1u << 17;  // one call; keeps the block counter far from 2^32
 
-// Every sampler throws std::invalid_argument for n > kMaxSamples, gives the same values on every path, and treats a
-// value that is kept without a branch or a table index that depends on it; branches on values that are thrown away
-// reveal how many there were, which says nothing of the others. Words are little-endian.
+// Every sampler throws std::invalid_argument for n > kMaxSamples, gives the same values on every path (`isa` must be a
+// usable one), and treats a value that is kept without a branch or a table index that depends on it; branches on values
+// that are thrown away reveal how many there were, which says nothing of the others. Words are little-endian.
 
 // n residues uniform in [0, q), by rejection; q >= 2, else std::invalid_argument. Definition (parallel by design):
 // coefficient i takes keystream word i, masked to q's bit length. Words that are >= q are replaced, in order of i, by
 // the next accepted words from position n' on, where n' is n rounded up to whole 64-byte blocks.
-void sample_uniform(const Seed& seed, Stream stream, std::uint32_t q, std::uint32_t* out, std::size_t n,
-                    math::Isa isa);
-void sample_uniform(const Seed& seed, Stream stream, std::uint64_t q, std::uint64_t* out, std::size_t n,
-                    math::Isa isa);
+void sample_uniform(const Seed& seed, Stream stream, std::uint32_t q, std::uint32_t* out, std::size_t n, math::Isa isa);
+void sample_uniform(const Seed& seed, Stream stream, std::uint64_t q, std::uint64_t* out, std::size_t n, math::Isa isa);
 
 // n values uniform in {-1, 0, 1}, by rejection. Coefficient i takes keystream byte i: its residue modulo 3, minus 1.
 // Bytes of 255 are replaced as above, n' being n rounded up to whole blocks of bytes.
