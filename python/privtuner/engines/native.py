@@ -1,0 +1,60 @@
+"""The engine of this package's own kernels, and the transport that runs it in the same process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+from privtuner import linear
+from privtuner.engines.base import DEFAULT_BLOCK_ROWS, Engine
+from privtuner.errors import InputError
+
+__all__ = ["LocalTransport", "NativeEngine"]
+
+
+class NativeEngine:
+    """Byte-plane kernels on the processor; see ``python -m privtuner info`` for the instruction set they chose."""
+
+    name = "native"
+
+    def apply_blocks(
+        self, prepared: linear.Prepared, request: bytes, block_rows: int = DEFAULT_BLOCK_ROWS
+    ) -> Iterator[bytes]:
+        """Yield the reply to ``request`` in blocks; see :class:`privtuner.engines.Engine`."""
+        yield from linear.apply_blocks(prepared, request, block_rows=block_rows)
+
+
+class LocalTransport:
+    """Serves prepared layers inside this process, through the same bytes as a remote server.
+
+    For tests, benchmarks and trying things out: the process then holds both parties' data, so nothing is private.
+
+    Args:
+        layers: wire name -> prepared layer, e.g. :attr:`privtuner.nn.Split.server`.
+        engine: what computes the product; this package's kernels when None.
+        block_rows: output features in one block of a reply, at least 1.
+
+    Raises:
+        privtuner.errors.InputError: ``block_rows`` is below 1.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, linear.Prepared],
+        *,
+        engine: Engine | None = None,
+        block_rows: int = DEFAULT_BLOCK_ROWS,
+    ) -> None:
+        if block_rows < 1:
+            raise InputError(f"block_rows is {block_rows}; give at least 1")
+        self.layers: Mapping[str, linear.Prepared] = MappingProxyType(dict(layers))
+        self.engine: Engine = NativeEngine() if engine is None else engine
+        self.block_rows = block_rows
+
+    def apply(self, layer: str, request: bytes) -> Iterator[bytes]:
+        """Yield the blocks of the reply of ``layer``; see :class:`privtuner.engines.Transport`."""
+        prepared = self.layers.get(layer)
+        if prepared is None:
+            known = ", ".join(sorted(self.layers)) or "none"
+            raise InputError(f"no prepared layer is called '{layer}'; this transport serves: {known}")
+        return self.engine.apply_blocks(prepared, request, self.block_rows)

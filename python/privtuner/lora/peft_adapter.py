@@ -1,0 +1,152 @@
+"""Low-rank adapters on encrypted layers, by PEFT. The only file that imports it.
+
+:func:`peft.get_peft_model` works on a model built from a bundle as it is; :func:`add_lora` spares choosing the head and
+says up front what cannot work without the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from privtuner.errors import InputError, WeightWithheldError
+from privtuner.nn.layers import EncryptedLayer
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
+
+__all__ = ["add_lora", "check_lora_config", "trainable_heads"]
+
+# Class name suffix of transformers -> task type of PEFT, which decides what a saved adapter can be loaded as.
+_TASK_TYPES = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+}
+# Initialisations that read no weight: A random and B zero in one way or another.
+_FREE_INITS = (True, False, "gaussian", "orthogonal")
+
+
+def add_lora(
+    model: PreTrainedModel,
+    *,
+    r: int = 8,
+    alpha: int | None = None,
+    dropout: float = 0.0,
+    targets: Collection[str] | str | None = None,
+    modules_to_save: Collection[str] | None = None,
+    **options: Any,
+) -> PeftModel:
+    """Put LoRA adapters on a model built from a bundle and make its heads trainable.
+
+    Args:
+        model: what :meth:`privtuner.nn.OwnerBundle.build` returned, or a clear model to compare with.
+        r: rank, at least 1.
+        alpha: the update is scaled by ``alpha / r``; 2 r when None.
+        dropout: probability of dropping an input of an adapter, in [0, 1).
+        targets: ends of module names, e.g. ("query", "value"); PEFT's choice for the model type when None.
+        modules_to_save: modules trained in full; the model's trainable heads when None.
+        **options: further fields of :class:`peft.LoraConfig`.
+
+    Returns:
+        The :class:`peft.PeftModel`; its ``save_pretrained`` writes an adapter for the clear model.
+
+    Raises:
+        privtuner.errors.InputError: a rank, dropout or target that cannot be used, or a module to save whose weight
+            is the server's.
+        privtuner.errors.WeightWithheldError: an option that needs the values of frozen weights.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    if r < 1:
+        raise InputError(f"r is {r}; give a rank of at least 1")
+    if not 0.0 <= dropout < 1.0:
+        raise InputError(f"dropout is {dropout}; give a probability in [0, 1)")
+    name = type(model).__name__
+    options.setdefault("fan_in_fan_out", _targets_conv1d(model, targets))
+    config = LoraConfig(
+        r=r,
+        lora_alpha=2 * r if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules=targets if targets is None or isinstance(targets, str) else list(targets),
+        modules_to_save=list(trainable_heads(model) if modules_to_save is None else modules_to_save),
+        task_type=next((task for suffix, task in _TASK_TYPES.items() if name.endswith(suffix)), None),
+        **options,
+    )
+    check_lora_config(model, config)
+    return get_peft_model(model, config)
+
+
+def check_lora_config(model: torch.nn.Module, config: LoraConfig) -> None:
+    """Refuse what cannot work on a model whose frozen weights are elsewhere.
+
+    Args:
+        model: a model with encrypted layers.
+        config: what is to be passed to :func:`peft.get_peft_model`.
+
+    Raises:
+        privtuner.errors.InputError: a target matches no module, or a module to save has its weight at the server.
+        privtuner.errors.WeightWithheldError: DoRA, or an initialisation computed from the weights.
+    """
+    if config.use_dora:
+        raise WeightWithheldError("use_dora needs the values of the frozen weights; use plain LoRA")
+    if config.init_lora_weights not in _FREE_INITS:
+        raise WeightWithheldError(
+            f"init_lora_weights={config.init_lora_weights!r} is computed from the frozen weights; "
+            f"use one of {', '.join(map(repr, _FREE_INITS))}"
+        )
+    modules = dict(model.named_modules())
+    if config.target_modules is not None and not isinstance(config.target_modules, str):
+        for target in sorted(config.target_modules):
+            if not any(_ends_with(path, target) for path in modules):
+                leaves = sorted({p.rpartition(".")[2] for p, m in modules.items() if isinstance(m, EncryptedLayer)})
+                raise InputError(f"target {target!r} matches no module; the encrypted layers are {', '.join(leaves)}")
+    for wanted in config.modules_to_save or ():
+        for path, module in modules.items():
+            if _ends_with(path, wanted) and any(isinstance(m, EncryptedLayer) for m in module.modules()):
+                raise InputError(
+                    f"'{path}' cannot be trained in full: its weight stays with the server; give it an adapter "
+                    "(targets) or split the model with keep naming it"
+                )
+
+
+def trainable_heads(model: torch.nn.Module) -> list[str]:
+    """Return the outermost modules of ``model`` whose parameters are all trainable, by dotted name.
+
+    The base model of a clear model that was not frozen yet is passed over: an adapter freezes it.
+    """
+    heads: list[str] = []
+    base = getattr(model, "base_model", None)
+
+    def visit(path: str, module: torch.nn.Module) -> None:
+        flags = [parameter.requires_grad for parameter in module.parameters()]
+        if all(flags) and module is base:
+            return
+        if path and flags and all(flags):
+            heads.append(path)
+        elif any(flags):
+            for name, child in module.named_children():
+                visit(f"{path}.{name}" if path else name, child)
+
+    visit("", model)
+    return heads
+
+
+def _targets_conv1d(model: torch.nn.Module, targets: Collection[str] | str | None) -> bool:
+    """Return what PEFT would set, with a warning, on meeting the first target."""
+    from transformers.pytorch_utils import Conv1D
+
+    wanted = None if targets is None or isinstance(targets, str) else tuple(targets)
+    return any(
+        isinstance(module, Conv1D) and (wanted is None or any(_ends_with(path, target) for target in wanted))
+        for path, module in model.named_modules()
+    )
+
+
+def _ends_with(path: str, suffix: str) -> bool:
+    return path == suffix or path.endswith(f".{suffix}")

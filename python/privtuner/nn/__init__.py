@@ -1,0 +1,28 @@
+"""Private fine-tuning with PyTorch: frozen linear layers computed by a server on encrypted activations."""
+
+from __future__ import annotations
+
+from privtuner.engines import LocalTransport, Transport
+from privtuner.nn.bundle import GroupSpec, OwnerBundle
+from privtuner.nn.groups import EncryptedGroup
+from privtuner.nn.layers import EncryptedLayer, EncryptedLinear, traffic_of
+from privtuner.nn.session import Session
+from privtuner.nn.split import Split, split, split_pretrained
+from privtuner.nn.traffic import Traffic, TrafficMeter
+
+__all__ = [
+    "EncryptedGroup",
+    "EncryptedLayer",
+    "EncryptedLinear",
+    "GroupSpec",
+    "LocalTransport",
+    "OwnerBundle",
+    "Session",
+    "Split",
+    "Traffic",
+    "TrafficMeter",
+    "Transport",
+    "split",
+    "split_pretrained",
+    "traffic_of",
+]

@@ -1,0 +1,222 @@
+"""Builds the data owner's model from a bundle."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from privtuner.engines.base import Transport
+from privtuner.errors import InputError
+from privtuner.nn.bundle import GroupSpec, OwnerBundle
+from privtuner.nn.families import PADDING_SAFE, TASKS
+from privtuner.nn.groups import EncryptedGroup
+from privtuner.nn.layers import EncryptedLayer, EncryptedLinear
+from privtuner.nn.session import Session
+from privtuner.nn.split import canonical_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+__all__ = ["build_model"]
+
+_LABELS = frozenset({"num_labels", "id2label", "label2id", "problem_type"})
+
+
+def build_model(
+    bundle: OwnerBundle,
+    transport: Transport,
+    *,
+    task: str | None,
+    skip_padding: bool | None,
+    mask_cache_bytes: int | None,
+    attn_implementation: str | None,
+    overrides: Mapping[str, Any],
+) -> PreTrainedModel:
+    """Build the data owner's model; see :meth:`privtuner.nn.OwnerBundle.build`."""
+    session = Session(transport, mask_cache_bytes=mask_cache_bytes)
+    config = _configuration(bundle, overrides)
+    if task is None and not {"num_labels", "id2label"}.isdisjoint(overrides):
+        task = "sequence-classification"
+    model = _skeleton(bundle, config, task, attn_implementation)
+    _check_against_architecture(bundle, config)
+    _place_encrypted_layers(model, bundle, session)
+    _load_tensors(model, bundle, resized=not _LABELS.isdisjoint(overrides))
+    model.tie_weights()
+    _initialise_missing(model)
+    _check_complete(model)
+    if skip_padding is None:
+        plain = not (config.is_encoder_decoder or getattr(config, "add_cross_attention", False))
+        skip_padding = plain and config.model_type in PADDING_SAFE
+    if skip_padding:
+        session.padding.watch(model.base_model)
+    model.eval()
+    return model
+
+
+def _configuration(bundle: OwnerBundle, overrides: Mapping[str, Any]) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    entries = dict(bundle.config)
+    model_type = entries.pop("model_type", None)
+    try:
+        config = AutoConfig.for_model(model_type, **entries)
+    # The entries come from the server, and transformers raises exceptions of any class on odd ones.
+    except Exception as error:
+        raise InputError(
+            f"the installed transformers makes no configuration of model type {model_type!r} from the bundle: {error}"
+        ) from error
+    unknown = sorted(key for key in overrides if key not in _LABELS and not hasattr(config, key))
+    if unknown:
+        raise InputError(f"{unknown} are no entries of a {type(config).__name__}; see its documentation for the names")
+    labels = {key: value for key, value in overrides.items() if key in _LABELS}
+    if "num_labels" in labels and "id2label" in labels and len(labels["id2label"]) != labels["num_labels"]:
+        raise InputError(f"num_labels is {labels['num_labels']} and id2label names {len(labels['id2label'])} labels")
+    config.update(dict(overrides))
+    return config
+
+
+def _skeleton(
+    bundle: OwnerBundle, config: PreTrainedConfig, task: str | None, attn_implementation: str | None
+) -> PreTrainedModel:
+    """Return the architecture without memory: every tensor on the meta device."""
+    import transformers
+
+    options: dict[str, Any] = {"dtype": getattr(torch, bundle.dtype)}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if task is None:
+        cls = getattr(transformers, bundle.architecture, None)
+        if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+            raise InputError(
+                f"the installed transformers has no model {bundle.architecture!r}; use the server's transformers"
+            )
+        build: Any = cls._from_config
+    elif task in TASKS:
+        build = getattr(transformers, TASKS[task]).from_config
+    else:
+        raise InputError(f"unknown task {task!r}; known: {', '.join(sorted(TASKS))}")
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = build(config, **options)
+    # As above: any class of exception, on a task the model type lacks as on odd entries.
+    except Exception as error:
+        raise InputError(f"cannot build {task or bundle.architecture} of {config.model_type}: {error}") from error
+    return model
+
+
+def _check_against_architecture(bundle: OwnerBundle, config: PreTrainedConfig) -> None:
+    """Refuse a bundle that lacks a part of the model that was split, which would be replaced by a random one."""
+    whole = _skeleton(bundle, config, None, None)
+    canonical = canonical_names(whole)
+    served = {member for spec in bundle.groups.values() for member in spec.members}
+    sources = {id(tensor) for name, tensor in whole.named_parameters() if canonical(name) in bundle.tensors}
+    for path, module in whole.named_modules():
+        name = canonical(path)
+        if name in bundle.omitted:
+            continue
+        for leaf, tensor in module.named_parameters(recurse=False):
+            full = f"{name}.{leaf}" if name else leaf
+            if full in bundle.tensors or (name in served and leaf == "weight") or id(tensor) in sources:
+                continue
+            raise InputError(
+                f"the bundle lacks '{full}' of its {bundle.architecture}; fetch it again, and do not change entries of "
+                "the configuration that set sizes"
+            )
+
+
+def _place_encrypted_layers(model: PreTrainedModel, bundle: OwnerBundle, session: Session) -> None:
+    canonical = canonical_names(model)
+    modules = {canonical(name): (name, module) for name, module in model.named_modules()}
+    for wire, spec in bundle.groups.items():
+        present = [name for name in spec.members if name in modules]
+        if not present:
+            # Belongs to a head that this task does without.
+            continue
+        if len(present) < len(spec.members):
+            missing = sorted(set(spec.members) - set(present))
+            raise InputError(f"the model built here lacks {missing} of group '{wire}'; use the server's transformers")
+        group = EncryptedGroup(wire, bundle.publics[wire], list(spec.members.values()), session)
+        for member, name in enumerate(spec.members):
+            path, module = modules[name]
+            parent, _, leaf = path.rpartition(".")
+            layer = _encrypted(group, member, spec, name, module, getattr(torch, bundle.dtype))
+            setattr(model.get_submodule(parent), leaf, layer)
+
+
+def _encrypted(
+    group: EncryptedGroup,
+    member: int,
+    spec: GroupSpec,
+    name: str,
+    module: torch.nn.Module,
+    dtype: torch.dtype,
+) -> EncryptedLayer:
+    from transformers.pytorch_utils import Conv1D
+
+    from privtuner.nn.conv1d import EncryptedConv1D
+
+    expected = torch.nn.Linear if spec.kind == "linear" else Conv1D
+    if type(module) is not expected:
+        raise InputError(
+            f"'{name}' is a {type(module).__name__} here and was split as {spec.kind}; use the server's transformers"
+        )
+    features = (group.out_features[member], group.in_features)
+    shape = tuple(module.weight.shape) if spec.kind == "linear" else tuple(module.weight.shape)[::-1]
+    if shape != features:
+        raise InputError(
+            f"'{name}' has {shape} (out, in) features by the configuration and {features} at the server; do not change "
+            "entries of the configuration that set sizes"
+        )
+    cls = EncryptedLinear if spec.kind == "linear" else EncryptedConv1D
+    layer = cls(group, member, bias=module.bias, dtype=dtype)
+    return layer.train(module.training)
+
+
+def _load_tensors(model: PreTrainedModel, bundle: OwnerBundle, *, resized: bool) -> None:
+    """Give the model copies of the bundle's tensors; a kept head of another size is left to be initialised anew."""
+    canonical = canonical_names(model)
+    for path, module in model.named_modules():
+        for table in (module._parameters, module._buffers):
+            for leaf, old in table.items():
+                name = canonical(f"{path}.{leaf}" if path else leaf)
+                if old is None or name not in bundle.tensors:
+                    continue
+                new = bundle.tensors[name].clone()
+                if new.shape != old.shape:
+                    if resized and name in bundle.kept:
+                        continue
+                    raise InputError(
+                        f"'{name}' has shape {tuple(old.shape)} by the configuration and {tuple(new.shape)} in the "
+                        "bundle; do not change entries of the configuration that set sizes"
+                    )
+                if table is module._parameters:
+                    new = torch.nn.Parameter(new, requires_grad=name in bundle.kept)
+                table[leaf] = new
+
+
+def _initialise_missing(model: PreTrainedModel) -> None:
+    """Initialise modules that the bundle lacks, as ``from_pretrained`` does for a new head."""
+    base = model.base_model
+    for path, module in model.named_modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if not any(tensor.is_meta for tensor in own):
+            continue
+        if isinstance(module, EncryptedLayer):
+            raise InputError(f"the bundle lacks the bias of '{path}'; fetch it again")
+        module.to_empty(device="cpu", recurse=False)
+        model._init_weights(module)
+        if base is model or any(module is inner for inner in base.modules()):
+            warnings.warn(
+                f"'{path}' is not in the bundle and was newly initialised; train it, or serve a model that has it",
+                stacklevel=4,
+            )
+
+
+def _check_complete(model: PreTrainedModel) -> None:
+    for path, module in model.named_modules():
+        for name, value in [*vars(module).items(), *module._parameters.items(), *module._buffers.items()]:
+            if isinstance(value, torch.Tensor) and value.is_meta:
+                raise InputError(f"'{path}.{name}' of this {type(model).__name__} cannot be filled from a bundle")

@@ -1,0 +1,294 @@
+"""What the data owner gets from the server: everything of the model but its frozen linear weights."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from privtuner import linear
+from privtuner.engines.base import Transport
+from privtuner.errors import InputError, MessageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["TOKENIZER_FILES", "GroupSpec", "OwnerBundle", "describing_entries"]
+
+TOKENIZER_FILES = frozenset(
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "merges.txt",
+        "sentencepiece.bpe.model",
+        "special_tokens_map.json",
+        "spiece.model",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
+"""Names of files that a bundle may carry beside its own."""
+
+_NOT_DESCRIBING = frozenset({"auto_map", "custom_pipelines", "quantization_config", "use_kernels"})
+
+_FORMAT = 1
+_CONFIG, _MANIFEST = "config.json", "privtuner.json"
+_TENSORS, _PUBLICS = "owner.safetensors", "publics.safetensors"
+_OWN_FILES = (_CONFIG, _MANIFEST, _TENSORS, _PUBLICS)
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """One prepared layer of the server and the modules it stands for.
+
+    Attributes:
+        kind: "linear" for :class:`torch.nn.Linear`, "conv1d" for the ``Conv1D`` of ``transformers``.
+        members: module name -> output features, in the order of the stacked rows.
+    """
+
+    kind: Literal["linear", "conv1d"]
+    members: Mapping[str, int]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OwnerBundle:
+    """The data owner's part of a split model. Holds no frozen linear weight, and nothing secret.
+
+    Names of modules and tensors leave out the prefix of the base model ("bert.", "transformer.", ...), so they do not
+    depend on the head that is built on top.
+
+    Attributes:
+        config: the model's configuration as ``transformers`` writes it.
+        architecture: class of the model that was split, e.g. "BertModel".
+        dtype: dtype of the model, e.g. "float32".
+        groups: wire name -> the modules it stands for.
+        publics: wire name -> public part of the prepared layer.
+        tensors: embeddings, norms, biases, buffers and kept heads by name.
+        kept: names among ``tensors`` of heads that were kept to be trained.
+        omitted: modules of the architecture that neither party has, to be initialised by the data owner.
+        files: tokenizer files, name -> contents.
+    """
+
+    config: Mapping[str, Any]
+    architecture: str
+    dtype: str
+    groups: Mapping[str, GroupSpec]
+    publics: Mapping[str, linear.Public]
+    tensors: Mapping[str, torch.Tensor]
+    kept: frozenset[str] = frozenset()
+    omitted: frozenset[str] = frozenset()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if set(self.groups) != set(self.publics):
+            raise MessageError(
+                f"bundle: groups and publics differ in {sorted(set(self.groups) ^ set(self.publics))}; fetch it again"
+            )
+        for name, spec in self.groups.items():
+            if sum(spec.members.values()) != self.publics[name].d_out:
+                raise MessageError(
+                    f"bundle: the members of '{name}' have {sum(spec.members.values())} output features and its "
+                    f"public part {self.publics[name].d_out}; fetch the bundle again"
+                )
+        if not hasattr(torch, self.dtype) or not isinstance(getattr(torch, self.dtype), torch.dtype):
+            raise MessageError(f"bundle: unknown dtype {self.dtype!r}; fetch the bundle again")
+        unknown = sorted(set(self.files) - TOKENIZER_FILES)
+        if unknown:
+            raise MessageError(f"bundle: unexpected files {unknown}; only tokenizer files may be added")
+
+    def __repr__(self) -> str:
+        size = sum(tensor.nbytes for tensor in self.tensors.values())
+        return f"OwnerBundle({self.architecture}, {len(self.groups)} served layers, {size / 1e6:.1f} MB of tensors)"
+
+    def build(
+        self,
+        transport: Transport,
+        *,
+        task: str | None = None,
+        skip_padding: bool | None = None,
+        mask_cache_bytes: int | None = None,
+        attn_implementation: str | None = None,
+        **config: Any,
+    ) -> PreTrainedModel:
+        """Return the data owner's ``transformers`` model, its frozen linear layers computed through ``transport``.
+
+        Everything from the bundle is frozen but its kept heads; a head that the bundle lacks is initialised with
+        PyTorch's generator, as ``from_pretrained`` does, and trainable. The model is in eval mode. It works with
+        ``transformers.Trainer`` and PEFT as it is.
+
+        Args:
+            transport: carries requests to the server that prepared the layers.
+            task: "sequence-classification", "token-classification", "question-answering", "causal-lm", "masked-lm" or
+                "feature-extraction" (no head). None means sequence classification when ``num_labels`` is given, else
+                the architecture that was split.
+            skip_padding: leave tokens that ``attention_mask`` hides out of requests. The server then learns the number
+                of real tokens in a batch; their results do not change. None does so for model types known to be safe.
+            mask_cache_bytes: memory for the products of the public masks, None for no limit; see
+                :class:`privtuner.nn.session.Session`.
+            attn_implementation: "sdpa" or "eager"; None for the default of ``transformers``.
+            **config: entries of the configuration to change, such as ``num_labels``, ``id2label`` or
+                ``pad_token_id``.
+
+        Raises:
+            privtuner.errors.InputError: unknown task, model type or configuration entry, or the bundle lacks what the
+                architecture needs.
+        """
+        from privtuner.nn.build import build_model
+
+        return build_model(
+            self,
+            transport,
+            task=task,
+            skip_padding=skip_padding,
+            mask_cache_bytes=mask_cache_bytes,
+            attn_implementation=attn_implementation,
+            overrides=config,
+        )
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer whose files the bundle carries.
+
+        Raises:
+            privtuner.errors.InputError: it carries none.
+        """
+        from transformers import AutoTokenizer
+
+        if not self.files:
+            raise InputError("the bundle carries no tokenizer; split a model directory that has one, or load your own")
+        with tempfile.TemporaryDirectory() as folder:
+            for name in (_CONFIG, *self.files):
+                (Path(folder) / name).write_bytes(self._config_bytes() if name == _CONFIG else self.files[name])
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer.name_or_path = ""
+        return tokenizer
+
+    def to_files(self) -> dict[str, bytes]:
+        """Return the bundle as file name -> contents: JSON and safetensors, no pickle."""
+        from safetensors.torch import save
+
+        manifest = {
+            "format": _FORMAT,
+            "architecture": self.architecture,
+            "dtype": self.dtype,
+            "groups": {
+                name: {"kind": spec.kind, "members": [list(item) for item in spec.members.items()]}
+                for name, spec in self.groups.items()
+            },
+            "kept": sorted(self.kept),
+            "omitted": sorted(self.omitted),
+        }
+        publics = {
+            name: torch.frombuffer(bytearray(public.to_bytes()), dtype=torch.uint8)
+            for name, public in self.publics.items()
+        }
+        return {
+            _CONFIG: self._config_bytes(),
+            _MANIFEST: json.dumps(manifest, indent=1).encode(),
+            _TENSORS: save({name: tensor.contiguous() for name, tensor in self.tensors.items()}),
+            _PUBLICS: save(publics),
+            **self.files,
+        }
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> OwnerBundle:
+        """Return the bundle that :meth:`to_files` wrote.
+
+        Args:
+            files: file name -> contents. Nothing in them is executed, and names are not used as paths.
+
+        Raises:
+            privtuner.errors.MessageError: a file is missing, unexpected or malformed, or of another format version.
+        """
+        missing = [name for name in _OWN_FILES if name not in files]
+        if missing:
+            raise MessageError(f"bundle: {', '.join(missing)} missing; fetch or save the bundle again")
+        try:
+            return cls._parse(files)
+        except MessageError:
+            raise
+        # safetensors raises an exception class of its own, and JSON of any shape can reach the parser.
+        except Exception as error:
+            raise MessageError(f"bundle: malformed ({type(error).__name__}: {error}); fetch it again") from error
+
+    @classmethod
+    def _parse(cls, files: Mapping[str, bytes]) -> OwnerBundle:
+        from safetensors.torch import load
+
+        manifest = json.loads(files[_MANIFEST])
+        if manifest["format"] != _FORMAT:
+            raise MessageError(
+                f"bundle: format {manifest['format']!r}, this version reads {_FORMAT}; install the same version of "
+                "privtuner on both sides"
+            )
+        groups = {}
+        for name, spec in manifest["groups"].items():
+            if spec["kind"] not in ("linear", "conv1d"):
+                raise MessageError(f"bundle: group '{name}' is of unknown kind {spec['kind']!r}")
+            groups[name] = GroupSpec(spec["kind"], {str(key): int(value) for key, value in spec["members"]})
+        config = json.loads(files[_CONFIG])
+        if not isinstance(config, dict):
+            raise MessageError(f"bundle: {_CONFIG} holds a {type(config).__name__} instead of an object")
+        config = describing_entries(config)
+        publics = {
+            name: linear.Public.from_bytes(tensor.numpy().tobytes())
+            for name, tensor in load(bytes(files[_PUBLICS])).items()
+        }
+        return cls(
+            config=config,
+            architecture=str(manifest["architecture"]),
+            dtype=str(manifest["dtype"]),
+            groups=groups,
+            publics=publics,
+            tensors=load(bytes(files[_TENSORS])),
+            kept=frozenset(map(str, manifest["kept"])),
+            omitted=frozenset(map(str, manifest["omitted"])),
+            files={name: bytes(content) for name, content in files.items() if name not in _OWN_FILES},
+        )
+
+    def save(self, directory: str | Path) -> None:
+        """Write the bundle's files to ``directory``, which is made if it does not exist.
+
+        ``AutoConfig`` and ``AutoTokenizer`` of ``transformers`` read the directory as that of the original model.
+        """
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.to_files().items():
+            (folder / name).write_bytes(content)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> OwnerBundle:
+        """Return the bundle saved in ``directory``.
+
+        Raises:
+            privtuner.errors.InputError: there is no bundle in ``directory``.
+            privtuner.errors.MessageError: its files are malformed.
+        """
+        folder = Path(directory)
+        if not (folder / _MANIFEST).is_file():
+            raise InputError(f"no bundle in {folder}: {_MANIFEST} is missing; write one with OwnerBundle.save")
+        names = sorted(path.name for path in folder.iterdir() if path.name in TOKENIZER_FILES | set(_OWN_FILES))
+        return cls.from_files({name: (folder / name).read_bytes() for name in names})
+
+    def _config_bytes(self) -> bytes:
+        return json.dumps(dict(self.config), indent=1, sort_keys=True).encode()
+
+
+def describing_entries(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a configuration that describe the model, at every depth.
+
+    Left out are those that name places on the server's machine, or code and kernels to fetch and run: one party's
+    configuration must not decide what the other's machine executes.
+    """
+    return {
+        key: describing_entries(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if not (key.startswith("_") or key.endswith("_implementation") or key in _NOT_DESCRIBING)
+    }

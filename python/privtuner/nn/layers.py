@@ -1,0 +1,161 @@
+"""Frozen linear layers whose products a server computes on encrypted activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from privtuner import linear
+from privtuner.engines.base import Transport
+from privtuner.errors import InputError, WeightWithheldError
+from privtuner.nn.groups import EncryptedGroup
+from privtuner.nn.session import Session
+from privtuner.nn.traffic import TrafficMeter
+from privtuner.nn.withheld import WithheldWeight
+
+__all__ = ["EncryptedLayer", "EncryptedLinear", "traffic_of"]
+
+
+class EncryptedLayer(torch.nn.Module):
+    """What encrypted layers of every kind have in common.
+
+    There is no weight parameter: ``parameters()`` and ``state_dict()`` hold the bias alone, which is frozen.
+    ``weight`` answers for device, dtype and shape, and raises :class:`privtuner.errors.WeightWithheldError` when its
+    values are used. Copies made with :func:`copy.deepcopy` use the same server; pickling is refused.
+
+    Args:
+        group: the prepared layer this one shares.
+        member: which of the group's members this is.
+        bias: (out_features,), copied, or None.
+        dtype: dtype reported by ``weight``, that of the surrounding model.
+
+    Raises:
+        privtuner.errors.InputError: ``member`` is not in the group, or ``bias`` has the wrong shape.
+    """
+
+    in_features: int
+    out_features: int
+    bias: Any  # a frozen Parameter, or None
+
+    def __init__(
+        self,
+        group: EncryptedGroup,
+        member: int = 0,
+        *,
+        bias: torch.Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        torch.nn.Module.__init__(self)
+        if not 0 <= member < len(group.out_features):
+            raise InputError(
+                f"group '{group.name}' has members 0 to {len(group.out_features) - 1}; there is no member {member}"
+            )
+        self.group = group
+        self.member = member
+        self.in_features = group.in_features
+        self.out_features = group.out_features[member]
+        # Follows .to(), so that the reported device and dtype stay those of the model.
+        self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)
+        if bias is None:
+            self.register_parameter("bias", None)
+        else:
+            if tuple(bias.shape) != (self.out_features,):
+                raise InputError(
+                    f"layer '{group.name}': bias has shape {tuple(bias.shape)}; it must be ({self.out_features},)"
+                )
+            self.bias = torch.nn.Parameter(bias.detach().clone(), requires_grad=False)
+
+    @property
+    def _weight_shape(self) -> tuple[int, int]:
+        return (self.out_features, self.in_features)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Device, dtype and shape of the weight; its values are with the server."""
+        like: torch.Tensor = self._buffers["_like"]  # type: ignore[assignment]
+        return WithheldWeight.of(self._weight_shape, like)
+
+    def register_parameter(self, name: str, param: torch.nn.Parameter | None) -> None:
+        """Register ``param``, unless it would replace the weight."""
+        if name == "weight":
+            raise WeightWithheldError(
+                f"layer '{self.group.name}': its weight stays with the server and cannot be replaced"
+            )
+        super().register_parameter(name, param)
+
+    def reset_parameters(self) -> None:
+        """Refused: the weight is the server's."""
+        raise WeightWithheldError(f"layer '{self.group.name}': its weight stays with the server and cannot be reset")
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return ``input @ W.T + bias``, the product computed by the server on encrypted rows.
+
+        Args:
+            input: (..., in_features), float32, bfloat16 or float16. Products are computed in float32.
+
+        Returns:
+            (..., out_features) in the dtype of ``input``.
+
+        Raises:
+            privtuner.errors.InputError: wrong dtype or shape, or a NaN or infinity.
+            privtuner.errors.PrivtunerError: the transport failed, or the reply does not fit the request.
+        """
+        product = self.group.take(self.member, input)
+        return product if self.bias is None else product + self.bias.to(product.dtype)
+
+    def extra_repr(self) -> str:
+        """Return what ``print(model)`` shows of this layer."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, group='{self.group.name}'"
+        )
+
+
+class EncryptedLinear(EncryptedLayer, torch.nn.Linear):  # type: ignore[override]
+    """A frozen :class:`torch.nn.Linear` without its weight; see :class:`EncryptedLayer`.
+
+    PEFT's LoRA takes it as a base layer. For one layer on its own::
+
+        prepared = privtuner.linear.prepare(weight)                      # at the server
+        layer = EncryptedLinear.single("fc", prepared.public, LocalTransport({"fc": prepared}), bias=bias)
+    """
+
+    @classmethod
+    def single(
+        cls,
+        name: str,
+        public: linear.Public,
+        transport: Transport,
+        *,
+        bias: torch.Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        mask_cache_bytes: int | None = None,
+    ) -> EncryptedLinear:
+        """Return a layer that shares its input with no other.
+
+        Args:
+            name: wire name of the prepared layer.
+            public: its public part, of shape (out_features, in_features).
+            transport: carries requests to the server.
+            bias: (out_features,) or None.
+            dtype: dtype that ``weight`` reports.
+            mask_cache_bytes: see :class:`privtuner.nn.session.Session`.
+
+        Raises:
+            privtuner.errors.InputError: ``bias`` has the wrong shape, or ``transport`` is none.
+        """
+        session = Session(transport, mask_cache_bytes=mask_cache_bytes)
+        return cls(EncryptedGroup(name, public, [public.d_out], session), bias=bias, dtype=dtype)
+
+
+def traffic_of(model: torch.nn.Module) -> TrafficMeter:
+    """Return the counters of a model built from a bundle, with or without adapters around it.
+
+    Raises:
+        privtuner.errors.InputError: ``model`` has no encrypted layer.
+    """
+    for module in model.modules():
+        if isinstance(module, EncryptedLayer):
+            return module.group.session.meter
+    raise InputError(f"this {type(model).__name__} has no encrypted layer; build it with OwnerBundle.build")

@@ -1,0 +1,101 @@
+"""The data owner's end of the wire: one encrypted product, counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from privtuner import linear
+from privtuner.engines.base import Transport
+from privtuner.errors import InputError
+from privtuner.nn.live import LiveResource
+from privtuner.nn.padding import PaddingTracker
+from privtuner.nn.traffic import Traffic, TrafficMeter
+
+__all__ = ["Session"]
+
+
+class _TimedBlocks:
+    """Passes blocks on, counting their bytes and the time spent waiting for them."""
+
+    def __init__(self, blocks: Iterable[bytes]) -> None:
+        self._blocks = blocks
+        self.bytes = 0
+        self.wait_seconds = 0.0
+
+    def __iter__(self) -> Iterator[bytes]:
+        start = time.perf_counter()
+        for block in self._blocks:
+            self.wait_seconds += time.perf_counter() - start
+            self.bytes += len(block)
+            yield block
+            start = time.perf_counter()
+        self.wait_seconds += time.perf_counter() - start
+
+
+class Session(LiveResource):
+    """What all encrypted layers of one model share: transport, mask products, traffic counts, padding.
+
+    Args:
+        transport: carries requests to the server.
+        mask_cache_bytes: memory for the products of the public masks with the weights, which are then asked for once a
+            layer and direction instead of in every request; see :class:`privtuner.linear.MaskCache`. A layer takes
+            8 KB an output feature forward and 8 KB an input feature backward with ``linear-w8``, twice that with
+            ``linear-w16``. None sets no limit, 0 keeps none.
+
+    Raises:
+        privtuner.errors.InputError: ``transport`` lacks ``apply``, or ``mask_cache_bytes`` is negative.
+    """
+
+    def __init__(self, transport: Transport, *, mask_cache_bytes: int | None = None) -> None:
+        if not isinstance(transport, Transport):
+            raise InputError(
+                f"transport is a {type(transport).__name__} without an apply(layer, request) method; "
+                "give privtuner.nn.LocalTransport(...) or a remote transport"
+            )
+        self.transport = transport
+        self.meter = TrafficMeter()
+        self.padding = PaddingTracker()
+        self._masks = linear.MaskCache() if mask_cache_bytes is None else linear.MaskCache(mask_cache_bytes)
+
+    def product(
+        self, layer: str, public: linear.Public, x: npt.NDArray[np.float32], direction: linear.Direction
+    ) -> npt.NDArray[np.float32]:
+        """Return ``x @ W.T`` (forward) or ``x @ W`` (backward), computed by the server on encrypted rows.
+
+        Args:
+            layer: wire name.
+            public: the layer's public part.
+            x: float32 (tokens, d_in) forward, (tokens, d_out) backward; at least one token.
+            direction: "forward" or "backward".
+
+        Returns:
+            float32 (tokens, d_out) forward, (tokens, d_in) backward.
+
+        Raises:
+            privtuner.errors.InputError: ``x`` holds a NaN or an infinity, or has the wrong shape.
+            privtuner.errors.PrivtunerError: the transport failed or the reply does not fit the request.
+        """
+        start = time.perf_counter()
+        try:
+            request, secret = linear.encrypt(x, public, direction=direction, masks=self._masks)
+        except InputError as error:
+            what = "input" if direction == "forward" else "output gradient"
+            raise InputError(f"layer '{layer}', {what}: {error}") from error
+        sent = time.perf_counter()
+        blocks = _TimedBlocks(self.transport.apply(layer, request))
+        opened = time.perf_counter()
+        y: npt.NDArray[np.float32] = linear.decrypt(blocks, secret)
+        traffic = Traffic(
+            requests=1,
+            tokens=x.shape[0],
+            bytes_up=len(request),
+            bytes_down=blocks.bytes,
+            seconds=time.perf_counter() - start,
+            wait_seconds=opened - sent + blocks.wait_seconds,
+        )
+        self.meter.add(layer, direction, traffic)
+        return y

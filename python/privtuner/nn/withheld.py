@@ -1,0 +1,65 @@
+"""A stand-in for a weight whose values stay with the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from privtuner.errors import WeightWithheldError
+
+__all__ = ["WithheldWeight"]
+
+_T: Any = torch.Tensor
+# What code that wraps a layer asks of its weight without reading a value.
+_METADATA: frozenset[Any] = frozenset(
+    getter.__get__
+    for getter in (
+        _T.device,
+        _T.dtype,
+        _T.shape,
+        _T.ndim,
+        _T.requires_grad,
+        _T.is_meta,
+        _T.is_cuda,
+        _T.layout,
+    )
+) | {_T.size, _T.dim, _T.numel, _T.is_floating_point, _T.is_complex, _T.element_size}
+
+
+class WithheldWeight(torch.Tensor):
+    """Device, dtype and shape of a weight without its values; any use of a value raises.
+
+    Libraries such as PEFT look at a layer's ``weight`` to place and cast what they add to it. Adding an adapter works
+    with this; merging it, or initialising it from the weight (DoRA, PiSSA, OLoRA, ...), is refused with the reason.
+    """
+
+    @staticmethod
+    def of(shape: tuple[int, int], like: torch.Tensor) -> WithheldWeight:
+        """Return a stand-in of ``shape`` with the dtype and device of ``like``, holding a single element."""
+        one = torch.zeros(1, dtype=like.dtype, device=like.device)
+        return one.expand(shape).as_subclass(WithheldWeight)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func in _METADATA:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        raise WeightWithheldError(
+            "the values of a frozen weight stay with the server, so it cannot be merged with an adapter, read, written "
+            "or used to initialise one; keep the adapter separate (save_pretrained) and merge it where the clear "
+            "model is"
+        )
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"WithheldWeight(shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WithheldWeight:
+        return self
