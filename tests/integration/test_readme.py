@@ -1,0 +1,66 @@
+"""The scripts in README.md run as printed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+SCRIPTS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def run(script: str, folder: Path) -> str:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_there_are_two_scripts():
+    assert len(SCRIPTS) == README.count("```python") == 2
+
+
+def test_the_training_loop_learns_and_leaves_an_adapter(tmp_path):
+    losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", run(SCRIPTS[0], tmp_path))]
+    assert len(losses) == 5
+    assert losses[-1] < losses[0]
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_four_functions(tmp_path):
+    run(SCRIPTS[1], tmp_path)
+
+
+@pytest.mark.parametrize("command", ["serve", "train"])
+def test_the_command_lines_use_options_that_exist(command):
+    (line,) = re.findall(rf"^    privtuner {command} ((?:.*\\\n)*.*)$", README, re.MULTILINE)
+    help_text = run(f"from privtuner.cli import main; main(['{command}', '--help'])", Path())
+    options = set(re.findall(r"--[\w-]+", line))
+    assert options
+    assert options <= set(re.findall(r"--[\w-]+", help_text))
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_the_make_targets_exist(document):
+    text = (ROOT / document).read_text()
+    named = set(re.findall(r"(?:^    |`)make (?:\w+=\S+ )?([a-z-]+)", text, re.MULTILINE))
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert named
+    assert named <= set(phony.split())
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((\w[\w./-]*)\)", README))))
+def test_links_lead_somewhere(link):
+    assert (ROOT / link).exists()

@@ -1,0 +1,123 @@
+"""What is in the wheel, what it says of itself, and that it carries no code for one processor."""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import privtuner
+from privtuner import _core
+
+ROOT = Path(__file__).parents[2]
+INSTALLED = Path(privtuner.__file__).parent
+STUBS = INSTALLED / "_core.pyi"
+
+
+@pytest.fixture(scope="module")
+def distribution():
+    if INSTALLED.is_relative_to(ROOT / "python"):
+        pytest.skip("imports the source tree, not an installed wheel")
+    return importlib.metadata.distribution("privtuner")
+
+
+@pytest.fixture(scope="module")
+def files(distribution):
+    return {str(file) for file in distribution.files}
+
+
+def project_field(name: str) -> str:
+    (value,) = re.findall(rf'^{name} = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    return value
+
+
+def build_files() -> list[Path]:
+    names = ("CMakeLists.txt", "Makefile", "pyproject.toml", "constraints.txt", ".ci/run")
+    return [ROOT / name for name in names] + sorted((ROOT / "cmake").iterdir())
+
+
+def test_the_one_version_number(distribution):
+    assert distribution.version == project_field("version") == privtuner.__version__ == _core.__version__
+
+
+def test_no_other_file_states_the_version():
+    version = project_field("version")
+    for file in [*build_files(), *(ROOT / "python").rglob("*.py"), *(ROOT / "cpp").rglob("*.?pp")]:
+        if file.name not in ("pyproject.toml", "constraints.txt"):
+            assert f'"{version}"' not in file.read_text(), file
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(files):
+    for name in ("__init__.py", "py.typed", "_core.pyi"):
+        assert f"privtuner/{name}" in files
+    assert [name for name in files if re.fullmatch(r"privtuner/data/\w+\.csv", name)]
+    assert [name for name in files if re.fullmatch(r"privtuner/_core\..*so", name)]
+    assert [name for name in files if name.endswith("licenses/LICENSE")]
+    tops = {name.split("/")[0] for name in files if not name.startswith("..")}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"privtuner"}
+    assert not [name for name in files if name.endswith((".hpp", ".cpp", ".h", ".a"))]
+
+
+def test_every_source_file_is_in_the_wheel(files):
+    sources = (ROOT / "python").rglob("*.py")
+    assert {file.relative_to(ROOT / "python").as_posix() for file in sources} <= files
+
+
+def test_numpy_is_the_only_hard_requirement(distribution):
+    hard = [requirement for requirement in distribution.requires if "extra ==" not in requirement]
+    assert [re.split(r"[<>=!~ ;]", requirement)[0] for requirement in hard] == ["numpy"]
+
+
+def test_extras(distribution):
+    extras = set(distribution.metadata.get_all("Provides-Extra"))
+    assert extras == {"train", "service", "demo", "test", "bench", "lint"}
+
+
+def test_constraints_pin_every_direct_requirement(distribution):
+    pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    names = {re.split(r"[<>=!~ ;\[]", requirement)[0] for requirement in distribution.requires} - {"privtuner"}
+    assert names <= pinned
+
+
+def test_no_build_file_compiles_for_the_machine_it_runs_on():
+    for file in build_files():
+        assert not re.search(r"-m(arch|tune|cpu)=", file.read_text()), file
+
+
+def test_the_command_is_installed(distribution):
+    command = Path(sys.executable).with_name("privtuner")
+    result = subprocess.run([command, "--help"], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    for name in ("info", "serve", "train"):
+        assert name in result.stdout
+
+
+def public(names) -> set[str]:
+    return {name for name in names if not name.startswith("_") or name == "__version__"}
+
+
+def stub_names(body: list[ast.stmt]) -> set[str]:
+    names = set()
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+        elif isinstance(node, ast.Assign):
+            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+    return public(names)
+
+
+def test_stubs_name_what_the_module_has():
+    assert stub_names(ast.parse(STUBS.read_text()).body) == public(dir(_core))
+
+
+def test_stubs_name_the_members_of_every_class():
+    stubs = [node for node in ast.parse(STUBS.read_text()).body if isinstance(node, ast.ClassDef)]
+    classes = {name for name in public(dir(_core)) if isinstance(getattr(_core, name), type)}
+    assert {stub.name for stub in stubs} == classes
+    for stub in stubs:
+        assert stub_names(stub.body) == public(vars(getattr(_core, stub.name))), stub.name
