@@ -1,0 +1,323 @@
+"""The command ``privtuner``: serve, train, info, demo.
+
+Results go to standard output, progress and errors to standard error. Exit status: 0 done, 1 failed, 2 the arguments or
+the data cannot be used, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import privtuner
+from privtuner.errors import InputError, PrivtunerError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from privtuner.lora.training import TrainConfig, TrainResult
+    from privtuner.service import RemoteTransport
+
+__all__ = ["main"]
+
+_EXTRAS = {
+    "grpc": "service",
+    "matplotlib": "train",
+    "peft": "train",
+    "safetensors": "train",
+    "torch": "train",
+    "tqdm": "train",
+    "transformers": "train",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    Args:
+        argv: arguments after the command's name; those of the process when None.
+    """
+    # Nothing is ever downloaded, and gRPC's own log would repeat in riddles what the errors below say.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        arguments = _parser().parse_args(argv)
+        status: int = arguments.run(arguments)
+        return status
+    except InputError as error:
+        return _fail(error, 2)
+    except PrivtunerError as error:
+        return _fail(error, 1)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        return _fail(f"this command needs {error.name}: pip install 'privtuner[{extra}]'", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing more was written", 130)
+
+
+def _fail(reason: object, status: int) -> int:
+    print("privtuner: error:", " ".join(str(reason).split()), file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error of the command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"privtuner: error: {message}; see '{self.prog} --help'\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="privtuner", description="Private fine-tuning through encrypted linear layers.")
+    parser.add_argument("--version", action="version", version=f"privtuner {privtuner.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    serve = commands.add_parser("serve", help="hold a model's frozen weights and compute on encrypted activations")
+    serve.add_argument("--model", required=True, metavar="DIR", help="model directory (config.json, model.safetensors)")
+    serve.add_argument("--port", type=int, default=50051, help="TCP port, 0 for a free one (default %(default)s)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    serve.add_argument("--preset", default="linear-w8", help="linear-w8 (default) or linear-w16")
+    serve.add_argument(
+        "--allow-plaintext",
+        action="store_true",
+        help="listen on an address that other machines can reach, without TLS or authentication",
+    )
+    _add_threads(serve)
+    serve.set_defaults(run=_serve)
+
+    train = commands.add_parser("train", help="fine-tune a text classifier through a server, or in the clear")
+    where = train.add_mutually_exclusive_group(required=True)
+    where.add_argument("--server", metavar="HOST:PORT", help="a running 'privtuner serve'")
+    where.add_argument("--plain", action="store_true", help="train in the clear, for comparison; needs --model")
+    train.add_argument("--model", metavar="DIR", help="model directory, with --plain only")
+    train.add_argument("--data", required=True, metavar="CSV", help="training texts")
+    train.add_argument("--eval", metavar="CSV", help="test texts; without it no accuracy is measured")
+    train.add_argument("--text-column", default="text", metavar="NAME", help="(default %(default)s)")
+    train.add_argument("--label-column", default="label", metavar="NAME", help="(default %(default)s)")
+    train.add_argument("--out", required=True, metavar="DIR", help="where the adapter, numbers and loss curve go")
+    train.add_argument("--json", metavar="FILE", help="write the run's numbers to this file too")
+    train.add_argument("--steps", type=int, default=150, help="optimiser steps (default %(default)s)")
+    train.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts a step (default %(default)s)")
+    train.add_argument("--lr", type=float, default=5e-3, help="peak learning rate, adapters (default %(default)s)")
+    train.add_argument("--head-lr", type=float, default=3e-2, help="peak learning rate, head (default %(default)s)")
+    train.add_argument("--lora-r", type=int, default=8, metavar="R", help="rank of the adapters (default %(default)s)")
+    train.add_argument(
+        "--targets", default="query,value", metavar="A,B", help="layers that get adapters (default %(default)s)"
+    )
+    train.add_argument("--max-length", type=int, default=64, metavar="N", help="tokens a text (default %(default)s)")
+    train.add_argument("--seed", type=int, default=0, help="of batches, adapters and head (default %(default)s)")
+    _add_threads(train)
+    train.set_defaults(run=_train)
+
+    info = commands.add_parser("info", help="version, compiler, instruction sets, engines")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    info.set_defaults(run=_info)
+
+    demo = commands.add_parser("demo", help="fine-tune MiniLM plain and encrypted, and compare")
+    demo.add_argument("--out", default="demo-out", metavar="DIR", help="where results go (default %(default)s)")
+    demo.add_argument("--steps", type=int, default=60, help="optimiser steps of each run (default %(default)s)")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: all processors)")
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        privtuner.set_num_threads(threads)
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _quiet_transformers() -> None:
+    import warnings
+
+    import transformers
+
+    # What PEFT and transformers think of each other is nothing a user of this command can act on.
+    warnings.simplefilter("ignore", FutureWarning)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from privtuner import info
+
+    facts = info.collect()
+    print(json.dumps(facts, indent=1) if arguments.json else info.render(facts))
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from privtuner import demo
+
+    demo.run(Path(arguments.out), arguments.steps)
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    import logging
+
+    from privtuner.nn import split_pretrained
+    from privtuner.service import Server
+
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    _set_threads(arguments.threads)
+    _quiet_transformers()
+    print(f"privtuner: preparing {arguments.model}", file=sys.stderr)
+    name = Path(arguments.model).resolve().name
+    server = Server(
+        split_pretrained(arguments.model, arguments.preset),
+        host=arguments.host,
+        port=arguments.port,
+        name=name,
+        allow_plaintext=arguments.allow_plaintext,
+    )
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    with server:
+        layers = server.hello["layers"]
+        print(f"privtuner: serving {name}, {layers} layers, at {server.address}; Ctrl-C stops", flush=True)
+        # A signal that another thread takes does not wake the main one, so it looks from time to time.
+        while not stopped.wait(0.5):
+            pass
+    total = server.counts().total()
+    print(f"privtuner: stopped after {total.requests} requests", flush=True)
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    if arguments.plain and not arguments.model:
+        raise InputError("--plain needs --model DIR: the weights to train with in the clear")
+    if arguments.server and arguments.model:
+        raise InputError("--model goes with --plain only; with --server the model is the server's")
+    from privtuner.lora import dataset, report
+    from privtuner.lora.training import TrainConfig, prepare_model, train_classifier
+
+    _quiet_transformers()
+    _set_threads(arguments.threads)
+    config = TrainConfig(
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        lr=arguments.lr,
+        head_lr=arguments.head_lr,
+        lora_r=arguments.lora_r,
+        targets=tuple(target.strip() for target in arguments.targets.split(",")),
+        seed=arguments.seed,
+        max_length=arguments.max_length,
+    )
+    columns = (arguments.text_column, arguments.label_column)
+    train = dataset.read_csv(arguments.data, *columns)
+    test = dataset.read_csv(arguments.eval, *columns) if arguments.eval else None
+    labels = dataset.label_names(train, test)
+    out = report.ensure_writable(arguments.out)
+    if arguments.json:
+        report.ensure_writable_file(arguments.json)
+
+    transport = _connect(arguments.server) if arguments.server else None
+    try:
+        model, tokenizer = _encrypted_model(transport, labels) if transport else _plain_model(arguments.model, labels)
+        encoded = dataset.encode(train, tokenizer, labels, config.max_length)
+        encoded_test = dataset.encode(test, tokenizer, labels, config.max_length) if test else None
+        model.config.pad_token_id = encoded.pad_id
+        adapted = prepare_model(model, config)
+        result = train_classifier(adapted, encoded, encoded_test, config)
+        numbers = {**result.to_dict(), "labels": len(labels), "training_texts": len(train.texts)}
+        if transport:
+            numbers["server"] = transport.counts().to_dict()
+    finally:
+        if transport:
+            transport.close()
+    report.save_adapter(adapted, labels, out)
+    report.save_json(numbers, out / "metrics.json")
+    if arguments.json:
+        report.save_json(numbers, Path(arguments.json))
+    title = f"{result.mode} fine-tuning, {config.steps} steps of {config.batch_size} texts"
+    report.save_loss_curve({result.mode: [step.loss for step in result.steps]}, out / "loss.png", title)
+    _print_result(result, config, len(train.texts), len(labels), out)
+    return 0
+
+
+def _connect(address: str) -> RemoteTransport:
+    from privtuner.service import RemoteTransport
+    from privtuner.service.protocol import is_loopback, parse_address
+
+    transport = RemoteTransport(address)
+    if not is_loopback(parse_address(address)[0]):
+        print(
+            f"privtuner: warning: {address} is another machine and the connection has no TLS: activations are "
+            "encrypted, but somebody in between could exchange the model you fetch",
+            file=sys.stderr,
+        )
+    return transport
+
+
+def _label_maps(labels: Sequence[str]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
+
+
+def _encrypted_model(
+    transport: RemoteTransport, labels: Sequence[str]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    hello = transport.hello()
+    print(f"privtuner: fetching what the owner needs of {hello['model']}, preset {hello['preset']}", file=sys.stderr)
+    bundle = transport.fetch_bundle()
+    model = bundle.build(transport, num_labels=len(labels), **_label_maps(labels))
+    return model, bundle.tokenizer()
+
+
+def _plain_model(directory: str, labels: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    options = {"local_files_only": True, "trust_remote_code": False}
+    if not (Path(directory) / "config.json").is_file():
+        raise InputError(f"{directory} is no model directory: it has no config.json")
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            directory,
+            num_labels=len(labels),
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            **_label_maps(labels),
+            **options,
+        )
+        return model.eval(), AutoTokenizer.from_pretrained(directory, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"cannot load a model from {directory}: {error}") from error
+
+
+def _print_result(result: TrainResult, config: TrainConfig, texts: int, labels: int, out: Path) -> None:
+    lines = [
+        ("mode", result.mode),
+        ("data", f"{texts} training texts, {labels} labels"),
+        (
+            "steps",
+            f"{config.steps} of {config.batch_size} texts, LoRA r = {config.lora_r} on {','.join(config.targets)}",
+        ),
+        ("loss", f"{result.steps[0].loss:.3f} at the first step, {result.steps[-1].loss:.3f} at the last"),
+    ]
+    if result.before and result.after:
+        accuracy = f"{result.before.accuracy:.1%} before, {result.after.accuracy:.1%} after"
+        lines.append(("accuracy", f"{accuracy}, on {result.after.texts} test texts"))
+    lines.append(("time", f"{result.seconds_per_step:.3f} s a step (median)"))
+    if result.mode == "encrypted":
+        up, down = result.bytes_up_per_token, result.bytes_down_per_token
+        lines.append(("traffic", f"{up:,.0f} bytes a token to the server, {down:,.0f} back, forward and backward"))
+    lines.append(("written", f"{out}: adapter, labels.json, metrics.json, loss.png"))
+    for name, text in lines:
+        print(f"{name:10}{text}")

@@ -1,0 +1,311 @@
+"""Fine-tunes a sequence classifier with LoRA. The same loop trains in the clear and through encrypted layers.
+
+With the same seed both see the same batches and start from the same adapters and head, so that the difference between
+two runs is that of the arithmetic: 8-bit frozen weights and the noise of the encryption.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from privtuner.errors import InputError, PrivtunerError
+from privtuner.lora.dataset import Encoded, length_batches, shuffled
+from privtuner.lora.peft_adapter import add_lora, trainable_heads
+from privtuner.nn import EncryptedLayer, Traffic, TrafficMeter, traffic_of
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "Evaluation",
+    "Step",
+    "TrainConfig",
+    "TrainResult",
+    "evaluate",
+    "iterate_steps",
+    "prepare_model",
+    "train_classifier",
+]
+
+EVAL_TOKENS = 2048
+"""Tokens in a batch of evaluation: one full group of the encryption, whose cost does not depend on how full it is."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        steps: optimiser steps, at least 1.
+        batch_size: texts a step, at least 1.
+        lr: peak learning rate of the adapters, positive.
+        head_lr: peak learning rate of the head, positive. Larger, because the head starts from nothing and the frozen
+            pooler before it may scale its features down a lot.
+        warmup: part of the steps over which the rates rise linearly from zero, in [0, 1); they fall linearly after.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+        lora_r: rank of the adapters.
+        lora_alpha: the adapters' update is scaled by ``lora_alpha / lora_r``.
+        targets: ends of the names of the layers that get adapters.
+        seed: of batches, adapters and head.
+        max_length: tokens at which texts are cut.
+
+    Raises:
+        privtuner.errors.InputError: a value outside its range.
+    """
+
+    steps: int = 150
+    batch_size: int = 64
+    lr: float = 5e-3
+    head_lr: float = 3e-2
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    lora_r: int = 8
+    lora_alpha: int = 16
+    targets: tuple[str, ...] = ("query", "value")
+    seed: int = 0
+    max_length: int = 64
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1), ("lora_r", 1), ("lora_alpha", 1), ("max_length", 3)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; give at least {least}")
+        for name in ("lr", "head_lr", "clip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InputError(f"{name} is {getattr(self, name)}; give a positive number")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup is {self.warmup}; give a part of the steps in [0, 1)")
+        if not 0 <= self.seed < 1 << 63:
+            raise InputError(f"seed is {self.seed}; give 0 or a positive number below 2**63")
+        if not self.targets or not all(self.targets):
+            raise InputError(f"targets are {list(self.targets)}; name the layers that get adapters")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step.
+
+    Attributes:
+        loss: mean cross-entropy of the batch in nats, before the step.
+        lr: learning rate of the adapters.
+        seconds: wall time.
+        tokens: tokens of the batch without padding.
+        bytes_up: bytes sent to the server, 0 in the clear.
+        bytes_down: bytes received from it.
+    """
+
+    loss: float
+    lr: float
+    seconds: float
+    tokens: int
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy (0..1) on a labelled set, and what finding it took."""
+
+    accuracy: float
+    texts: int
+    tokens: int
+    seconds: float
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run did.
+
+    Attributes:
+        mode: "encrypted" or "plain".
+        config: how it trained.
+        steps: one entry a step.
+        before: evaluation of the untrained head, None when there was no test set.
+        after: evaluation at the end.
+    """
+
+    mode: str
+    config: TrainConfig
+    steps: list[Step] = field(default_factory=list)
+    before: Evaluation | None = None
+    after: Evaluation | None = None
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Median wall time of a step."""
+        return statistics.median(step.seconds for step in self.steps)
+
+    @property
+    def bytes_up_per_token(self) -> float:
+        """Bytes sent for one token's forward and backward pass, over all steps."""
+        return sum(step.bytes_up for step in self.steps) / sum(step.tokens for step in self.steps)
+
+    @property
+    def bytes_down_per_token(self) -> float:
+        """Bytes received for one token's forward and backward pass, over all steps."""
+        return sum(step.bytes_down for step in self.steps) / sum(step.tokens for step in self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready form: everything above, the summary first."""
+        return {
+            "mode": self.mode,
+            "accuracy_before": self.before.accuracy if self.before else None,
+            "accuracy_after": self.after.accuracy if self.after else None,
+            "final_loss": self.steps[-1].loss,
+            "seconds_per_step": self.seconds_per_step,
+            "bytes_up_per_token": self.bytes_up_per_token,
+            "bytes_down_per_token": self.bytes_down_per_token,
+            "config": asdict(self.config),
+            "before": asdict(self.before) if self.before else None,
+            "after": asdict(self.after) if self.after else None,
+            "steps": [asdict(step) for step in self.steps],
+        }
+
+
+def prepare_model(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
+    """Freeze all but the head, start the head anew and add adapters, all from ``config.seed``.
+
+    Args:
+        model: a sequence classifier, in the clear or from :meth:`privtuner.nn.OwnerBundle.build`.
+        config: adapters and seed.
+
+    Raises:
+        privtuner.errors.InputError: the model has no head outside its base model, or a target names no layer.
+    """
+    for parameter in model.base_model.parameters():
+        parameter.requires_grad_(False)
+    heads = trainable_heads(model)
+    if not heads:
+        raise InputError(f"this {type(model).__name__} has no classification head to train; serve another model")
+    generator = torch.Generator().manual_seed(config.seed)
+    for head in heads:
+        for module in model.get_submodule(head).modules():
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.normal_(module.weight, std=model.config.initializer_range, generator=generator)
+                if module.bias is not None:
+                    torch.nn.init.zeros_(module.bias)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        adapted = add_lora(
+            model, r=config.lora_r, alpha=config.lora_alpha, targets=config.targets, modules_to_save=heads
+        )
+    # No dropout: training in eval mode makes both runs compute the same function.
+    return adapted.eval()
+
+
+def train_classifier(
+    model: PeftModel, train: Encoded, test: Encoded | None, config: TrainConfig, *, progress: bool = True
+) -> TrainResult:
+    """Train ``model`` in place, evaluating before and after.
+
+    Args:
+        model: from :func:`prepare_model`.
+        train: texts to learn from.
+        test: texts to evaluate on; None leaves evaluation out.
+        config: how to train.
+        progress: show a bar on standard error.
+
+    Raises:
+        privtuner.errors.PrivtunerError: the loss is no longer finite, or the server failed.
+    """
+    before = evaluate(model, test, progress=progress, title="before") if test is not None else None
+    steps = list(iterate_steps(model, train, config, progress=progress))
+    after = evaluate(model, test, progress=progress, title="after") if test is not None else None
+    return TrainResult(_mode(model), config, steps, before, after)
+
+
+def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, progress: bool = True) -> Iterator[Step]:
+    """Train ``model`` in place, one step for each entry asked for; see :func:`train_classifier`."""
+    from tqdm import tqdm
+
+    mode, meter = _mode(model), _meter(model)
+    adapters, head = _trained(model)
+    groups = [{"params": adapters, "lr": config.lr}, {"params": head, "lr": config.head_lr}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
+    batches = shuffled(train, config.batch_size, config.seed)
+    with tqdm(total=config.steps, desc=mode, unit="step", disable=not progress, dynamic_ncols=True) as bar:
+        for number in range(1, config.steps + 1):
+            batch = next(batches)
+            start, sent = time.perf_counter(), meter.total()
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            loss = torch.nn.functional.cross_entropy(logits.float(), batch.targets)
+            if not math.isfinite(loss.item()):
+                raise PrivtunerError(
+                    f"the loss is {loss.item()} at step {number} of {config.steps}; use a lower learning rate"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([*adapters, *head], config.clip)
+            rate = float(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+            moved: Traffic = meter.total() - sent
+            step = Step(loss.item(), rate, time.perf_counter() - start, batch.tokens, moved.bytes_up, moved.bytes_down)
+            bar.set_postfix_str(_postfix(step), refresh=False)
+            bar.update()
+            yield step
+
+
+def _trained(model: PeftModel) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """Return the trained parameters of the adapters and those of the head."""
+    adapters: list[torch.nn.Parameter] = []
+    head: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (adapters if ".lora_" in name else head).append(parameter)
+    return adapters, head
+
+
+@torch.no_grad()
+def evaluate(model: PeftModel, data: Encoded, *, progress: bool = False, title: str = "evaluation") -> Evaluation:
+    """Return the part of ``data`` that ``model`` classifies rightly."""
+    from tqdm import tqdm
+
+    meter = _meter(model)
+    start, sent = time.perf_counter(), meter.total()
+    right = tokens = 0
+    with tqdm(total=len(data), desc=f"accuracy {title}", unit="text", disable=not progress, leave=False) as bar:
+        for batch in length_batches(data, EVAL_TOKENS):
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            right += int((logits.argmax(-1) == batch.targets).sum())
+            tokens += batch.tokens
+            bar.update(len(batch.targets))
+    moved = meter.total() - sent
+    seconds = time.perf_counter() - start
+    return Evaluation(right / len(data), len(data), tokens, seconds, moved.bytes_up, moved.bytes_down)
+
+
+def _mode(model: PeftModel) -> str:
+    return "encrypted" if any(isinstance(module, EncryptedLayer) for module in model.modules()) else "plain"
+
+
+def _meter(model: PeftModel) -> TrafficMeter:
+    """Return the counters of an encrypted model; those of a plain one stay at zero."""
+    return traffic_of(model) if _mode(model) == "encrypted" else TrafficMeter()
+
+
+def _rate(step: int, config: TrainConfig) -> float:
+    """Return the part of the peak learning rate for ``step``, counted from 0: up to 1 over the warm-up, then down."""
+    warm = max(1, round(config.warmup * config.steps))
+    if step < warm:
+        return (step + 1) / warm
+    return max(0.0, (config.steps - step) / (config.steps - warm + 1))
+
+
+def _postfix(step: Step) -> str:
+    text = f"loss {step.loss:.3f}, {step.seconds:.2f} s/step"
+    if step.bytes_up:
+        text += f", up {step.bytes_up / 1e6:.0f} MB/step, down {step.bytes_down / 1e6:.0f} MB/step"
+    return text

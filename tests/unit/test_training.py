@@ -1,0 +1,250 @@
+"""The training loop: settings, equal starts in the clear and encrypted, what it learns and what it records."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from privtuner.errors import InputError, PrivtunerError
+from privtuner.lora.dataset import TextTable, encode, label_names
+from privtuner.lora.training import (
+    Step,
+    TrainConfig,
+    TrainResult,
+    _rate,
+    evaluate,
+    prepare_model,
+    train_classifier,
+)
+from privtuner.nn import LocalTransport, split_pretrained, traffic_of
+from text_cases import one_thread, rows, tiny_model_directory
+
+# PEFT asks transformers for a property that transformers renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny_model_directory(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def parts(directory):
+    return split_pretrained(directory)
+
+
+@pytest.fixture(scope="module")
+def data(directory):
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tables = [TextTable("", *map(tuple, zip(*rows(*span), strict=True))) for span in ((0, 90), (90, 30))]
+    labels = label_names(*tables)
+    return tuple(encode(table, tokenizer, labels) for table in tables)
+
+
+CONFIG = TrainConfig(steps=12, batch_size=16, lr=2e-2, head_lr=5e-2, lora_r=4, seed=3)
+
+
+def plain_model(directory):
+    return AutoModelForSequenceClassification.from_pretrained(directory, num_labels=3)
+
+
+def encrypted_model(parts):
+    return parts.bundle.build(LocalTransport(parts.server), num_labels=3)
+
+
+def quantised_model(directory, parts):
+    """The clear model with the weights that the server computes with."""
+    model = plain_model(directory)
+    for wire, spec in parts.bundle.groups.items():
+        prepared = parts.server[wire]
+        weight = torch.from_numpy(prepared.public.delta[:, None] * prepared.quantised()).float()
+        for name, rows_ in zip(spec.members, weight.split(list(spec.members.values())), strict=True):
+            model.base_model.get_submodule(name).weight.data = rows_
+    return model
+
+
+def trained(model):
+    return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("batch_size", 0),
+        ("lora_r", 0),
+        ("lora_alpha", 0),
+        ("max_length", 2),
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("head_lr", -1.0),
+        ("head_lr", math.inf),
+        ("clip", 0.0),
+        ("warmup", 1.0),
+        ("warmup", -0.1),
+        ("seed", -1),
+        ("seed", 1 << 63),
+        ("targets", ()),
+        ("targets", ("query", "")),
+    ],
+)
+def test_setting_out_of_range(field, value):
+    with pytest.raises(InputError, match=field):
+        TrainConfig(**{field: value})
+
+
+def test_rate_rises_and_falls():
+    config = TrainConfig(steps=10, warmup=0.2)
+    assert [round(_rate(step, config), 6) for step in range(10)] == [
+        0.5,
+        1.0,
+        *(round(left / 9, 6) for left in range(8, 0, -1)),
+    ]
+    assert _rate(10, config) == 0.0
+
+
+def test_rate_of_a_single_step():
+    assert _rate(0, TrainConfig(steps=1)) == 1.0
+
+
+def test_plain_and_encrypted_start_alike(directory, parts):
+    plain = trained(prepare_model(plain_model(directory), CONFIG))
+    torch.rand(17)
+    encrypted = trained(prepare_model(encrypted_model(parts), CONFIG))
+    assert plain.keys() == encrypted.keys()
+    assert any("lora_A" in name for name in plain)
+    assert all(torch.equal(plain[name], encrypted[name]) for name in plain)
+
+
+def test_seed_sets_adapters_and_head(directory):
+    one, other = (trained(prepare_model(plain_model(directory), TrainConfig(seed=seed, lora_r=4))) for seed in (0, 1))
+    changed = {name for name in one if not torch.equal(one[name], other[name])}
+    assert any("lora_A" in name for name in changed)
+    assert any("classifier" in name for name in changed)
+
+
+def test_preparation_leaves_the_generator_alone(directory):
+    model = plain_model(directory)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    prepare_model(model, CONFIG)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_only_adapters_and_head_are_trained(directory):
+    model = prepare_model(plain_model(directory), CONFIG)
+    assert all("lora_" in name or "classifier" in name for name in trained(model))
+    assert not model.training
+
+
+def test_unknown_target(parts):
+    with pytest.raises(InputError, match="'nothing' matches no module"):
+        prepare_model(encrypted_model(parts), TrainConfig(targets=("nothing",)))
+
+
+def test_model_without_a_head(parts):
+    headless = parts.bundle.build(LocalTransport(parts.server))
+    with pytest.raises(InputError, match="no classification head"):
+        prepare_model(headless, CONFIG)
+
+
+def run(model, data, config=CONFIG):
+    adapted = prepare_model(model, config)
+    return adapted, train_classifier(adapted, *data, config, progress=False)
+
+
+def test_plain_training_repeats_exactly(directory, data):
+    first, second = (run(plain_model(directory), data)[1] for _ in range(2))
+    assert [step.loss for step in first.steps] == [step.loss for step in second.steps]
+
+
+def test_encrypted_training_follows_the_quantised_model(directory, parts, data):
+    config = dataclasses.replace(CONFIG, steps=20)
+    _, result = run(encrypted_model(parts), data, config)
+    _, expected = run(quantised_model(directory, parts), data, config)
+    assert (result.mode, expected.mode) == ("encrypted", "plain")
+    assert [step.tokens for step in result.steps] == [step.tokens for step in expected.steps]
+    # The first loss comes before any step: only the noise of one forward pass is in it.
+    assert result.steps[0].loss == pytest.approx(expected.steps[0].loss, abs=1e-3)
+    drift = max(abs(a.loss - b.loss) for a, b in zip(result.steps, expected.steps, strict=True))
+    assert drift < 0.1 * (expected.steps[0].loss - expected.steps[-1].loss)
+    assert expected.steps[-1].loss < 0.8 * expected.steps[0].loss
+
+
+def test_training_learns(parts, data):
+    _, result = run(encrypted_model(parts), data, dataclasses.replace(CONFIG, steps=20))
+    assert result.after.accuracy > result.before.accuracy + 0.3
+
+
+def test_frozen_part_stays_as_it_is(parts, data):
+    model = encrypted_model(parts)
+    before = copy.deepcopy(dict(model.base_model.state_dict()))
+    adapted, _ = run(model, data)
+    after = adapted.get_base_model().base_model.state_dict()
+    for name, value in before.items():
+        wrapped = name.replace(".query.", ".query.base_layer.").replace(".value.", ".value.base_layer.")
+        assert torch.equal(after[wrapped], value)
+
+
+def test_every_byte_is_recorded(parts, data):
+    adapted, result = run(encrypted_model(parts), data)
+    total = traffic_of(adapted).total()
+    evaluations = (result.before, result.after)
+    for field in ("bytes_up", "bytes_down"):
+        assert sum(getattr(entry, field) for entry in (*result.steps, *evaluations)) == getattr(total, field) > 0
+    tokens = sum(step.tokens for step in result.steps)
+    assert result.bytes_up_per_token == sum(step.bytes_up for step in result.steps) / tokens
+
+
+def test_without_a_test_set_there_is_no_accuracy(directory, data):
+    _, result = run(plain_model(directory), (data[0], None), TrainConfig(steps=1, batch_size=4))
+    assert result.before is None
+    assert result.after is None
+    assert result.to_dict()["accuracy_after"] is None
+    assert result.to_dict()["before"] is None
+
+
+def test_loss_that_is_no_number_stops_training(directory, data):
+    with pytest.raises(PrivtunerError, match="the loss is nan at step .*lower learning rate"):
+        run(plain_model(directory), (data[0], None), TrainConfig(steps=20, batch_size=4, lr=1e30, head_lr=1e30))
+
+
+def test_evaluation_counts_right_answers(directory, data):
+    model = prepare_model(plain_model(directory), CONFIG)
+    test = data[1]
+    with torch.no_grad():
+        answers = [int(model(input_ids=torch.tensor([row])).logits.argmax()) for row in test.tokens]
+    expected = sum(answer == target for answer, target in zip(answers, test.targets.tolist(), strict=True))
+    found = evaluate(model, test)
+    assert found.accuracy == expected / len(test)
+    assert (found.texts, found.tokens) == (30, sum(map(len, test.tokens)))
+    assert found.bytes_up == found.bytes_down == 0
+
+
+def test_progress_goes_to_standard_error(parts, data, capsys):
+    adapted = prepare_model(encrypted_model(parts), CONFIG)
+    train_classifier(adapted, data[0], None, TrainConfig(steps=2, batch_size=4))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(part in err for part in ("encrypted", "loss", "s/step", "MB/step"))
+
+
+def test_result_sums_up():
+    steps = [Step(3.0, 0.1, seconds, 10, 500, 700) for seconds in (1.0, 9.0, 2.0)]
+    result = TrainResult("encrypted", CONFIG, steps)
+    assert result.seconds_per_step == 2.0
+    assert (result.bytes_up_per_token, result.bytes_down_per_token) == (50, 70)
+    entry = result.to_dict()
+    assert entry["final_loss"] == 3.0
+    assert entry["config"]["targets"] == ("query", "value")
+    assert len(entry["steps"]) == 3
