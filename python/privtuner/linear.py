@@ -154,11 +154,12 @@ def prepare(weight: npt.ArrayLike, preset: str = "linear-w8") -> Prepared:
     Symmetric, per output row: ``delta[k] = max|weight[k]| / 127`` (32639 for ``linear-w16``), rounded to nearest even.
 
     Args:
-        weight: (d_out, d_in) of a floating dtype, finite; both dimensions in [1, 65536].
+        weight: (d_out, d_in) of a floating dtype, every value finite in float32; both dimensions in [1, 65536].
         preset: one of `PRESETS`.
 
     Raises:
-        InputError: wrong shape or dtype, a value that is not finite (its place is named), or an unknown preset.
+        InputError: wrong shape or dtype, a value that is not finite in float32 (its place is named), or an unknown
+            preset.
     """
     w = np.asarray(weight)
     if w.ndim != 2 or 0 in w.shape:
@@ -170,7 +171,12 @@ def prepare(weight: npt.ArrayLike, preset: str = "linear-w8") -> Prepared:
     info = _core.preset_info(preset)
     w = w.astype(np.float64)
     _require_finite("weight", w)
-    delta = np.abs(w).max(axis=1) / info["max_weight"]
+    largest = np.abs(w).max(axis=1)
+    if largest.max() > np.finfo(np.float32).max:
+        raise InputError(
+            f"weight[{int(largest.argmax())}] holds {largest.max()}: every value must be finite in float32"
+        )
+    delta = largest / info["max_weight"]
     integers: npt.NDArray[Any] = np.zeros(w.shape, np.int8 if info["weight_bytes"] == 1 else np.int16)
     rows = delta > 0
     # Rows whose largest weight is so small that the division is subnormal round beyond the range without the clip.
@@ -247,10 +253,13 @@ def decrypt(reply: BytesLike | Iterable[BytesLike], secret: Secret) -> npt.NDArr
         float32 (tokens, d_out) forward, (tokens, d_in) backward.
 
     Raises:
-        MessageError: a block is malformed, truncated, corrupted, out of order, or answers another request. The secret
-            stays usable: the right reply can still be decrypted.
+        MessageError: a block is malformed, truncated, corrupted, out of order, or answers another request. Unless the
+            fault comes after the last output, the secret stays usable: the right reply can still be decrypted.
         SecretError: the secret was used or wiped.
+        InputError: ``secret`` is no secret.
     """
+    if not isinstance(secret, Secret):
+        raise InputError(f"secret is of type {type(secret).__name__}: expected the Secret that encrypt returned")
     decryption = _core.Decryption(secret)
     for block in [reply] if isinstance(reply, (bytes, bytearray, memoryview)) else reply:
         decryption.feed(block)
@@ -277,6 +286,7 @@ def error_bound(public: Public, x: npt.ArrayLike, direction: Direction = "forwar
         InputError: as for `encrypt`.
     """
     batch = _as_batch(x, public, direction).astype(np.float64)
+    _require_finite("x", batch)
     forward = direction == "forward"
     if not forward:
         batch = batch * public.delta

@@ -24,6 +24,8 @@ inline void amx_configure() {
     std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
   } config;
+  // Some compilers' _tile_loadconfig admits to reading 8 of these 64 bytes: no store to the rest may be dropped.
+  __asm__ __volatile__("" : : "r"(&config) : "memory");
   _tile_loadconfig(&config);
 }
 

@@ -205,6 +205,8 @@ Public Public::from_bytes(const std::uint8_t* data, std::size_t size) {
     if (linear::preset(name).hash == hash) result.preset = &linear::preset(name);
   }
   require(result.preset != nullptr, "public part: unknown parameters: install the same privtuner on both sides");
+  require(header.direction == Direction::forward && header.request == RequestId{},
+          "public part: a field it does not use is not zero");
   result.id = header.layer;
   Reader in(data + kHeaderBytes);
   result.d_out = in.get<std::uint32_t>();
@@ -225,7 +227,7 @@ Public Public::from_bytes(const std::uint8_t* data, std::size_t size) {
   result.delta.resize(result.d_out);
   for (double& value : result.delta) {
     value = in.get<double>();
-    require(std::isfinite(value) && value >= 0, "public part: a scale is negative or not finite");
+    require(value >= 0 && value <= kMaxScale, "public part: a scale is not a float32 from 0 on");
   }
   return result;
 }

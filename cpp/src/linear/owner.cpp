@@ -69,10 +69,11 @@ std::size_t MaskCache::bytes() const {
   return bytes_;
 }
 
-std::shared_ptr<const MaskCache::Entry> MaskCache::find(const LayerId& layer, Direction direction) const {
+std::shared_ptr<const MaskCache::Entry> MaskCache::find(const LayerId& layer, Direction direction,
+                                                        std::size_t bytes) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto found = entries_.find({layer, direction});
-  return found == entries_.end() ? nullptr : found->second;
+  return found == entries_.end() || found->second->words.size() != bytes ? nullptr : found->second;
 }
 
 std::shared_ptr<MaskCache::Entry> MaskCache::reserve(std::size_t bytes) const {
@@ -91,10 +92,20 @@ void MaskCache::insert(const LayerId& layer, Direction direction, std::shared_pt
 }
 
 void Secret::wipe() noexcept {
+  const std::lock_guard<std::mutex> lock(*mutex_);
+  erase();
+}
+
+void Secret::erase() noexcept {
   groups_.wipe();
   inverse_scales_.wipe();
   mask_.reset();
   used_ = true;
+}
+
+std::size_t Secret::mask_bytes() const {
+  const Preset& preset = *public_->preset;
+  return std::size_t{features_out()} * preset.n * static_cast<std::size_t>(preset.word_bytes);
 }
 
 struct Encryptor {
@@ -105,7 +116,7 @@ struct Encryptor {
     secret.direction_ = direction;
     secret.request_ = request;
     secret.tokens_ = tokens;
-    if (masks != nullptr) secret.mask_ = masks->find(secret.public_->id, direction);
+    if (masks != nullptr) secret.mask_ = masks->find(secret.public_->id, direction, secret.mask_bytes());
     secret.masks_ = std::move(masks);
     return secret;
   }
@@ -210,18 +221,20 @@ Secret encrypt(std::shared_ptr<const Public> public_part, Direction direction, c
   return secret;
 }
 
-Decryption::Decryption(Secret& secret, float* out) : secret_(&secret), out_(out) {
-  if (secret.used_) {
+void Secret::require_unused() const {
+  if (used_) {
     throw SecretError("this secret was used already: a secret decrypts one reply; encrypt again for another");
-  }
-  const Preset& preset = *secret.public_->preset;
-  if (secret.masks_ != nullptr && secret.mask_ == nullptr) {
-    filling_ = secret.masks_->reserve(std::size_t{secret.features_out()} * preset.n *
-                                      static_cast<std::size_t>(preset.word_bytes));
   }
 }
 
+Decryption::Decryption(Secret& secret, float* out) : secret_(&secret), out_(out) {
+  secret.require_unused();
+  if (secret.masks_ != nullptr && secret.mask_ == nullptr) filling_ = secret.masks_->reserve(secret.mask_bytes());
+}
+
 void Decryption::feed(const std::uint8_t* data, std::size_t size) {
+  const std::lock_guard<std::mutex> lock(*secret_->mutex_);
+  if (!complete()) secret_->require_unused();
   const Public& layer = *secret_->public_;
   while (size > 0) {
     std::size_t block_size = 0;
@@ -257,7 +270,7 @@ void Decryption::feed(const std::uint8_t* data, std::size_t size) {
   if (complete()) {
     if (filling_ != nullptr) secret_->masks_->insert(layer.id, secret_->direction_, std::move(filling_));
     filling_.reset();
-    secret_->wipe();
+    secret_->erase();
   }
 }
 

@@ -39,9 +39,9 @@ void Prepared::finish(const double* delta) {
   public_.d_in = static_cast<std::uint32_t>(weights_.cols());
   public_.delta.assign(delta, delta + public_.d_out);
   for (std::uint32_t k = 0; k < public_.d_out; ++k) {
-    if (!std::isfinite(delta[k]) || delta[k] < 0) {
+    if (!(delta[k] >= 0 && delta[k] <= kMaxScale)) {
       throw std::invalid_argument("scale of row " + std::to_string(k) + " is " + std::to_string(delta[k]) +
-                                  ": it must be finite and not negative");
+                                  ": it must be a float32 from 0 on");
     }
   }
   std::vector<std::int64_t> columns(public_.d_in, 0);
@@ -56,6 +56,9 @@ void Prepared::finish(const double* delta) {
       }
       row += w * w;
       columns[j] += w * w;
+    }
+    if (row != 0 && delta[k] == 0) {
+      throw std::invalid_argument("scale of row " + std::to_string(k) + " is 0, its weights are not");
     }
     largest_row = std::max(largest_row, row);
   }

@@ -13,6 +13,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -38,6 +39,7 @@ inline constexpr std::size_t kHeaderBytes = 64;
 inline constexpr std::size_t kRequestPrefix = kHeaderBytes + 48;
 inline constexpr std::size_t kBlockPrefix = kHeaderBytes + 24;
 inline constexpr std::uint32_t kMaxTokens = 1u << 24;
+inline constexpr double kMaxScale = std::numeric_limits<float>::max();  // of a row: no square leaves the doubles
 inline constexpr std::uint32_t kMaskWanted = 1;  // request: answer the mask product; block: it is here
 
 // What the owner must know of a layer.

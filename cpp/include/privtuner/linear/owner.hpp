@@ -26,7 +26,6 @@ class MaskCache {
  public:
   struct Entry {
     math::AlignedVector<std::uint8_t> words;  // [features out][N] residues
-    std::uint32_t rows = 0;                   // filled so far, from the first row on
   };
 
   // At most max_bytes are kept; layers beyond it send their mask product with every reply.
@@ -36,8 +35,8 @@ class MaskCache {
   std::size_t bytes() const;
   std::size_t max_bytes() const { return max_bytes_; }
 
-  // The complete product of a layer, or null.
-  std::shared_ptr<const Entry> find(const LayerId& layer, Direction direction) const;
+  // The complete product of a layer, or null where there is none of that many bytes: the id alone proves nothing.
+  std::shared_ptr<const Entry> find(const LayerId& layer, Direction direction, std::size_t bytes) const;
   // Space for a product of `bytes`, or null where it would not fit. Not found before `insert`.
   std::shared_ptr<Entry> reserve(std::size_t bytes) const;
   void insert(const LayerId& layer, Direction direction, std::shared_ptr<const Entry> entry);
@@ -58,20 +57,25 @@ class Secret {
   Secret& operator=(const Secret&) = delete;
   Secret(Secret&&) = default;
   Secret& operator=(Secret&&) = default;
-  ~Secret() { wipe(); }
+  ~Secret() { erase(); }
 
   const Public& public_part() const { return *public_; }
   Direction direction() const { return direction_; }
   std::uint32_t tokens() const { return tokens_; }
   std::uint32_t features_out() const { return public_->features_out(direction_); }
   bool used() const { return used_; }
+  // Waits for a decryption that is running in another thread.
   void wipe() noexcept;
 
  private:
   friend class Decryption;
   friend struct Encryptor;
   Secret() = default;
+  void require_unused() const;
+  void erase() noexcept;
+  std::size_t mask_bytes() const;  // of the whole mask product
 
+  std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();  // held by a decryption at work, and by wipe
   std::shared_ptr<const Public> public_;
   Direction direction_ = Direction::forward;
   RequestId request_{};
@@ -98,7 +102,7 @@ class Decryption {
   Decryption(Secret& secret, float* out);
 
   // One or more whole blocks. Throws MessageError if a block is malformed or not the next one; the rows before it stay
-  // decrypted and the right block may still follow.
+  // decrypted and the right block may still follow. Throws SecretError if another decryption used the secret meanwhile.
   void feed(const std::uint8_t* data, std::size_t size);
   bool complete() const { return next_row_ == secret_->features_out(); }
   // Throws MessageError unless every row has arrived.

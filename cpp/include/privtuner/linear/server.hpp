@@ -11,8 +11,8 @@ namespace privtuner::linear {
 
 class Prepared {
  public:
-  // weights: row-major (d_out, d_in), |w| <= preset.max_weight; delta: d_out positive finite scales (0 only for a row of
-  // zeros). Throws std::invalid_argument.
+  // weights: row-major (d_out, d_in), |w| <= preset.max_weight; delta: d_out scales in (0, kMaxScale], or 0 for a row
+  // of zeros. Throws std::invalid_argument.
   Prepared(const Preset& preset, const LayerId& id, const std::int8_t* weights, std::uint32_t d_out, std::uint32_t d_in,
            const double* delta);
   Prepared(const Preset& preset, const LayerId& id, const std::int16_t* weights, std::uint32_t d_out,

@@ -1,0 +1,73 @@
+// The AMX kernel on tiles in plain C++ (amx_emulation.hpp): its packing, its loops and its recombination are those of
+// the real path. Built from the product's sources with PRIVTUNER_AMX_EMULATED. The rest of the kernel is AVX-512.
+#include <cstdio>
+
+#include "amx_emulation.hpp"
+#include "gemm_oracle.hpp"
+
+using namespace oracle;
+
+namespace {
+
+const std::vector<Isa> kAmx = {Isa::amx};
+
+}  // namespace
+
+TEST(tile_operations_follow_the_manual) {
+  namespace emulated = privtuner::gemm::emulated;
+  std::mt19937_64 random(1);
+  std::uint8_t a[16 * 80], b[16 * 64];
+  std::int32_t c[16 * 16], want[16 * 16];
+  for (auto& byte : a) byte = static_cast<std::uint8_t>(random());
+  for (auto& byte : b) byte = static_cast<std::uint8_t>(random());
+  a[0] = 0x80;  // -128 * 255: the sign of the first and the size of the second operand show
+  b[0] = 0xff;
+  for (int i = 0; i < 256; ++i) want[i] = c[i] = static_cast<std::int32_t>(random() % 2000000) - 1000000;
+  // Quads of bytes: the signed operand by rows, the unsigned one by columns.
+  for (int m = 0; m < 16; ++m) {
+    for (int n = 0; n < 16; ++n) {
+      for (int k = 0; k < 64; ++k)
+        want[m * 16 + n] += static_cast<std::int8_t>(a[m * 80 + k]) * b[k / 4 * 64 + 4 * n + k % 4];
+    }
+  }
+  emulated::load(0, c, 64);
+  emulated::load(4, a, 80);
+  emulated::load(6, b, 64);
+  emulated::dpbsud(0, 4, 6);
+  std::int32_t got[16 * 20] = {};
+  emulated::store(0, got, 80);
+  for (int m = 0; m < 16; ++m) {
+    for (int n = 0; n < 20; ++n) CHECK_EQ(got[m * 20 + n], n < 16 ? want[m * 16 + n] : 0);
+  }
+  emulated::zero(0);
+  emulated::store(0, got, 64);
+  for (int i = 0; i < 256; ++i) CHECK_EQ(got[i], 0);
+}
+
+TEST(sizes_around_the_tiles) {
+  privtuner::math::set_num_threads(1);
+  check_sizes(kAmx, {1, 15, 16, 17, 31, 33, 63, 65, 100});
+}
+
+TEST(large_sizes) {
+  privtuner::math::set_num_threads(2);
+  check_all_types(kAmx, {100, 1000, 65, 1}, Fill::random, Fill::random, 0, 6000);
+  check_all_types(kAmx, {17, 1030, 300, 1}, Fill::random, Fill::random, 0, 6010);
+}
+
+TEST(extreme_weights_and_residues) { check_fills_and_moduli(kAmx); }
+
+TEST(depths_to_the_limit) { check_depths(kAmx, {1024, 1025, 65536}, 3, 5); }
+
+TEST(row_ranges) { check_row_ranges(kAmx); }
+
+TEST(thread_counts) { check_threads(kAmx); }
+
+int main() {
+  const std::string obstacle = privtuner::math::isa_obstacle(Isa::avx512);
+  if (!obstacle.empty()) {
+    std::printf("skipped: %s\n", obstacle.c_str());
+    return 0;
+  }
+  return check::run();
+}
