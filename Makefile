@@ -50,7 +50,7 @@ test-sanitize: $(VENV)/tools
 bench: $(VENV)/installed
 	mkdir -p out
 	$(BIN)/python benchmarks/linear.py --json out/linear.json --plot out/linear.png
-	$(BIN)/python benchmarks/training.py --json out/training.json
+	$(BIN)/python benchmarks/training.py --json out/training.json --plot out/training.png
 
 lint: $(VENV)/installed
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

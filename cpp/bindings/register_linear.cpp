@@ -44,8 +44,8 @@ std::unique_ptr<linear::Prepared> make_prepared(const linear::Preset& preset, co
                                             static_cast<std::uint32_t>(cols), delta);
 }
 
-std::unique_ptr<linear::Prepared> prepare(const std::string& preset_name, const py::bytes& id,
-                                          const py::array& weights, const Array<double>& delta) {
+std::unique_ptr<linear::Prepared> prepare(const std::string& preset_name, const py::bytes& id, const py::array& weights,
+                                          const Array<double>& delta) {
   if (weights.ndim() != 2 || delta.ndim() != 1 || delta.shape(0) != weights.shape(0)) {
     throw std::invalid_argument("weights must be (d_out, d_in) and delta (d_out,)");
   }
@@ -148,22 +148,22 @@ void register_linear(py::module_& module) {
   });
 
   py::class_<linear::Public, std::shared_ptr<linear::Public>>(module, "Public")
-      .def_static("from_bytes",
-                  [](const py::buffer& buffer) {
-                    const Bytes bytes(buffer);
-                    return std::make_shared<linear::Public>(linear::Public::from_bytes(bytes.data(), bytes.size()));
-                  },
-                  py::arg("data"))
+      .def_static(
+          "from_bytes",
+          [](const py::buffer& buffer) {
+            const Bytes bytes(buffer);
+            return std::make_shared<linear::Public>(linear::Public::from_bytes(bytes.data(), bytes.size()));
+          },
+          py::arg("data"))
       .def("to_bytes",
            [](const linear::Public& p) {
              const auto bytes = p.to_bytes();
              return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
            })
       .def_property_readonly("preset", [](const linear::Public& p) { return p.preset->name; })
-      .def_property_readonly("id",
-                             [](const linear::Public& p) {
-                               return py::bytes(reinterpret_cast<const char*>(p.id.data()), p.id.size());
-                             })
+      .def_property_readonly(
+          "id",
+          [](const linear::Public& p) { return py::bytes(reinterpret_cast<const char*>(p.id.data()), p.id.size()); })
       .def_readonly("d_out", &linear::Public::d_out)
       .def_readonly("d_in", &linear::Public::d_in)
       .def_readonly("norm_forward", &linear::Public::norm_forward)

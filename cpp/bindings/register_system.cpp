@@ -30,8 +30,9 @@ void register_system(py::module_& module) {
     return paths;
   });
   module.def("active_isa", [] { return math::isa_name(math::active_isa()); });
-  module.def("set_active_isa", [](const std::string& name) { math::set_active_isa(math::isa_from_name(name)); },
-             py::arg("name"));
+  module.def(
+      "set_active_isa", [](const std::string& name) { math::set_active_isa(math::isa_from_name(name)); },
+      py::arg("name"));
   module.def("num_threads", &math::num_threads);
   module.def("set_num_threads", &math::set_num_threads, py::arg("n"));
 }

@@ -191,6 +191,15 @@ inline void check_sizes(const std::vector<Isa>& isas, const std::vector<std::siz
   }
 }
 
+// A last block of every width, and a last depth unit of every length.
+inline void check_remainders(const std::vector<Isa>& isas) {
+  for (std::size_t size = 1; size <= 65; ++size) {
+    check_all_types(isas, {5, 9, size, 0}, Fill::random, Fill::random, 0, 1500 + 4 * size);
+    check_all_types(isas, {5, size, 9, 0}, Fill::random, Fill::random, 0, 1501 + 4 * size);
+    check_all_types(isas, {size, 5, 9, 0}, Fill::random, Fill::random, 0, 1502 + 4 * size);
+  }
+}
+
 inline void check_fills_and_moduli(const std::vector<Isa>& isas) {
   std::uint64_t seed = 2000;
   for (std::size_t modulus = 0; modulus < moduli<std::uint32_t>().size(); ++modulus) {

@@ -76,6 +76,8 @@ TEST(sizes_around_the_tiles) {
   check_sizes(usable_isas(), {1, 15, 16, 17, 31, 32, 33, 63, 65, 100});
 }
 
+TEST(every_remainder) { check_remainders(usable_isas()); }
+
 TEST(large_sizes) {
   privtuner::math::set_num_threads(2);
   check_all_types(usable_isas(), {1000, 1000, 17, 1}, Fill::random, Fill::random, 0, 6000);

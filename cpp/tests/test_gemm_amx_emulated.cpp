@@ -49,6 +49,8 @@ TEST(sizes_around_the_tiles) {
   check_sizes(kAmx, {1, 15, 16, 17, 31, 33, 63, 65, 100});
 }
 
+TEST(every_remainder) { check_remainders(kAmx); }
+
 TEST(large_sizes) {
   privtuner::math::set_num_threads(2);
   check_all_types(kAmx, {100, 1000, 65, 1}, Fill::random, Fill::random, 0, 6000);

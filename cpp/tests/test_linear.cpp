@@ -39,11 +39,24 @@ Exchange exchange(const Layer& layer, Direction direction, const std::vector<flo
   return result;
 }
 
+// The largest Euclidean norm of a row of the matrix that is applied.
+double applied_norm(const Layer& layer, Direction direction) {
+  double largest = 0;
+  for (std::size_t k = 0; k < layer.owner->features_out(direction); ++k) {
+    double square = 0;
+    for (std::size_t j = 0; j < layer.owner->features_in(direction); ++j) {
+      square += std::pow(layer.applied(direction, k, j), 2);
+    }
+    largest = std::max(largest, std::sqrt(square));
+  }
+  return largest;
+}
+
 // Delta_t of every token, from the formula of the design: (q / 2 - noise) / (norm |x_t|).
 std::vector<double> token_scales(const Layer& layer, Direction direction, const std::vector<float>& x) {
   const Public& owner = *layer.owner;
   const std::size_t features = owner.features_in(direction), tokens = x.size() / features;
-  const double norm = owner.norm(direction);
+  const double norm = applied_norm(layer, direction);
   const double room = static_cast<double>(owner.preset->q) / 2 - noise_bound(*owner.preset, features, norm);
   std::vector<double> scales(tokens);
   for (std::size_t t = 0; t < tokens; ++t) {
@@ -130,7 +143,7 @@ void check_request(const char* preset_name, Direction direction) {
     }
   }
   // Delta keeps 2^-40 of the range free, and its own rounding is far below that; messages reach q / (2 norm).
-  CHECK_LE(furthest, 0.5 + static_cast<double>(preset.q) / 2 / layer.owner->norm(direction) * 0x1p-39);
+  CHECK_LE(furthest, 0.5 + static_cast<double>(preset.q) / 2 / applied_norm(layer, direction) * 0x1p-39);
   // Noise and rounding have variance 21/2 + 1/12; the standard deviations of mean and variance follow.
   const double count = static_cast<double>(kFeatures * tokens), variance = 10.5 + 1.0 / 12;
   CHECK_LT(std::abs(sum / count), 5 * std::sqrt(variance / count));
@@ -198,7 +211,7 @@ void check_results(const Layer& layer, Direction direction, const std::vector<fl
         want += static_cast<long double>(x[t * inputs + j]) * weight * layer.applied(direction, k, j);
       }
       const double delta = direction == Direction::forward ? owner.delta[k] : 1.0;
-      const double noise = noise_bound(*owner.preset, inputs, owner.norm(direction));
+      const double noise = noise_bound(*owner.preset, inputs, applied_norm(layer, direction));
       const double bound =
           scales[t] == 0 ? 0 : delta * noise / scales[t] * (1 + 1e-6) + 1e-7 * std::abs(static_cast<double>(want));
       CHECK_LE(std::abs(static_cast<double>(static_cast<long double>(y[t * outputs + k]) - want)), bound);
@@ -387,6 +400,19 @@ TEST(masks_beyond_the_capacity_travel_with_every_reply) {
     }
   }
   CHECK_EQ(masks->bytes(), 2 * 8192u);
+}
+
+TEST(replies_that_arrive_together_do_not_exceed_the_capacity) {
+  const Layer first = make_layer("linear-w8", 4, 20, 73, 1), second = make_layer("linear-w8", 4, 20, 74, 2);
+  const auto masks = std::make_shared<MaskCache>(4 * 8192);
+  const std::vector<float> x = make_batch(5, 20, 75);
+  Sent sent[] = {send(first, Direction::forward, x, 1, masks), send(second, Direction::forward, x, 2, masks)};
+  std::vector<float> y(5 * 4);
+  Decryption one(sent[0].secret, y.data()), other(sent[1].secret, y.data());  // both have found room
+  for (const Bytes& block : answer(first, sent[0].request)) one.feed(block.data(), block.size());
+  for (const Bytes& block : answer(second, sent[1].request)) other.feed(block.data(), block.size());
+  check_results(second, Direction::forward, x, y);
+  CHECK_EQ(masks->bytes(), masks->max_bytes());
 }
 
 TEST(a_mask_product_is_kept_only_when_complete) {

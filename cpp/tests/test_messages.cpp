@@ -271,6 +271,9 @@ TEST(forged_blocks) {
   for (const std::uint32_t begin : {9u, 41u, 0xffffffe0u, 0xffffffffu}) {  // the last two wrap around to 0 and 31
     CHECK_THROWS(MessageError, forge32(kBlockRowBeginAt, begin), "reply block: unusable shape");
   }
+  CHECK_THROWS(MessageError,
+               c.decrypt({resealed(with(with(good, kBlockRowBeginAt, 9u), kBlockRowCountAt, 0xfffffff8u))}),
+               "reply block: unusable shape");  // one row, modulo 2^32
   for (const std::uint32_t count : {0u, 41u, 0x80000000u, 0xffffffffu}) {
     CHECK_THROWS(MessageError, forge32(kBlockRowCountAt, count), "reply block: unusable shape");
   }

@@ -19,6 +19,7 @@ def noise_bound(preset: str, depth: int, norm: float) -> float: ...
 def encrypt(
     public: Public, direction: str, x: npt.NDArray[np.float32], masks: MaskCache | None
 ) -> tuple[bytes, Secret]: ...
+
 @final
 class Public:
     @staticmethod

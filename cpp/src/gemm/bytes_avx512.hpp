@@ -82,15 +82,15 @@ inline void recombine_row(const std::int32_t* sums, std::size_t step, const Redu
     };
     const __m512i low = _mm512_add_epi64(digit(0), _mm512_slli_epi64(digit(1), 8));
     const __m512i high = _mm512_add_epi64(digit(2), _mm512_slli_epi64(digit(3), 8));
-    halves[half] =
-        _mm512_cvtepi64_epi32(recombine_8(_mm512_add_epi64(low, _mm512_slli_epi64(high, 16)), q, inverse));
+    halves[half] = _mm512_cvtepi64_epi32(recombine_8(_mm512_add_epi64(low, _mm512_slli_epi64(high, 16)), q, inverse));
   }
   _mm512_storeu_si512(out, _mm512_inserti64x4(_mm512_castsi256_si512(halves[0]), halves[1], 1));
 }
 
 // One row of a tile from its digit sums; high is null for one-byte weights.
 template <class Word>
-void finish_row(const std::int32_t* low, const std::int32_t* high, std::size_t step, const Reducer& reducer, Word* out) {
+void finish_row(const std::int32_t* low, const std::int32_t* high, std::size_t step, const Reducer& reducer,
+                Word* out) {
   if constexpr (sizeof(Word) == 8) {
     recombine_bytes(low, high, step, reducer, out);
   } else if (high == nullptr) {

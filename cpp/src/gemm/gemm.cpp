@@ -19,16 +19,21 @@ template <class Word>
 const Kernel<Word>& kernel_for(math::Isa isa, int bytes_per_weight) {
   switch (isa) {
 #ifdef PRIVTUNER_HAVE_AMX
-    case math::Isa::amx: return amx_kernel<Word>(bytes_per_weight);
+    case math::Isa::amx:
+      return amx_kernel<Word>(bytes_per_weight);
 #endif
 #ifdef PRIVTUNER_HAVE_AVX512
-    case math::Isa::avx512: return avx512_kernel<Word>(bytes_per_weight);
+    case math::Isa::avx512:
+      return avx512_kernel<Word>(bytes_per_weight);
 #endif
 #ifdef PRIVTUNER_HAVE_AVX2
-    case math::Isa::avx2: return avx2_kernel<Word>(bytes_per_weight);
+    case math::Isa::avx2:
+      return avx2_kernel<Word>(bytes_per_weight);
 #endif
-    case math::Isa::portable: return portable_kernel<Word>(bytes_per_weight);
-    default: throw std::invalid_argument(std::string("gemm: path ") + math::isa_name(isa) + " is not in this build");
+    case math::Isa::portable:
+      return portable_kernel<Word>(bytes_per_weight);
+    default:
+      throw std::invalid_argument(std::string("gemm: path ") + math::isa_name(isa) + " is not in this build");
   }
 }
 
@@ -128,11 +133,10 @@ void recombine_11(const std::int32_t* low, const std::int32_t* high, std::size_t
   const math::Modulus& q = reducer.modulus;
   const auto count = static_cast<std::size_t>(digits);
   for (std::size_t c = 0; c < kTileColumns; ++c) {
-    // The first three digits reach 2^53 (2^62 with the high byte), the other two 2^42 (2^51) above 2^33.
+    // |sum| < 2^31, or 2^40 with the high byte; so |bottom| < 2^62 and, above 2^33, |top| < 2^51.
     std::int64_t bottom = 0, top = 0;
     for (std::size_t d = count; d-- > 0;) {
-      const std::int64_t sum =
-          low[d * step + c] + (high == nullptr ? 0 : std::int64_t{256} * high[d * step + c]);
+      const std::int64_t sum = low[d * step + c] + (high == nullptr ? 0 : std::int64_t{256} * high[d * step + c]);
       if (d >= 3) {
         top = top * 2048 + sum;
       } else {

@@ -105,14 +105,15 @@ void multiply_tiles(const std::uint8_t* panel, const std::uint8_t* block, std::s
     const std::size_t count = blocks - b < kBlocksAtOnce ? blocks - b : kBlocksAtOnce;
     for (std::size_t u = 0; u < units; u += kUnitsInL1) {
       for (std::size_t i = 0; i < count; ++i) {
-        accumulate<static_cast<int>(kD)>(panel + u * 2 * kTileBytes, block + (b + i) * block_bytes + u * kD * kTileBytes,
-                                         units - u < kUnitsInL1 ? units - u : kUnitsInL1, u == 0,
-                                         sums + i * kBlockSums);
+        accumulate<static_cast<int>(kD)>(
+            panel + u * 2 * kTileBytes, block + (b + i) * block_bytes + u * kD * kTileBytes,
+            units - u < kUnitsInL1 ? units - u : kUnitsInL1, u == 0, sums + i * kBlockSums);
       }
     }
     for (std::size_t i = 0; i < count; ++i) {
       for (std::size_t r = 0; r < kRows<Bytes>; ++r) {
-        // One-byte weights: row r is in weight tile r / 16. Two-byte weights: low bytes in tile 0, high bytes in tile 1.
+        // One-byte weights: row r is in weight tile r / 16. Two-byte weights: low bytes in tile 0, high bytes in
+        // tile 1.
         const std::int32_t* row = sums + i * kBlockSums + (r / 16) * kD * 256 + (r % 16) * 16;
         finish_row(row, Bytes == 2 ? row + kD * 256 : nullptr, 256, reducer,
                    tiles + ((b + i) * kRows<Bytes> + r) * kTileColumns);

@@ -81,19 +81,17 @@ void accumulate(const std::int32_t* panel, const std::uint8_t* block, std::size_
   }
 }
 
-// One row of 16 sums of 3 digits modulo q < 2^32, in doubles: |a0 + 2^11 a1 + 2^22 a2| < 2^53 since the top digit has 10
-// bits, and quotient * q is that small too, so every step but the quotient is exact.
+// One row of 16 sums of 3 digits modulo q < 2^32, in doubles: |a0 + 2^11 a1 + 2^22 a2| < 2^53 since the top digit has
+// 10 bits, and quotient * q is that small too, so every step but the quotient is exact.
 void recombine_row(const std::int32_t* sums, double q, double inverse, std::uint32_t* out) {
   const __m256d modulus = _mm256_set1_pd(q), inv = _mm256_set1_pd(inverse);
   for (int c = 0; c < 16; c += 4) {
     const auto digit = [&](int d) {
       return _mm256_cvtepi32_pd(_mm_load_si128(reinterpret_cast<const __m128i*>(sums + d * 64 + c)));
     };
-    const __m256d v = _mm256_add_pd(
-        digit(0), _mm256_add_pd(_mm256_mul_pd(digit(1), _mm256_set1_pd(2048.0)),
-                                _mm256_mul_pd(digit(2), _mm256_set1_pd(4194304.0))));
-    const __m256d quotient =
-        _mm256_round_pd(_mm256_mul_pd(v, inv), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256d v = _mm256_add_pd(digit(0), _mm256_add_pd(_mm256_mul_pd(digit(1), _mm256_set1_pd(2048.0)),
+                                                            _mm256_mul_pd(digit(2), _mm256_set1_pd(4194304.0))));
+    const __m256d quotient = _mm256_round_pd(_mm256_mul_pd(v, inv), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256d rest = _mm256_sub_pd(v, _mm256_mul_pd(quotient, modulus));  // [-q/2 - 1, q/2 + 1]
     rest = _mm256_add_pd(rest, _mm256_and_pd(_mm256_cmp_pd(rest, _mm256_setzero_pd(), _CMP_LT_OQ), modulus));
     const __m128i shifted = _mm256_cvtpd_epi32(_mm256_sub_pd(rest, _mm256_set1_pd(2147483648.0)));

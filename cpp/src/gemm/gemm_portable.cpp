@@ -62,10 +62,14 @@ void multiply_tiles(const std::uint8_t* panel, const std::uint8_t* block, std::s
 }
 
 template <class Word>
-constexpr Kernel<Word> kKernel = {kRows,       4,
-                                  kMaxDepth,   16 * sizeof(std::int32_t),
-                                  4 * kTileColumns * sizeof(Word), &pack_panel,
-                                  &pack_block<Word>, &multiply_tiles<Word>};
+constexpr Kernel<Word> kKernel = {kRows,
+                                  4,
+                                  kMaxDepth,
+                                  16 * sizeof(std::int32_t),
+                                  4 * kTileColumns * sizeof(Word),
+                                  &pack_panel,
+                                  &pack_block<Word>,
+                                  &multiply_tiles<Word>};
 
 }  // namespace
 

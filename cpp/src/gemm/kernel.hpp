@@ -31,7 +31,8 @@ struct Reducer {
 };
 
 // out[c] = sum_d 2^(8 d) * (low[d][c] + 2^8 high[d][c]) mod q over 7 digits of 8 bits and 16 columns; rows of `low` and
-// `high` are `step` ints apart; high may be null. Here, not in a path's file: it must not be compiled for one processor.
+// `high` are `step` ints apart; high may be null. Here, not in a path's file: it must not be compiled for one
+// processor.
 void recombine_bytes(const std::int32_t* low, const std::int32_t* high, std::size_t step, const Reducer& reducer,
                      std::uint64_t* out);
 // The same for digits of 11 bits, `digits` of them (3 or 5).

@@ -5,15 +5,19 @@ namespace privtuner::linear {
 const Elements& elements(math::Isa isa) {
   switch (isa) {
 #ifdef PRIVTUNER_HAVE_AMX
-    case math::Isa::amx: return elements_avx512();
+    case math::Isa::amx:
+      return elements_avx512();
 #endif
 #ifdef PRIVTUNER_HAVE_AVX512
-    case math::Isa::avx512: return elements_avx512();
+    case math::Isa::avx512:
+      return elements_avx512();
 #endif
 #ifdef PRIVTUNER_HAVE_AVX2
-    case math::Isa::avx2: return elements_avx2();
+    case math::Isa::avx2:
+      return elements_avx2();
 #endif
-    default: return elements_portable();
+    default:
+      return elements_portable();
   }
 }
 

@@ -1,5 +1,5 @@
-// The element-wise loops between floats and residues. One source, compiled once for each path: only exact IEEE steps, so
-// the results are the same on all of them.
+// The element-wise loops between floats and residues. One source, compiled once for each path: only exact IEEE steps,
+// so the results are the same on all of them.
 #pragma once
 
 #include <cstddef>

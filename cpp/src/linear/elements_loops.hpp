@@ -66,7 +66,8 @@ double row_norm2(const float* x, const double* weight, std::size_t width) {
   std::size_t j = 0;
   for (; j + 8 <= width; j += 8) {
     for (std::size_t i = 0; i < 8; ++i) {
-      const double v = weight == nullptr ? static_cast<double>(x[j + i]) : static_cast<double>(x[j + i]) * weight[j + i];
+      const double v =
+          weight == nullptr ? static_cast<double>(x[j + i]) : static_cast<double>(x[j + i]) * weight[j + i];
       sums[i] += v * v;
     }
   }
@@ -143,12 +144,12 @@ void reveal64(const std::uint8_t* high, const std::uint8_t*, const std::uint64_t
   for (std::size_t t = 0; t < tokens; ++t) {
     std::uint32_t kept;
     std::memcpy(&kept, high + 4 * t, 4);
-    y[t] = reveal_one(std::int64_t{kept}, mask[t], dropped_bits, weight * inverse_scale[t],
-                      static_cast<std::int64_t>(q));
+    y[t] =
+        reveal_one(std::int64_t{kept}, mask[t], dropped_bits, weight * inverse_scale[t], static_cast<std::int64_t>(q));
   }
 }
 
-constexpr Elements kElements = {&gather,    &scatter,   &row_norm2, &embed32,  &embed64,
+constexpr Elements kElements = {&gather,    &scatter,   &row_norm2, &embed32, &embed64,
                                 &shorten32, &shorten64, &reveal32,  &reveal64};
 
 }  // namespace

@@ -17,13 +17,16 @@ static_assert(
 enum class Kind : std::uint8_t { public_part = 1, request = 2, block = 3 };
 
 constexpr char kMagic[4] = {'P', 'V', 'T', 'N'};
-constexpr std::size_t kLengthAt = 48, kChecksumAt = 56;
+constexpr std::size_t kChecksumAt = 56;
 
 const char* kind_name(Kind kind) {
   switch (kind) {
-    case Kind::public_part: return "public part";
-    case Kind::request: return "request";
-    default: return "reply block";
+    case Kind::public_part:
+      return "public part";
+    case Kind::request:
+      return "request";
+    default:
+      return "reply block";
   }
 }
 
@@ -212,8 +215,8 @@ Public Public::from_bytes(const std::uint8_t* data, std::size_t size) {
   result.d_out = in.get<std::uint32_t>();
   result.d_in = in.get<std::uint32_t>();
   for (const std::uint32_t d : {result.d_out, result.d_in}) {
-    require(d >= 1 && d <= gemm::kMaxDepth, "public part: dimension " + std::to_string(d) + " is outside [1, " +
-                                                std::to_string(gemm::kMaxDepth) + "]");
+    require(d >= 1 && d <= gemm::kMaxDepth,
+            "public part: dimension " + std::to_string(d) + " is outside [1, " + std::to_string(gemm::kMaxDepth) + "]");
   }
   result.norm_forward = in.get<double>();
   result.norm_backward = in.get<double>();

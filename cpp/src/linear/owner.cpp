@@ -186,8 +186,8 @@ struct Encryptor {
             ntt.inverse(product.data(), isa);
             ring::sample_binomial(seed, {ring::Domain::error, j, static_cast<std::uint32_t>(g)}, error.data(),
                                   group_tokens, isa);
-            embed(loops, product.data(), error.data(), columns.data() + i * stride + from, weight,
-                  scales.data() + from, preset.q, group_tokens, row.data());
+            embed(loops, product.data(), error.data(), columns.data() + i * stride + from, weight, scales.data() + from,
+                  preset.q, group_tokens, row.data());
             // The message may stand at any address.
             std::memcpy(body + (j * tokens + from) * sizeof(Word), row.data(), group_tokens * sizeof(Word));
           }
@@ -215,7 +215,7 @@ Secret encrypt(std::shared_ptr<const Public> public_part, Direction direction, c
   } else {
     Encryptor::run<std::uint64_t>(secret, x, seed, mask, message);
   }
-  const RequestHeader header{direction, secret.public_part().id,          request, mask.bytes, tokens,
+  const RequestHeader header{direction, secret.public_part().id,       request, mask.bytes, tokens,
                              features,  !Encryptor::knows_mask(secret)};
   seal_request(preset, header, message, size);
   return secret;
@@ -305,8 +305,8 @@ void Decryption::decrypt_rows(const BlockHeader& header, const std::uint8_t* bod
       const std::size_t first = block * kFeatureBlock, count = std::min(kFeatureBlock, header.row_count - first);
       for (std::size_t i = 0; i < count; ++i) {
         const std::size_t row = first + i, k = header.row_begin + row;
-        const std::uint8_t* source = header.mask_present ? received_mask + row * mask_bytes
-                                                         : secret_->mask_->words.data() + k * mask_bytes;
+        const std::uint8_t* source =
+            header.mask_present ? received_mask + row * mask_bytes : secret_->mask_->words.data() + k * mask_bytes;
         std::memcpy(mask.data(), source, mask_bytes);  // the message may stand at any address
         const double weight = secret_->direction_ == Direction::forward ? layer.delta[k] : 1.0;
         for (std::size_t g = 0; g < groups; ++g) {

@@ -27,8 +27,7 @@ Preset with_hash(Preset p) {
 const Preset& preset(const std::string& name) {
   // q = 2^32 - 2^20 + 1, and the largest prime 1 mod 2^17 that leaves 2^17 below 2^50 free for rounding.
   static const Preset w8 = with_hash({"linear-w8", 2048, 4293918721u, 4, 1, 127, 8, 3, 0});
-  static const Preset w16 =
-      with_hash({"linear-w16", 2048, 1125899903827969u, 8, 2, gemm::kMaxWeight16, 18, 4, 0});
+  static const Preset w16 = with_hash({"linear-w16", 2048, 1125899903827969u, 8, 2, gemm::kMaxWeight16, 18, 4, 0});
   for (const Preset* p : {&w8, &w16}) {
     if (name == p->name) return *p;
   }

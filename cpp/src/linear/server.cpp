@@ -172,8 +172,8 @@ void Job::write_rows(std::uint32_t row_begin, std::uint32_t row_count, std::uint
     gemm::multiply(prepared_.weights(), operand, *operands->mask, q, row_begin, row_count, products.data(), preset.n);
     std::memcpy(rows + row_count * row_bytes, products.data(), row_count * preset.n * sizeof(Word));
   }
-  const BlockHeader block{header_.direction, header_.layer,     header_.request, header_.tokens,
-                          features_out(),    row_begin,         row_count,       header_.mask_wanted};
+  const BlockHeader block{header_.direction, header_.layer, header_.request, header_.tokens,
+                          features_out(),    row_begin,     row_count,       header_.mask_wanted};
   seal_block(preset, block, out, block_size(row_count));
 }
 

@@ -17,8 +17,9 @@ DEFAULT_BLOCK_ROWS = 256
 class Transport(Protocol):
     """Carries requests of the data owner to the server's prepared layers.
 
-    An implementation sees ciphertexts only, so it needs no trust. It must return the reply of the very request it was
-    given; anything else is detected on decryption as a :class:`privtuner.errors.MessageError`.
+    An implementation sees ciphertexts only, so it need not be trusted with secrets. It must return the reply of the
+    very request it was given: mixed-up or damaged replies are refused on decryption
+    (:class:`privtuner.errors.MessageError`), but one that was forged on purpose is not recognised.
     """
 
     def apply(self, layer: str, request: bytes) -> Iterable[bytes]:

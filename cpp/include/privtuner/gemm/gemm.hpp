@@ -1,9 +1,10 @@
 // Exact integer matrix products modulo q: small signed weights times residues, by digit planes.
 //
 // A residue is split into short unsigned digits, a weight into signed bytes; every digit plane is one small-integer
-// product with exact int32 sums, which is what AMX, VNNI and vpmaddwd do fastest; the sums are recombined modulo q while
-// they are still in registers or in the first-level cache. After Bae, Cheon, Hanrot, Park, Stehle, "Plaintext-Ciphertext
-// Matrix Multiplication and FHE Bootstrapping: Fast and Fused", CRYPTO 2024, with byte digits instead of floating point.
+// product with exact int32 sums, which is what AMX, VNNI and vpmaddwd do fastest; the sums are recombined modulo q
+// while they are still in registers or in the first-level cache. After Bae, Cheon, Hanrot, Park, Stehle,
+// "Plaintext-Ciphertext Matrix Multiplication and FHE Bootstrapping: Fast and Fused", CRYPTO 2024, with byte digits
+// instead of floating point.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +16,7 @@
 
 namespace privtuner::gemm {
 
-inline constexpr std::size_t kMaxDepth = 65536;      // longest inner dimension: 128 * 255 * 65536 < 2^31
+inline constexpr std::size_t kMaxDepth = 65536;       // longest inner dimension: 128 * 255 * 65536 < 2^31
 inline constexpr int kMaxWeight16 = 127 * 256 + 127;  // |w| of 16-bit weights: high and low byte both signed
 inline constexpr std::size_t kRowStep = 32;           // every row range starts at a multiple of it
 
@@ -72,8 +73,8 @@ class PackedResidues {
 };
 
 // out[r][c] = sum_k op(W)[row_begin + r][k] * C[k][c] mod q for r < row_count, row-major with `stride` words between
-// rows. Exact, the same words on every path. Throws std::invalid_argument when depths differ, the row range is not inside
-// op(W), row_begin is no multiple of kRowStep, or q does not fit Word.
+// rows. Exact, the same words on every path. Throws std::invalid_argument when depths differ, the row range is not
+// inside op(W), row_begin is no multiple of kRowStep, or q does not fit Word.
 template <class Word>
 void multiply(const Weights& weights, Operand operand, const PackedResidues<Word>& residues, const math::Modulus& q,
               std::size_t row_begin, std::size_t row_count, Word* out, std::size_t stride);

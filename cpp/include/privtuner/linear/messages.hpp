@@ -47,8 +47,8 @@ struct Public {
   const Preset* preset = nullptr;
   LayerId id{};
   std::uint32_t d_out = 0, d_in = 0;
-  double norm_forward = 0;   // max_k |W_int[k, :]|_2
-  double norm_backward = 0;  // max_j |W_int[:, j]|_2
+  double norm_forward = 0;    // max_k |W_int[k, :]|_2
+  double norm_backward = 0;   // max_j |W_int[:, j]|_2
   std::vector<double> delta;  // W[k, :] ~ delta[k] W_int[k, :]
 
   std::uint32_t features_in(Direction d) const { return d == Direction::forward ? d_in : d_out; }
@@ -84,7 +84,8 @@ std::size_t block_bytes(const Preset& preset, std::uint32_t rows, std::uint32_t 
 void seal_request(const Preset& preset, const RequestHeader& header, std::uint8_t* message, std::size_t size);
 void seal_block(const Preset& preset, const BlockHeader& header, std::uint8_t* message, std::size_t size);
 
-// Checks everything that can be checked without the layer: lengths, ranges, checksum, unused fields. Throw MessageError.
+// Checks everything that can be checked without the layer: lengths, ranges, checksum, unused fields. Throw
+// MessageError.
 RequestHeader open_request(const Preset& preset, const std::uint8_t* message, std::size_t size);
 // The first block in `message`, which may be followed by others; its size is stored in block_size.
 BlockHeader open_block(const Preset& preset, const std::uint8_t* message, std::size_t size, std::size_t& block_size);

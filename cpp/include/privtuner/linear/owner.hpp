@@ -81,7 +81,7 @@ class Secret {
   RequestId request_{};
   std::uint32_t tokens_ = 0;
   bool used_ = false;
-  math::SecretBuffer<std::uint8_t> groups_;   // prepared NTT factors, one a group
+  math::SecretBuffer<std::uint8_t> groups_;    // prepared NTT factors, one a group
   math::SecretBuffer<double> inverse_scales_;  // 1 / Delta_t, [tokens]
   std::shared_ptr<MaskCache> masks_;
   std::shared_ptr<const MaskCache::Entry> mask_;  // known before the request
