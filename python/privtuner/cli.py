@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import privtuner
-from privtuner.errors import InputError, PrivtunerError
+from privtuner.errors import InputError, PrivtunerError, ServiceError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(f"this command needs {error.name}: pip install 'privtuner[{extra}]'", 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing more was written", 130)
+        return _fail("interrupted", 130)
 
 
 def _fail(reason: object, status: int) -> int:
@@ -163,6 +163,8 @@ def _info(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from privtuner import demo
 
+    # Ends like Ctrl-C, so that the server it started does not outlive it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     demo.run(Path(arguments.out), arguments.steps)
     return 0
 
@@ -204,6 +206,9 @@ def _train(arguments: argparse.Namespace) -> int:
         raise InputError("--plain needs --model DIR: the weights to train with in the clear")
     if arguments.server and arguments.model:
         raise InputError("--model goes with --plain only; with --server the model is the server's")
+    if arguments.server:
+        # Read when PyTorch loads: its idle threads would spin on cores that encryption and server could use.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from privtuner.lora import dataset, report
     from privtuner.lora.training import TrainConfig, prepare_model, train_classifier
 
@@ -234,7 +239,12 @@ def _train(arguments: argparse.Namespace) -> int:
         encoded_test = dataset.encode(test, tokenizer, labels, config.max_length) if test else None
         model.config.pad_token_id = encoded.pad_id
         adapted = prepare_model(model, config)
-        result = train_classifier(adapted, encoded, encoded_test, config)
+        try:
+            result = train_classifier(adapted, encoded, encoded_test, config)
+        except (ServiceError, KeyboardInterrupt):
+            report.save_adapter(adapted, labels, out / "interrupted")
+            print(f"\nprivtuner: the adapter as it stood is in {out / 'interrupted'}", file=sys.stderr)
+            raise
         numbers = {**result.to_dict(), "labels": len(labels), "training_texts": len(train.texts)}
         if transport:
             numbers["server"] = transport.counts().to_dict()

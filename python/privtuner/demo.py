@@ -109,9 +109,9 @@ def _training_options(data: Path, steps: int) -> list[str]:
 def _run(command: list[str]) -> dict[str, Any]:
     """Run a command of this program and return the numbers it wrote."""
     _announce(command)
-    status = cli.main(command)
+    status = subprocess.run([sys.executable, "-m", "privtuner", *command], check=False).returncode  # noqa: S603 - as above
     if status:
-        raise PrivtunerError(f"'privtuner {command[0]}' ended with status {status}")
+        raise PrivtunerError(f"'privtuner {command[0]}' ended with status {status}; what it said stands above")
     _say("")
     numbers: dict[str, Any] = json.loads((Path(command[-1]) / "metrics.json").read_text(encoding="utf-8"))
     return numbers

