@@ -135,7 +135,8 @@ void register_linear(py::module_& module) {
   static PyObject* message_error = py::object(errors.attr("MessageError")).release().ptr();
   static PyObject* secret_error = py::object(errors.attr("SecretError")).release().ptr();
   static PyObject* input_error = py::object(errors.attr("InputError")).release().ptr();
-  py::register_exception_translator([](std::exception_ptr pointer) {
+  static PyObject* engine_error = py::object(errors.attr("EngineError")).release().ptr();
+  py::register_local_exception_translator([](std::exception_ptr pointer) {
     try {
       if (pointer) std::rethrow_exception(pointer);
     } catch (const linear::MessageError& error) {
@@ -144,6 +145,11 @@ void register_linear(py::module_& module) {
       PyErr_SetString(secret_error, error.what());
     } catch (const std::invalid_argument& error) {
       PyErr_SetString(input_error, error.what());
+    } catch (const py::builtin_exception&) {
+      throw;  // one of pybind11's own, which are runtime errors too
+    } catch (const std::runtime_error& error) {
+      // A path or a number of threads that the environment asks for in vain, or no randomness from the system.
+      PyErr_SetString(engine_error, error.what());
     }
   });
 
@@ -217,7 +223,7 @@ void register_linear(py::module_& module) {
                     " request, " + std::to_string(s.tokens()) + " tokens" + (s.used() ? ", used>" : ">");
            })
       .def("__reduce_ex__", [](const linear::Secret&, int) -> py::object {
-        throw py::type_error("a secret is never copied or pickled: it serves one decryption in this process");
+        throw linear::SecretError("a secret is never copied or pickled: it serves one decryption in this process");
       });
 
   py::class_<PyDecryption>(module, "Decryption")

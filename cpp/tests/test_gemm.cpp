@@ -169,6 +169,8 @@ TEST(multiply_rejects) {
                "rows [96, 5)");
   CHECK_THROWS(std::invalid_argument, multiply(weights, Operand::transpose, transpose, q, 32, 9, out32, 1),
                "end by 40");
+  CHECK_THROWS(std::invalid_argument, multiply(weights, Operand::plain, plain, q, 0, 1, out32, 0),
+               "output stride 0 is below the 1 columns");
   // The smallest primes above 2^32 and 2^52.
   CHECK_THROWS(std::invalid_argument, multiply(weights, Operand::plain, plain, Modulus(4294967311u), 0, 1, out32, 1),
                "4294967311 is too large");

@@ -12,6 +12,9 @@ def get_num_threads() -> int:
     """Threads that the compiled core uses for one call.
 
     Default: the processors this process may run on, or the environment variable ``PRIVTUNER_NUM_THREADS``.
+
+    Raises:
+        EngineError: that variable holds no number in [1, 1024].
     """
     return _core.num_threads()
 
@@ -33,10 +36,7 @@ def active_isa() -> str:
     Raises:
         EngineError: the environment variable ``PRIVTUNER_ISA`` names a path that is unknown or not usable here.
     """
-    try:
-        return _core.active_isa()
-    except RuntimeError as error:
-        raise EngineError(str(error)) from None
+    return _core.active_isa()
 
 
 def set_isa(name: str) -> None:

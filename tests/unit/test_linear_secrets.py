@@ -171,7 +171,7 @@ def test_threads_cannot_use_one_secret_twice():
 def test_a_secret_is_never_copied_or_pickled(leave):
     prepared, x = layer(), batch(3, 24)
     request, secret = linear.encrypt(x, prepared.public)
-    with pytest.raises((SecretError, TypeError), match="never copied or pickled"):
+    with pytest.raises(SecretError, match="never copied or pickled"):
         leave(secret)
     check_result(prepared, x, linear.decrypt(linear.apply(prepared, request), secret), "forward")
 

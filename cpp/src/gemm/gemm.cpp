@@ -195,6 +195,10 @@ void multiply(const Weights& weights, Operand operand, const PackedResidues<Word
     throw std::invalid_argument("modulus " + std::to_string(q.q) + " is too large for this product");
   }
   const std::size_t columns = residues.columns();
+  if (stride < columns) {
+    throw std::invalid_argument("output stride " + std::to_string(stride) + " is below the " + std::to_string(columns) +
+                                " columns");
+  }
   if (row_count == 0 || columns == 0) return;
 
   const Kernel<Word>& kernel = kernel_for<Word>(residues.isa(), weights.bytes_per_weight());

@@ -74,7 +74,7 @@ class PackedResidues {
 
 // out[r][c] = sum_k op(W)[row_begin + r][k] * C[k][c] mod q for r < row_count, row-major with `stride` words between
 // rows. Exact, the same words on every path. Throws std::invalid_argument when depths differ, the row range is not
-// inside op(W), row_begin is no multiple of kRowStep, or q does not fit Word.
+// inside op(W), row_begin is no multiple of kRowStep, stride is below the columns, or q does not fit Word.
 template <class Word>
 void multiply(const Weights& weights, Operand operand, const PackedResidues<Word>& residues, const math::Modulus& q,
               std::size_t row_begin, std::size_t row_count, Word* out, std::size_t stride);
