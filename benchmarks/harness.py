@@ -146,7 +146,7 @@ def plot(records: list[Record], path: Path, title: str) -> None:
         [f"{record.name}{f' [{record.isa}]' if record.isa else ''} / {record.reference}" for record in shown],
         fontsize=8,
     )
-    axes.set_xlabel("ratio to the reference in the same run (below 1: less than the reference; red: to reach)")
+    axes.set_xlabel("ratio to the reference, same run (red: to reach)", fontsize=9)
     axes.set_title(title, fontsize=10)
     axes.margins(x=0.15)
     path.parent.mkdir(parents=True, exist_ok=True)

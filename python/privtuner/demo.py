@@ -156,7 +156,7 @@ def _views(server: dict[str, Any], sample: str) -> str:
             f"  a text such as {text!r}, a label, an activation,",
             "  a gradient, the loss, the adapter.",
             "What you never had",
-            "  the frozen weights. But whoever asks a linear layer enough questions can solve for them: this mode",
+            "  the frozen weights. But whoever asks a linear layer can solve for them from its replies: this mode",
             "  protects the data, not the model.",
             "",
         ]
