@@ -23,7 +23,13 @@ from harness import Record, median_ratio, paired, progress
 from privtuner import info, linear
 
 # Largest ratio to reach for `apply` at d = 2048, 2048 tokens, by path: (against float32, against bfloat16).
-APPLY_TARGETS = {"amx": (0.6, 3.5), "avx512": (3.0, None), "avx2": (8.0, None), "portable": (None, None)}
+APPLY_TARGETS = {
+    "amx": (0.6, 3.5),
+    "avx512ifma": (3.0, None),
+    "avx512": (3.0, None),
+    "avx2": (8.0, None),
+    "portable": (None, None),
+}
 
 
 class Layer:
@@ -70,7 +76,7 @@ def server(layer: Layer, runs: int) -> Iterator[Record]:
             "full": lambda: linear.apply(layer.prepared, full),
             "data": lambda: linear.apply(layer.prepared, data_only),
         }
-        seconds = paired(candidates, runs if isa in ("amx", "avx512") else max(1, runs // 3))
+        seconds = paired(candidates, runs if isa in ("amx", "avx512ifma", "avx512") else max(1, runs // 3))
         to_float32, to_bfloat16 = APPLY_TARGETS[isa]
         for name, reference, target in (
             ("full", "float32", to_float32),

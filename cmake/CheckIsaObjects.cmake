@@ -4,15 +4,15 @@
 # whole program: code for a newer processor would then run on an older one. So the weak functions of an ISA object must
 # be its own, with the path in their names; whatever else a kernel needs stays in an anonymous namespace or is inlined.
 string(REPLACE "," ";" objects "${OBJECTS}")
-list(FILTER objects INCLUDE REGEX "_(avx2|avx512|amx)\\.cpp\\.o$")
+list(FILTER objects INCLUDE REGEX "_(avx2|avx512|avx512ifma|amx)\\.cpp\\.o$")
 set(faults "")
 foreach(object IN LISTS objects)
-  string(REGEX MATCH "(avx2|avx512|amx)\\.cpp\\.o$" path "${object}")
+  string(REGEX MATCH "_(avx2|avx512|avx512ifma|amx)\\.cpp\\.o$" path "${object}")
   set(path ${CMAKE_MATCH_1})
   execute_process(COMMAND "${NM}" -C --defined-only "${object}" OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
   string(REGEX MATCHALL "[^\n]* W [^\n]*" weak "${symbols}")
   foreach(symbol IN LISTS weak)
-    if(NOT symbol MATCHES "${path}")
+    if(NOT symbol MATCHES "${path}([^0-9a-z]|$)")
       string(APPEND faults "\n  ${object}: ${symbol}")
     endif()
   endforeach()

@@ -73,7 +73,7 @@ TEST(environment_settings_are_checked_then_obeyed) {
   CHECK_EQ(num_threads(), 3);
 
   setenv("PRIVTUNER_ISA", "sse2", 1);
-  CHECK_THROWS(std::runtime_error, active_isa(), "\"sse2\"; choose portable, avx2, avx512 or amx");
+  CHECK_THROWS(std::runtime_error, active_isa(), "\"sse2\"; choose portable, avx2, avx512, avx512ifma or amx");
   for (const Isa isa : kAllIsas) {
     if (isa_usable(isa)) continue;
     setenv("PRIVTUNER_ISA", isa_name(isa), 1);
@@ -91,7 +91,7 @@ TEST(environment_settings_are_checked_then_obeyed) {
 TEST(isa_names_and_order) {
   for (const Isa isa : kAllIsas) CHECK_EQ(isa_from_name(isa_name(isa)), isa);
   CHECK_THROWS(std::invalid_argument, isa_from_name("AVX2"), "unknown instruction-set path \"AVX2\"");
-  CHECK_THROWS(std::invalid_argument, isa_from_name(""), "choose portable, avx2, avx512 or amx");
+  CHECK_THROWS(std::invalid_argument, isa_from_name(""), "choose portable, avx2, avx512, avx512ifma or amx");
   CHECK_EQ(usable_isas().front(), Isa::portable);
   for (const Isa isa : kAllIsas) {
     const std::vector<Isa> usable = usable_isas();

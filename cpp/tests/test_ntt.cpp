@@ -19,8 +19,11 @@ constexpr std::uint64_t kPreset32 = 4293918721;        // 2^32 - 2^20 + 1
 constexpr std::uint64_t kPreset50 = 1125899903827969;  // 2^50 - 23 * 2^17 + 1
 
 const std::uint64_t kPrimes32[] = {97, 12289, 2147352577, kPreset32};
+// The largest below 2^40 and 2^50 and the smallest above 2^50 that are 1 modulo 2^17: IFMA takes those below 2^50.
+constexpr std::uint64_t kPrime40 = 1099510054913, kAbove50 = 1125899908022273;
 // The last two: 2^60 - 2^18 + 1 and 2^61 - 2^21 + 1.
-const std::uint64_t kPrimes64[] = {12289, kPreset32, kPreset50, 1152921504606584833, 2305843009211596801};
+const std::uint64_t kPrimes64[] = {12289,    kPreset32,           kPrime40,           kPreset50,
+                                   kAbove50, 1152921504606584833, 2305843009211596801};
 
 template <class Word>
 std::vector<std::uint64_t> primes() {

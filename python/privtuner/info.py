@@ -54,7 +54,7 @@ def render(facts: dict[str, Any]) -> str:
     ]
     for path in facts["isa"]["paths"]:
         state = "chosen" if path["name"] == facts["isa"]["active"] else "usable" if path["usable"] else path["obstacle"]
-        lines.append(f"  {path['name']:<9}{'compiled' if path['compiled'] else 'not compiled':<14}{state}")
+        lines.append(f"  {path['name']:<12}{'compiled' if path['compiled'] else 'not compiled':<14}{state}")
     if facts["isa"]["error"]:
         lines.append(f"  error: {facts['isa']['error']}")
     lines.append("engines:")

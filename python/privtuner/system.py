@@ -31,7 +31,7 @@ def set_num_threads(n: int) -> None:
 
 
 def active_isa() -> str:
-    """The instruction-set path in force: ``"portable"``, ``"avx2"``, ``"avx512"`` or ``"amx"``.
+    """The instruction-set path in force: ``"portable"``, ``"avx2"``, ``"avx512"``, ``"avx512ifma"`` or ``"amx"``.
 
     Raises:
         EngineError: the environment variable ``PRIVTUNER_ISA`` names a path that is unknown or not usable here.

@@ -4,11 +4,9 @@ namespace privtuner::linear {
 
 const Elements& elements(math::Isa isa) {
   switch (isa) {
-#ifdef PRIVTUNER_HAVE_AMX
-    case math::Isa::amx:
-      return elements_avx512();
-#endif
 #ifdef PRIVTUNER_HAVE_AVX512
+    case math::Isa::amx:
+    case math::Isa::avx512ifma:
     case math::Isa::avx512:
       return elements_avx512();
 #endif

@@ -6,13 +6,7 @@
 namespace privtuner::linear {
 namespace {
 
-static_assert(
-#if defined(__BYTE_ORDER__)
-    __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
-#else
-    true,
-#endif
-    "messages are little-endian");
+using math::Checksum, math::Reader, math::Writer;
 
 enum class Kind : std::uint8_t { public_part = 1, request = 2, block = 3 };
 
@@ -30,72 +24,12 @@ const char* kind_name(Kind kind) {
   }
 }
 
-// Eight 64-bit FNV-1a-like lanes: every step is a bijection of the lane, so no change of one word goes unnoticed.
-class Checksum {
- public:
-  void add(const std::uint8_t* data, std::size_t size) {
-    constexpr std::uint64_t kPrime = 0x9e3779b97f4a7c15u;
-    std::size_t at = 0;
-    for (; at + 64 <= size; at += 64) {
-      std::uint64_t words[8];
-      std::memcpy(words, data + at, 64);
-      for (int i = 0; i < 8; ++i) lanes_[i] = (lanes_[i] ^ words[i]) * kPrime;
-    }
-    for (int lane = 0; at < size; at += 8, ++lane) {
-      std::uint64_t word = 0;
-      std::memcpy(&word, data + at, size - at < 8 ? size - at : 8);
-      lanes_[lane] = (lanes_[lane] ^ word) * kPrime;
-    }
-    length_ += size;
-  }
-  std::uint64_t value() const {
-    std::uint64_t hash = length_;
-    for (const std::uint64_t lane : lanes_) {
-      hash = (hash ^ lane ^ (lane >> 29)) * 0xbf58476d1ce4e5b9u;
-      hash ^= hash >> 32;
-    }
-    return hash;
-  }
-
- private:
-  std::uint64_t lanes_[8] = {1, 2, 3, 4, 5, 6, 7, 8};
-  std::uint64_t length_ = 0;
-};
-
 std::uint64_t checksum(const std::uint8_t* message, std::size_t size) {
   Checksum sum;
   sum.add(message, kChecksumAt);
   sum.add(message + kHeaderBytes, size - kHeaderBytes);
   return sum.value();
 }
-
-class Writer {
- public:
-  explicit Writer(std::uint8_t* at) : at_(at) {}
-  template <class T>
-  void put(const T& value) {
-    std::memcpy(at_, &value, sizeof(T));
-    at_ += sizeof(T);
-  }
-
- private:
-  std::uint8_t* at_;
-};
-
-class Reader {
- public:
-  explicit Reader(const std::uint8_t* at) : at_(at) {}
-  template <class T>
-  T get() {
-    T value;
-    std::memcpy(&value, at_, sizeof(T));
-    at_ += sizeof(T);
-    return value;
-  }
-
- private:
-  const std::uint8_t* at_;
-};
 
 struct Header {
   Direction direction;

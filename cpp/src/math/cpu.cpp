@@ -65,6 +65,7 @@ std::string x86_obstacle(Isa isa) {
   };
   const Need needs[] = {
       {Isa::avx2, bit(cpu.ecx1, 28) && bit(cpu.ebx7, 5), "the processor lacks AVX2"},
+      {Isa::avx2, bit(cpu.ecx1, 12), "the processor lacks FMA"},
       {Isa::avx2, (cpu.xcr0 & kAvxState) == kAvxState, "the operating system does not save AVX registers"},
       {Isa::avx512, bit(cpu.ebx7, 16), "the processor lacks AVX-512 F"},
       {Isa::avx512, bit(cpu.ebx7, 30), "the processor lacks AVX-512 BW"},
@@ -72,6 +73,7 @@ std::string x86_obstacle(Isa isa) {
       {Isa::avx512, bit(cpu.ebx7, 31), "the processor lacks AVX-512 VL"},
       {Isa::avx512, bit(cpu.ecx7, 11), "the processor lacks AVX-512 VNNI"},
       {Isa::avx512, (cpu.xcr0 & kAvx512State) == kAvx512State, "the operating system does not save AVX-512 registers"},
+      {Isa::avx512ifma, bit(cpu.ebx7, 21), "the processor lacks AVX-512 IFMA"},
       {Isa::amx, bit(cpu.edx7, 24), "the processor lacks AMX tiles"},
       {Isa::amx, bit(cpu.edx7, 25), "the processor lacks AMX int8"},
       {Isa::amx, (cpu.xcr0 & kTileState) == kTileState, "the operating system does not save AMX tiles"},
@@ -112,6 +114,8 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::avx512ifma:
+      return "avx512ifma";
     case Isa::amx:
       return "amx";
   }
@@ -122,7 +126,8 @@ Isa isa_from_name(const std::string& name) {
   for (const Isa isa : kAllIsas) {
     if (name == isa_name(isa)) return isa;
   }
-  throw std::invalid_argument("unknown instruction-set path \"" + name + "\"; choose portable, avx2, avx512 or amx");
+  throw std::invalid_argument("unknown instruction-set path \"" + name +
+                              "\"; choose portable, avx2, avx512, avx512ifma or amx");
 }
 
 bool isa_compiled(Isa isa) {
@@ -135,6 +140,10 @@ bool isa_compiled(Isa isa) {
 #endif
 #if defined(PRIVTUNER_HAVE_AVX512)
     case Isa::avx512:
+      return true;
+#endif
+#if defined(PRIVTUNER_HAVE_AVX512IFMA)
+    case Isa::avx512ifma:
       return true;
 #endif
 #if defined(PRIVTUNER_HAVE_AMX)

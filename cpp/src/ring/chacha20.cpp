@@ -84,6 +84,7 @@ void chacha20_keystream(const std::uint8_t key[32], const ChaChaNonce& nonce, st
   switch (isa) {
 #if defined(PRIVTUNER_HAVE_AVX512)
     case math::Isa::amx:
+    case math::Isa::avx512ifma:
     case math::Isa::avx512:
       done = wide_blocks(kernels::chacha20_avx512, kernels::kAvx512Width, state, out, blocks);
       break;

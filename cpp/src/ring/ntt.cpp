@@ -58,8 +58,17 @@ std::size_t bit_reverse(std::size_t k, std::size_t n) {
   return reversed;
 }
 
-// The path that runs: the vector kernels need a few registers' worth of coefficients.
-math::Isa kernel_path(std::size_t n, math::Isa isa) { return n < kernels::kVectorMinimum ? math::Isa::portable : isa; }
+// The path whose kernels run: the vector kernels need a few registers' worth of coefficients, and IFMA takes 64-bit
+// words and q < 2^50.
+template <class Word>
+math::Isa kernel_path(std::size_t n, [[maybe_unused]] std::uint64_t q, math::Isa isa) {
+  if (n < kernels::kVectorMinimum) return math::Isa::portable;
+  if (isa < math::Isa::avx512ifma) return isa;
+#if defined(PRIVTUNER_HAVE_AVX512IFMA)
+  if (sizeof(Word) == 8 && (q >> 50) == 0) return math::Isa::avx512ifma;
+#endif
+  return math::Isa::avx512;
+}
 
 }  // namespace
 
@@ -95,9 +104,13 @@ template <class Word>
 void Ntt<Word>::forward(Word* a, math::Isa isa) const {
   const kernels::NttView<Word> view{n_, static_cast<Word>(modulus_.q), roots_.data(), roots_companion_.data(), 0, 0, 0,
                                     0};
-  switch (kernel_path(n_, isa)) {
+  switch (kernel_path<Word>(n_, modulus_.q, isa)) {
+#if defined(PRIVTUNER_HAVE_AVX512IFMA)
+    case math::Isa::avx512ifma:
+      if constexpr (sizeof(Word) == 8) return kernels::forward_avx512ifma(view, a);
+      [[fallthrough]];
+#endif
 #if defined(PRIVTUNER_HAVE_AVX512)
-    case math::Isa::amx:
     case math::Isa::avx512:
       return kernels::forward_avx512(view, a);
 #endif
@@ -120,9 +133,13 @@ void Ntt<Word>::inverse(Word* a, math::Isa isa) const {
                                     n_inverse_companion_,
                                     last_root_,
                                     last_root_companion_};
-  switch (kernel_path(n_, isa)) {
+  switch (kernel_path<Word>(n_, modulus_.q, isa)) {
+#if defined(PRIVTUNER_HAVE_AVX512IFMA)
+    case math::Isa::avx512ifma:
+      if constexpr (sizeof(Word) == 8) return kernels::inverse_avx512ifma(view, a);
+      [[fallthrough]];
+#endif
 #if defined(PRIVTUNER_HAVE_AVX512)
-    case math::Isa::amx:
     case math::Isa::avx512:
       return kernels::inverse_avx512(view, a);
 #endif
@@ -148,9 +165,13 @@ void Ntt<Word>::prepare(const Word* b, Word* prepared) const {
 template <class Word>
 void Ntt<Word>::multiply(const Word* a, const Word* prepared, Word* out, math::Isa isa) const {
   const Word q = static_cast<Word>(modulus_.q);
-  switch (kernel_path(n_, isa)) {
+  switch (kernel_path<Word>(n_, modulus_.q, isa)) {
+#if defined(PRIVTUNER_HAVE_AVX512IFMA)
+    case math::Isa::avx512ifma:
+      if constexpr (sizeof(Word) == 8) return kernels::multiply_avx512ifma(n_, q, a, prepared, prepared + n_, out);
+      [[fallthrough]];
+#endif
 #if defined(PRIVTUNER_HAVE_AVX512)
-    case math::Isa::amx:
     case math::Isa::avx512:
       return kernels::multiply_avx512(n_, q, a, prepared, prepared + n_, out);
 #endif

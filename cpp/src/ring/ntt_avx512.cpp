@@ -1,7 +1,5 @@
 // AVX-512 (F, DQ, VL): 16 words of 32 bits or 8 of 64 bits in a register.
-#include <immintrin.h>
-
-#include "ntt_passes.hpp"
+#include "ntt_words512.hpp"
 
 namespace privtuner::ring::kernels {
 namespace {
@@ -101,63 +99,26 @@ struct Lanes32 {
 
 // 64-bit words, q < 2^61, lazily: forward in [0, 8q - 1], inverse in [0, 4q - 1] between stages. Harvey's ranges,
 // doubled, because the quotient leaves out the product of the low halves.
-struct Lanes64 {
-  using Word = std::uint64_t;
-  using Vec = __m512i;
+struct Lanes64 : Words512 {
   struct Factor {
     Vec w, companion, companion_high;
   };
-  static constexpr std::size_t kLanes = 8, kBlock = 8;
-  static constexpr int kPairStages = 4;
+  static constexpr std::size_t kBlock = 8;
 
   Vec q, q2, q4;
-  explicit Lanes64(Word modulus) : q(broadcast(modulus)), q2(_mm512_slli_epi64(q, 1)), q4(_mm512_slli_epi64(q, 2)) {}
-
-  static PRIVTUNER_INLINE Vec load(const Word* p) { return _mm512_loadu_si512(p); }
-  static PRIVTUNER_INLINE void store(Word* p, Vec x) { _mm512_storeu_si512(p, x); }
-  static PRIVTUNER_INLINE Vec broadcast(Word x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
+  explicit Lanes64(Word modulus) : q(all(modulus)), q2(all(2 * modulus)), q4(all(4 * modulus)) {}
 
   static PRIVTUNER_INLINE Factor factor(Vec w, Vec companion) {
     return {w, companion, _mm512_srli_epi64(companion, 32)};
   }
   static PRIVTUNER_INLINE Factor broadcast(const Word* w, const Word* companion) {
-    return factor(broadcast(*w), broadcast(*companion));
-  }
-  // 8 >> stage words, repeated.
-  template <int stage>
-  static PRIVTUNER_INLINE Vec repeat(const Word* p) {
-    if constexpr (stage == 0) return _mm512_loadu_si512(p);
-    if constexpr (stage == 1) return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    if constexpr (stage == 2) return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    if constexpr (stage == 3) return broadcast(*p);
+    return factor(all(*w), all(*companion));
   }
   template <int stage>
   static PRIVTUNER_INLINE Factor spread(const Word* w, const Word* companion) {
     return factor(repeat<stage>(w), repeat<stage>(companion));
   }
 
-  // As for 32-bit words, with four stages.
-  template <int stage>
-  static PRIVTUNER_INLINE void split(Vec& a, Vec& b) {
-    if constexpr (stage == kPairStages) return;
-    const Vec u = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), b);
-    const Vec v = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15), b);
-    a = u;
-    b = v;
-  }
-  template <int stage>
-  static PRIVTUNER_INLINE void join(Vec& u, Vec& v) {
-    if constexpr (stage == kPairStages) return;
-    const Vec a = _mm512_permutex2var_epi64(u, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), v);
-    const Vec b = _mm512_permutex2var_epi64(u, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), v);
-    u = a;
-    v = b;
-  }
-
-  // [0, 2 bound) to [0, bound): the smaller of x and x - bound as unsigned words.
-  static PRIVTUNER_INLINE Vec subtract_once(Vec x, Vec bound) {
-    return _mm512_min_epu64(x, _mm512_sub_epi64(x, bound));
-  }
   // [0, 4q - 1], for x any word: the quotient falls short of Shoup's by at most 2, as two carries are lost.
   PRIVTUNER_INLINE Vec mul_lazy(Vec x, const Factor& f) const {
     const Vec x_high = _mm512_srli_epi64(x, 32);

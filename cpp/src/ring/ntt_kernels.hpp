@@ -36,4 +36,10 @@ PRIVTUNER_NTT_KERNELS(avx512)
 
 #undef PRIVTUNER_NTT_KERNELS
 
+// q < 2^50.
+void forward_avx512ifma(const NttView<std::uint64_t>& ntt, std::uint64_t* a);
+void inverse_avx512ifma(const NttView<std::uint64_t>& ntt, std::uint64_t* a);
+void multiply_avx512ifma(std::size_t n, std::uint64_t q, const std::uint64_t* a, const std::uint64_t* b,
+                         const std::uint64_t* b_companion, std::uint64_t* out);
+
 }  // namespace privtuner::ring::kernels

@@ -32,11 +32,11 @@ template <class Lanes, int stage>
 PRIVTUNER_INLINE void inverse_pairs(const Lanes& lanes, const View<Lanes>& ntt, typename Lanes::Vec* z,
                                     std::size_t block) {
   constexpr std::size_t kPairs = Lanes::kBlock / 2;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (std::size_t pair = 0; pair < kPairs; ++pair) Lanes::template split<stage>(z[2 * pair], z[2 * pair + 1]);
   if constexpr (stage < Lanes::kPairStages) {
     const std::size_t first = (ntt.n >> (stage + 1)) + block * kPairs * (Lanes::kLanes >> stage);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (std::size_t pair = 0; pair < kPairs; ++pair) {
       const std::size_t k = first + pair * (Lanes::kLanes >> stage);
       lanes.inverse_butterfly(z[2 * pair], z[2 * pair + 1],
@@ -53,14 +53,14 @@ PRIVTUNER_INLINE void forward_pairs(const Lanes& lanes, const View<Lanes>& ntt, 
   if constexpr (stage < Lanes::kPairStages) {
     forward_pairs<Lanes, stage + 1>(lanes, ntt, z, block);
     const std::size_t first = (ntt.n >> (stage + 1)) + block * kPairs * (Lanes::kLanes >> stage);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (std::size_t pair = 0; pair < kPairs; ++pair) {
       const std::size_t k = first + pair * (Lanes::kLanes >> stage);
       lanes.forward_butterfly(z[2 * pair], z[2 * pair + 1],
                               Lanes::template spread<stage>(ntt.roots + k, ntt.companions + k));
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (std::size_t pair = 0; pair < kPairs; ++pair) Lanes::template join<stage>(z[2 * pair], z[2 * pair + 1]);
 }
 
@@ -70,7 +70,7 @@ PRIVTUNER_INLINE void inverse_across(const Lanes& lanes, const View<Lanes>& ntt,
                                      std::size_t block) {
   if constexpr (distance < Lanes::kBlock) {
     constexpr std::size_t kGroups = Lanes::kBlock / (2 * distance);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (std::size_t i = 0; i < Lanes::kBlock / 2; ++i) {
       const std::size_t group = i / distance, low = 2 * distance * group + i % distance;
       const std::size_t k = ntt.n / (2 * distance * Lanes::kLanes) + block * kGroups + group;
@@ -86,7 +86,7 @@ PRIVTUNER_INLINE void forward_across(const Lanes& lanes, const View<Lanes>& ntt,
   if constexpr (distance < Lanes::kBlock) {
     forward_across<Lanes, 2 * distance>(lanes, ntt, z, block);
     constexpr std::size_t kGroups = Lanes::kBlock / (2 * distance);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (std::size_t i = 0; i < Lanes::kBlock / 2; ++i) {
       const std::size_t group = i / distance, low = 2 * distance * group + i % distance;
       const std::size_t k = ntt.n / (2 * distance * Lanes::kLanes) + block * kGroups + group;
@@ -103,11 +103,11 @@ PRIVTUNER_INLINE void inverse_transform(const View<Lanes>& ntt, typename Lanes::
   for (std::size_t block = 0; block < ntt.n / kBlockWords; ++block) {
     typename Lanes::Word* const x = a + block * kBlockWords;
     Vec z[Lanes::kBlock];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (std::size_t i = 0; i < Lanes::kBlock; ++i) z[i] = Lanes::load(x + i * kLanes);
     inverse_pairs<Lanes, 0>(lanes, ntt, z, block);
     inverse_across<Lanes, 2>(lanes, ntt, z, block);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (std::size_t i = 0; i < Lanes::kBlock; ++i) Lanes::store(x + i * kLanes, z[i]);
   }
 
@@ -208,11 +208,11 @@ PRIVTUNER_INLINE void forward_transform(const View<Lanes>& ntt, typename Lanes::
   for (std::size_t block = 0; block < ntt.n / kBlockWords; ++block) {
     typename Lanes::Word* const x = a + block * kBlockWords;
     Vec z[Lanes::kBlock];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (std::size_t i = 0; i < Lanes::kBlock; ++i) z[i] = Lanes::load(x + i * kLanes);
     forward_across<Lanes, 2>(lanes, ntt, z, block);
     forward_pairs<Lanes, 0>(lanes, ntt, z, block);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (std::size_t i = 0; i < Lanes::kBlock; ++i) Lanes::store(x + i * kLanes, lanes.forward_finish(z[i]));
   }
 }

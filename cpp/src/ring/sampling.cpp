@@ -102,6 +102,7 @@ std::size_t first_rejected(Word* words, std::size_t begin, std::size_t n, Word m
   switch (isa) {
 #if defined(PRIVTUNER_HAVE_AVX512)
     case math::Isa::amx:
+    case math::Isa::avx512ifma:
     case math::Isa::avx512:
       return kernels::first_rejected_avx512(words, begin, n, mask, q);
 #endif
@@ -152,6 +153,7 @@ void binomial(const std::uint32_t* words, std::int8_t* out, std::size_t groups, 
   switch (isa) {
 #if defined(PRIVTUNER_HAVE_AVX512)
     case math::Isa::amx:
+    case math::Isa::avx512ifma:
     case math::Isa::avx512:
       return kernels::binomial_avx512(words, out, groups);
 #endif

@@ -14,19 +14,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "privtuner/linear/preset.hpp"
+#include "privtuner/math/bytes.hpp"
 
 namespace privtuner::linear {
 
-// A message that is malformed, truncated, corrupted, or meant for another layer, request, direction or version.
-class MessageError : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
+using math::MessageError;
 
 enum class Direction : std::uint8_t { forward = 0, backward = 1 };
 const char* direction_name(Direction direction);

@@ -8,13 +8,14 @@ namespace privtuner::math {
 
 // Ordered: a path may use the kernels of any path before it.
 enum class Isa {
-  portable = 0,  // C++17, no intrinsics: the oracle
-  avx2 = 1,      // AVX2
-  avx512 = 2,    // AVX-512 F, BW, DQ, VL and VNNI (Cascade Lake, Zen 4 and later)
-  amx = 3,       // avx512 with AMX tiles on int8 (Sapphire Rapids and later)
+  portable = 0,    // C++17, no intrinsics: the oracle
+  avx2 = 1,        // AVX2 and FMA
+  avx512 = 2,      // AVX-512 F, BW, DQ, VL and VNNI (Cascade Lake and later)
+  avx512ifma = 3,  // avx512 with IFMA, products of 52-bit words (Ice Lake, Zen 4 and later)
+  amx = 4,         // avx512ifma with AMX tiles on int8 (Sapphire Rapids and later)
 };
 
-inline constexpr Isa kAllIsas[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::amx};
+inline constexpr Isa kAllIsas[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512ifma, Isa::amx};
 
 const char* isa_name(Isa isa);
 

@@ -1,0 +1,80 @@
+// Products modulo q < 2^50 through doubles, for processors without integer products of 52-bit words. Included by the
+// kernels' files alone; internal linkage. Words gives the operations on words and doubles.
+//
+// Why this is exact. Let p = x y with |x| < 2^52, |y| <= 2^50 integers and |p / q| < 2^51 - 1. Then h = round(p),
+// l = p - h is a double (fma computes it), |l| < 2^48, and both are integers. inverse is 1/q with an error of 2^-53 of
+// itself, so h inverse differs from p / q by at most 2^-52 (1 + 2^-54) |p / q|, which is below 1/2 + 2^-54. Added to
+// 1.5 2^52 by fma it is rounded once, to an integer, as the sum stays within [2^52, 2^53]: c. So r = p - c q has
+// |r| <= q (1/2 + 2^-52 (1 + 2^-54) |p / q|) < q + 1. h - c q = r - l is an integer below 2^53, so fma computes it
+// without error, and so does the addition of l.
+//
+//   both factors in [0, q), or one in (-2^50, 2^50): |p / q| < 2^50 and |r| < 0.76 q: one correction is enough;
+//   a word below 2^52 and a weight in [-q/2, q/2]: |p / q| < 2^51 (1 - 1/q) <= 2^51 - 2 and |r| <= q.
+//
+// A sum of kGroup = 6 such r and a folded sum (|.| < 0.51 q) is an integer below 7 q < 2^53: exact as well.
+#pragma once
+
+#include "residues_loops.hpp"
+
+namespace privtuner::ring::kernels {
+namespace {
+
+// Adding the shift leaves an integer below 2^51, or the integer next to a number, in the low bits of the sum.
+constexpr double kTwo52 = 4503599627370496.0, kRoundingShift = 1.5 * kTwo52;
+
+template <class Words>
+struct RealLanes : Words {
+  using Vec = typename Words::Vec;
+  using Real = typename Words::Real;
+  using Factor = Real;
+  using Weight = Real;
+  using Sum = Real;
+  static constexpr std::size_t kGroup = 6;
+
+  Vec q;
+  Real q_real, inverse, shift;
+  std::int64_t modulus;
+  explicit RealLanes(const Row& row)
+      : q(Words::all(row.q)),
+        q_real(Words::all_real(static_cast<double>(row.q))),
+        inverse(Words::all_real(row.inverse)),
+        shift(Words::all_real(kRoundingShift)),
+        modulus(static_cast<std::int64_t>(row.q)) {}
+
+  PRIVTUNER_INLINE Vec add_if_negative(Vec x) const { return Words::add_if_negative(x, q); }
+  // x less q times the integer next to x / q.
+  PRIVTUNER_INLINE Real remainder(Real x) const {
+    const Real quotient = Words::sub(Words::fma(x, inverse, shift), shift);
+    return Words::fnma(quotient, q_real, x);
+  }
+  PRIVTUNER_INLINE Real product(Real x, Real y) const {
+    const Real high = Words::mul(x, y), low = Words::fms(x, y, high);
+    return Words::add(remainder(high), low);
+  }
+  PRIVTUNER_INLINE Vec canonical(Real r) const { return add_if_negative(Words::signed_words(r)); }
+
+  PRIVTUNER_INLINE Vec multiply(Vec a, Vec b) const { return canonical(product(Words::real(a), Words::real(b))); }
+  PRIVTUNER_INLINE Factor factor(std::uint64_t w) const { return Words::all_real(static_cast<double>(w)); }
+  PRIVTUNER_INLINE Vec multiply_scalar(Vec a, Factor w) const { return canonical(product(Words::real(a), w)); }
+  PRIVTUNER_INLINE Vec subtract_multiply(Vec a, Vec b, Factor w) const {
+    return canonical(product(Words::sub(Words::real(a), Words::real(b)), w));
+  }
+  PRIVTUNER_INLINE Vec reduce(Vec a) const { return canonical(remainder(Words::real(a))); }
+
+  static PRIVTUNER_INLINE Sum zero_sum() { return Words::all_real(0.0); }
+  PRIVTUNER_INLINE void add_product(Sum& sum, Vec a, Vec b) const {
+    sum = Words::add(sum, product(Words::real(a), Words::real(b)));
+  }
+  PRIVTUNER_INLINE Weight weight(std::uint64_t w) const {
+    const auto x = static_cast<std::int64_t>(w);
+    return Words::all_real(static_cast<double>(x - (modulus & ((modulus - 2 * x) >> 63))));  // centred
+  }
+  PRIVTUNER_INLINE void add_weighted(Sum& sum, Vec a, Weight w) const {
+    sum = Words::add(sum, product(Words::real(a), w));
+  }
+  PRIVTUNER_INLINE void fold(Sum& sum) const { sum = remainder(sum); }
+  PRIVTUNER_INLINE Vec finish(Sum sum, std::size_t) const { return canonical(sum); }  // folded: |sum| < 0.51 q
+};
+
+}  // namespace
+}  // namespace privtuner::ring::kernels
