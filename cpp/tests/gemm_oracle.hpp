@@ -29,6 +29,19 @@ constexpr std::uint64_t kPreset50 = 1125899903827969;   // 2^50 - 23 * 2^17 + 1
 constexpr std::uint64_t kLargest32 = 4294967291;        // the largest prime below 2^32
 constexpr std::uint64_t kLargest52 = 4503599627370449;  // the largest prime below 2^52
 
+inline int bit_length(std::uint64_t q) {
+  int bits = 0;
+  while (q >> bits != 0) ++bits;
+  return bits;
+}
+
+// The largest prime of that many bits.
+inline std::uint64_t largest_prime(int bits) {
+  std::uint64_t q = (std::uint64_t{1} << bits) - 1;
+  while (!privtuner::math::is_prime(q)) q -= 2;
+  return q;
+}
+
 template <class Word>
 std::vector<std::uint64_t> moduli() {
   if constexpr (sizeof(Word) == 4) {
@@ -144,10 +157,11 @@ void expect_product(const std::vector<Word>& want, const Weights& weights, Opera
   }
 }
 
-// One product on every path of `isas` against the schoolbook.
+// One product on every path of `isas` against the schoolbook. bits: what the residues are packed for, 0 for those of
+// the modulus.
 template <class Weight, class Word>
 void check_product(const std::vector<Isa>& isas, const Shape& shape, Operand operand, Fill weight_fill,
-                   Fill residue_fill, std::uint64_t modulus, std::uint64_t seed) {
+                   Fill residue_fill, std::uint64_t modulus, std::uint64_t seed, int bits = 0) {
   std::mt19937_64 random(seed);
   const std::vector<Weight> w = weights<Weight>(shape.rows * shape.depth, weight_fill, random);
   const bool plain = operand == Operand::plain;
@@ -161,7 +175,8 @@ void check_product(const std::vector<Isa>& isas, const Shape& shape, Operand ope
   }
   const std::vector<Word> want = schoolbook(w, w_cols, operand, shape, c, modulus);
   for (const Isa isa : isas) {
-    const PackedResidues<Word> residues(c.data(), shape.depth, shape.columns, stride, isa);
+    const PackedResidues<Word> residues(c.data(), shape.depth, shape.columns, stride, isa,
+                                        bits == 0 ? bit_length(modulus) : bits);
     expect_product(want, packed, operand, shape, residues, Modulus(modulus), 0, shape.rows);
   }
 }
@@ -228,6 +243,27 @@ inline void check_depths(const std::vector<Isa>& isas, const std::vector<std::si
   }
 }
 
+// Moduli on both sides of every number of digits, packed for their own bits and for the most; and sums of the largest
+// size and of one sign, on which the recombination's bounds rest.
+inline void check_digit_counts(const std::vector<Isa>& isas, std::size_t longest, std::size_t columns) {
+  std::uint64_t seed = 3500;
+  for (const int bits : {2, 20, 30, 32, 33, 36, 40, 41, 44, 45, 48, 49, 50, 52}) {
+    const std::uint64_t q = largest_prime(bits);
+    const Shape shape = {19, 130, 35, 1};
+    for (const int packed : {bits, 52}) {
+      for (const Fill fill : {Fill::random, Fill::mixed}) {
+        check_product<std::int8_t, std::uint64_t>(isas, shape, Operand::plain, fill, fill, q, ++seed, packed);
+        check_product<std::int16_t, std::uint64_t>(isas, shape, Operand::transpose, fill, fill, q, ++seed, packed);
+      }
+    }
+    for (const Fill fill : {Fill::lowest, Fill::highest}) {
+      const Shape extreme = {2, longest, columns, 0};
+      check_product<std::int8_t, std::uint64_t>(isas, extreme, Operand::plain, fill, Fill::highest, q, ++seed);
+      check_product<std::int16_t, std::uint64_t>(isas, extreme, Operand::plain, fill, Fill::highest, q, ++seed);
+    }
+  }
+}
+
 // Every start that is allowed, and counts that end inside a tile.
 template <class Weight, class Word>
 void check_row_ranges(const std::vector<Isa>& isas, std::uint64_t modulus) {
@@ -243,7 +279,8 @@ void check_row_ranges(const std::vector<Isa>& isas, std::uint64_t modulus) {
     fill_residues(c.data(), c.size(), Fill::random, modulus, random);
     const auto want = schoolbook(w, w_cols, operand, shape, c, modulus);
     for (const Isa isa : isas) {
-      const PackedResidues<Word> residues(c.data(), shape.depth, shape.columns, shape.columns + shape.gap, isa);
+      const PackedResidues<Word> residues(c.data(), shape.depth, shape.columns, shape.columns + shape.gap, isa,
+                                          bit_length(modulus));
       for (std::size_t begin = 0; begin <= shape.rows; begin += privtuner::gemm::kRowStep) {
         for (const std::size_t count : {0, 1, 3, 4, 17, 32, 35, 64, 131}) {
           if (begin + count <= shape.rows) {

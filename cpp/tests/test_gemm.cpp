@@ -2,6 +2,8 @@
 
 #include <cstdio>
 #include <stdexcept>
+#include <string>
+#include <tuple>
 
 #include "gemm_oracle.hpp"
 
@@ -42,8 +44,8 @@ template <class Word>
 std::vector<Word> product(const Weights& w, const AlignedVector<Word>& c, std::size_t columns, Isa isa,
                           std::uint64_t q) {
   std::vector<Word> out(w.rows() * columns);
-  multiply(w, Operand::plain, PackedResidues<Word>(c.data(), w.cols(), columns, columns, isa), Modulus(q), 0, w.rows(),
-           out.data(), columns);
+  multiply(w, Operand::plain, PackedResidues<Word>(c.data(), w.cols(), columns, columns, isa, bit_length(q)),
+           Modulus(q), 0, w.rows(), out.data(), columns);
   return out;
 }
 
@@ -92,6 +94,8 @@ TEST(extreme_weights_and_residues) { check_fills_and_moduli(usable_isas()); }
 
 TEST(depths_to_the_limit) { check_depths(usable_isas(), {8188, 8192, 8193, 16389, 65536}, 5, 17); }
 
+TEST(every_number_of_digits) { check_digit_counts(usable_isas(), kMaxDepth, 17); }
+
 TEST(row_ranges) { check_row_ranges(usable_isas()); }
 
 TEST(thread_counts) { check_threads(usable_isas()); }
@@ -102,11 +106,31 @@ TEST(no_columns_and_no_rows) {
   const AlignedVector<std::uint32_t> c = {1, 2};
   for (const Isa isa : usable_isas()) {
     std::uint32_t out = 77;
-    multiply(weights, Operand::plain, PackedResidues<std::uint32_t>(c.data(), 2, 0, 0, isa), Modulus(97), 0, 2, &out,
+    multiply(weights, Operand::plain, PackedResidues<std::uint32_t>(c.data(), 2, 0, 0, isa, 7), Modulus(97), 0, 2, &out,
              0);
-    multiply(weights, Operand::plain, PackedResidues<std::uint32_t>(c.data(), 2, 1, 1, isa), Modulus(97), 0, 0, &out,
+    multiply(weights, Operand::plain, PackedResidues<std::uint32_t>(c.data(), 2, 1, 1, isa, 7), Modulus(97), 0, 0, &out,
              1);
     CHECK_EQ(out, 77u);
+  }
+}
+
+TEST(memory_is_used_again) {
+  // Growing, shrinking, other digits: nothing of the residues before is left.
+  std::mt19937_64 random(7000);
+  for (const Isa isa : usable_isas()) {
+    PackedResidues<std::uint64_t> residues;
+    for (const auto& [depth, columns, bits] :
+         {std::tuple{9, 20, 40}, std::tuple{131, 100, 50}, std::tuple{5, 33, 30}, std::tuple{131, 99, 36}}) {
+      const Shape shape = {13, static_cast<std::size_t>(depth), static_cast<std::size_t>(columns), 2};
+      const Modulus q(largest_prime(bits));
+      const auto w = weights<std::int8_t>(shape.rows * shape.depth, Fill::random, random);
+      AlignedVector<std::uint64_t> c(shape.depth * (shape.columns + shape.gap));
+      fill_residues(c.data(), c.size(), Fill::random, q.q, random);
+      residues.assign(c.data(), shape.depth, shape.columns, shape.columns + shape.gap, isa, bits);
+      CHECK_EQ(residues.bits(), bits);
+      expect_product(schoolbook(w, shape.depth, Operand::plain, shape, c, q.q),
+                     Weights(w.data(), shape.rows, shape.depth), Operand::plain, shape, residues, q, 0, shape.rows);
+    }
   }
 }
 
@@ -144,6 +168,12 @@ TEST(residues_rejects) {
   CHECK_THROWS(std::invalid_argument, Packed(c.data(), kMaxDepth + 1, 0, 0, Isa::portable),
                "depth 65537, 0 columns, stride 0: depth must be in [1, 65536]");
   CHECK_THROWS(std::invalid_argument, Packed(c.data(), 2, 3, 2, Isa::portable), "3 columns, stride 2");
+  CHECK_THROWS(std::invalid_argument, Packed(c.data(), 2, 1, 1, Isa::portable, 0),
+               "residues of 0 bits: must be in [1, 32]");
+  CHECK_THROWS(std::invalid_argument, Packed(c.data(), 2, 1, 1, Isa::portable, 33), "residues of 33 bits");
+  const AlignedVector<std::uint64_t> wide(8);
+  CHECK_THROWS(std::invalid_argument, PackedResidues<std::uint64_t>(wide.data(), 2, 1, 1, Isa::portable, 53),
+               "residues of 53 bits: must be in [1, 52]");
 }
 
 TEST(multiply_rejects) {
@@ -154,6 +184,8 @@ TEST(multiply_rejects) {
   const PackedResidues<std::uint32_t> plain(c32.data(), 40, 1, 1, Isa::portable);
   const PackedResidues<std::uint32_t> transpose(c32.data(), 100, 1, 1, Isa::portable);
   const PackedResidues<std::uint64_t> wide(c64.data(), 40, 1, 1, Isa::portable);
+  CHECK_EQ(plain.bits(), 32);  // unless told
+  CHECK_EQ(wide.bits(), 52);
   std::uint32_t out32[100];
   std::uint64_t out64[100];
   const Modulus q(kPreset32);
@@ -173,10 +205,20 @@ TEST(multiply_rejects) {
                "output stride 0 is below the 1 columns");
   // The smallest primes above 2^32 and 2^52.
   CHECK_THROWS(std::invalid_argument, multiply(weights, Operand::plain, plain, Modulus(4294967311u), 0, 1, out32, 1),
-               "4294967311 is too large");
+               "modulus 4294967311 has 33 bits, the residues were packed for 32");
   CHECK_THROWS(std::invalid_argument,
                multiply(weights, Operand::plain, wide, Modulus(4503599627370517u), 0, 1, out64, 1),
-               "4503599627370517 is too large");
+               "modulus 4503599627370517 has 53 bits, the residues were packed for 52");
+  // One bit short, on every path: also where the digits would have room for it.
+  for (const Isa isa : usable_isas()) {
+    for (const int bits : {30, 32, 36, 39, 40, 44, 48, 51}) {
+      const PackedResidues<std::uint64_t> narrow(c64.data(), 40, 1, 1, isa, bits);
+      multiply(weights, Operand::plain, narrow, Modulus(largest_prime(bits)), 0, 1, out64, 1);
+      CHECK_THROWS(std::invalid_argument,
+                   multiply(weights, Operand::plain, narrow, Modulus(largest_prime(bits + 1)), 0, 1, out64, 1),
+                   " has " + std::to_string(bits + 1) + " bits, the residues were packed for " + std::to_string(bits));
+    }
+  }
 }
 
 PRIVTUNER_TEST_MAIN

@@ -61,6 +61,8 @@ TEST(extreme_weights_and_residues) { check_fills_and_moduli(kAmx); }
 
 TEST(depths_to_the_limit) { check_depths(kAmx, {1024, 1025, 65536}, 3, 5); }
 
+TEST(every_number_of_digits) { check_digit_counts(kAmx, 4097, 5); }
+
 TEST(row_ranges) { check_row_ranges(kAmx); }
 
 TEST(thread_counts) { check_threads(kAmx); }

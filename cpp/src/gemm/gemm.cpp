@@ -11,27 +11,35 @@
 namespace privtuner::gemm {
 namespace {
 
+constexpr std::size_t kBlocksPerVisit = 4;
 constexpr std::size_t kGroupBytes = std::size_t{512} << 10;  // packed residues one task keeps in its L2
 
 std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
+int bit_length(std::uint64_t q) {
+  int bits = 0;
+  for (; q != 0; q >>= 1) ++bits;
+  return bits;
+}
+
 template <class Word>
-const Kernel<Word>& kernel_for(math::Isa isa, int bytes_per_weight) {
+const Kernel<Word>& kernel_for(math::Isa isa, int bytes_per_weight, int bits) {
   switch (isa) {
 #ifdef PRIVTUNER_HAVE_AMX
     case math::Isa::amx:
-      return amx_kernel<Word>(bytes_per_weight);
+      return amx_kernel<Word>(bytes_per_weight, bits);
 #endif
 #ifdef PRIVTUNER_HAVE_AVX512
+    case math::Isa::avx512ifma:
     case math::Isa::avx512:
-      return avx512_kernel<Word>(bytes_per_weight);
+      return avx512_kernel<Word>(bytes_per_weight, bits);
 #endif
 #ifdef PRIVTUNER_HAVE_AVX2
     case math::Isa::avx2:
-      return avx2_kernel<Word>(bytes_per_weight);
+      return avx2_kernel<Word>(bytes_per_weight, bits);
 #endif
     case math::Isa::portable:
-      return portable_kernel<Word>(bytes_per_weight);
+      return portable_kernel<Word>(bytes_per_weight, bits);
     default:
       throw std::invalid_argument(std::string("gemm: path ") + math::isa_name(isa) + " is not in this build");
   }
@@ -102,77 +110,34 @@ void load_block(const PanelSource& source, int byte, std::size_t i, std::size_t 
   }
 }
 
-Reducer::Reducer(const math::Modulus& q)
-    : modulus(q),
-      inverse(1.0 / static_cast<double>(q.q)),
-      two32(q.reduce(std::uint64_t{1} << 32)),
-      two32_shoup(q.shoup(two32)) {}
-
-void recombine_bytes(const std::int32_t* low, const std::int32_t* high, std::size_t step, const Reducer& reducer,
-                     std::uint64_t* out) {
-  constexpr int kDigits = 7;
-  const math::Modulus& q = reducer.modulus;
-  for (std::size_t c = 0; c < kTileColumns; ++c) {
-    std::int64_t sums[kDigits + 1];  // of equal weight 2^(8 d); |sum| < 2^32
-    for (int d = 0; d < kDigits; ++d) sums[d] = low[static_cast<std::size_t>(d) * step + c];
-    sums[kDigits] = 0;
-    if (high != nullptr) {
-      for (int d = 0; d < kDigits; ++d) sums[d + 1] += high[static_cast<std::size_t>(d) * step + c];
-    }
-    std::int64_t bottom = 0, top = 0;  // |.| < 2^57
-    for (int d = 3; d >= 0; --d) {
-      bottom = bottom * 256 + sums[d];
-      top = top * 256 + sums[d + 4];
-    }
-    out[c] = q.add(q.reduce_signed(bottom), q.mul_shoup(q.reduce_signed(top), reducer.two32, reducer.two32_shoup));
-  }
-}
-
-void recombine_11(const std::int32_t* low, const std::int32_t* high, std::size_t step, int digits,
-                  const Reducer& reducer, std::uint64_t* out) {
-  const math::Modulus& q = reducer.modulus;
-  const auto count = static_cast<std::size_t>(digits);
-  for (std::size_t c = 0; c < kTileColumns; ++c) {
-    // |sum| < 2^31, or 2^40 with the high byte; so |bottom| < 2^62 and, above 2^33, |top| < 2^51.
-    std::int64_t bottom = 0, top = 0;
-    for (std::size_t d = count; d-- > 0;) {
-      const std::int64_t sum = low[d * step + c] + (high == nullptr ? 0 : std::int64_t{256} * high[d * step + c]);
-      if (d >= 3) {
-        top = top * 2048 + sum;
-      } else {
-        bottom = bottom * 2048 + sum;
-      }
-    }
-    const std::uint64_t rest = q.reduce_signed(bottom);
-    if (digits <= 3) {
-      out[c] = rest;
-    } else {
-      const std::uint64_t shifted = q.mul_shoup(q.reduce_signed(top), reducer.two32, reducer.two32_shoup);
-      out[c] = q.add(rest, q.add(shifted, shifted));  // 2^33 = 2 * 2^32
-    }
-  }
-}
-
 template <class Word>
-PackedResidues<Word>::PackedResidues(const Word* c, std::size_t depth, std::size_t columns, std::size_t stride,
-                                     math::Isa isa)
-    : depth_(depth), columns_(columns), isa_(isa) {
+void PackedResidues<Word>::assign(const Word* c, std::size_t depth, std::size_t columns, std::size_t stride,
+                                  math::Isa isa, int bits) {
   if (depth < 1 || depth > kMaxDepth || stride < columns) {
     throw std::invalid_argument("residues of depth " + std::to_string(depth) + ", " + std::to_string(columns) +
                                 " columns, stride " + std::to_string(stride) + ": depth must be in [1, " +
                                 std::to_string(kMaxDepth) + "] and the stride at least the columns");
   }
+  if (bits < 1 || bits > kMaxBits<Word>) {
+    throw std::invalid_argument("residues of " + std::to_string(bits) + " bits: must be in [1, " +
+                                std::to_string(kMaxBits<Word>) + "]");
+  }
   // The layout of residues does not depend on the width of the weights.
-  const Kernel<Word>& kernel = kernel_for<Word>(isa, 1);
+  const Kernel<Word>& kernel = kernel_for<Word>(isa, 1, bits);
   block_bytes_ = ceil_div(depth, kernel.depth_unit) * kernel.block_bytes_per_unit;
   const std::size_t blocks = ceil_div(columns, kTileColumns);
+  columns_ = 0;   // should the memory run out
+  data_.clear();  // growing would copy
   data_.resize(blocks * block_bytes_);
-  math::parallel_for(blocks, 1, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t b = begin; b < end; ++b) {
-      const std::size_t first = b * kTileColumns;
-      kernel.pack_block(c + first, stride, depth, std::min(kTileColumns, columns - first),
-                        data_.data() + b * block_bytes_);
-    }
+  depth_ = depth;
+  columns_ = columns;
+  bits_ = bits;
+  isa_ = isa;
+  // A visit to a far-away row packs the words of several blocks.
+  math::parallel_for(blocks, kBlocksPerVisit, [&](std::size_t begin, std::size_t end) {
+    const std::size_t first = begin * kTileColumns;
+    kernel.pack_blocks(c + first, stride, depth, std::min(end * kTileColumns, columns) - first,
+                       data_.data() + begin * block_bytes_, block_bytes_);
   });
 }
 
@@ -191,8 +156,9 @@ void multiply(const Weights& weights, Operand operand, const PackedResidues<Word
                                 ") must start at a multiple of " + std::to_string(kRowStep) + " and end by " +
                                 std::to_string(source.rows));
   }
-  if (q.q >> (sizeof(Word) == 4 ? 32 : 52) != 0) {
-    throw std::invalid_argument("modulus " + std::to_string(q.q) + " is too large for this product");
+  if (bit_length(q.q) > residues.bits()) {
+    throw std::invalid_argument("modulus " + std::to_string(q.q) + " has " + std::to_string(bit_length(q.q)) +
+                                " bits, the residues were packed for " + std::to_string(residues.bits()));
   }
   const std::size_t columns = residues.columns();
   if (stride < columns) {
@@ -201,8 +167,8 @@ void multiply(const Weights& weights, Operand operand, const PackedResidues<Word
   }
   if (row_count == 0 || columns == 0) return;
 
-  const Kernel<Word>& kernel = kernel_for<Word>(residues.isa(), weights.bytes_per_weight());
-  const Reducer reducer(q);
+  const Kernel<Word>& kernel = kernel_for<Word>(residues.isa(), weights.bytes_per_weight(), residues.bits());
+  const Reducer reducer{q.q, 1.0 / static_cast<double>(q.q)};
   const std::size_t units = ceil_div(source.depth, kernel.depth_unit);
   const std::size_t panel_bytes = units * kernel.panel_bytes_per_unit;
   const std::size_t panels = ceil_div(row_count, kernel.rows);
@@ -222,30 +188,40 @@ void multiply(const Weights& weights, Operand operand, const PackedResidues<Word
   const std::size_t run = ceil_div(panels, runs);
   const std::size_t max_units = kernel.max_depth / kernel.depth_unit;
   math::parallel_for(groups * runs, 1, [&](std::size_t begin, std::size_t end) {
-    const std::size_t tile_words = kernel.rows * kTileColumns;
-    math::AlignedVector<Word> tiles(group * tile_words), partial(units > max_units ? group * tile_words : 0);
+    const std::size_t tile_stride = group * kTileColumns, tile_words = kernel.rows * tile_stride;
+    math::AlignedVector<Word> tiles(tile_words), partial(units > max_units ? tile_words : 0);
     for (std::size_t task = begin; task < end; ++task) {
       const std::size_t first_block = (task / runs) * group, count = std::min(group, blocks - first_block);
+      const std::size_t first_column = first_block * kTileColumns;
+      const std::size_t width = std::min(count * kTileColumns, columns - first_column);
       const std::size_t last_panel = std::min(panels, (task % runs + 1) * run);
       for (std::size_t p = (task % runs) * run; p < last_panel; ++p) {
+        const std::size_t rows = std::min(kernel.rows, row_count - p * kernel.rows);
+        Word* const result = out + p * kernel.rows * stride + first_column;
+        const bool direct = rows == kernel.rows && width == count * kTileColumns;
+        Word* const target = direct ? result : tiles.data();
+        const std::size_t target_stride = direct ? stride : tile_stride;
         for (std::size_t unit = 0; unit < units; unit += max_units) {
-          Word* target = unit == 0 ? tiles.data() : partial.data();
-          kernel.multiply(packed.data() + p * panel_bytes + unit * kernel.panel_bytes_per_unit,
-                          residues.block(first_block) + unit * kernel.block_bytes_per_unit, residues.block_bytes(),
-                          count, std::min(max_units, units - unit), reducer, target);
-          if (unit == 0) continue;
-          for (std::size_t i = 0; i < count * tile_words; ++i) {
-            tiles[i] = static_cast<Word>(q.add(tiles[i], partial[i]));
+          const auto product = [&](Word* to, std::size_t to_stride) {
+            kernel.multiply(packed.data() + p * panel_bytes + unit * kernel.panel_bytes_per_unit,
+                            residues.block(first_block) + unit * kernel.block_bytes_per_unit, residues.block_bytes(),
+                            count, std::min(max_units, units - unit), reducer, to, to_stride);
+          };
+          if (unit == 0) {
+            product(target, target_stride);
+            continue;
+          }
+          product(partial.data(), tile_stride);
+          for (std::size_t r = 0; r < rows; ++r) {
+            for (std::size_t c = 0; c < width; ++c) {
+              Word& sum = target[r * target_stride + c];
+              sum = static_cast<Word>(q.add(sum, partial[r * tile_stride + c]));
+            }
           }
         }
-        const std::size_t rows = std::min(kernel.rows, row_count - p * kernel.rows);
-        for (std::size_t b = 0; b < count; ++b) {
-          const std::size_t column = (first_block + b) * kTileColumns;
-          const std::size_t width = std::min(kTileColumns, columns - column);
-          for (std::size_t r = 0; r < rows; ++r) {
-            std::memcpy(out + (p * kernel.rows + r) * stride + column, tiles.data() + b * tile_words + r * kTileColumns,
-                        width * sizeof(Word));
-          }
+        if (direct) continue;
+        for (std::size_t r = 0; r < rows; ++r) {
+          std::memcpy(result + r * stride, tiles.data() + r * tile_stride, width * sizeof(Word));
         }
       }
     }

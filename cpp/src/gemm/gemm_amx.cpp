@@ -32,14 +32,17 @@ void pack_panel(const PanelSource& source, std::size_t row, std::uint8_t* panel)
 }
 
 // Block: [unit][digit][16 depth quads][16 columns] dwords of four digits.
-template <class Word>
-void pack_block(const Word* c, std::size_t stride, std::size_t depth, std::size_t columns, std::uint8_t* block) {
-  constexpr auto kD = static_cast<std::size_t>(kByteDigits<Word>);
+template <class Word, int Digits>
+void pack_blocks(const Word* c, std::size_t stride, std::size_t depth, std::size_t columns, std::uint8_t* blocks,
+                 std::size_t block_bytes) {
   for (std::size_t k = 0; k < (depth + kUnit - 1) / kUnit * kUnit; k += 4) {
     const std::size_t rows = k >= depth ? 0 : (depth - k < 4 ? depth - k : 4);
-    // No pointer past the end of c is formed for the padding.
-    pack_four_depths(rows == 0 ? c : c + k * stride, stride, rows, columns,
-                     block + k / kUnit * kD * kTileBytes + (k % kUnit) / 4 * 64, kTileBytes);
+    std::uint8_t* out = blocks + k / kUnit * (Digits * kTileBytes) + (k % kUnit) / 4 * 64;
+    for (std::size_t j = 0; j < columns; j += kTileColumns, out += block_bytes) {
+      const std::size_t width = columns - j < kTileColumns ? columns - j : kTileColumns;
+      // No pointer past the end of c is formed for the padding.
+      pack_four_depths<Digits>(rows == 0 ? c : c + k * stride + j, stride, rows, width, out, kTileBytes);
+    }
   }
 }
 
@@ -93,53 +96,61 @@ void accumulate(const std::uint8_t* panel, const std::uint8_t* block, std::size_
   }
 }
 
-template <class Word, int Bytes>
+template <class Word, int Digits, int Bytes>
 void multiply_tiles(const std::uint8_t* panel, const std::uint8_t* block, std::size_t block_bytes, std::size_t blocks,
-                    std::size_t units, const Reducer& reducer, Word* tiles) {
-  constexpr auto kD = static_cast<std::size_t>(kByteDigits<Word>);
-  constexpr std::size_t kBlockSums = 2 * kD * 256;
-  constexpr std::size_t kBlocksAtOnce = 4;  // their sums, 32 or 56 KB, wait in the L2 between depth chunks
+                    std::size_t units, const Reducer& reducer, Word* out, std::size_t stride) {
+  constexpr std::size_t kDigitSums = std::size_t{Digits} * 256, kBlockSums = 2 * kDigitSums;
+  constexpr std::size_t kBlocksAtOnce = 4;  // their sums, 32 to 56 KB, wait in the L2 between depth chunks
   alignas(64) std::int32_t sums[kBlocksAtOnce * kBlockSums];
   amx_configure();
   for (std::size_t b = 0; b < blocks; b += kBlocksAtOnce) {
     const std::size_t count = blocks - b < kBlocksAtOnce ? blocks - b : kBlocksAtOnce;
     for (std::size_t u = 0; u < units; u += kUnitsInL1) {
       for (std::size_t i = 0; i < count; ++i) {
-        accumulate<static_cast<int>(kD)>(
-            panel + u * 2 * kTileBytes, block + (b + i) * block_bytes + u * kD * kTileBytes,
-            units - u < kUnitsInL1 ? units - u : kUnitsInL1, u == 0, sums + i * kBlockSums);
+        accumulate<Digits>(panel + u * 2 * kTileBytes, block + (b + i) * block_bytes + u * (Digits * kTileBytes),
+                           units - u < kUnitsInL1 ? units - u : kUnitsInL1, u == 0, sums + i * kBlockSums);
       }
     }
     for (std::size_t i = 0; i < count; ++i) {
       for (std::size_t r = 0; r < kRows<Bytes>; ++r) {
         // One-byte weights: row r is in weight tile r / 16. Two-byte weights: low bytes in tile 0, high bytes in
         // tile 1.
-        const std::int32_t* row = sums + i * kBlockSums + (r / 16) * kD * 256 + (r % 16) * 16;
-        finish_row(row, Bytes == 2 ? row + kD * 256 : nullptr, 256, reducer,
-                   tiles + ((b + i) * kRows<Bytes> + r) * kTileColumns);
+        const std::int32_t* row = sums + i * kBlockSums + (r / 16) * kDigitSums + (r % 16) * 16;
+        finish_row<Digits, Bytes>(row, Bytes == 2 ? row + kDigitSums : nullptr, 256, reducer,
+                                  out + r * stride + (b + i) * kTileColumns);
       }
     }
   }
   amx_release();
 }
 
-template <class Word, int Bytes>
+template <class Word, int Digits, int Bytes>
 constexpr Kernel<Word> kKernel = {kRows<Bytes>,
                                   kUnit,
                                   kMaxDepth,
                                   2 * kTileBytes,
-                                  static_cast<std::size_t>(kByteDigits<Word>) * kTileBytes,
+                                  Digits * kTileBytes,
                                   &pack_panel<Bytes>,
-                                  &pack_block<Word>,
-                                  &multiply_tiles<Word, Bytes>};
+                                  &pack_blocks<Word, Digits>,
+                                  &multiply_tiles<Word, Digits, Bytes>};
+
+template <class Word, int Bytes>
+const Kernel<Word>& kernel_of(int digits) {
+  if constexpr (sizeof(Word) == 8) {
+    if (digits == 7) return kKernel<Word, 7, Bytes>;
+    if (digits == 6) return kKernel<Word, 6, Bytes>;
+    if (digits == 5) return kKernel<Word, 5, Bytes>;
+  }
+  return kKernel<Word, 4, Bytes>;
+}
 
 }  // namespace
 
 template <class Word>
-const Kernel<Word>& amx_kernel(int bytes_per_weight) {
-  return bytes_per_weight == 1 ? kKernel<Word, 1> : kKernel<Word, 2>;
+const Kernel<Word>& amx_kernel(int bytes_per_weight, int bits) {
+  return bytes_per_weight == 1 ? kernel_of<Word, 1>(byte_digits(bits)) : kernel_of<Word, 2>(byte_digits(bits));
 }
-template const Kernel<std::uint32_t>& amx_kernel(int);
-template const Kernel<std::uint64_t>& amx_kernel(int);
+template const Kernel<std::uint32_t>& amx_kernel(int, int);
+template const Kernel<std::uint64_t>& amx_kernel(int, int);
 
 }  // namespace privtuner::gemm

@@ -2,6 +2,8 @@
 // inline function shared with others could be linked into code that runs on older processors.
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "kernel.hpp"
 
 namespace privtuner::gemm {
@@ -11,9 +13,6 @@ constexpr std::size_t kRows = 4;
 constexpr std::size_t kUnit = 4;
 constexpr std::size_t kMaxSum = 8192;  // 128 * 2047 * 8192 < 2^31
 constexpr int kDigitBits = 11;
-
-template <class Word>
-constexpr int kDigits = sizeof(Word) == 4 ? 3 : 5;  // 33 and 55 bits
 
 // Panel: [depth pair][byte][row] pairs of 16-bit weights.
 template <int Bytes>
@@ -34,120 +33,166 @@ void pack_panel(const PanelSource& source, std::size_t row, std::uint8_t* panel)
 }
 
 // Block: [depth pair][digit][16 columns] pairs of 16-bit digits.
-template <class Word>
-void pack_block(const Word* c, std::size_t stride, std::size_t depth, std::size_t columns, std::uint8_t* block) {
-  auto* out = reinterpret_cast<std::uint32_t*>(block);
-  for (std::size_t k = 0; k < (depth + kUnit - 1) / kUnit * kUnit; k += 2) {
-    Word rows[2][kTileColumns] = {};
-    for (std::size_t i = 0; i < 2 && k + i < depth; ++i) {
-      for (std::size_t j = 0; j < columns; ++j) rows[i][j] = c[(k + i) * stride + j];
-    }
-    for (int d = 0; d < kDigits<Word>; ++d) {
-      for (std::size_t j = 0; j < kTileColumns; ++j) {
-        const auto first = static_cast<std::uint32_t>(rows[0][j] >> (kDigitBits * d)) & 0x7ff;
-        const auto second = static_cast<std::uint32_t>(rows[1][j] >> (kDigitBits * d)) & 0x7ff;
-        *out++ = first | second << 16;
+template <class Word, int Digits>
+void pack_blocks(const Word* c, std::size_t stride, std::size_t depth, std::size_t columns, std::uint8_t* blocks,
+                 std::size_t block_bytes) {
+  for (std::size_t j = 0; j < columns; j += kTileColumns, blocks += block_bytes) {
+    auto* out = reinterpret_cast<std::uint32_t*>(blocks);
+    const std::size_t width = columns - j < kTileColumns ? columns - j : kTileColumns;
+    for (std::size_t k = 0; k < (depth + kUnit - 1) / kUnit * kUnit; k += 2) {
+      Word rows[2][kTileColumns] = {};
+      for (std::size_t i = 0; i < 2 && k + i < depth; ++i) {
+        const Word* from = c + (k + i) * stride + j;
+        if (width == kTileColumns) {  // moves of known length
+          std::memcpy(rows[i], from, sizeof(rows[i]));
+        } else {
+          std::memcpy(rows[i], from, width * sizeof(Word));
+        }
+      }
+      for (int d = 0; d < Digits; ++d) {
+        for (std::size_t x = 0; x < kTileColumns; ++x) {
+          const auto first = static_cast<std::uint32_t>(rows[0][x] >> (kDigitBits * d)) & 0x7ff;
+          const auto second = static_cast<std::uint32_t>(rows[1][x] >> (kDigitBits * d)) & 0x7ff;
+          *out++ = first | second << 16;
+        }
       }
     }
   }
 }
 
-// sums[digit][row][8 of 16 columns] over `pairs` depth pairs, for Rows rows and one weight byte.
-template <int Digits, int Rows, int Bytes>
+// sums[digit][row][8 of 16 columns] for Count of the Digits digits, over `pairs` depth pairs, for one weight byte.
+template <int Digits, int Count, int Bytes>
 void accumulate(const std::int32_t* panel, const std::uint8_t* block, std::size_t pairs, std::int32_t* sums) {
-  __m256i acc[Digits][Rows];
-  for (int d = 0; d < Digits; ++d) {
-    for (int r = 0; r < Rows; ++r) acc[d][r] = _mm256_setzero_si256();
+  __m256i acc[Count][kRows];
+#pragma GCC unroll 3
+  for (int d = 0; d < Count; ++d) {
+#pragma GCC unroll 4
+    for (std::size_t r = 0; r < kRows; ++r) acc[d][r] = _mm256_setzero_si256();
   }
   // Not unrolled: gcc would then regroup the sums and spill them.
 #pragma GCC unroll 1
   for (std::size_t p = 0; p < pairs; ++p) {
 #pragma GCC unroll 4
-    for (int r = 0; r < Rows; ++r) {
+    for (std::size_t r = 0; r < kRows; ++r) {
       const __m256i w = _mm256_set1_epi32(panel[r]);
-#pragma GCC unroll 5
-      for (int d = 0; d < Digits; ++d) {
+#pragma GCC unroll 3
+      for (int d = 0; d < Count; ++d) {
         const __m256i x = _mm256_load_si256(reinterpret_cast<const __m256i*>(block + d * 64));
         acc[d][r] = _mm256_add_epi32(acc[d][r], _mm256_madd_epi16(x, w));
       }
     }
-    panel += 4 * Bytes;
+    panel += kRows * Bytes;
     block += Digits * 64;
   }
-  for (int d = 0; d < Digits; ++d) {
-    for (int r = 0; r < Rows; ++r) {
-      _mm256_store_si256(reinterpret_cast<__m256i*>(sums + (d * 4 + r) * 16), acc[d][r]);
+#pragma GCC unroll 3
+  for (int d = 0; d < Count; ++d) {
+#pragma GCC unroll 4
+    for (std::size_t r = 0; r < kRows; ++r) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(sums + (static_cast<std::size_t>(d) * kRows + r) * kTileColumns),
+                         acc[d][r]);
     }
   }
 }
 
-// One row of 16 sums of 3 digits modulo q < 2^32, in doubles: |a0 + 2^11 a1 + 2^22 a2| < 2^53 since the top digit has
-// 10 bits, and quotient * q is that small too, so every step but the quotient is exact.
-void recombine_row(const std::int32_t* sums, double q, double inverse, std::uint32_t* out) {
-  const __m256d modulus = _mm256_set1_pd(q), inv = _mm256_set1_pd(inverse);
-  for (int c = 0; c < 16; c += 4) {
-    const auto digit = [&](int d) {
-      return _mm256_cvtepi32_pd(_mm_load_si128(reinterpret_cast<const __m128i*>(sums + d * 64 + c)));
-    };
-    const __m256d v = _mm256_add_pd(digit(0), _mm256_add_pd(_mm256_mul_pd(digit(1), _mm256_set1_pd(2048.0)),
-                                                            _mm256_mul_pd(digit(2), _mm256_set1_pd(4194304.0))));
-    const __m256d quotient = _mm256_round_pd(_mm256_mul_pd(v, inv), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256d rest = _mm256_sub_pd(v, _mm256_mul_pd(quotient, modulus));  // [-q/2 - 1, q/2 + 1]
-    rest = _mm256_add_pd(rest, _mm256_and_pd(_mm256_cmp_pd(rest, _mm256_setzero_pd(), _CMP_LT_OQ), modulus));
-    const __m128i shifted = _mm256_cvtpd_epi32(_mm256_sub_pd(rest, _mm256_set1_pd(2147483648.0)));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + c),
-                     _mm_xor_si128(shifted, _mm_set1_epi32(static_cast<int>(0x80000000u))));
-  }
+// Digits first, first + 1, ... in passes of at most three: 12 of the 16 registers hold sums.
+template <int Digits, int Bytes, int First = 0>
+void accumulate_all(const std::int32_t* panel, const std::uint8_t* block, std::size_t pairs, std::int32_t* sums) {
+  constexpr int kLeft = Digits - First, kCount = kLeft == 4 ? 2 : (kLeft < 3 ? kLeft : 3);
+  accumulate<Digits, kCount, Bytes>(panel, block + First * 64, pairs, sums + First * kRows * kTileColumns);
+  if constexpr (kLeft > kCount) accumulate_all<Digits, Bytes, First + kCount>(panel, block, pairs, sums);
 }
 
-template <class Word, int Bytes>
+// V = sum_d 2^(11 d) * (low[d][c] + 2^8 high[d][c]) modulo q, in [0, q), for 4 columns; high is ignored for one-byte
+// weights.
+//
+// V = sum w x over at most 2^13 depths with |w| < 2^15 and 0 <= x < q < 2^52: |V| < 2^28 q, and so is each of its at
+// most ten terms in the double estimate. Less than 16 roundings of sums below 2^32 q put the estimate of V / q off by
+// less than 2^-17, and the rest, exact in words that wrap, is within (1/2 + 2^-17) q of zero: one correction.
+template <int Digits, int Bytes>
+__m256i recombine_4(const std::int32_t* low, const std::int32_t* high, const Reducer& reducer) {
+  constexpr std::size_t kStep = kRows * kTileColumns;
+  __m256i v = _mm256_setzero_si256();
+  __m256d estimate = _mm256_setzero_pd();
+  for (std::size_t d = Digits; d-- > 0;) {
+    const __m128i sums = _mm_load_si128(reinterpret_cast<const __m128i*>(low + d * kStep));
+    __m256i wide = _mm256_cvtepi32_epi64(sums);
+    __m256d real = _mm256_cvtepi32_pd(sums);
+    if constexpr (Bytes == 2) {
+      const __m128i tops = _mm_load_si128(reinterpret_cast<const __m128i*>(high + d * kStep));
+      wide = _mm256_add_epi64(wide, _mm256_slli_epi64(_mm256_cvtepi32_epi64(tops), 8));
+      real = _mm256_add_pd(real, _mm256_mul_pd(_mm256_cvtepi32_pd(tops), _mm256_set1_pd(256.0)));
+    }
+    v = _mm256_add_epi64(_mm256_slli_epi64(v, kDigitBits), wide);
+    estimate = _mm256_add_pd(_mm256_mul_pd(estimate, _mm256_set1_pd(2048.0)), real);
+  }
+  const __m256i quotient =
+      _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(_mm256_mul_pd(estimate, _mm256_set1_pd(reducer.inverse))));
+  // Signed 32-bit multiplications by the 26-bit halves of q.
+  const auto times = [quotient](std::uint64_t half) {
+    return _mm256_mul_epi32(quotient, _mm256_set1_epi64x(static_cast<long long>(half)));
+  };
+  const __m256i product = _mm256_add_epi64(times(reducer.q & 0x3ffffff), _mm256_slli_epi64(times(reducer.q >> 26), 26));
+  const __m256i rest = _mm256_sub_epi64(v, product);
+  const __m256i negative = _mm256_cmpgt_epi64(_mm256_setzero_si256(), rest);
+  return _mm256_add_epi64(rest, _mm256_and_si256(negative, _mm256_set1_epi64x(static_cast<long long>(reducer.q))));
+}
+
+template <class Word, int Digits, int Bytes>
 void multiply_tiles(const std::uint8_t* panel, const std::uint8_t* block, std::size_t block_bytes, std::size_t blocks,
-                    std::size_t units, const Reducer& reducer, Word* tiles) {
-  constexpr int kD = kDigits<Word>;
-  constexpr int kRowsAtOnce = kD == 3 ? 4 : 2;  // 12 or 10 of the 16 registers hold sums
-  alignas(64) std::int32_t sums[Bytes][kD][kRows][kTileColumns];
+                    std::size_t units, const Reducer& reducer, Word* out, std::size_t stride) {
+  alignas(64) std::int32_t sums[Bytes][Digits][kRows][kTileColumns];
   const auto* weights = reinterpret_cast<const std::int32_t*>(panel);
   for (std::size_t b = 0; b < blocks; ++b) {
     const std::uint8_t* digits = block + b * block_bytes;
-    for (int byte = 0; byte < Bytes; ++byte) {
-      for (int half = 0; half < 2; ++half) {
-        for (int r = 0; r < 4; r += kRowsAtOnce) {
-          accumulate<kD, kRowsAtOnce, Bytes>(weights + byte * 4 + r, digits + half * 32, 2 * units,
-                                             &sums[byte][0][r][half * 8]);
-        }
+    for (std::size_t byte = 0; byte < Bytes; ++byte) {
+      for (std::size_t half = 0; half < 2; ++half) {
+        accumulate_all<Digits, Bytes>(weights + byte * kRows, digits + half * 32, 2 * units,
+                                      &sums[byte][0][0][half * 8]);
       }
     }
     for (std::size_t r = 0; r < kRows; ++r) {
-      Word* out = tiles + (b * kRows + r) * kTileColumns;
-      if constexpr (sizeof(Word) == 4 && Bytes == 1) {
-        recombine_row(sums[0][0][r], static_cast<double>(reducer.modulus.q), reducer.inverse, out);
-      } else {
-        std::uint64_t words[kTileColumns];
-        recombine_11(sums[0][0][r], Bytes == 2 ? sums[Bytes - 1][0][r] : nullptr, kRows * kTileColumns, kD, reducer,
-                     words);
-        for (std::size_t c = 0; c < kTileColumns; ++c) out[c] = static_cast<Word>(words[c]);
+      for (std::size_t c = 0; c < kTileColumns; c += 4) {
+        const __m256i words = recombine_4<Digits, Bytes>(sums[0][0][r] + c, sums[Bytes - 1][0][r] + c, reducer);
+        Word* to = out + r * stride + b * kTileColumns + c;
+        if constexpr (sizeof(Word) == 8) {
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), words);
+        } else {
+          const __m256i even = _mm256_permutevar8x32_epi32(words, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(even));
+        }
       }
     }
   }
 }
 
-template <class Word, int Bytes>
+template <class Word, int Digits, int Bytes>
 constexpr Kernel<Word> kKernel = {kRows,
                                   kUnit,
                                   kMaxSum,
                                   Bytes * 16 * sizeof(std::int16_t),
-                                  2 * kDigits<Word> * 64,
+                                  2 * Digits * 64,
                                   &pack_panel<Bytes>,
-                                  &pack_block<Word>,
-                                  &multiply_tiles<Word, Bytes>};
+                                  &pack_blocks<Word, Digits>,
+                                  &multiply_tiles<Word, Digits, Bytes>};
+
+// 33, 44 or 55 bits.
+template <class Word, int Bytes>
+const Kernel<Word>& kernel_of(int digits) {
+  if constexpr (sizeof(Word) == 8) {
+    if (digits == 5) return kKernel<Word, 5, Bytes>;
+    if (digits == 4) return kKernel<Word, 4, Bytes>;
+  }
+  return kKernel<Word, 3, Bytes>;
+}
 
 }  // namespace
 
 template <class Word>
-const Kernel<Word>& avx2_kernel(int bytes_per_weight) {
-  return bytes_per_weight == 1 ? kKernel<Word, 1> : kKernel<Word, 2>;
+const Kernel<Word>& avx2_kernel(int bytes_per_weight, int bits) {
+  const int digits = (bits + kDigitBits - 1) / kDigitBits;
+  return bytes_per_weight == 1 ? kernel_of<Word, 1>(digits) : kernel_of<Word, 2>(digits);
 }
-template const Kernel<std::uint32_t>& avx2_kernel(int);
-template const Kernel<std::uint64_t>& avx2_kernel(int);
+template const Kernel<std::uint32_t>& avx2_kernel(int, int);
+template const Kernel<std::uint64_t>& avx2_kernel(int, int);
 
 }  // namespace privtuner::gemm

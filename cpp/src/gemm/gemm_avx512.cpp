@@ -4,7 +4,7 @@
 namespace privtuner::gemm {
 namespace {
 
-constexpr std::size_t kRows = 4;
+constexpr std::size_t kRows = 8;
 constexpr std::size_t kUnit = 4;
 
 // Panel: [unit][byte][row] dwords of four weights.
@@ -12,76 +12,114 @@ template <int Bytes>
 void pack_panel(const PanelSource& source, std::size_t row, std::uint8_t* panel) {
   for (std::size_t j = 0; j < (source.depth + kUnit - 1) / kUnit; ++j) {
     for (int byte = 0; byte < Bytes; ++byte) {
-      load_block(source, byte, row / 4, j, reinterpret_cast<std::int8_t*>(panel));
-      panel += 16;
+      for (std::size_t i = 0; i < kRows / 4; ++i) {
+        load_block(source, byte, row / 4 + i, j, reinterpret_cast<std::int8_t*>(panel));
+        panel += 16;
+      }
     }
   }
 }
 
 // Block: [unit][digit][16 columns] dwords of four digits.
-template <class Word>
-void pack_block(const Word* c, std::size_t stride, std::size_t depth, std::size_t columns, std::uint8_t* block) {
+template <class Word, int Digits>
+void pack_blocks(const Word* c, std::size_t stride, std::size_t depth, std::size_t columns, std::uint8_t* blocks,
+                 std::size_t block_bytes) {
   for (std::size_t k = 0; k < depth; k += kUnit) {
-    pack_four_depths(c + k * stride, stride, depth - k < kUnit ? depth - k : kUnit, columns, block, 64);
-    block += static_cast<std::size_t>(kByteDigits<Word>) * 64;
+    const std::size_t rows = depth - k < kUnit ? depth - k : kUnit;
+    std::uint8_t* out = blocks + k / kUnit * (Digits * 64);
+    for (std::size_t j = 0; j < columns; j += kTileColumns, out += block_bytes) {
+      const std::size_t width = columns - j < kTileColumns ? columns - j : kTileColumns;
+      pack_four_depths<Digits>(c + k * stride + j, stride, rows, width, out, 64);
+    }
   }
 }
 
-// sums[digit][row][16 columns] over `units`, for one weight byte.
-template <int Digits, int Bytes>
+// sums[digit][row][16 columns] for Count of the Digits digits, over `units`, for one weight byte.
+template <int Digits, int Count, int Bytes>
 void accumulate(const std::uint8_t* panel, const std::uint8_t* block, std::size_t units, std::int32_t* sums) {
-  __m512i acc[Digits][4];
-  for (int d = 0; d < Digits; ++d) {
-    for (int r = 0; r < 4; ++r) acc[d][r] = _mm512_setzero_si512();
+  __m512i acc[Count][kRows];
+#pragma GCC unroll 3
+  for (int d = 0; d < Count; ++d) {
+#pragma GCC unroll 8
+    for (std::size_t r = 0; r < kRows; ++r) acc[d][r] = _mm512_setzero_si512();
   }
   for (std::size_t u = 0; u < units; ++u) {
-    const auto* weights = reinterpret_cast<const std::int32_t*>(panel + u * 16 * Bytes);
-    const std::uint8_t* digits = block + u * static_cast<std::size_t>(Digits) * 64;
-#pragma GCC unroll 7
-    for (int d = 0; d < Digits; ++d) {
-      const __m512i x = _mm512_load_si512(digits + d * 64);
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) acc[d][r] = _mm512_dpbusd_epi32(acc[d][r], x, _mm512_set1_epi32(weights[r]));
+    const auto* weights = reinterpret_cast<const std::int32_t*>(panel + u * kRows * 4 * Bytes);
+    const std::uint8_t* digits = block + u * (Digits * 64);
+    __m512i x[Count];
+#pragma GCC unroll 3
+    for (int d = 0; d < Count; ++d) x[d] = _mm512_load_si512(digits + d * 64);
+#pragma GCC unroll 8
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const __m512i w = _mm512_set1_epi32(weights[r]);
+#pragma GCC unroll 3
+      for (int d = 0; d < Count; ++d) acc[d][r] = _mm512_dpbusd_epi32(acc[d][r], x[d], w);
     }
   }
-  for (int d = 0; d < Digits; ++d) {
-    for (int r = 0; r < 4; ++r) _mm512_store_si512(sums + (d * 4 + r) * 16, acc[d][r]);
+#pragma GCC unroll 3
+  for (int d = 0; d < Count; ++d) {
+#pragma GCC unroll 8
+    for (std::size_t r = 0; r < kRows; ++r) {
+      _mm512_store_si512(sums + (static_cast<std::size_t>(d) * kRows + r) * kTileColumns, acc[d][r]);
+    }
   }
 }
 
-template <class Word, int Bytes>
+// Digits first, first + 1, ... in passes of at most three: 24 registers of sums.
+template <int Digits, int Bytes, int First = 0>
+void accumulate_all(const std::uint8_t* panel, const std::uint8_t* block, std::size_t units, std::int32_t* sums) {
+  constexpr int kLeft = Digits - First, kCount = kLeft == 4 ? 2 : (kLeft < 3 ? kLeft : 3);
+  accumulate<Digits, kCount, Bytes>(panel, block + First * 64, units, sums + First * kRows * kTileColumns);
+  if constexpr (kLeft > kCount) accumulate_all<Digits, Bytes, First + kCount>(panel, block, units, sums);
+}
+
+template <class Word, int Digits, int Bytes>
 void multiply_tiles(const std::uint8_t* panel, const std::uint8_t* block, std::size_t block_bytes, std::size_t blocks,
-                    std::size_t units, const Reducer& reducer, Word* tiles) {
-  constexpr int kD = kByteDigits<Word>;
-  alignas(64) std::int32_t sums[Bytes][kD][kRows][kTileColumns];
+                    std::size_t units, const Reducer& reducer, Word* out, std::size_t stride) {
+  alignas(64) std::int32_t sums[Bytes][Digits][kRows][kTileColumns];
   for (std::size_t b = 0; b < blocks; ++b) {
-    for (int byte = 0; byte < Bytes; ++byte) {
-      accumulate<kD, Bytes>(panel + byte * 16, block + b * block_bytes, units, &sums[byte][0][0][0]);
+    // The rows of the result are far apart and often in memory: ask for their lines a whole product ahead.
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const char* row = reinterpret_cast<const char*>(out + r * stride + b * kTileColumns);
+      for (std::size_t line = 0; line < kTileColumns * sizeof(Word); line += 64) _mm_prefetch(row + line, _MM_HINT_T0);
+    }
+    for (std::size_t byte = 0; byte < Bytes; ++byte) {
+      accumulate_all<Digits, Bytes>(panel + byte * kRows * 4, block + b * block_bytes, units, &sums[byte][0][0][0]);
     }
     for (std::size_t r = 0; r < kRows; ++r) {
-      finish_row(sums[0][0][r], Bytes == 2 ? sums[Bytes - 1][0][r] : nullptr, kRows * kTileColumns, reducer,
-                 tiles + (b * kRows + r) * kTileColumns);
+      finish_row<Digits, Bytes>(sums[0][0][r], sums[Bytes - 1][0][r], kRows * kTileColumns, reducer,
+                                out + r * stride + b * kTileColumns);
     }
   }
 }
 
-template <class Word, int Bytes>
+template <class Word, int Digits, int Bytes>
 constexpr Kernel<Word> kKernel = {kRows,
                                   kUnit,
                                   kMaxDepth,
-                                  Bytes * 16,
-                                  static_cast<std::size_t>(kByteDigits<Word>) * 64,
+                                  Bytes * kRows * 4,
+                                  Digits * 64,
                                   &pack_panel<Bytes>,
-                                  &pack_block<Word>,
-                                  &multiply_tiles<Word, Bytes>};
+                                  &pack_blocks<Word, Digits>,
+                                  &multiply_tiles<Word, Digits, Bytes>};
+
+template <class Word, int Bytes>
+const Kernel<Word>& kernel_of(int digits) {
+  if constexpr (sizeof(Word) == 8) {
+    if (digits == 7) return kKernel<Word, 7, Bytes>;
+    if (digits == 6) return kKernel<Word, 6, Bytes>;
+    if (digits == 5) return kKernel<Word, 5, Bytes>;
+  }
+  return kKernel<Word, 4, Bytes>;
+}
 
 }  // namespace
 
 template <class Word>
-const Kernel<Word>& avx512_kernel(int bytes_per_weight) {
-  return bytes_per_weight == 1 ? kKernel<Word, 1> : kKernel<Word, 2>;
+const Kernel<Word>& avx512_kernel(int bytes_per_weight, int bits) {
+  return bytes_per_weight == 1 ? kernel_of<Word, 1>(byte_digits(bits)) : kernel_of<Word, 2>(byte_digits(bits));
 }
-template const Kernel<std::uint32_t>& avx512_kernel(int);
-template const Kernel<std::uint64_t>& avx512_kernel(int);
+template const Kernel<std::uint32_t>& avx512_kernel(int, int);
+template const Kernel<std::uint64_t>& avx512_kernel(int, int);
 
 }  // namespace privtuner::gemm

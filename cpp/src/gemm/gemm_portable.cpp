@@ -24,20 +24,24 @@ void pack_panel(const PanelSource& source, std::size_t row, std::uint8_t* panel)
 
 // Block: [depth][16] words.
 template <class Word>
-void pack_block(const Word* c, std::size_t stride, std::size_t depth, std::size_t columns, std::uint8_t* block) {
-  for (std::size_t k = 0; k < (depth + 3) / 4 * 4; ++k) {
-    Word row[kTileColumns] = {};
-    if (k < depth) std::memcpy(row, c + k * stride, columns * sizeof(Word));
-    std::memcpy(block + k * sizeof(row), row, sizeof(row));
+void pack_blocks(const Word* c, std::size_t stride, std::size_t depth, std::size_t columns, std::uint8_t* blocks,
+                 std::size_t block_bytes) {
+  for (std::size_t j = 0; j < columns; j += kTileColumns, blocks += block_bytes) {
+    const std::size_t width = columns - j < kTileColumns ? columns - j : kTileColumns;
+    for (std::size_t k = 0; k < (depth + 3) / 4 * 4; ++k) {
+      Word row[kTileColumns] = {};
+      if (k < depth) std::memcpy(row, c + k * stride + j, width * sizeof(Word));
+      std::memcpy(blocks + k * sizeof(row), row, sizeof(row));
+    }
   }
 }
 
 template <class Word>
 void multiply_tiles(const std::uint8_t* panel, const std::uint8_t* block, std::size_t block_bytes, std::size_t blocks,
-                    std::size_t units, const Reducer& reducer, Word* tiles) {
+                    std::size_t units, const Reducer& reducer, Word* out, std::size_t stride) {
   // |sum| < 2^16 * 2^32 * 2^15 in the first case, < 2^16 * 2^52 * 2^15 in the second.
   using Sum = std::conditional_t<sizeof(Word) == 4, std::int64_t, __int128>;
-  const math::Modulus& q = reducer.modulus;
+  const Sum q = static_cast<Sum>(reducer.q);
   for (std::size_t b = 0; b < blocks; ++b) {
     const Word* words = reinterpret_cast<const Word*>(block + b * block_bytes);
     for (std::size_t r = 0; r < kRows; ++r) {
@@ -48,14 +52,10 @@ void multiply_tiles(const std::uint8_t* panel, const std::uint8_t* block, std::s
           sums[c] += static_cast<Sum>(w) * static_cast<Sum>(words[k * kTileColumns + c]);
         }
       }
-      Word* out = tiles + (b * kRows + r) * kTileColumns;
+      Word* to = out + r * stride + b * kTileColumns;
       for (std::size_t c = 0; c < kTileColumns; ++c) {
-        if constexpr (sizeof(Word) == 4) {
-          out[c] = static_cast<Word>(q.reduce_signed(sums[c]));
-        } else {
-          const __int128 modulus = static_cast<__int128>(q.q), rest = sums[c] % modulus;
-          out[c] = static_cast<Word>(rest < 0 ? rest + modulus : rest);
-        }
+        const Sum rest = sums[c] % q;
+        to[c] = static_cast<Word>(rest < 0 ? rest + q : rest);
       }
     }
   }
@@ -68,16 +68,16 @@ constexpr Kernel<Word> kKernel = {kRows,
                                   16 * sizeof(std::int32_t),
                                   4 * kTileColumns * sizeof(Word),
                                   &pack_panel,
-                                  &pack_block<Word>,
+                                  &pack_blocks<Word>,
                                   &multiply_tiles<Word>};
 
 }  // namespace
 
 template <class Word>
-const Kernel<Word>& portable_kernel(int) {
+const Kernel<Word>& portable_kernel(int, int) {
   return kKernel<Word>;
 }
-template const Kernel<std::uint32_t>& portable_kernel(int);
-template const Kernel<std::uint64_t>& portable_kernel(int);
+template const Kernel<std::uint32_t>& portable_kernel(int, int);
+template const Kernel<std::uint64_t>& portable_kernel(int, int);
 
 }  // namespace privtuner::gemm

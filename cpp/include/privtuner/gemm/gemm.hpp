@@ -53,28 +53,45 @@ enum class Operand {
   transpose,  // W^T: depth = rows, result rows = cols
 };
 
+template <class Word>
+inline constexpr int kMaxBits = sizeof(Word) == 4 ? 32 : 52;  // longest modulus
+
 // Residues [depth][columns] laid out for one path's kernel. Word is uint32_t (q < 2^32) or uint64_t (q < 2^52).
 template <class Word>
 class PackedResidues {
  public:
-  // c: row-major with `stride` words between rows; every word in [0, q). Runs on the process's threads.
-  PackedResidues(const Word* c, std::size_t depth, std::size_t columns, std::size_t stride, math::Isa isa);
+  PackedResidues() = default;
+  PackedResidues(const Word* c, std::size_t depth, std::size_t columns, std::size_t stride, math::Isa isa,
+                 int bits = kMaxBits<Word>) {
+    assign(c, depth, columns, stride, isa, bits);
+  }
+
+  // Packs other residues in the same memory, which is most of the cost when it is new.
+  //
+  // c: row-major with `stride` words between rows; every word in [0, q). bits: at least the bit length of q, at most
+  // kMaxBits; products of 64-bit words take time in proportion to ceil(bits / 8), from 4 on, or ceil(bits / 11) on
+  // AVX2. Throws std::invalid_argument for an unusable shape or bits. Runs on the process's threads.
+  void assign(const Word* c, std::size_t depth, std::size_t columns, std::size_t stride, math::Isa isa,
+              int bits = kMaxBits<Word>);
 
   std::size_t depth() const { return depth_; }
   std::size_t columns() const { return columns_; }
+  int bits() const { return bits_; }
   math::Isa isa() const { return isa_; }
   const std::uint8_t* block(std::size_t i) const { return data_.data() + i * block_bytes_; }
   std::size_t block_bytes() const { return block_bytes_; }
 
  private:
-  std::size_t depth_, columns_, block_bytes_;
-  math::Isa isa_;
+  std::size_t depth_ = 0, columns_ = 0, block_bytes_ = 0;
+  int bits_ = 0;
+  math::Isa isa_ = math::Isa::portable;
   math::AlignedVector<std::uint8_t> data_;
 };
 
 // out[r][c] = sum_k op(W)[row_begin + r][k] * C[k][c] mod q for r < row_count, row-major with `stride` words between
 // rows. Exact, the same words on every path. Throws std::invalid_argument when depths differ, the row range is not
-// inside op(W), row_begin is no multiple of kRowStep, stride is below the columns, or q does not fit Word.
+// inside op(W), row_begin is no multiple of kRowStep, stride is below the columns, or q has more bits than the residues
+// were packed for.
 template <class Word>
 void multiply(const Weights& weights, Operand operand, const PackedResidues<Word>& residues, const math::Modulus& q,
               std::size_t row_begin, std::size_t row_count, Word* out, std::size_t stride);
