@@ -33,7 +33,9 @@ inline py::bytes new_bytes(std::size_t size, std::uint8_t*& data) {
   return py::reinterpret_steal<py::bytes>(object);
 }
 
+void register_errors(py::module_& module);
 void register_system(py::module_& module);
 void register_linear(py::module_& module);
+void register_ckks(py::module_& module);
 
 }  // namespace privtuner::bindings

@@ -130,29 +130,6 @@ class PyDecryption {
 }  // namespace
 
 void register_linear(py::module_& module) {
-  // The package's own exceptions, so that users catch one family.
-  const py::module_ errors = py::module_::import("privtuner.errors");
-  static PyObject* message_error = py::object(errors.attr("MessageError")).release().ptr();
-  static PyObject* secret_error = py::object(errors.attr("SecretError")).release().ptr();
-  static PyObject* input_error = py::object(errors.attr("InputError")).release().ptr();
-  static PyObject* engine_error = py::object(errors.attr("EngineError")).release().ptr();
-  py::register_local_exception_translator([](std::exception_ptr pointer) {
-    try {
-      if (pointer) std::rethrow_exception(pointer);
-    } catch (const linear::MessageError& error) {
-      PyErr_SetString(message_error, error.what());
-    } catch (const linear::SecretError& error) {
-      PyErr_SetString(secret_error, error.what());
-    } catch (const std::invalid_argument& error) {
-      PyErr_SetString(input_error, error.what());
-    } catch (const py::builtin_exception&) {
-      throw;  // one of pybind11's own, which are runtime errors too
-    } catch (const std::runtime_error& error) {
-      // A path or a number of threads that the environment asks for in vain, or no randomness from the system.
-      PyErr_SetString(engine_error, error.what());
-    }
-  });
-
   py::class_<linear::Public, std::shared_ptr<linear::Public>>(module, "Public")
       .def_static(
           "from_bytes",

@@ -1,0 +1,401 @@
+// The CKKS engine: arrays are checked here, the GIL is released around all arithmetic.
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings.hpp"
+#include "privtuner/circuits/packing.hpp"
+#include "privtuner/circuits/polynomial.hpp"
+#include "privtuner/ckks/evaluator.hpp"
+#include "privtuner/ckks/messages.hpp"
+#include "privtuner/ckks/secret.hpp"
+
+namespace privtuner::bindings {
+namespace {
+
+using ckks::Evaluator;
+using ckks::ParametersPtr;
+using ckks::Tensor;
+using ckks::TensorPtr;
+
+using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
+
+std::vector<double> vector_of(const Doubles& array) {
+  if (array.ndim() > 1) throw std::invalid_argument("expected one number or a vector of numbers");
+  return std::vector<double>(array.data(), array.data() + array.size());
+}
+
+py::array_t<double> array_of(const std::vector<double>& values) {
+  return py::array_t<double>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+// (tokens, features) values that live as long as the arrays do.
+ckks::Values values_of(const Doubles& re, const std::optional<Doubles>& im) {
+  if (re.ndim() != 2 || (im && (im->ndim() != 2 || im->shape(0) != re.shape(0) || im->shape(1) != re.shape(1)))) {
+    throw std::invalid_argument("values must have the shape (tokens, features)");
+  }
+  ckks::Values values;
+  values.re = re.data();
+  values.im = im ? im->data() : nullptr;
+  values.tokens = static_cast<std::size_t>(re.shape(0));
+  values.features = static_cast<std::size_t>(re.shape(1));
+  values.token_stride = static_cast<std::ptrdiff_t>(re.shape(1));
+  values.feature_stride = 1;
+  return values;
+}
+
+template <class T>
+py::bytes message(const T& object) {
+  std::uint8_t* out = nullptr;
+  py::bytes bytes = new_bytes(ckks::message_bytes(object), out);
+  const py::gil_scoped_release release;
+  ckks::write(object, out);
+  return bytes;
+}
+
+circuits::Polynomial polynomial_of(const std::string& basis, const Doubles& coefficients, double low, double high) {
+  circuits::Polynomial polynomial;
+  if (basis == "chebyshev") {
+    polynomial.basis = circuits::Basis::chebyshev;
+  } else if (basis != "power") {
+    throw std::invalid_argument("basis '" + basis + "': choose power or chebyshev");
+  }
+  polynomial.coefficients = vector_of(coefficients);
+  polynomial.low = low;
+  polynomial.high = high;
+  polynomial.check();
+  return polynomial;
+}
+
+ckks::Fresh fresh_of(const ckks::Parameters& parameters, int level, double bound, const Doubles& scale,
+                     std::size_t features) {
+  if (level < 0 || level > parameters.depth()) {
+    throw ckks::Error("level " + std::to_string(level) + " is outside [0, " + std::to_string(parameters.depth()) +
+                      "] of " + parameters.name());
+  }
+  if (!(bound > 0) || !std::isfinite(bound)) {
+    throw std::invalid_argument("bound " + std::to_string(bound) + " is not a positive number");
+  }
+  ckks::Fresh fresh{level, bound, vector_of(scale)};
+  if (fresh.scale.empty()) fresh.scale.assign(features, parameters.scale(level));
+  if (fresh.scale.size() == 1) fresh.scale.assign(features, fresh.scale[0]);
+  if (fresh.scale.size() != features) {
+    throw std::invalid_argument(std::to_string(fresh.scale.size()) + " scales for " + std::to_string(features) +
+                                " features");
+  }
+  for (const double value : fresh.scale) {
+    if (!(value >= 1) || !std::isfinite(value)) {
+      throw std::invalid_argument("scale " + std::to_string(value) + " is not a number from 1 on");
+    }
+  }
+  if (features < 1 || features > ckks::kMaxFeatures) {
+    throw std::invalid_argument(std::to_string(features) + " features; pass 1 to " + std::to_string(ckks::kMaxFeatures));
+  }
+  return fresh;
+}
+
+std::shared_ptr<ckks::Matrix> matrix_of(const py::array& weights, const Doubles& delta) {
+  if (weights.ndim() != 2) throw std::invalid_argument("weights must have the shape (d_out, d_in)");
+  const auto rows = static_cast<std::size_t>(weights.shape(0)), cols = static_cast<std::size_t>(weights.shape(1));
+  if (py::isinstance<py::array_t<std::int8_t, py::array::c_style>>(weights)) {
+    return std::make_shared<ckks::Matrix>(gemm::Weights(static_cast<const std::int8_t*>(weights.data()), rows, cols),
+                                          vector_of(delta));
+  }
+  if (py::isinstance<py::array_t<std::int16_t, py::array::c_style>>(weights)) {
+    return std::make_shared<ckks::Matrix>(gemm::Weights(static_cast<const std::int16_t*>(weights.data()), rows, cols),
+                                          vector_of(delta));
+  }
+  throw std::invalid_argument("weights must be a contiguous array of int8 or int16");
+}
+
+py::array decrypt(const ckks::SecretKey& key, const Tensor& tensor, bool complex) {
+  const auto tokens = static_cast<py::ssize_t>(tensor.tokens), features = static_cast<py::ssize_t>(tensor.features);
+  py::array_t<double> re({tokens, features});
+  if (!complex) {
+    double* out = re.mutable_data();
+    const py::gil_scoped_release release;
+    key.decrypt(tensor, out, nullptr);
+    return re;
+  }
+  py::array_t<double> im({tokens, features});
+  double *out = re.mutable_data(), *out_im = im.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    key.decrypt(tensor, out, out_im);
+  }
+  py::array_t<std::complex<double>> both({tokens, features});
+  auto* target = both.mutable_data();
+  for (py::ssize_t i = 0; i < tokens * features; ++i) target[i] = {out[i], out_im[i]};
+  return both;
+}
+
+using Release = py::call_guard<py::gil_scoped_release>;
+
+void register_evaluator(py::module_& module) {
+  py::class_<Evaluator, std::shared_ptr<Evaluator>>(module, "CkksEvaluator")
+      .def(py::init([](const ParametersPtr& parameters, const std::shared_ptr<ckks::EvaluationKeys>& keys) {
+             return std::make_shared<Evaluator>(parameters, keys);
+           }),
+           py::arg("parameters"), py::arg("keys"))
+      .def("add", &Evaluator::add, Release())
+      .def("subtract", &Evaluator::subtract, Release())
+      .def("negate", &Evaluator::negate, Release())
+      .def("multiply", &Evaluator::multiply, Release())
+      .def("dot", &Evaluator::dot, Release())
+      .def("sum_features", &Evaluator::sum_features, Release())
+      .def("concatenate", &Evaluator::concatenate, Release())
+      .def("select", &Evaluator::select, Release())
+      .def("rescale", &Evaluator::rescale, Release())
+      .def("drop", &Evaluator::drop, Release())
+      .def("rotate", &Evaluator::rotate, Release())
+      .def("conjugate", &Evaluator::conjugate, Release())
+      .def("sum_slots", &Evaluator::sum_slots, Release())
+      .def("assume", &Evaluator::assume, Release())
+      .def("pack_slot_sums", &circuits::pack_slot_sums, Release())
+      .def("add_constant",
+           [](const Evaluator& e, const TensorPtr& x, const Doubles& constants) {
+             const std::vector<double> values = vector_of(constants);
+             const py::gil_scoped_release release;
+             return e.add_constant(x, values);
+           })
+      .def("multiply_constant",
+           [](const Evaluator& e, const TensorPtr& x, const Doubles& constants) {
+             const std::vector<double> values = vector_of(constants);
+             const py::gil_scoped_release release;
+             return e.multiply_constant(x, values);
+           })
+      .def("multiply_plain",
+           [](const Evaluator& e, const TensorPtr& x, const Doubles& re, const std::optional<Doubles>& im) {
+             const ckks::Values values = values_of(re, im);
+             const py::gil_scoped_release release;
+             return e.multiply_plain(x, values);
+           })
+      .def("bring",
+           [](const Evaluator& e, const TensorPtr& x, int level, const Doubles& scale) {
+             const std::vector<double> wanted = vector_of(scale);
+             const py::gil_scoped_release release;
+             return e.bring(x, level, wanted);
+           })
+      .def("linear",
+           [](const Evaluator& e, const TensorPtr& x, const ckks::Matrix& matrix, bool transpose) {
+             const py::gil_scoped_release release;
+             return e.linear(x, matrix, transpose ? gemm::Operand::transpose : gemm::Operand::plain);
+           })
+      .def("linear_combination",
+           [](const Evaluator& e, const std::vector<TensorPtr>& tensors,
+              const std::vector<std::vector<double>>& weights, const std::vector<double>& constants) {
+             const py::gil_scoped_release release;
+             return e.linear_combination(tensors, weights, constants);
+           })
+      .def("polynomial",
+           [](const Evaluator& e, const TensorPtr& x, const std::string& basis, const Doubles& coefficients, double low,
+              double high) {
+             const circuits::Polynomial polynomial = polynomial_of(basis, coefficients, low, high);
+             const py::gil_scoped_release release;
+             return circuits::evaluate(e, x, polynomial);
+           })
+      .def("polynomial_levels",
+           [](const Evaluator&, const TensorPtr& x, const std::string& basis, const Doubles& coefficients, double low,
+              double high) { return circuits::levels_needed(*x, polynomial_of(basis, coefficients, low, high)); })
+      .def("planned",
+           [](const Evaluator& e, std::size_t tokens, std::size_t features, int level, double bound,
+              const Doubles& scale, bool with_public_key) {
+             return ckks::planned_tensor(e.parameters(), tokens, features,
+                                         fresh_of(*e.parameters(), level, bound, scale, features), with_public_key,
+                                         e.ledger());
+           })
+      .def("work",
+           [](const Evaluator& e) {
+             std::vector<std::tuple<std::string, std::size_t, double>> rows;
+             for (const auto& [key, amount] : e.trace().work()) {
+               rows.emplace_back(ckks::work_name(key.first), key.second, amount);
+             }
+             return rows;
+           })
+      .def("needs_relinearisation", [](const Evaluator& e) { return e.trace().relinearisation(); })
+      .def("needed_elements",
+           [](const Evaluator& e) {
+             const auto elements = e.trace().galois();
+             return std::vector<std::uint32_t>(elements.begin(), elements.end());
+           })
+      .def("clear_trace",
+           [](const Evaluator& e) {
+             e.trace().clear();
+             e.ledger()->reset_peak();
+           })
+      .def_property_readonly("live_bytes", [](const Evaluator& e) { return e.ledger()->live(); })
+      .def_property_readonly("peak_bytes", [](const Evaluator& e) { return e.ledger()->peak(); });
+}
+
+}  // namespace
+
+void register_ckks(py::module_& module) {
+  py::class_<ckks::Parameters, std::shared_ptr<ckks::Parameters>>(module, "CkksParameters")
+      .def(py::init([](int depth, int scale_bits, int first_bits, int log_n, bool insecure) {
+             return std::make_shared<ckks::Parameters>(ckks::Wish{depth, scale_bits, first_bits, log_n, insecure});
+           }),
+           py::arg("depth"), py::arg("scale_bits"), py::arg("first_bits"), py::arg("log_n"), py::arg("insecure"),
+           Release())
+      .def_property_readonly("name", &ckks::Parameters::name)
+      .def_property_readonly("ring_dimension", &ckks::Parameters::n)
+      .def_property_readonly("slots", &ckks::Parameters::slots)
+      .def_property_readonly("depth", &ckks::Parameters::depth)
+      .def_property_readonly("scale_bits", [](const ckks::Parameters& p) { return p.wish().scale_bits; })
+      .def_property_readonly("log_q", &ckks::Parameters::log_q)
+      .def_property_readonly("log_qp", &ckks::Parameters::log_qp)
+      .def_property_readonly("security_bits", &ckks::Parameters::security_bits)
+      .def_property_readonly("digit_limbs", &ckks::Parameters::digit_limbs)
+      .def_property_readonly("special_primes", &ckks::Parameters::special_count)
+      .def_property_readonly("hash", &ckks::Parameters::hash)
+      .def_property_readonly("primes",
+                             [](const ckks::Parameters& p) {
+                               std::vector<std::uint64_t> primes;
+                               for (std::size_t i = 0; i < p.prime_count(); ++i) primes.push_back(p.prime(i).q);
+                               return primes;
+                             })
+      .def("scale",
+           [](const ckks::Parameters& p, int level) {
+             if (level < 0 || level > p.depth()) throw std::invalid_argument("no level " + std::to_string(level));
+             return p.scale(level);
+           })
+      .def("keys_bytes", [](const ckks::Parameters& p, std::size_t count) { return ckks::keys_message_bytes(p, count); })
+      .def("galois_element",
+           [](const ckks::Parameters& p, long long steps) { return ckks::galois_element(p, steps); })
+      .def_property_readonly("conjugation_element", &ckks::conjugation_element)
+      .def_property_readonly("packing_elements", &circuits::packing_elements)
+      .def("to_bytes",
+           [](const ckks::Parameters& p) {
+             std::uint8_t* out = nullptr;
+             py::bytes bytes = new_bytes(ckks::parameters_message_bytes(), out);
+             ckks::write(p, out);
+             return bytes;
+           })
+      .def_static("from_bytes", [](const py::buffer& buffer) {
+        const Bytes bytes(buffer);
+        return std::const_pointer_cast<ckks::Parameters>(ckks::read_parameters(bytes.data(), bytes.size()));
+      });
+  module.def("ckks_max_log_modulus", &ckks::max_log_modulus, py::arg("log_n"));
+
+  py::class_<Tensor, std::shared_ptr<Tensor>>(module, "CkksTensor")
+      .def_readonly("tokens", &Tensor::tokens)
+      .def_readonly("features", &Tensor::features)
+      .def_readonly("level", &Tensor::level)
+      .def_readonly("bound", &Tensor::bound)
+      .def_readonly("planned", &Tensor::planned)
+      .def_property_readonly("seeded", [](const Tensor& x) { return x.seed.has_value(); })
+      .def_property_readonly("scale", [](const Tensor& x) { return array_of(x.scale); })
+      .def_property_readonly("noise", [](const Tensor& x) { return array_of(x.noise); })
+      .def_property_readonly("nbytes", &Tensor::bytes)
+      .def_property_readonly("message_bytes", [](const Tensor& x) { return ckks::message_bytes(x); })
+      .def_property_readonly("error", &Tensor::error)
+      .def_property_readonly("worst_error", &Tensor::worst_error)
+      .def("residues",
+           [](const Tensor& x, std::size_t feature, int component, std::size_t limb) {
+             if (x.planned || feature >= x.features || component < 0 || component > 1 || limb >= x.limbs()) {
+               throw std::invalid_argument("no such row of residues");
+             }
+             return py::array_t<std::uint64_t>(static_cast<py::ssize_t>(x.parameters->n()),
+                                               x.row(feature, component, limb));
+           })
+      .def("to_bytes", &message<Tensor>)
+      .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer) {
+        const Bytes bytes(buffer);
+        const py::gil_scoped_release release;
+        return ckks::read_tensor(parameters, bytes.data(), bytes.size());
+      });
+
+  py::class_<ckks::PublicKey, std::shared_ptr<ckks::PublicKey>>(module, "CkksPublicKey")
+      .def("encrypt",
+           [](const ckks::PublicKey& key, const Doubles& re, const std::optional<Doubles>& im, int level, double bound,
+              const Doubles& scale) {
+             const ckks::Values values = values_of(re, im);
+             const ckks::Fresh fresh = fresh_of(*key.parameters, level, bound, scale, values.features);
+             const py::gil_scoped_release release;
+             return ckks::encrypt(key, values, fresh);
+           })
+      .def("to_bytes", &message<ckks::PublicKey>)
+      .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer) {
+        const Bytes bytes(buffer);
+        return std::const_pointer_cast<ckks::PublicKey>(
+            ckks::read_public_key(parameters, bytes.data(), bytes.size()));
+      });
+
+  py::class_<ckks::EvaluationKeys, std::shared_ptr<ckks::EvaluationKeys>>(module, "CkksEvaluationKeys")
+      .def_property_readonly("relinearisation",
+                             [](const ckks::EvaluationKeys& keys) { return keys.relinearisation != nullptr; })
+      .def_property_readonly("elements",
+                             [](const ckks::EvaluationKeys& keys) {
+                               std::vector<std::uint32_t> elements;
+                               for (const auto& entry : keys.galois) elements.push_back(entry.first);
+                               return elements;
+                             })
+      .def_property_readonly("nbytes", &ckks::EvaluationKeys::bytes)
+      .def("to_bytes", &message<ckks::EvaluationKeys>)
+      .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer) {
+        const Bytes bytes(buffer);
+        const py::gil_scoped_release release;
+        return std::const_pointer_cast<ckks::EvaluationKeys>(ckks::read_keys(parameters, bytes.data(), bytes.size()));
+      });
+
+  py::class_<ckks::SecretKey, std::shared_ptr<ckks::SecretKey>>(module, "CkksSecretKey")
+      .def(py::init([](const ParametersPtr& parameters) { return std::make_shared<ckks::SecretKey>(parameters); }))
+      .def("encrypt",
+           [](const ckks::SecretKey& key, const Doubles& re, const std::optional<Doubles>& im, int level, double bound,
+              const Doubles& scale) {
+             const ckks::Values values = values_of(re, im);
+             const ckks::Fresh fresh = fresh_of(*key.parameters(), level, bound, scale, values.features);
+             const py::gil_scoped_release release;
+             return key.encrypt(values, fresh);
+           })
+      .def("decrypt", &decrypt, py::arg("tensor"), py::arg("complex"))
+      .def("decrypt_sums",
+           [](const ckks::SecretKey& key, const Tensor& tensor, std::size_t count) {
+             const std::size_t n = key.parameters()->n();
+             if (count < 1 || (count + n - 1) / n != tensor.features) {
+               throw std::invalid_argument(std::to_string(count) + " packed sums do not make " +
+                                           std::to_string(tensor.features) + " features");
+             }
+             math::SecretBuffer<double> coefficients(tensor.features * n);
+             py::array_t<double> sums(static_cast<py::ssize_t>(count));
+             double* out = sums.mutable_data();
+             const py::gil_scoped_release release;
+             key.decrypt_coefficients(tensor, coefficients.data());
+             for (std::size_t f = 0; f < count; ++f) {
+               const circuits::PackedPlace place = circuits::packed_place(n, count, f);
+               out[f] = coefficients[place.feature * n + place.coefficient];
+             }
+             return sums;
+           })
+      .def("public_key",
+           [](const ckks::SecretKey& key) {
+             const py::gil_scoped_release release;
+             return std::const_pointer_cast<ckks::PublicKey>(key.public_key());
+           })
+      .def("evaluation_keys", [](const ckks::SecretKey& key, bool relinearisation,
+                                 const std::vector<std::uint32_t>& elements) {
+        const py::gil_scoped_release release;
+        auto keys = std::make_shared<ckks::EvaluationKeys>();
+        keys->parameters = key.parameters();
+        if (relinearisation) keys->relinearisation = key.relinearisation_key();
+        for (const std::uint32_t element : elements) {
+          if (element != 1) keys->galois.emplace(element, key.galois_key(element));
+        }
+        return keys;
+      });
+
+  py::class_<ckks::Matrix, std::shared_ptr<ckks::Matrix>>(module, "CkksMatrix")
+      .def(py::init(&matrix_of), py::arg("weights"), py::arg("delta"))
+      .def_property_readonly("rows", &ckks::Matrix::rows)
+      .def_property_readonly("cols", &ckks::Matrix::cols)
+      .def_property_readonly("bytes_per_weight",
+                             [](const ckks::Matrix& m) { return m.weights().bytes_per_weight(); })
+      .def_property_readonly("delta", [](const ckks::Matrix& m) { return array_of(m.delta()); });
+
+  register_evaluator(module);
+}
+
+}  // namespace privtuner::bindings

@@ -1,0 +1,164 @@
+// Arithmetic on encrypted tensors. Every operation carries level, scale, bound and predicted error; on planned tensors
+// it carries nothing else, so a dry run is the run itself without the words.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "privtuner/ckks/keys.hpp"
+#include "privtuner/ckks/plaintext.hpp"
+#include "privtuner/ckks/tensor.hpp"
+#include "privtuner/gemm/gemm.hpp"
+
+namespace privtuner::ckks {
+
+// Units of work, each of one feature at a number of limbs.
+enum class Work {
+  product,      // one product of two ciphertexts before relinearisation
+  relinearise,  // key switch of the third component, with rescale
+  decompose,    // digits of a ciphertext for one or several rotations
+  rotate,       // one rotation of a decomposed ciphertext
+  rescale,
+  term,    // one ciphertext times a number, or added
+  plain,   // encoding clear values and one product with them
+  matrix,  // 10^6 multiply-adds of the plaintext matrix product on one limb's N words of one component
+};
+const char* work_name(Work work);
+
+// What was done, or in a dry run would be.
+class Trace {
+ public:
+  void count(Work work, std::size_t limbs, double amount);
+  void need_relinearisation();
+  void need_galois(std::uint32_t element);
+  std::map<std::pair<Work, std::size_t>, double> work() const;
+  bool relinearisation() const;
+  std::set<std::uint32_t> galois() const;
+  void clear();
+
+ private:
+  mutable std::mutex mutex_;
+  std::map<std::pair<Work, std::size_t>, double> work_;
+  bool relinearisation_ = false;
+  std::set<std::uint32_t> galois_;
+};
+
+// A clear matrix [rows][cols] in small integers: W[k][j] ~ delta[k] integers[k][j].
+class Matrix {
+ public:
+  Matrix(gemm::Weights weights, std::vector<double> delta);
+  const gemm::Weights& weights() const { return weights_; }
+  const std::vector<double>& delta() const { return delta_; }
+  std::size_t rows() const { return weights_.rows(); }
+  std::size_t cols() const { return weights_.cols(); }
+
+ private:
+  gemm::Weights weights_;
+  std::vector<double> delta_;
+};
+
+// sum_t weights[t][f] tensors[t] + constants[f], all as raw integers: what a linear combination adds up.
+struct Combination {
+  std::vector<TensorPtr> tensors;
+  std::vector<std::vector<double>> weights;  // [t][feature], whole numbers
+  std::vector<double> constants;             // [feature], whole numbers; empty: none
+};
+
+// Every operation throws Error when it cannot be done; the message names the values and the fix. Two tensors at
+// different levels meet at the lower one, the higher being brought to the scale the other has there. A tensor of one
+// feature combines with one of many.
+class Evaluator {
+ public:
+  // keys may be null: then only operations without keys, or dry runs.
+  explicit Evaluator(ParametersPtr parameters, std::shared_ptr<const EvaluationKeys> keys = nullptr);
+
+  const ParametersPtr& parameters() const { return parameters_; }
+  const std::shared_ptr<const EvaluationKeys>& keys() const { return keys_; }
+  Trace& trace() const { return trace_; }
+  const std::shared_ptr<Ledger>& ledger() const { return ledger_; }
+
+  TensorPtr add(const TensorPtr& x, const TensorPtr& y) const;
+  TensorPtr subtract(const TensorPtr& x, const TensorPtr& y) const;
+  TensorPtr negate(const TensorPtr& x) const;
+  // constants: one, or one a feature.
+  TensorPtr add_constant(const TensorPtr& x, const std::vector<double>& constants) const;
+  TensorPtr multiply_constant(const TensorPtr& x, const std::vector<double>& constants) const;
+  TensorPtr multiply_plain(const TensorPtr& x, const Values& values) const;
+  TensorPtr multiply(const TensorPtr& x, const TensorPtr& y) const;
+  TensorPtr dot(const TensorPtr& x, const TensorPtr& y) const;
+  TensorPtr sum_features(const TensorPtr& x) const;
+  TensorPtr concatenate(const std::vector<TensorPtr>& tensors) const;
+  // Features [begin, end): a view.
+  TensorPtr select(const TensorPtr& x, std::size_t begin, std::size_t end) const;
+  TensorPtr linear(const TensorPtr& x, const Matrix& matrix, gemm::Operand operand) const;
+  TensorPtr linear_combination(const std::vector<TensorPtr>& tensors, const std::vector<std::vector<double>>& weights,
+                               const std::vector<double>& constants) const;
+  TensorPtr rescale(const TensorPtr& x) const;
+  // To a lower level at the same scale: limbs are dropped, no level is used up.
+  TensorPtr drop(const TensorPtr& x, int level) const;
+  // To `level` at scale `scale` (one a feature), through a product with a constant: needs x above `level`.
+  TensorPtr bring(const TensorPtr& x, int level, const std::vector<double>& scale) const;
+  std::vector<TensorPtr> rotate(const TensorPtr& x, const std::vector<long long>& steps) const;
+  TensorPtr conjugate(const TensorPtr& x) const;
+  TensorPtr sum_slots(const TensorPtr& x) const;
+  // The ring automorphism X -> X^element, and the product with X^power: what slots are made of is coefficients.
+  TensorPtr automorphism(const TensorPtr& x, std::uint32_t element) const;
+  TensorPtr multiply_monomial(const TensorPtr& x, std::size_t power) const;
+  TensorPtr assume(const TensorPtr& x, double bound) const;
+  // The same words read as values times `factor`, which are within `bound`.
+  TensorPtr reinterpret(const TensorPtr& x, double factor, double bound) const;
+
+  // Building blocks of circuits, in raw integers.
+  // The combination at `level`, whose scale is declared to be `scale`; rescaled if wanted.
+  TensorPtr combine(const Combination& combination, int level, const std::vector<double>& scale, double bound,
+                    bool rescaled) const;
+  // multipliers[f] x y + combination, relinearised and rescaled; level: of the product before.
+  TensorPtr multiply_add(const TensorPtr& x, const TensorPtr& y, const std::vector<double>& multipliers,
+                         const Combination& addend, int level, double bound) const;
+  // The same words with another error: what a first-order analysis starts from.
+  TensorPtr with_noise(const TensorPtr& x, const std::vector<double>& noise) const;
+
+  // Error of a key switch and of a rounding, in raw units of the real part of a slot.
+  double switch_noise(std::size_t limbs) const;
+  double rounding_noise() const;
+
+ private:
+  class Scratch;
+  struct Decomposition;
+  std::shared_ptr<Tensor> result(std::size_t tokens, std::size_t features, int level, bool planned) const;
+  void check(const Tensor& x) const;
+  void check_pair(const Tensor& x, const Tensor& y) const;
+  std::pair<TensorPtr, TensorPtr> meet(TensorPtr x, TensorPtr y) const;
+  std::pair<TensorPtr, TensorPtr> meet_for_product(TensorPtr x, TensorPtr y) const;
+  TensorPtr add_rows(const TensorPtr& x, const TensorPtr& y, bool minus) const;
+  TensorPtr products(const TensorPtr& x, const TensorPtr& y, bool summed, const std::vector<double>& multipliers,
+                     const Combination& addend, int level, double bound) const;
+  std::vector<TensorPtr> galois(const TensorPtr& x, const std::vector<std::uint32_t>& elements) const;
+  void combine_row(const Combination& c, std::size_t feature, int component, std::size_t limb,
+                   std::uint64_t* accumulator) const;
+
+  // Of rows [limb][N] in the NTT domain; targets are the limbs, then the special primes.
+  std::size_t prime_of(std::size_t target, std::size_t limbs) const;
+  void decompose(const std::uint64_t* rows, std::size_t limbs, Decomposition& out) const;
+  void extend_digit(const Decomposition& decomposition, std::size_t digit, std::size_t target, std::uint64_t* out) const;
+  void switch_key(const Decomposition& decomposition, const std::uint64_t* extended, const SwitchingKey& key,
+                  std::uint64_t* out0, std::uint64_t* out1) const;
+  void divide(std::uint64_t* rows, const BaseConversion& conversion, std::size_t limbs, std::size_t kept,
+              std::uint64_t* out) const;
+
+  ParametersPtr parameters_;
+  std::shared_ptr<const EvaluationKeys> keys_;
+  std::map<std::uint32_t, std::vector<std::uint32_t>> permutations_;
+  mutable Trace trace_;
+  std::shared_ptr<Ledger> ledger_;
+  mutable std::mutex pool_mutex_;
+  mutable std::vector<math::AlignedVector<std::uint64_t>> pool_;  // work space that is kept between operations
+};
+
+}  // namespace privtuner::ckks

@@ -1,0 +1,331 @@
+#include "privtuner/ckks/messages.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "privtuner/math/bytes.hpp"
+#include "privtuner/math/parallel.hpp"
+
+namespace privtuner::ckks {
+namespace {
+
+using math::Checksum, math::MessageError, math::Reader, math::Writer;
+
+enum class Kind : std::uint8_t { parameters = 1, tensor = 2, public_key = 3, keys = 4 };
+
+constexpr char kMagic[4] = {'P', 'V', 'C', 'K'};
+constexpr std::size_t kHeaderBytes = 32, kChecksumAt = 24;
+constexpr std::size_t kTensorPrefix = kHeaderBytes + 24, kKeyPrefix = 8 + sizeof(SeedBytes);
+
+const char* kind_name(Kind kind) {
+  constexpr const char* kNames[] = {"parameters", "encrypted tensor", "public key", "evaluation keys"};
+  return kNames[static_cast<int>(kind) - 1];
+}
+
+void require(bool condition, const std::string& text) {
+  if (!condition) throw MessageError(text);
+}
+
+std::uint64_t checksum(const std::uint8_t* message, std::size_t size) {
+  Checksum sum;
+  sum.add(message, kChecksumAt);
+  sum.add(message + kHeaderBytes, size - kHeaderBytes);
+  return sum.value();
+}
+
+void seal(Kind kind, const Parameters& parameters, std::uint8_t* message, std::size_t size) {
+  Writer out(message);
+  out.put(kMagic);
+  out.put(kMessageVersion);
+  out.put(kind);
+  out.put(std::uint8_t{0});
+  out.put(parameters.hash());
+  out.put(static_cast<std::uint64_t>(size - kHeaderBytes));
+  out.put(checksum(message, size));
+}
+
+// Checks the header and the checksum; returns the parameter hash.
+std::uint64_t open(Kind kind, const std::uint8_t* message, std::size_t size, std::size_t least) {
+  const std::string what = kind_name(kind);
+  require(size >= kHeaderBytes, what + " of " + std::to_string(size) + " bytes: shorter than the header: truncated?");
+  require(std::memcmp(message, kMagic, sizeof(kMagic)) == 0, what + ": not a privtuner CKKS message");
+  Reader in(message + sizeof(kMagic));
+  const auto version = in.get<std::uint16_t>();
+  require(version == kMessageVersion, what + ": message version " + std::to_string(version) +
+                                          ", this build speaks version " + std::to_string(kMessageVersion) +
+                                          ": install the same privtuner on both sides");
+  const auto found = in.get<std::uint8_t>();
+  require(found == static_cast<std::uint8_t>(kind),
+          "expected " + what + ", got a message of kind " + std::to_string(found));
+  require(in.get<std::uint8_t>() == 0, what + ": a field it does not use is not zero");
+  const auto hash = in.get<std::uint64_t>();
+  const auto length = in.get<std::uint64_t>();
+  require(length == size - kHeaderBytes, what + ": announces " + std::to_string(length) + " bytes after its header, " +
+                                             std::to_string(size - kHeaderBytes) + " are here: truncated?");
+  require(size >= least, what + ": truncated");
+  require(in.get<std::uint64_t>() == checksum(message, size),
+          what + ": checksum mismatch: the message was changed on its way");
+  return hash;
+}
+
+void require_hash(Kind kind, std::uint64_t hash, const Parameters& parameters) {
+  require(hash == parameters.hash(), std::string(kind_name(kind)) + ": made with other parameters than " +
+                                         parameters.name() + "; both sides must use the same set");
+}
+
+std::size_t word_bytes(std::uint64_t q) {
+  std::size_t bytes = 0;
+  for (; q != 0; q >>= 8) ++bytes;
+  return bytes;
+}
+
+std::size_t row_bytes(const Parameters& parameters, std::size_t prime) {
+  return parameters.n() * word_bytes(parameters.prime(prime).q);
+}
+
+// Bytes of one row of every prime before `count`.
+std::size_t rows_bytes(const Parameters& parameters, std::size_t count) {
+  std::size_t total = 0;
+  for (std::size_t i = 0; i < count; ++i) total += row_bytes(parameters, i);
+  return total;
+}
+
+void pack_row(const std::uint64_t* words, std::size_t n, std::size_t bytes, std::uint8_t* out) {
+  for (std::size_t i = 0; i < n; ++i) std::memcpy(out + i * bytes, &words[i], bytes);
+}
+
+// False if a word is not below q.
+bool unpack_row(const std::uint8_t* in, std::size_t n, std::size_t bytes, std::uint64_t q, std::uint64_t* words) {
+  std::uint64_t over = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, in + i * bytes, bytes);
+    words[i] = word;
+    over |= static_cast<std::uint64_t>(word >= q);
+  }
+  return over == 0;
+}
+
+// Rows of the primes 0 .. count - 1, one group after the other; `row` gives the words of (group, prime).
+template <class Row>
+void pack_groups(const Parameters& parameters, std::size_t groups, std::size_t count, std::uint8_t* out, Row row) {
+  const std::size_t group_bytes = rows_bytes(parameters, count);
+  math::parallel_for(groups * count, 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::size_t group = i / count, prime = i % count;
+      pack_row(row(group, prime), parameters.n(), word_bytes(parameters.prime(prime).q),
+               out + group * group_bytes + rows_bytes(parameters, prime));
+    }
+  });
+}
+
+template <class Row>
+void unpack_groups(const Parameters& parameters, std::size_t groups, std::size_t count, const std::uint8_t* in,
+                   const char* what, Row row) {
+  const std::size_t group_bytes = rows_bytes(parameters, count);
+  math::parallel_for(groups * count, 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::size_t group = i / count, prime = i % count;
+      const std::uint64_t q = parameters.prime(prime).q;
+      require(unpack_row(in + group * group_bytes + rows_bytes(parameters, prime), parameters.n(), word_bytes(q), q,
+                         row(group, prime)),
+              std::string(what) + ": a residue is not below its prime " + std::to_string(q));
+    }
+  });
+}
+
+std::size_t key_bytes(const Parameters& parameters) {
+  return kKeyPrefix + parameters.digits(parameters.max_limbs()) * rows_bytes(parameters, parameters.prime_count());
+}
+
+}  // namespace
+
+std::size_t parameters_message_bytes() { return kHeaderBytes + 24; }
+
+std::size_t message_bytes(const Tensor& x) {
+  const std::size_t components = x.seed ? 1 : 2;
+  return kTensorPrefix + (x.seed ? sizeof(SeedBytes) : 0) + x.features * 2 * sizeof(double) +
+         x.features * components * rows_bytes(*x.parameters, x.limbs());
+}
+
+std::size_t message_bytes(const PublicKey& key) {
+  return kHeaderBytes + sizeof(SeedBytes) + rows_bytes(*key.parameters, key.parameters->max_limbs());
+}
+
+std::size_t keys_message_bytes(const Parameters& parameters, std::size_t count) {
+  return kHeaderBytes + 8 + count * key_bytes(parameters);
+}
+
+std::size_t message_bytes(const EvaluationKeys& keys) {
+  return keys_message_bytes(*keys.parameters, keys.galois.size() + (keys.relinearisation ? 1 : 0));
+}
+
+void write(const Parameters& parameters, std::uint8_t* message) {
+  Writer out(message + kHeaderBytes);
+  const Wish& wish = parameters.wish();
+  out.put(static_cast<std::uint32_t>(wish.depth));
+  out.put(static_cast<std::uint32_t>(wish.scale_bits));
+  out.put(static_cast<std::uint32_t>(wish.first_bits));
+  out.put(static_cast<std::uint32_t>(parameters.log_n()));
+  out.put(static_cast<std::uint32_t>(wish.insecure));
+  out.put(std::uint32_t{0});
+  seal(Kind::parameters, parameters, message, parameters_message_bytes());
+}
+
+ParametersPtr read_parameters(const std::uint8_t* data, std::size_t size) {
+  const std::uint64_t hash = open(Kind::parameters, data, size, parameters_message_bytes());
+  require(size == parameters_message_bytes(), "parameters: of the wrong length");
+  Reader in(data + kHeaderBytes);
+  std::uint32_t fields[6];
+  for (std::uint32_t& field : fields) field = in.get<std::uint32_t>();
+  for (const std::uint32_t field : fields) require(field < 256, "parameters: a field is out of range");
+  require(fields[4] <= 1 && fields[5] == 0, "parameters: a field is out of range");
+  Wish wish;
+  wish.depth = static_cast<int>(fields[0]);
+  wish.scale_bits = static_cast<int>(fields[1]);
+  wish.first_bits = static_cast<int>(fields[2]);
+  wish.log_n = static_cast<int>(fields[3]);
+  wish.insecure = fields[4] == 1;
+  ParametersPtr parameters;
+  try {
+    parameters = std::make_shared<Parameters>(wish);
+  } catch (const std::invalid_argument& error) {
+    throw MessageError(std::string("parameters: ") + error.what());
+  }
+  require(parameters->hash() == hash, "parameters: this build derives other primes; install the same privtuner on both"
+                                      " sides");
+  return parameters;
+}
+
+void write(const Tensor& x, std::uint8_t* message) {
+  if (x.planned) throw Error("a planned tensor holds no ciphertext to send");
+  const std::size_t size = message_bytes(x), components = x.seed ? 1 : 2;
+  Writer out(message + kHeaderBytes);
+  out.put(static_cast<std::uint32_t>(x.tokens));
+  out.put(static_cast<std::uint32_t>(x.features));
+  out.put(static_cast<std::uint32_t>(x.level));
+  out.put(static_cast<std::uint32_t>(x.seed.has_value()));
+  out.put(x.bound);
+  if (x.seed) out.put(*x.seed);
+  for (const double value : x.scale) out.put(value);
+  for (const double value : x.noise) out.put(value);
+  pack_groups(*x.parameters, x.features * components, x.limbs(), out.at(), [&](std::size_t group, std::size_t limb) {
+    return x.row(group / components, static_cast<int>(group % components), limb);
+  });
+  seal(Kind::tensor, *x.parameters, message, size);
+}
+
+TensorPtr read_tensor(const ParametersPtr& parameters, const std::uint8_t* data, std::size_t size) {
+  require_hash(Kind::tensor, open(Kind::tensor, data, size, kTensorPrefix), *parameters);
+  Reader in(data + kHeaderBytes);
+  const auto tokens = in.get<std::uint32_t>(), features = in.get<std::uint32_t>(), level = in.get<std::uint32_t>(),
+             seeded = in.get<std::uint32_t>();
+  const auto bound = in.get<double>();
+  require(tokens >= 1 && tokens <= parameters->slots(), "encrypted tensor: " + std::to_string(tokens) +
+                                                            " tokens, not in [1, " +
+                                                            std::to_string(parameters->slots()) + "]");
+  require(features >= 1 && features <= kMaxFeatures, "encrypted tensor: unusable number of features");
+  require(level <= static_cast<std::uint32_t>(parameters->depth()), "encrypted tensor: level " + std::to_string(level) +
+                                                                        " is above the parameters' depth");
+  require(seeded <= 1 && std::isfinite(bound) && bound > 0, "encrypted tensor: a field is out of range");
+  const std::size_t components = seeded == 1 ? 1 : 2, limbs = parameters->limbs(static_cast<int>(level));
+  const std::size_t expected = kTensorPrefix + (seeded == 1 ? sizeof(SeedBytes) : 0) +
+                               features * 2 * sizeof(double) + features * components * rows_bytes(*parameters, limbs);
+  require(size == expected, "encrypted tensor: length does not fit its shape");
+  auto x = std::make_shared<Tensor>(parameters, tokens, features, static_cast<int>(level), false, nullptr);
+  x->bound = bound;
+  if (seeded == 1) x->seed = in.get<SeedBytes>();
+  for (std::vector<double>* values : {&x->scale, &x->noise}) {
+    for (double& value : *values) {
+      value = in.get<double>();
+      require(std::isfinite(value) && value >= 0 && value < 0x1p1000, "encrypted tensor: scale or error out of range");
+    }
+  }
+  for (const double scale : x->scale) require(scale >= 1, "encrypted tensor: a scale is below 1");
+  unpack_groups(*parameters, features * components, limbs, in.at(), "encrypted tensor",
+                [&](std::size_t group, std::size_t limb) {
+                  return x->row(group / components, static_cast<int>(group % components), limb);
+                });
+  if (seeded == 1) {
+    math::parallel_for(std::size_t{features} * limbs, 1, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) {
+        expand_mask(*parameters, *x->seed, static_cast<std::uint32_t>(i / limbs), i % limbs,
+                    x->row(i / limbs, 1, i % limbs));
+      }
+    });
+  }
+  return x;
+}
+
+void write(const PublicKey& key, std::uint8_t* message) {
+  Writer out(message + kHeaderBytes);
+  out.put(key.seed);
+  pack_groups(*key.parameters, 1, key.parameters->max_limbs(), out.at(),
+              [&](std::size_t, std::size_t limb) { return key.row(0, limb); });
+  seal(Kind::public_key, *key.parameters, message, message_bytes(key));
+}
+
+std::shared_ptr<const PublicKey> read_public_key(const ParametersPtr& parameters, const std::uint8_t* data,
+                                                 std::size_t size) {
+  const std::size_t expected =
+      kHeaderBytes + sizeof(SeedBytes) + rows_bytes(*parameters, parameters->max_limbs());
+  require_hash(Kind::public_key, open(Kind::public_key, data, size, expected), *parameters);
+  require(size == expected, "public key: of the wrong length");
+  Reader in(data + kHeaderBytes);
+  auto key = std::make_shared<PublicKey>(parameters, in.get<SeedBytes>());
+  unpack_groups(*parameters, 1, parameters->max_limbs(), in.at(), "public key",
+                [&](std::size_t, std::size_t limb) { return key->row(0, limb); });
+  return key;
+}
+
+void write(const EvaluationKeys& keys, std::uint8_t* message) {
+  const Parameters& parameters = *keys.parameters;
+  const std::size_t primes = parameters.prime_count();
+  Writer out(message + kHeaderBytes);
+  out.put(static_cast<std::uint32_t>(keys.galois.size() + (keys.relinearisation ? 1 : 0)));
+  out.put(std::uint32_t{0});
+  const auto put = [&](std::uint32_t element, const SwitchingKey& key) {
+    out.put(element);
+    out.put(std::uint32_t{0});
+    out.put(key.seed);
+    pack_groups(parameters, key.digits(), primes, out.at(),
+                [&](std::size_t digit, std::size_t prime) { return key.row(digit, 0, prime); });
+    out.skip(key_bytes(parameters) - kKeyPrefix);
+  };
+  if (keys.relinearisation) put(0, *keys.relinearisation);
+  for (const auto& entry : keys.galois) put(entry.first, *entry.second.key);
+  seal(Kind::keys, parameters, message, message_bytes(keys));
+}
+
+std::shared_ptr<const EvaluationKeys> read_keys(const ParametersPtr& parameters, const std::uint8_t* data,
+                                                std::size_t size) {
+  require_hash(Kind::keys, open(Kind::keys, data, size, kHeaderBytes + 8), *parameters);
+  Reader in(data + kHeaderBytes);
+  const auto count = in.get<std::uint32_t>();
+  require(in.get<std::uint32_t>() == 0 && count <= parameters->n() + 1 && size == keys_message_bytes(*parameters, count),
+          "evaluation keys: length does not fit " + std::to_string(count) + " keys");
+  auto keys = std::make_shared<EvaluationKeys>();
+  keys->parameters = parameters;
+  std::uint32_t last = 0;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const auto element = in.get<std::uint32_t>();
+    require(in.get<std::uint32_t>() == 0 && (i == 0 || element > last) &&
+                (element == 0 || (element % 2 == 1 && element > 1 && element < 2 * parameters->n())),
+            "evaluation keys: " + std::to_string(element) + " names no key, or keys are out of order");
+    last = element;
+    auto key = std::make_shared<SwitchingKey>(parameters, in.get<SeedBytes>());
+    unpack_groups(*parameters, key->digits(), parameters->prime_count(), in.at(), "evaluation keys",
+                  [&](std::size_t digit, std::size_t prime) { return key->row(digit, 0, prime); });
+    in.skip(key_bytes(*parameters) - kKeyPrefix);
+    if (element == 0) {
+      keys->relinearisation = key;
+    } else {
+      keys->galois.emplace(element, GaloisKey{element, key});
+    }
+  }
+  return keys;
+}
+
+}  // namespace privtuner::ckks

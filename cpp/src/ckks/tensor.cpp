@@ -1,0 +1,58 @@
+#include "privtuner/ckks/tensor.hpp"
+
+#include <cmath>
+#include <utility>
+
+namespace privtuner::ckks {
+
+struct Tensor::Storage {
+  math::AlignedVector<std::uint64_t> words;
+  std::size_t bytes;
+  std::shared_ptr<Ledger> ledger;
+  Storage(std::size_t word_count, bool planned, std::shared_ptr<Ledger> book)
+      : words(planned ? 0 : word_count), bytes(word_count * sizeof(std::uint64_t)), ledger(std::move(book)) {
+    if (ledger) ledger->add(bytes);
+  }
+  ~Storage() {
+    if (ledger) ledger->remove(bytes);
+  }
+  Storage(const Storage&) = delete;
+  Storage& operator=(const Storage&) = delete;
+};
+
+Tensor::Tensor(ParametersPtr params, std::size_t token_count, std::size_t feature_count, int at_level, bool only_planned,
+               std::shared_ptr<Ledger> ledger)
+    : parameters(std::move(params)),
+      tokens(token_count),
+      features(feature_count),
+      level(at_level),
+      planned(only_planned),
+      scale(feature_count),
+      noise(feature_count),
+      storage_(std::make_shared<Storage>(bytes() / sizeof(std::uint64_t), planned, std::move(ledger))),
+      words_(storage_->words.data()) {}
+
+Tensor Tensor::view(std::size_t begin, std::size_t end) const {
+  Tensor part = *this;
+  part.features = end - begin;
+  const auto first = static_cast<std::ptrdiff_t>(begin), last = static_cast<std::ptrdiff_t>(end);
+  part.scale.assign(scale.begin() + first, scale.begin() + last);
+  part.noise.assign(noise.begin() + first, noise.begin() + last);
+  if (begin != 0) part.seed.reset();
+  if (!planned) part.words_ = part.words_ + begin * 2 * limbs() * parameters->n();
+  return part;
+}
+
+double Tensor::error() const {
+  double worst = 0;
+  for (std::size_t f = 0; f < features; ++f) worst = std::max(worst, noise[f] / scale[f]);
+  return worst;
+}
+
+double Tensor::worst_error() const {
+  return error() * worst_of(static_cast<double>(features) * static_cast<double>(parameters->slots()));
+}
+
+double worst_of(double count) { return std::log(count * 1e6) / std::sqrt(2.0); }
+
+}  // namespace privtuner::ckks
