@@ -7,6 +7,7 @@
 from . import errors, linear
 from ._core import __version__
 from .errors import (
+    CkksError,
     EngineError,
     InputError,
     MessageError,
@@ -18,6 +19,7 @@ from .errors import (
 from .system import active_isa, get_num_threads, set_isa, set_num_threads
 
 __all__ = [
+    "CkksError",
     "EngineError",
     "InputError",
     "MessageError",

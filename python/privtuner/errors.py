@@ -8,6 +8,7 @@ Messages name the offending value and what to do about it, and never contain key
 from __future__ import annotations
 
 __all__ = [
+    "CkksError",
     "EngineError",
     "InputError",
     "MessageError",
@@ -28,6 +29,10 @@ class InputError(PrivtunerError, ValueError):
 
 class MessageError(PrivtunerError, ValueError):
     """A message is malformed, truncated, corrupt, of another version, or meant for another layer."""
+
+
+class CkksError(PrivtunerError, RuntimeError):
+    """An operation on ciphertexts cannot be done: no level left, scales that disagree, a missing key, a bound passed."""
 
 
 class SecretError(PrivtunerError, RuntimeError):

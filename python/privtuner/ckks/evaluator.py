@@ -1,0 +1,235 @@
+"""Arithmetic on encrypted tensors by the compiled engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _core
+from ..errors import CkksError, InputError
+from .approximations import Polynomial
+from .keys import EvaluationKeys, as_values
+from .parameters import Parameters
+from .tensor import EncryptedTensor
+
+__all__ = ["Evaluator", "Matrix"]
+
+
+class Matrix:
+    """A clear matrix in small integers, ready for :meth:`Evaluator.linear`: ``weight[k] ~ delta[k] * W_int[k]``.
+
+    Args:
+        weight: float array (d_out, d_in).
+        bits: 8 or 16 (integers up to 127 or 32639).
+        per_row: a scale for each row, which uses the integers' range best, or one scale for the matrix, so that all
+            outputs share one scale and the transpose applies to any tensor.
+
+    Attributes:
+        shape: (d_out, d_in). delta: float64 (d_out,). integers: the integer matrix.
+
+    Raises:
+        InputError: not a finite two-dimensional array, or bits other than 8 or 16.
+    """
+
+    def __init__(self, weight: npt.ArrayLike, *, bits: int = 8, per_row: bool = True) -> None:
+        array = np.asarray(weight, np.float64)
+        if array.ndim != 2 or 0 in array.shape:
+            raise InputError(f"weight of shape {array.shape}; pass (d_out, d_in)")
+        if not np.isfinite(array).all():
+            raise InputError("weight holds NaN or infinity")
+        if bits not in (8, 16):
+            raise InputError(f"bits {bits}; choose 8 or 16")
+        largest, kind = (127, np.int8) if bits == 8 else (32639, np.int16)
+        peak = np.abs(array).max(axis=1) if per_row else np.full(len(array), np.abs(array).max())
+        peak[peak == 0] = 1.0
+        self.delta: npt.NDArray[np.float64] = peak / largest
+        self.integers: npt.NDArray[Any] = np.rint(array / self.delta[:, None]).astype(kind)
+        self.shape: tuple[int, int] = (int(array.shape[0]), int(array.shape[1]))
+        self._core = _core.CkksMatrix(self.integers, self.delta)
+
+    def dequantised(self) -> npt.NDArray[np.float64]:
+        """The weight in force, delta[:, None] * integers."""
+        return self.delta[:, None] * self.integers
+
+    def __repr__(self) -> str:
+        return f"Matrix(shape={self.shape}, bits={8 * self._core.bytes_per_weight})"
+
+
+class Evaluator:
+    """The native :class:`privtuner.engines.base.CkksEngine`.
+
+    Every operation returns a new tensor and carries level, scale, bound and predicted error. A product of two tensors
+    is relinearised and rescaled at once. Operations on planned tensors (`planned`) compute nothing else: `plan` uses
+    them to know a circuit before any key exists.
+
+    Args:
+        parameters: the set in force.
+        keys: what products and rotations need; None for operations without keys and for dry runs.
+    """
+
+    name = "native"
+
+    def __init__(self, parameters: Parameters, keys: EvaluationKeys | None = None) -> None:
+        self.parameters = parameters
+        self.keys = keys
+        self.slots = parameters.slots
+        self._core = _core.CkksEvaluator(parameters._core, None if keys is None else keys._core)
+
+    def _wrap(self, core: _core.CkksTensor) -> EncryptedTensor:
+        return EncryptedTensor(core, self.parameters)
+
+    def planned(
+        self,
+        tokens: int,
+        features: int,
+        *,
+        bound: float = 1.0,
+        level: int | None = None,
+        scale: npt.ArrayLike | None = None,
+        public_key: bool = False,
+    ) -> EncryptedTensor:
+        """A fresh tensor without ciphertexts, for dry runs."""
+        at = self.parameters.depth if level is None else level
+        scales = np.zeros(0) if scale is None else np.atleast_1d(np.asarray(scale, np.float64))
+        return self._wrap(self._core.planned(tokens, features, at, bound, scales, public_key))
+
+    def add(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
+        """x + y; y a tensor, a number, or numbers of shape (features,). No level, unless the scales need one."""
+        if isinstance(y, EncryptedTensor):
+            return self._wrap(self._core.add(x._core, y._core))
+        return self._wrap(self._core.add_constant(x._core, _numbers(y)))
+
+    def subtract(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
+        """x - y, as `add`."""
+        if isinstance(y, EncryptedTensor):
+            return self._wrap(self._core.subtract(x._core, y._core))
+        return self._wrap(self._core.add_constant(x._core, -_numbers(y)))
+
+    def negate(self, x: EncryptedTensor) -> EncryptedTensor:
+        """-x. No level."""
+        return self._wrap(self._core.negate(x._core))
+
+    def multiply(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
+        """x y slot by slot; y a tensor, a number, or numbers of shape (features,). One level."""
+        if isinstance(y, EncryptedTensor):
+            return self._wrap(self._core.multiply(x._core, y._core))
+        return self._wrap(self._core.multiply_constant(x._core, _numbers(y)))
+
+    def square(self, x: EncryptedTensor) -> EncryptedTensor:
+        """x x. One level."""
+        return self.multiply(x, x)
+
+    def multiply_plain(self, x: EncryptedTensor, values: npt.ArrayLike) -> EncryptedTensor:
+        """x times clear values of shape (tokens,) or (tokens, features), slot by slot. One level."""
+        re, im = as_values(values)
+        return self._wrap(self._core.multiply_plain(x._core, re, im))
+
+    def dot(self, x: EncryptedTensor, y: EncryptedTensor) -> EncryptedTensor:
+        """The sum over features of x y, one feature: one relinearisation for all of them. One level."""
+        return self._wrap(self._core.dot(x._core, y._core))
+
+    def sum_features(self, x: EncryptedTensor) -> EncryptedTensor:
+        """The sum over features, one feature. No level."""
+        return self._wrap(self._core.sum_features(x._core))
+
+    def concatenate(self, tensors: Sequence[EncryptedTensor]) -> EncryptedTensor:
+        """The features of all tensors, one after the other, at the lowest level among them. No level."""
+        return self._wrap(self._core.concatenate([x._core for x in tensors]))
+
+    def select(self, x: EncryptedTensor, features: slice) -> EncryptedTensor:
+        """Some neighbouring features, without a copy. No level."""
+        begin, end, step = features.indices(x.shape[1])
+        if step != 1:
+            raise InputError(f"features {features}: choose neighbouring ones, step 1")
+        return self._wrap(self._core.select(x._core, begin, end))
+
+    def linear(
+        self, x: EncryptedTensor, weights: Matrix | npt.ArrayLike, *, transpose: bool = False
+    ) -> EncryptedTensor:
+        """x W^T (x W if ``transpose``) for a clear matrix, as a `Matrix` or an array (quantised to 8 bits here).
+
+        An exact integer product modulo every prime: no level, no rotation. The outputs' scales carry 1 / delta.
+        """
+        matrix = weights if isinstance(weights, Matrix) else Matrix(weights)
+        return self._wrap(self._core.linear(x._core, matrix._core, transpose))
+
+    def linear_combination(
+        self, tensors: Sequence[EncryptedTensor], weights: npt.ArrayLike, constant: npt.ArrayLike = 0.0
+    ) -> EncryptedTensor:
+        """constant + sum_t weights[t] tensors[t]; weights of shape (t,) or (t, features). One level."""
+        rows = np.asarray(weights, np.float64)
+        if rows.ndim == 1:
+            rows = rows[:, None]
+        if rows.ndim != 2 or len(rows) != len(tensors):
+            raise InputError(f"weights of shape {rows.shape} for {len(tensors)} tensors; pass (t,) or (t, features)")
+        core = self._core.linear_combination(
+            [x._core for x in tensors], rows.tolist(), np.atleast_1d(_numbers(constant)).tolist()
+        )
+        return self._wrap(core)
+
+    def polynomial(self, x: EncryptedTensor, polynomial: Polynomial) -> EncryptedTensor:
+        """p(x) in every slot. The polynomial's depth in levels, one more if x's scale is large for the domain."""
+        low, high = polynomial.domain
+        coefficients = np.asarray(polynomial.coefficients, np.float64)
+        return self._wrap(self._core.polynomial(x._core, polynomial.basis, coefficients, low, high))
+
+    def rescale(self, x: EncryptedTensor) -> EncryptedTensor:
+        """Divide scale and error by the level's prime. One level."""
+        return self._wrap(self._core.rescale(x._core))
+
+    def drop_to(self, x: EncryptedTensor, level: int) -> EncryptedTensor:
+        """x at a lower level and the same scale: smaller and faster, no more exact."""
+        return self._wrap(self._core.drop(x._core, level))
+
+    @overload
+    def rotate(self, x: EncryptedTensor, steps: int) -> EncryptedTensor: ...
+    @overload
+    def rotate(self, x: EncryptedTensor, steps: Sequence[int]) -> list[EncryptedTensor]: ...
+    def rotate(self, x: EncryptedTensor, steps: Sequence[int] | int) -> EncryptedTensor | list[EncryptedTensor]:
+        """Slot i takes slot i + steps (cyclic over all slots), as ``numpy.roll(x, -steps)``. No level.
+
+        Several steps are hoisted: the decomposition of x is computed once, and a list comes back.
+        """
+        if isinstance(steps, (int, np.integer)):
+            return self._wrap(self._core.rotate(x._core, [int(steps)])[0])
+        return [self._wrap(core) for core in self._core.rotate(x._core, [int(step) for step in steps])]
+
+    def conjugate(self, x: EncryptedTensor) -> EncryptedTensor:
+        """The complex conjugate of every slot. No level."""
+        return self._wrap(self._core.conjugate(x._core))
+
+    def sum_slots(self, x: EncryptedTensor) -> EncryptedTensor:
+        """The sum over all slots, in every slot: rotations by 1, 2, 4, ... slots / 2. No level."""
+        return self._wrap(self._core.sum_slots(x._core))
+
+    def pack_slot_sums(self, x: EncryptedTensor) -> EncryptedTensor:
+        """The sums over all slots of every feature, packed as the coefficients of ceil(features / N) ciphertexts.
+
+        One automorphism a feature and no level (Chen, Dai, Kim, Song, "Efficient Homomorphic Conversion Between (Ring)
+        LWE Ciphertexts", 2021). Only for :meth:`SecretKey.decrypt_sums`: slots of the result mean nothing. Slots
+        beyond the tokens count too: they hold zero unless a constant was added. Needs keys made with ``packing``.
+        """
+        return self._wrap(self._core.pack_slot_sums(x._core))
+
+    def assume(self, x: EncryptedTensor, bound: float) -> EncryptedTensor:
+        """x with the caller's promise that |value| <= bound. No copy, no level.
+
+        Raises:
+            CkksError: the bound is not a positive number.
+        """
+        return self._wrap(self._core.assume(x._core, bound))
+
+    def __repr__(self) -> str:
+        return f"<CKKS evaluator of {self.parameters.name}, keys: {self.keys!r}>"
+
+
+def _numbers(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub" or array.ndim > 1:
+        raise InputError(f"expected a number or numbers of shape (features,), got {array.dtype} of shape {array.shape}")
+    if not np.isfinite(array.astype(np.float64)).all():
+        raise CkksError("a constant is NaN or infinity")
+    return np.atleast_1d(array.astype(np.float64))

@@ -1,0 +1,229 @@
+"""Keys. The secret one stays with the data owner and has no serialised form; the others are public."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _core
+from ..errors import InputError, SecretError
+from .parameters import BytesLike, Parameters
+from .tensor import EncryptedTensor
+
+__all__ = ["EvaluationKeys", "PublicKey", "SecretKey"]
+
+Array = npt.NDArray[Any]
+
+
+def as_values(values: npt.ArrayLike) -> tuple[Array, Array | None]:
+    """Clear values of shape (tokens,) or (tokens, features) as float64 real and imaginary parts, two-dimensional."""
+    array = np.asarray(values)
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2 or 0 in array.shape:
+        raise InputError(f"values of shape {array.shape}; pass (tokens, features) with at least one of each")
+    if array.dtype.kind == "c":
+        return np.ascontiguousarray(array.real, np.float64), np.ascontiguousarray(array.imag, np.float64)
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"values of dtype {array.dtype}; pass real or complex numbers")
+    return np.ascontiguousarray(array, np.float64), None
+
+
+def as_scales(scale: npt.ArrayLike | None) -> Array:
+    return np.zeros(0) if scale is None else np.atleast_1d(np.asarray(scale, np.float64))
+
+
+class EvaluationKeys:
+    """What the server needs to compute: a relinearisation key, rotation keys. Public.
+
+    Attributes:
+        rotations: the steps there are keys for, in [1, slots). conjugation, relinearisation: whether there is one.
+        nbytes: in memory; on the wire half of it or less, as the random halves travel as seeds.
+    """
+
+    def __init__(self, core: _core.CkksEvaluationKeys, parameters: Parameters, rotations: tuple[int, ...]) -> None:
+        self._core = core
+        self.parameters = parameters
+        self.rotations = rotations
+        self.relinearisation: bool = core.relinearisation
+        self.conjugation: bool = parameters._core.conjugation_element in core.elements
+        self.nbytes: int = core.nbytes
+
+    def to_bytes(self) -> bytes:
+        """Serialise, with a version, a parameter hash, lengths and a checksum."""
+        return self._core.to_bytes()
+
+    @classmethod
+    def from_bytes(cls, parameters: Parameters, data: BytesLike) -> EvaluationKeys:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            MessageError: malformed, truncated, corrupted, of another version, or of other parameters.
+        """
+        core = _core.CkksEvaluationKeys.from_bytes(parameters._core, data)
+        return cls(core, parameters, rotations_of(parameters, core.elements))
+
+    def __repr__(self) -> str:
+        return (
+            f"<evaluation keys of {self.parameters.name}: relinearisation {self.relinearisation}, conjugation "
+            f"{self.conjugation}, {len(self.rotations)} rotations, {self.nbytes / 1e6:.0f} MB>"
+        )
+
+
+def rotations_of(parameters: Parameters, elements: Iterable[int]) -> tuple[int, ...]:
+    """The steps whose Galois elements are among ``elements``."""
+    wanted = set(elements)
+    steps, element, order = [], 1, 2 * parameters.ring_dimension
+    for step in range(parameters.slots):
+        if step and element in wanted:
+            steps.append(step)
+        element = element * 5 % order
+    return tuple(steps)
+
+
+class PublicKey:
+    """Encrypts without the secret. Twice the bytes of what the secret key encrypts, and some 7 bits noisier."""
+
+    def __init__(self, core: _core.CkksPublicKey, parameters: Parameters) -> None:
+        self._core = core
+        self.parameters = parameters
+
+    def encrypt(
+        self,
+        values: npt.ArrayLike,
+        *,
+        bound: float = 1.0,
+        level: int | None = None,
+        scale: npt.ArrayLike | None = None,
+    ) -> EncryptedTensor:
+        """As :meth:`SecretKey.encrypt`."""
+        re, im = as_values(values)
+        at = self.parameters.depth if level is None else level
+        return EncryptedTensor(self._core.encrypt(re, im, at, bound, as_scales(scale)), self.parameters)
+
+    def to_bytes(self) -> bytes:
+        """Serialise, with a version, a parameter hash, lengths and a checksum."""
+        return self._core.to_bytes()
+
+    @classmethod
+    def from_bytes(cls, parameters: Parameters, data: BytesLike) -> PublicKey:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            MessageError: malformed, truncated, corrupted, of another version, or of other parameters.
+        """
+        return cls(_core.CkksPublicKey.from_bytes(parameters._core, data), parameters)
+
+
+class SecretKey:
+    """A uniform ternary secret, drawn from the operating system. Never copied or pickled; wiped when released."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._core = _core.CkksSecretKey(parameters._core)
+        self.parameters = parameters
+
+    def encrypt(
+        self,
+        values: npt.ArrayLike,
+        *,
+        bound: float = 1.0,
+        level: int | None = None,
+        scale: npt.ArrayLike | None = None,
+    ) -> EncryptedTensor:
+        """Encrypt real or complex values of shape (tokens, features), or (tokens,) for one feature.
+
+        Args:
+            values: float or integer array; at most ``slots`` tokens.
+            bound: |value| <= bound. **Public**: it travels with the ciphertext and errors are predicted from it, so
+                declare what is known of the data, not its maximum.
+            level: default the parameters' depth; a lower one is smaller and faster.
+            scale: one number or (features,); default the chain's.
+
+        Raises:
+            CkksError: a value above the bound or not finite, more tokens than slots, a level that does not exist.
+            InputError: unusable shape, dtype, bound or scale.
+        """
+        re, im = as_values(values)
+        at = self.parameters.depth if level is None else level
+        return EncryptedTensor(self._core.encrypt(re, im, at, bound, as_scales(scale)), self.parameters)
+
+    def decrypt(self, tensor: EncryptedTensor, *, complex: bool = False) -> Array:
+        """Return the values, float64 (or complex128) of shape (tokens, features).
+
+        Keep them: a decryption carries the ciphertext's error, and who sees both learns of the secret (Li,
+        Micciancio, EUROCRYPT 2021). What must be sent back goes through `reveal`.
+
+        Raises:
+            CkksError: a value beyond the tensor's bound, so that an input left its declared domain or the values
+                outgrew the modulus; a planned tensor; a tensor of other parameters.
+        """
+        return self._core.decrypt(tensor._core, complex)
+
+    def decrypt_sums(self, tensor: EncryptedTensor, count: int) -> Array:
+        """Return the sums that :meth:`Evaluator.pack_slot_sums` packed, float64 (count,).
+
+        Args:
+            count: features of the tensor that was packed.
+
+        Raises:
+            InputError: ``count`` does not fit the tensor. CkksError: as `decrypt`.
+        """
+        return self._core.decrypt_sums(tensor._core, count)
+
+    def reveal(self, tensor: EncryptedTensor, *, sums: int | None = None, flood_bits: int = 12) -> Array:
+        """Decrypt real values that others will see: with noise from the operating system that drowns the error.
+
+        Uniform noise of up to ``2^flood_bits`` times the predicted worst error is added: a value then says at most
+        2^-flood_bits (in statistical distance) about the error under it.
+
+        Args:
+            sums: as the ``count`` of `decrypt_sums`, for a tensor of packed sums; None decrypts slots.
+            flood_bits: 1 to 40.
+        """
+        if not 1 <= flood_bits <= 40:
+            raise InputError(f"flood_bits {flood_bits} is outside [1, 40]")
+        values = self.decrypt(tensor) if sums is None else self.decrypt_sums(tensor, sums)
+        words = np.frombuffer(secrets.token_bytes(8 * values.size), np.uint64).reshape(values.shape)
+        uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0
+        return values + uniform * (tensor.budget().error * 2.0**flood_bits)
+
+    def public_key(self) -> PublicKey:
+        """Make a key for others to encrypt with."""
+        return PublicKey(self._core.public_key(), self.parameters)
+
+    def evaluation_keys(
+        self,
+        *,
+        rotations: Iterable[int] = (),
+        relinearisation: bool = True,
+        conjugation: bool = False,
+        packing: bool = False,
+    ) -> EvaluationKeys:
+        """Make the keys a circuit needs (`plan` lists them).
+
+        Args:
+            rotations: steps, any sign.
+            relinearisation: for products of ciphertexts. conjugation: for complex conjugates.
+            packing: for :meth:`Evaluator.pack_slot_sums`, log2 N keys.
+        """
+        core = self.parameters._core
+        elements = {core.galois_element(step) for step in rotations}
+        if conjugation:
+            elements.add(core.conjugation_element)
+        if packing:
+            elements.update(core.packing_elements)
+        elements.discard(1)
+        keys = self._core.evaluation_keys(relinearisation, sorted(elements))
+        return EvaluationKeys(keys, self.parameters, rotations_of(self.parameters, elements))
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise SecretError("a secret key is never copied or pickled: it stays in the process that made it")
+
+    def __repr__(self) -> str:
+        return f"<secret key of {self.parameters.name}>"
+
+

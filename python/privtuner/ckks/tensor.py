@@ -1,0 +1,89 @@
+"""Encrypted tensors, feature-major: tokens in the slots, one ciphertext a feature."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _core
+from .parameters import BytesLike, Parameters
+
+__all__ = ["Budget", "EncryptedTensor"]
+
+
+class Budget(NamedTuple):
+    """What is left of a ciphertext, and how exact it is predicted to be."""
+
+    level: int
+    """Multiplications left."""
+    scale_bits: float
+    """log2 of the largest feature's scale."""
+    error: float
+    """The worst slot's absolute error stays below it, but for one case in a million."""
+    bits: float
+    """log2(bound / error): correct bits of a value as large as the bound."""
+
+
+class EncryptedTensor:
+    """An encrypted array of shape (tokens, features). Immutable.
+
+    Attributes:
+        shape: (tokens, features).
+        level: multiplications left.
+        bound: |value| <= bound in every slot, as declared on encryption, derived, or promised by ``assume``.
+        scale: float64 (features,): value = slot / scale.
+        planned: True in a dry run, where the tensor has everything but ciphertexts.
+        nbytes: in memory; ``len(to_bytes())`` is less.
+    """
+
+    def __init__(self, core: _core.CkksTensor, parameters: Parameters) -> None:
+        self._core = core
+        self.parameters = parameters
+        self.shape: tuple[int, int] = (core.tokens, core.features)
+        self.level: int = core.level
+        self.bound: float = core.bound
+        self.planned: bool = core.planned
+        self.nbytes: int = core.nbytes
+
+    @property
+    def scale(self) -> npt.NDArray[np.float64]:
+        return self._core.scale
+
+    @property
+    def message_bytes(self) -> int:
+        """Length of ``to_bytes()``: a fresh tensor carries a 32-byte seed instead of half of its words."""
+        return self._core.message_bytes
+
+    def budget(self) -> Budget:
+        """Level, scale and predicted error."""
+        error = self._core.worst_error
+        bits = math.log2(self.bound / error) if error > 0 else math.inf
+        return Budget(self.level, math.log2(float(self.scale.max())), error, bits)
+
+    def to_bytes(self) -> bytes:
+        """Serialise, with a version, a parameter hash, lengths and a checksum.
+
+        Raises:
+            CkksError: the tensor is a planned one.
+        """
+        return self._core.to_bytes()
+
+    @classmethod
+    def from_bytes(cls, parameters: Parameters, data: BytesLike) -> EncryptedTensor:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            MessageError: malformed, truncated, corrupted, of another version, or of other parameters.
+        """
+        return cls(_core.CkksTensor.from_bytes(parameters._core, data), parameters)
+
+    def __repr__(self) -> str:
+        kind = "planned" if self.planned else "encrypted"
+        budget = self.budget()
+        return (
+            f"<{kind} tensor {self.shape}, level {budget.level}, scale 2^{budget.scale_bits:.1f}, "
+            f"|value| <= {self.bound:.4g}, {budget.bits:.1f} bits>"
+        )
