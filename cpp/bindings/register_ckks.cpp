@@ -93,7 +93,8 @@ ckks::Fresh fresh_of(const ckks::Parameters& parameters, int level, double bound
     }
   }
   if (features < 1 || features > ckks::kMaxFeatures) {
-    throw std::invalid_argument(std::to_string(features) + " features; pass 1 to " + std::to_string(ckks::kMaxFeatures));
+    throw std::invalid_argument(std::to_string(features) + " features; pass 1 to " +
+                                std::to_string(ckks::kMaxFeatures));
   }
   return fresh;
 }
@@ -262,11 +263,25 @@ void register_ckks(py::module_& module) {
              if (level < 0 || level > p.depth()) throw std::invalid_argument("no level " + std::to_string(level));
              return p.scale(level);
            })
-      .def("keys_bytes", [](const ckks::Parameters& p, std::size_t count) { return ckks::keys_message_bytes(p, count); })
-      .def("galois_element",
-           [](const ckks::Parameters& p, long long steps) { return ckks::galois_element(p, steps); })
+      .def("keys_bytes",
+           [](const ckks::Parameters& p, std::size_t count) { return ckks::keys_message_bytes(p, count); })
+      .def("galois_element", [](const ckks::Parameters& p, long long steps) { return ckks::galois_element(p, steps); })
       .def_property_readonly("conjugation_element", &ckks::conjugation_element)
       .def_property_readonly("packing_elements", &circuits::packing_elements)
+      .def(
+          "transform",
+          [](const ckks::Parameters& p, std::size_t limb, py::array_t<std::uint64_t, py::array::c_style> words) {
+            if (limb >= p.prime_count() || words.ndim() != 1 || words.shape(0) != static_cast<py::ssize_t>(p.n())) {
+              throw std::invalid_argument("expected N words and the index of a prime");
+            }
+            std::uint64_t* data = words.mutable_data();
+            for (std::size_t i = 0; i < p.n(); ++i) {
+              if (data[i] >= p.prime(limb).q) throw std::invalid_argument("a word is not below the prime");
+            }
+            const py::gil_scoped_release release;
+            p.prime(limb).ntt.forward(data, math::active_isa());
+          },
+          py::arg("limb"), py::arg("words").noconvert())
       .def("to_bytes",
            [](const ckks::Parameters& p) {
              std::uint8_t* out = nullptr;
@@ -320,8 +335,7 @@ void register_ckks(py::module_& module) {
       .def("to_bytes", &message<ckks::PublicKey>)
       .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer) {
         const Bytes bytes(buffer);
-        return std::const_pointer_cast<ckks::PublicKey>(
-            ckks::read_public_key(parameters, bytes.data(), bytes.size()));
+        return std::const_pointer_cast<ckks::PublicKey>(ckks::read_public_key(parameters, bytes.data(), bytes.size()));
       });
 
   py::class_<ckks::EvaluationKeys, std::shared_ptr<ckks::EvaluationKeys>>(module, "CkksEvaluationKeys")
@@ -375,24 +389,23 @@ void register_ckks(py::module_& module) {
              const py::gil_scoped_release release;
              return std::const_pointer_cast<ckks::PublicKey>(key.public_key());
            })
-      .def("evaluation_keys", [](const ckks::SecretKey& key, bool relinearisation,
-                                 const std::vector<std::uint32_t>& elements) {
-        const py::gil_scoped_release release;
-        auto keys = std::make_shared<ckks::EvaluationKeys>();
-        keys->parameters = key.parameters();
-        if (relinearisation) keys->relinearisation = key.relinearisation_key();
-        for (const std::uint32_t element : elements) {
-          if (element != 1) keys->galois.emplace(element, key.galois_key(element));
-        }
-        return keys;
-      });
+      .def("evaluation_keys",
+           [](const ckks::SecretKey& key, bool relinearisation, const std::vector<std::uint32_t>& elements) {
+             const py::gil_scoped_release release;
+             auto keys = std::make_shared<ckks::EvaluationKeys>();
+             keys->parameters = key.parameters();
+             if (relinearisation) keys->relinearisation = key.relinearisation_key();
+             for (const std::uint32_t element : elements) {
+               if (element != 1) keys->galois.emplace(element, key.galois_key(element));
+             }
+             return keys;
+           });
 
   py::class_<ckks::Matrix, std::shared_ptr<ckks::Matrix>>(module, "CkksMatrix")
       .def(py::init(&matrix_of), py::arg("weights"), py::arg("delta"))
       .def_property_readonly("rows", &ckks::Matrix::rows)
       .def_property_readonly("cols", &ckks::Matrix::cols)
-      .def_property_readonly("bytes_per_weight",
-                             [](const ckks::Matrix& m) { return m.weights().bytes_per_weight(); })
+      .def_property_readonly("bytes_per_weight", [](const ckks::Matrix& m) { return m.weights().bytes_per_weight(); })
       .def_property_readonly("delta", [](const ckks::Matrix& m) { return array_of(m.delta()); });
 
   register_evaluator(module);

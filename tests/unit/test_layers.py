@@ -17,6 +17,8 @@ CPP_LAYERS = {
     "ring": {"math"},
     "gemm": {"math"},
     "linear": {"ring", "gemm", "math"},
+    "ckks": {"ring", "gemm", "math"},
+    "circuits": {"ckks", "ring", "gemm", "math"},
 }
 """C++ layer -> the layers it may include besides itself."""
 
@@ -26,10 +28,11 @@ PYTHON_LAYERS = {
     "system": {"_core", "errors"},
     "linear": {"_core", "errors"},
     "info": {"system", "_core", "errors"},
-    "engines": {"linear", "errors"},
-    "nn": {"engines", "linear", "errors"},
-    "lora": {"nn", "engines", "linear", "errors"},
-    "service": {"nn", "engines", "linear", "errors"},
+    "ckks": {"system", "_core", "errors"},
+    "engines": {"linear", "ckks", "errors"},
+    "nn": {"engines", "linear", "ckks", "errors"},
+    "lora": {"nn", "engines", "linear", "ckks", "errors"},
+    "service": {"nn", "engines", "linear", "ckks", "errors"},
 }
 """Python module or folder -> what it may import from the package."""
 

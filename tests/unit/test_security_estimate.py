@@ -46,6 +46,6 @@ def test_one_bit_more_of_modulus_costs_security():
 def test_security_md_quotes_what_the_script_prints(capsys):
     security.main()
     rows = capsys.readouterr().out.splitlines()
-    assert len(rows) == 8
+    assert len(rows) == 14
     text = SECURITY_MD.read_text()
     assert [row for row in rows if row not in text] == []

@@ -87,8 +87,8 @@ TensorPtr pack_slot_sums(const Evaluator& evaluator, const TensorPtr& x) {
   for (std::size_t first = 0; first < x->features; first += n) {
     const TensorPtr group = evaluator.select(x, first, std::min(x->features, first + n));
     TensorPtr packed = Packing(evaluator, group).run();
-    // Each of the log2 N merges doubles what stays of its input's error and its own: N times the input's and one switch's
-    // in all. A coefficient's error is a slot's over sqrt(N/2).
+    // Each of the log2 N merges doubles what stays of its input's error and its own: N times the input's and one
+    // switch's in all. A coefficient's error is a slot's over sqrt(N/2).
     const double worst = *std::max_element(group->noise.begin(), group->noise.end());
     const double own = std::hypot(evaluator.switch_noise(x->limbs()), evaluator.rounding_noise());
     const double noise = static_cast<double>(n) * std::hypot(worst, own) / std::sqrt(slots);

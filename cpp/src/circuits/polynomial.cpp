@@ -285,9 +285,10 @@ TensorPtr evaluate(const Evaluator& evaluator, const TensorPtr& x, const Polynom
   polynomial.check();
   const double reach = std::max(std::fabs(polynomial.low), std::fabs(polynomial.high));
   if (x->bound > reach * (1 + 1e-9)) {
-    throw Error("values up to " + std::to_string(x->bound) + " may leave the domain [" +
-                std::to_string(polynomial.low) + ", " + std::to_string(polynomial.high) +
-                "] of the approximation; declare a smaller bound (assume) if you know it holds, or fit on a wider domain");
+    throw Error(
+        "values up to " + std::to_string(x->bound) + " may leave the domain [" + std::to_string(polynomial.low) + ", " +
+        std::to_string(polynomial.high) +
+        "] of the approximation; declare a smaller bound (assume) if you know it holds, or fit on a wider domain");
   }
   const int levels = levels_needed(*x, polynomial);
   if (levels > x->level) {

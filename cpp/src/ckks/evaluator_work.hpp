@@ -1,11 +1,51 @@
-// Work space of the evaluator, shared by its files.
+// What the files of the evaluator share.
 #pragma once
 
+#include <cmath>
+#include <cstddef>
+#include <functional>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "privtuner/ckks/evaluator.hpp"
+#include "privtuner/math/parallel.hpp"
 
 namespace privtuner::ckks {
+
+inline constexpr double kSameScale = 1e-9;    // relative; scales that agree differ by roundings of doubles
+inline constexpr double kLeastFactor = 4096;  // smallest scale of an encoded constant: 12 bits of it survive
+
+// One feature uses all threads inside, many features one thread each.
+inline void for_features(std::size_t count, const std::function<void(std::size_t)>& body) {
+  if (count == 1) return body(0);
+  math::parallel_for(count, 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t f = begin; f < end; ++f) body(f);
+  });
+}
+
+inline std::string bits(double scale) { return "2^" + std::to_string(std::log2(scale)); }
+
+inline std::string describe(const Tensor& x) {
+  return "(" + std::to_string(x.tokens) + ", " + std::to_string(x.features) + ") at level " + std::to_string(x.level);
+}
+
+inline bool same(double a, double b) { return std::fabs(a - b) <= kSameScale * b; }
+
+inline double norm(double a, double b) { return std::sqrt(a * a + b * b); }
+
+inline std::vector<double> per_feature(const std::vector<double>& values, std::size_t features, const char* what) {
+  if (values.size() == features) return values;
+  if (values.size() == 1) return std::vector<double>(features, values[0]);
+  throw Error(std::to_string(values.size()) + " " + what + " for " + std::to_string(features) +
+              " features; pass one, or one a feature");
+}
+
+inline void require_finite(const std::vector<double>& values, const char* what) {
+  for (const double value : values) {
+    if (!std::isfinite(value)) throw Error(std::string(what) + " hold NaN or infinity");
+  }
+}
 
 // Words from the evaluator's pool: fresh pages cost more than the arithmetic on them.
 class Evaluator::Scratch {

@@ -23,8 +23,8 @@ void Evaluator::decompose(const std::uint64_t* rows, std::size_t limbs, Decompos
       std::memcpy(y, rows + i * n, n * sizeof(std::uint64_t));
       p.prime(i).ntt.inverse(y, isa);
       const std::size_t digit = i / p.digit_limbs();
-      p.prime(i).row.multiply_scalar(
-          y, p.digit_conversion(digit, limbs).inverse_cofactor[i - digit * p.digit_limbs()], y, n, isa);
+      p.prime(i).row.multiply_scalar(y, p.digit_conversion(digit, limbs).inverse_cofactor[i - digit * p.digit_limbs()],
+                                     y, n, isa);
     }
   });
   math::parallel_for(digits, 1, [&](std::size_t begin, std::size_t end) {

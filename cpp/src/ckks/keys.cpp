@@ -21,7 +21,8 @@ SwitchingKey::SwitchingKey(ParametersPtr params, const SeedBytes& seed_bytes)
   words.resize(digits() * 2 * primes * parameters->n());
   math::parallel_for(digits() * primes, 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
-      expand_mask(*parameters, seed, static_cast<std::uint32_t>(i / primes), i % primes, row(i / primes, 1, i % primes));
+      expand_mask(*parameters, seed, static_cast<std::uint32_t>(i / primes), i % primes,
+                  row(i / primes, 1, i % primes));
     }
   });
 }

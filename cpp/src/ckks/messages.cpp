@@ -194,8 +194,9 @@ ParametersPtr read_parameters(const std::uint8_t* data, std::size_t size) {
   } catch (const std::invalid_argument& error) {
     throw MessageError(std::string("parameters: ") + error.what());
   }
-  require(parameters->hash() == hash, "parameters: this build derives other primes; install the same privtuner on both"
-                                      " sides");
+  require(parameters->hash() == hash,
+          "parameters: this build derives other primes; install the same privtuner on both"
+          " sides");
   return parameters;
 }
 
@@ -227,12 +228,12 @@ TensorPtr read_tensor(const ParametersPtr& parameters, const std::uint8_t* data,
                                                             " tokens, not in [1, " +
                                                             std::to_string(parameters->slots()) + "]");
   require(features >= 1 && features <= kMaxFeatures, "encrypted tensor: unusable number of features");
-  require(level <= static_cast<std::uint32_t>(parameters->depth()), "encrypted tensor: level " + std::to_string(level) +
-                                                                        " is above the parameters' depth");
+  require(level <= static_cast<std::uint32_t>(parameters->depth()),
+          "encrypted tensor: level " + std::to_string(level) + " is above the parameters' depth");
   require(seeded <= 1 && std::isfinite(bound) && bound > 0, "encrypted tensor: a field is out of range");
   const std::size_t components = seeded == 1 ? 1 : 2, limbs = parameters->limbs(static_cast<int>(level));
-  const std::size_t expected = kTensorPrefix + (seeded == 1 ? sizeof(SeedBytes) : 0) +
-                               features * 2 * sizeof(double) + features * components * rows_bytes(*parameters, limbs);
+  const std::size_t expected = kTensorPrefix + (seeded == 1 ? sizeof(SeedBytes) : 0) + features * 2 * sizeof(double) +
+                               features * components * rows_bytes(*parameters, limbs);
   require(size == expected, "encrypted tensor: length does not fit its shape");
   auto x = std::make_shared<Tensor>(parameters, tokens, features, static_cast<int>(level), false, nullptr);
   x->bound = bound;
@@ -269,8 +270,7 @@ void write(const PublicKey& key, std::uint8_t* message) {
 
 std::shared_ptr<const PublicKey> read_public_key(const ParametersPtr& parameters, const std::uint8_t* data,
                                                  std::size_t size) {
-  const std::size_t expected =
-      kHeaderBytes + sizeof(SeedBytes) + rows_bytes(*parameters, parameters->max_limbs());
+  const std::size_t expected = kHeaderBytes + sizeof(SeedBytes) + rows_bytes(*parameters, parameters->max_limbs());
   require_hash(Kind::public_key, open(Kind::public_key, data, size, expected), *parameters);
   require(size == expected, "public key: of the wrong length");
   Reader in(data + kHeaderBytes);
@@ -304,8 +304,9 @@ std::shared_ptr<const EvaluationKeys> read_keys(const ParametersPtr& parameters,
   require_hash(Kind::keys, open(Kind::keys, data, size, kHeaderBytes + 8), *parameters);
   Reader in(data + kHeaderBytes);
   const auto count = in.get<std::uint32_t>();
-  require(in.get<std::uint32_t>() == 0 && count <= parameters->n() + 1 && size == keys_message_bytes(*parameters, count),
-          "evaluation keys: length does not fit " + std::to_string(count) + " keys");
+  require(
+      in.get<std::uint32_t>() == 0 && count <= parameters->n() + 1 && size == keys_message_bytes(*parameters, count),
+      "evaluation keys: length does not fit " + std::to_string(count) + " keys");
   auto keys = std::make_shared<EvaluationKeys>();
   keys->parameters = parameters;
   std::uint32_t last = 0;

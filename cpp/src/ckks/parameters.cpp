@@ -26,8 +26,9 @@ struct Layout {
 };
 
 Layout layout(std::size_t limbs, int first_bits, int scale_bits, std::size_t digit_limbs) {
-  const double digit = std::max<double>(first_bits + scale_bits * (static_cast<double>(std::min(digit_limbs, limbs)) - 1),
-                                        scale_bits * static_cast<double>(std::min(digit_limbs, limbs - 1)));
+  const double digit =
+      std::max<double>(first_bits + scale_bits * (static_cast<double>(std::min(digit_limbs, limbs)) - 1),
+                       scale_bits * static_cast<double>(std::min(digit_limbs, limbs - 1)));
   const double wanted = digit + kSpecialMargin;
   const auto specials = static_cast<std::size_t>(std::ceil(wanted / kMaxPrimeBits));
   const int bits = std::min(kMaxPrimeBits, static_cast<int>(std::ceil(wanted / static_cast<double>(specials))));
@@ -58,11 +59,13 @@ class PrimeSource {
   std::uint64_t nearest(double wanted, std::uint64_t below) {
     const std::uint64_t middle = static_cast<std::uint64_t>(wanted) / step_ * step_ + 1;
     for (std::uint64_t distance = 0;; distance += step_) {
-      const bool high = middle + distance < below, low = middle > distance + (1u << 17);
+      const bool high = middle + distance < below;
+      const bool low = distance + (1u << 17) < middle;
       if (high && take(middle + distance)) return middle + distance;
       if (low && distance != 0 && take(middle - distance)) return middle - distance;
       if (!high && !low) {
-        throw std::invalid_argument("not enough primes below " + std::to_string(below) + " for this ring: take a larger"
+        throw std::invalid_argument("not enough primes below " + std::to_string(below) +
+                                    " for this ring: take a larger"
                                     " scale_bits or a smaller depth");
       }
     }
@@ -98,6 +101,13 @@ Parameters::Parameters(const Wish& wish) : wish_(wish) {
   if (wish_.log_n != 0) require_range("log2 of the ring dimension", wish_.log_n, kMinLogN, kMaxLogN);
   choose_ring();
   choose_primes();
+  if (!wish_.insecure && security_bits() == 0) {  // primes next to a small scale may lie above the power of two
+    throw std::invalid_argument("no 128-bit secure set of depth " + std::to_string(wish_.depth) + " with scale_bits " +
+                                std::to_string(wish_.scale_bits) + " at N = " + std::to_string(n()) +
+                                ": its primes need " + std::to_string(log_qp_) + " bits where " +
+                                std::to_string(max_log_modulus(log_n_)) +
+                                " are allowed; take another scale_bits or a larger ring");
+  }
   make_conversions();
   encoder_ = std::make_unique<Encoder>(n());
 }
@@ -118,9 +128,9 @@ void Parameters::choose_ring() {
     if (!found) {
       throw std::invalid_argument(
           "no 128-bit secure set of depth " + std::to_string(wish_.depth) + " with scale_bits " +
-          std::to_string(wish_.scale_bits) + (wish_.log_n == 0 ? " up to N = 65536" : " at N = " + std::to_string(n())) +
-          ": the modulus needs at least " + std::to_string(static_cast<int>(
-              layout(limbs, first_bits_, wish_.scale_bits, 1).log_qp)) + " bits where " +
+          std::to_string(wish_.scale_bits) +
+          (wish_.log_n == 0 ? " up to N = 65536" : " at N = " + std::to_string(n())) + ": the modulus needs at least " +
+          std::to_string(static_cast<int>(layout(limbs, first_bits_, wish_.scale_bits, 1).log_qp)) + " bits where " +
           std::to_string(static_cast<int>(max_log_modulus(last))) +
           " are allowed; lower depth or scale_bits, or take a larger ring");
     }

@@ -31,8 +31,8 @@ void check_fresh(const Parameters& parameters, const Values& values, const Fresh
   bool finite = true;
   for (std::size_t t = 0; t < values.tokens; ++t) {
     for (std::size_t f = 0; f < values.features; ++f) {
-      const auto at = static_cast<std::ptrdiff_t>(t) * values.token_stride +
-                      static_cast<std::ptrdiff_t>(f) * values.feature_stride;
+      const auto at =
+          static_cast<std::ptrdiff_t>(t) * values.token_stride + static_cast<std::ptrdiff_t>(f) * values.feature_stride;
       const double re = values.re[at], im = values.im == nullptr ? 0 : values.im[at];
       finite = finite && std::isfinite(re) && std::isfinite(im);
       largest = std::fmax(largest, im == 0 ? std::fabs(re) : std::hypot(re, im));

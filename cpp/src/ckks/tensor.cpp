@@ -20,8 +20,8 @@ struct Tensor::Storage {
   Storage& operator=(const Storage&) = delete;
 };
 
-Tensor::Tensor(ParametersPtr params, std::size_t token_count, std::size_t feature_count, int at_level, bool only_planned,
-               std::shared_ptr<Ledger> ledger)
+Tensor::Tensor(ParametersPtr params, std::size_t token_count, std::size_t feature_count, int at_level,
+               bool only_planned, std::shared_ptr<Ledger> ledger)
     : parameters(std::move(params)),
       tokens(token_count),
       features(feature_count),

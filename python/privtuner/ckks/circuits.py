@@ -17,15 +17,17 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from privtuner.engines.base import CkksEngine
 from privtuner.errors import InputError
 
 from .approximations import MAX_DEGREE, Array, Domain, Polynomial, _domain, _peak, fit, inverse
+
+if TYPE_CHECKING:
+    from privtuner.engines.base import CkksEngine
 
 __all__ = [
     "ATTENTION_DEPTH",

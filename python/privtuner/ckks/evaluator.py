@@ -52,7 +52,8 @@ class Matrix:
 
     def dequantised(self) -> npt.NDArray[np.float64]:
         """The weight in force, delta[:, None] * integers."""
-        return self.delta[:, None] * self.integers
+        weight: npt.NDArray[np.float64] = self.delta[:, None] * self.integers
+        return weight
 
     def __repr__(self) -> str:
         return f"Matrix(shape={self.shape}, bits={8 * self._core.bytes_per_weight})"
@@ -97,13 +98,13 @@ class Evaluator:
         return self._wrap(self._core.planned(tokens, features, at, bound, scales, public_key))
 
     def add(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
-        """x + y; y a tensor, a number, or numbers of shape (features,). No level, unless the scales need one."""
+        """X + y; y a tensor, a number, or numbers of shape (features,). No level, unless the scales need one."""
         if isinstance(y, EncryptedTensor):
             return self._wrap(self._core.add(x._core, y._core))
         return self._wrap(self._core.add_constant(x._core, _numbers(y)))
 
     def subtract(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
-        """x - y, as `add`."""
+        """X - y, as `add`."""
         if isinstance(y, EncryptedTensor):
             return self._wrap(self._core.subtract(x._core, y._core))
         return self._wrap(self._core.add_constant(x._core, -_numbers(y)))
@@ -113,17 +114,17 @@ class Evaluator:
         return self._wrap(self._core.negate(x._core))
 
     def multiply(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
-        """x y slot by slot; y a tensor, a number, or numbers of shape (features,). One level."""
+        """X y slot by slot; y a tensor, a number, or numbers of shape (features,). One level."""
         if isinstance(y, EncryptedTensor):
             return self._wrap(self._core.multiply(x._core, y._core))
         return self._wrap(self._core.multiply_constant(x._core, _numbers(y)))
 
     def square(self, x: EncryptedTensor) -> EncryptedTensor:
-        """x x. One level."""
+        """X x. One level."""
         return self.multiply(x, x)
 
     def multiply_plain(self, x: EncryptedTensor, values: npt.ArrayLike) -> EncryptedTensor:
-        """x times clear values of shape (tokens,) or (tokens, features), slot by slot. One level."""
+        """X times clear values of shape (tokens,) or (tokens, features), slot by slot. One level."""
         re, im = as_values(values)
         return self._wrap(self._core.multiply_plain(x._core, re, im))
 
@@ -149,7 +150,7 @@ class Evaluator:
     def linear(
         self, x: EncryptedTensor, weights: Matrix | npt.ArrayLike, *, transpose: bool = False
     ) -> EncryptedTensor:
-        """x W^T (x W if ``transpose``) for a clear matrix, as a `Matrix` or an array (quantised to 8 bits here).
+        """X W^T (x W if ``transpose``) for a clear matrix, as a `Matrix` or an array (quantised to 8 bits here).
 
         An exact integer product modulo every prime: no level, no rotation. The outputs' scales carry 1 / delta.
         """
@@ -159,7 +160,7 @@ class Evaluator:
     def linear_combination(
         self, tensors: Sequence[EncryptedTensor], weights: npt.ArrayLike, constant: npt.ArrayLike = 0.0
     ) -> EncryptedTensor:
-        """constant + sum_t weights[t] tensors[t]; weights of shape (t,) or (t, features). One level."""
+        """Constant + sum_t weights[t] tensors[t]; weights of shape (t,) or (t, features). One level."""
         rows = np.asarray(weights, np.float64)
         if rows.ndim == 1:
             rows = rows[:, None]
@@ -181,7 +182,7 @@ class Evaluator:
         return self._wrap(self._core.rescale(x._core))
 
     def drop_to(self, x: EncryptedTensor, level: int) -> EncryptedTensor:
-        """x at a lower level and the same scale: smaller and faster, no more exact."""
+        """X at a lower level and the same scale: smaller and faster, no more exact."""
         return self._wrap(self._core.drop(x._core, level))
 
     @overload
@@ -215,7 +216,7 @@ class Evaluator:
         return self._wrap(self._core.pack_slot_sums(x._core))
 
     def assume(self, x: EncryptedTensor, bound: float) -> EncryptedTensor:
-        """x with the caller's promise that |value| <= bound. No copy, no level.
+        """X with the caller's promise that |value| <= bound. No copy, no level.
 
         Raises:
             CkksError: the bound is not a positive number.

@@ -34,6 +34,7 @@ def as_values(values: npt.ArrayLike) -> tuple[Array, Array | None]:
 
 
 def as_scales(scale: npt.ArrayLike | None) -> Array:
+    """One scale, one a feature, or none (the chain's), as the core takes them."""
     return np.zeros(0) if scale is None else np.atleast_1d(np.asarray(scale, np.float64))
 
 
@@ -167,6 +168,7 @@ class SecretKey:
         """Return the sums that :meth:`Evaluator.pack_slot_sums` packed, float64 (count,).
 
         Args:
+            tensor: packed sums.
             count: features of the tensor that was packed.
 
         Raises:
@@ -181,6 +183,7 @@ class SecretKey:
         2^-flood_bits (in statistical distance) about the error under it.
 
         Args:
+            tensor: what to decrypt.
             sums: as the ``count`` of `decrypt_sums`, for a tensor of packed sums; None decrypts slots.
             flood_bits: 1 to 40.
         """
@@ -189,7 +192,8 @@ class SecretKey:
         values = self.decrypt(tensor) if sums is None else self.decrypt_sums(tensor, sums)
         words = np.frombuffer(secrets.token_bytes(8 * values.size), np.uint64).reshape(values.shape)
         uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0
-        return values + uniform * (tensor.budget().error * 2.0**flood_bits)
+        flooded: Array = values + uniform * (tensor.budget().error * 2.0**flood_bits)
+        return flooded
 
     def public_key(self) -> PublicKey:
         """Make a key for others to encrypt with."""
@@ -207,7 +211,8 @@ class SecretKey:
 
         Args:
             rotations: steps, any sign.
-            relinearisation: for products of ciphertexts. conjugation: for complex conjugates.
+            relinearisation: for products of ciphertexts.
+            conjugation: for complex conjugates.
             packing: for :meth:`Evaluator.pack_slot_sums`, log2 N keys.
         """
         core = self.parameters._core
@@ -225,5 +230,3 @@ class SecretKey:
 
     def __repr__(self) -> str:
         return f"<secret key of {self.parameters.name}>"
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -216,14 +217,14 @@ def calibrate(parameters: Parameters, *, repeats: int = 3) -> Calibration:
         x = secret.encrypt(values, level=level)
         wide = engine.concatenate([x] * 4)
         megamacs = 64 * width * 2 * (level + 1) * parameters.ring_dimension / 1e6
-        add = best(lambda x=x: engine.add(x, x))
-        scaled = best(lambda x=x: engine.multiply(x, 0.5))
-        product = best(lambda x=x: engine.multiply(x, x))
-        dots = best(lambda w=wide: engine.dot(w, w), 1)
-        one = best(lambda x=x: engine.rotate(x, 1))
-        four = best(lambda x=x: engine.rotate(x, (1, 2, 3, 4)))
-        plain = best(lambda x=x: engine.multiply_plain(x, values))
-        linear = best(lambda x=x: engine.linear(x, matrix), 1)
+        add = best(partial(engine.add, x, x))
+        scaled = best(partial(engine.multiply, x, 0.5))
+        product = best(partial(engine.multiply, x, x))
+        dots = best(partial(engine.dot, wide, wide), 1)
+        one = best(partial(engine.rotate, x, (1,)))
+        four = best(partial(engine.rotate, x, (1, 2, 3, 4)))
+        plain = best(partial(engine.multiply_plain, x, values))
+        linear = best(partial(engine.linear, x, matrix), 1)
         rotate = max((four - one) / 3, 0.0)
         term = add
         rescale = max(scaled - term, 0.0)

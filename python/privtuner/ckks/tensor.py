@@ -34,7 +34,6 @@ class EncryptedTensor:
         shape: (tokens, features).
         level: multiplications left.
         bound: |value| <= bound in every slot, as declared on encryption, derived, or promised by ``assume``.
-        scale: float64 (features,): value = slot / scale.
         planned: True in a dry run, where the tensor has everything but ciphertexts.
         nbytes: in memory; ``len(to_bytes())`` is less.
     """
@@ -50,6 +49,7 @@ class EncryptedTensor:
 
     @property
     def scale(self) -> npt.NDArray[np.float64]:
+        """float64 (features,): value = slot / scale."""
         return self._core.scale
 
     @property

@@ -28,8 +28,8 @@ int levels_needed(const ckks::Tensor& x, const Polynomial& polynomial);
 
 // Every slot's value p(x), at the chain's scale. Paterson-Stockmeyer with baby steps T_1 .. T_(k-1) and giant steps
 // T_k, T_2k, .. (Bossuat, Mouchet, Troncoso-Pastoriza, Hubaux, "Efficient Bootstrapping for Approximate Homomorphic
-// Encryption with Non-Sparse Keys", 2021, section 4: optimal depth, scales exact because every coefficient is encoded at
-// the scale that makes its term agree with the others). The domain is mapped by reading the words at another scale:
+// Encryption with Non-Sparse Keys", 2021, section 4: optimal depth, scales exact because every coefficient is encoded
+// at the scale that makes its term agree with the others). The domain is mapped by reading the words at another scale:
 // that takes no level. Features may differ in scale. Throws ckks::Error when x's bound passes the domain, when levels
 // run out, and as the evaluator does.
 ckks::TensorPtr evaluate(const ckks::Evaluator& evaluator, const ckks::TensorPtr& x, const Polynomial& polynomial);

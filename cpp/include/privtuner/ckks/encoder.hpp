@@ -10,8 +10,8 @@
 namespace privtuner::ckks {
 
 // Slot j holds m(zeta^(5^j)), zeta = exp(i pi / N) (Cheon, Kim, Kim, Song, "Homomorphic Encryption for Arithmetic of
-// Approximate Numbers", 2017; the transform of its section 3 as an iterative FFT over the orbit of 5). In double precision,
-// without fused steps.
+// Approximate Numbers", 2017; the transform of its section 3 as an iterative FFT over the orbit of 5). In double
+// precision, without fused steps.
 class Encoder {
  public:
   // n: ring dimension, a power of two from 4 on.

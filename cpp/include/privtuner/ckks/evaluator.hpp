@@ -146,7 +146,8 @@ class Evaluator {
   // Of rows [limb][N] in the NTT domain; targets are the limbs, then the special primes.
   std::size_t prime_of(std::size_t target, std::size_t limbs) const;
   void decompose(const std::uint64_t* rows, std::size_t limbs, Decomposition& out) const;
-  void extend_digit(const Decomposition& decomposition, std::size_t digit, std::size_t target, std::uint64_t* out) const;
+  void extend_digit(const Decomposition& decomposition, std::size_t digit, std::size_t target,
+                    std::uint64_t* out) const;
   void switch_key(const Decomposition& decomposition, const std::uint64_t* extended, const SwitchingKey& key,
                   std::uint64_t* out0, std::uint64_t* out1) const;
   void divide(std::uint64_t* rows, const BaseConversion& conversion, std::size_t limbs, std::size_t kept,

@@ -26,8 +26,8 @@ struct SwitchingKey {
   SwitchingKey(ParametersPtr parameters, const SeedBytes& seed);
   std::size_t digits() const { return parameters->digits(parameters->max_limbs()); }
   std::uint64_t* row(std::size_t digit, int component, std::size_t prime) {
-    return words.data() + ((digit * 2 + static_cast<std::size_t>(component)) * parameters->prime_count() + prime) *
-                              parameters->n();
+    return words.data() +
+           ((digit * 2 + static_cast<std::size_t>(component)) * parameters->prime_count() + prime) * parameters->n();
   }
   const std::uint64_t* row(std::size_t digit, int component, std::size_t prime) const {
     return const_cast<SwitchingKey*>(this)->row(digit, component, prime);
@@ -50,7 +50,7 @@ std::vector<std::uint32_t> galois_permutation(const Parameters& parameters, std:
 // The keys a circuit needs. Immutable once handed to an evaluator.
 struct EvaluationKeys {
   ParametersPtr parameters;
-  std::shared_ptr<const SwitchingKey> relinearisation;     // null: no products of ciphertexts
+  std::shared_ptr<const SwitchingKey> relinearisation;  // null: no products of ciphertexts
   std::map<std::uint32_t, GaloisKey> galois;
   std::size_t bytes() const;  // in memory
 };

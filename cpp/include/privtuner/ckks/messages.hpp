@@ -1,5 +1,5 @@
-// The bytes of parameters, tensors and public keys. Little-endian; every field is checked before it is used. Secret keys
-// have no message.
+// The bytes of parameters, tensors and public keys. Little-endian; every field is checked before it is used. Secret
+// keys have no message.
 //
 //   header     : "PVCK" | version u16 | kind u8 | 0 u8 | parameter hash u64 | bytes that follow the header u64
 //                | checksum u64

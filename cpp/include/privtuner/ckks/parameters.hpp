@@ -54,11 +54,11 @@ struct Prime {
 // x = sum_j y_j D/q_j - u D with y_j = x_j (D/q_j)^-1 mod q_j and u = round(sum_j y_j / q_j) (Halevi, Polyakov, Shoup,
 // "An Improved RNS Variant of the BFV Homomorphic Encryption Scheme", 2018, section 2.3).
 struct BaseConversion {
-  std::vector<std::size_t> from;                     // indices of primes
-  std::vector<std::uint64_t> inverse_cofactor;       // (D / q_j)^-1 mod q_j
-  std::vector<double> inverse_prime;                 // 1 / q_j
-  std::vector<std::vector<std::uint64_t>> weights;   // [prime of the chain][from + 1]: D / q_j, and -D, mod that prime
-  std::vector<std::uint64_t> inverse_product;        // [prime of the chain]: D^-1, where it exists
+  std::vector<std::size_t> from;                    // indices of primes
+  std::vector<std::uint64_t> inverse_cofactor;      // (D / q_j)^-1 mod q_j
+  std::vector<double> inverse_prime;                // 1 / q_j
+  std::vector<std::vector<std::uint64_t>> weights;  // [prime of the chain][from + 1]: D / q_j, and -D, mod that prime
+  std::vector<std::uint64_t> inverse_product;       // [prime of the chain]: D^-1, where it exists
 };
 
 // Immutable; shared by keys, tensors and evaluators.

@@ -76,7 +76,8 @@ struct Tensor {
 using TensorPtr = std::shared_ptr<const Tensor>;
 
 // Worst of `count` errors of standard deviation 1, but for one case in a million. An error that the secret multiplies
-// is a product of two Gaussians in every slot, whose real part has the Laplace distribution; its tail bounds the others'.
+// is a product of two Gaussians in every slot, whose real part has the Laplace distribution; its tail bounds the
+// others'.
 double worst_of(double count);
 
 }  // namespace privtuner::ckks

@@ -21,15 +21,12 @@ class ResidueRow {
   const math::Modulus& modulus() const { return modulus_; }
 
   void add(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, std::size_t n, math::Isa isa) const;
-  void subtract(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, std::size_t n,
-                math::Isa isa) const;
+  void subtract(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, std::size_t n, math::Isa isa) const;
   void negate(const std::uint64_t* a, std::uint64_t* out, std::size_t n, math::Isa isa) const;
   // out = a b.
-  void multiply(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, std::size_t n,
-                math::Isa isa) const;
+  void multiply(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, std::size_t n, math::Isa isa) const;
   // out = a w, w in [0, q).
-  void multiply_scalar(const std::uint64_t* a, std::uint64_t w, std::uint64_t* out, std::size_t n,
-                       math::Isa isa) const;
+  void multiply_scalar(const std::uint64_t* a, std::uint64_t w, std::uint64_t* out, std::size_t n, math::Isa isa) const;
   // out = (a - b) w, w in [0, q); b any words below 2^50, not reduced modulo q.
   void subtract_multiply(const std::uint64_t* a, const std::uint64_t* b, std::uint64_t w, std::uint64_t* out,
                          std::size_t n, math::Isa isa) const;
@@ -56,7 +53,6 @@ void quotient_row(const std::uint64_t* const* a, const double* inverse, std::siz
                   std::size_t n, math::Isa isa);
 
 // out[i] = a[index[i]], index public.
-void permute_row(const std::uint64_t* a, const std::uint32_t* index, std::uint64_t* out, std::size_t n,
-                 math::Isa isa);
+void permute_row(const std::uint64_t* a, const std::uint32_t* index, std::uint64_t* out, std::size_t n, math::Isa isa);
 
 }  // namespace privtuner::ring

@@ -1,0 +1,248 @@
+"""How fast is the CKKS engine? Against OpenFHE in the same run, where its program is at hand.
+
+    python benchmarks/ckks.py [--quick] [--json F] [--plot F.png] [--threads N] [--openfhe PROGRAM]
+
+PROGRAM is what ``benchmarks/openfhe`` builds; without it OpenFHE is left out. The figures to reach are absolute times
+of one thread on the processor the engine was designed on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from privtuner.ckks.blocks import SealedMLP
+
+import harness
+import privtuner
+from harness import Record, progress
+from privtuner import ckks
+
+RING_LIMBS = ((8192, 3), (16384, 8), (32768, 16))
+TARGETS = {
+    (16384, 8, "multiply, relinearise, rescale"): 7.0,
+    (16384, 8, "rotate"): 5.5,
+    (16384, 8, "Chebyshev, degree 27"): 70.0,
+    (16384, 8, "encode, encrypt"): 3.0,
+    (16384, 8, "decrypt, decode"): 3.0,
+    (32768, 16, "multiply, relinearise, rescale"): 40.0,
+}
+OPENFHE_NAMES = {
+    "encode, encrypt": "encode_encrypt",
+    "decrypt, decode": "decrypt_decode",
+    "multiply, relinearise, rescale": "multiply_relinearise_rescale",
+    "rotate": "rotate",
+    "Chebyshev, degree 27": "chebyshev_27",
+}
+# log2 N : limbs : scale bits : digits; with so many digits OpenFHE passes its own check of 128 bits.
+OPENFHE_SETTINGS = ("14:8:40", "14:8:40:8", "15:16:40:6")
+
+
+def options_of() -> argparse.Namespace:
+    """The harness's options and ``--openfhe``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--json", type=Path, help="write the records and the hardware to this file")
+    parser.add_argument("--plot", type=Path, help="write a bar chart of the ratios to this PNG file")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, no sealed block at full size")
+    parser.add_argument("--threads", type=int, default=2, help="of the products with matrices and the sealed block")
+    parser.add_argument("--openfhe", type=Path, help="the program that benchmarks/openfhe builds")
+    return parser.parse_args()
+
+
+def milliseconds(run: Callable[[], object], runs: int) -> float:
+    """Median of ``runs`` after a warm-up."""
+    run()
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e3
+
+
+def primitives(ring: int, limbs: int, runs: int) -> dict[str, float]:
+    """Milliseconds of the operations on one ciphertext with the threads in force."""
+    parameters = ckks.parameters(depth=limbs - 1, ring_dimension=ring)
+    secret = ckks.SecretKey(parameters)
+    engine = ckks.Evaluator(parameters, secret.evaluation_keys(rotations=(1,)))
+    rng = np.random.default_rng(0)
+    values = rng.uniform(-1, 1, (parameters.slots, 1))
+    x, y = secret.encrypt(values), secret.encrypt(values)
+    times = {
+        "encode, encrypt": milliseconds(lambda: secret.encrypt(values), runs),
+        "decrypt, decode": milliseconds(lambda: secret.decrypt(x), runs),
+        "add": milliseconds(lambda: engine.add(x, y), runs),
+        "multiply by a number, rescale": milliseconds(lambda: engine.multiply(x, 0.3), runs),
+        "multiply by clear values, rescale": milliseconds(lambda: engine.multiply_plain(x, values), runs),
+        "multiply, relinearise, rescale": milliseconds(lambda: engine.multiply(x, y), runs),
+        "rotate": milliseconds(lambda: engine.rotate(x, 1), runs),
+        "rescale": milliseconds(lambda: engine.rescale(x), runs),
+    }
+    if parameters.depth >= 6:
+        chebyshev = ckks.Polynomial(tuple(rng.normal(size=28)))
+        times["Chebyshev, degree 27"] = milliseconds(lambda: engine.polynomial(x, chebyshev), max(3, runs // 3))
+    return times
+
+
+def openfhe(program: Path | None, threads: int) -> dict[tuple[int, int, str], dict[str, Any]]:
+    """OpenFHE's figures by (ring, limbs, security check)."""
+    if program is None:
+        progress("no --openfhe: OpenFHE is left out")
+        return {}
+    progress(f"OpenFHE, {threads} threads")
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    result = subprocess.run([program, *OPENFHE_SETTINGS], capture_output=True, text=True, check=True, env=environment)
+    report = json.loads(result.stdout)
+    return {
+        (1 << entry["log2_n"], entry["limbs"], entry["security"]): entry["median_ms"]
+        | {"version": f"{report['library']} {report['version']} ({report['compiler']})"}
+        for entry in report["settings"]
+        if "median_ms" in entry
+    }
+
+
+def one_ciphertext(peer: dict[tuple[int, int, str], dict[str, Any]], threads: int, runs: int) -> Iterator[Record]:
+    """Every primitive, each beside the figure to reach and beside OpenFHE's."""
+    privtuner.set_num_threads(threads)
+    for ring, limbs in RING_LIMBS:
+        progress(f"N = {ring}, {limbs} limbs, {threads} threads")
+        for name, value in primitives(ring, limbs, runs).items():
+            what = f"{name}, N = {ring}, {limbs} limbs"
+            target = TARGETS.get((ring, limbs, name)) if threads == 1 else None
+            yield Record(what, value, "ms", target=target, threads=threads, isa=privtuner.active_isa())
+            for security in ("HEStd_128_classic", "HEStd_NotSet"):
+                theirs = peer.get((ring, limbs, security), {})
+                if theirs.get(OPENFHE_NAMES.get(name, "")) is None:
+                    continue
+                reference = theirs[OPENFHE_NAMES[name]]
+                checked = "128 bits" if security == "HEStd_128_classic" else "below 128 bits, fewer digits"
+                yield Record(
+                    what,
+                    value,
+                    "ms",
+                    reference=f"{theirs['version']}, {checked}",
+                    ratio=value / reference,
+                    threads=threads,
+                    isa=privtuner.active_isa(),
+                    note=f"there {reference:.4g} ms",
+                )
+
+
+def transform(runs: int) -> Record:
+    """The forward transform of one limb."""
+    parameters = ckks.parameters(depth=7)
+    words = np.random.default_rng(0).integers(0, parameters.primes[0], parameters.ring_dimension, np.uint64)
+    # Transforming in place again and again is as good as fresh words; the check of the words is a tenth of it.
+    value = milliseconds(lambda: [parameters._core.transform(0, words) for _ in range(20)], runs) / 20 * 1e3
+    return Record("forward NTT, N = 16384, one limb", value, "us", target=35.0, threads=1, isa=privtuner.active_isa())
+
+
+def matrix(peer: dict[tuple[int, int, str], dict[str, Any]], threads: int, runs: int) -> Iterator[Record]:
+    """A clear 768 x 768 matrix times 8,192 tokens of 768 features."""
+    progress(f"768 x 768 matrix, {threads} threads")
+    privtuner.set_num_threads(threads)
+    parameters = ckks.parameters(depth=7)
+    secret = ckks.SecretKey(parameters)
+    engine = ckks.Evaluator(parameters)
+    rng = np.random.default_rng(0)
+    x = secret.encrypt(rng.uniform(-1, 1, (parameters.slots, 768)))
+    weight = rng.normal(size=(768, 768))
+    for bits in (8, 16):
+        prepared = ckks.Matrix(weight, bits=bits)
+        seconds = milliseconds(lambda prepared=prepared: engine.linear(x, prepared), runs) / 1e3
+        rate = 768 * 768 * parameters.slots / seconds
+        name = f"768 x 768 matrix of {bits}-bit weights times tensor, 8192 tokens, 8 limbs"
+        yield Record(name, seconds, "s", threads=threads, isa=privtuner.active_isa(), note=f"{rate / 1e9:.3g} G MAC/s")
+        for (ring, limbs, security), theirs in peer.items():
+            if (ring, limbs) != (16384, 8) or bits != 8:
+                continue
+            their_rate = parameters.slots / (theirs["scalar_multiply_add"] / 1e3)
+            yield Record(
+                "multiply-adds on slots a second, times OpenFHE's scalar products and additions",
+                rate / their_rate,
+                "x (200 to reach)",
+                reference=f"{theirs['version']}, {security}",
+                threads=threads,
+                isa=privtuner.active_isa(),
+                note=f"there {theirs['scalar_multiply_add']:.3g} ms each",
+            )
+
+
+def sealed(threads: int, tokens: int) -> Iterator[Record]:
+    """The sealed MLP of MiniLM's shape, forward and backward, and the most memory this process ever had."""
+    progress(f"sealed MLP 384 - 1536 - 384, {tokens} tokens: some minutes")
+    privtuner.set_num_threads(threads)
+    rng = np.random.default_rng(0)
+    w1, w2 = rng.normal(size=(1536, 384)) * 0.05, rng.normal(size=(384, 1536)) * 0.05
+    block = SealedMLP(w1, np.zeros(1536), w2, np.zeros(384), ckks.gelu((-8.0, 8.0)))
+    secret = ckks.SecretKey(block.parameters)
+    engine = ckks.Evaluator(block.parameters, secret.evaluation_keys())
+    values = np.clip(rng.normal(size=(tokens, 384)), -4, 4)
+    yield from block_records(block, secret, engine, values, w1, w2, threads)
+
+
+def block_records(
+    block: SealedMLP,
+    secret: ckks.SecretKey,
+    engine: ckks.Evaluator,
+    values: np.ndarray,
+    w1: np.ndarray,
+    w2: np.ndarray,
+    threads: int,
+) -> Iterator[Record]:
+    """Forward and backward of a sealed block."""
+    tokens = len(values)
+    gradient = np.clip(np.random.default_rng(1).normal(size=(tokens, 384)), -4, 4)
+    activation = block.activation
+    hidden = values @ w1.T
+    for direction in ("forward", "backward"):
+        x = block.encrypt(secret, values, direction)
+        if direction == "forward":
+            start = time.perf_counter()
+            y = block.forward(engine, x)
+            expected = activation(hidden) @ w2.T
+        else:
+            g = block.encrypt_gradient(secret, gradient)
+            start = time.perf_counter()
+            y = block.backward(engine, x, g)
+            expected = ((gradient @ w2) * activation.derivative()(hidden)) @ w1
+        seconds = time.perf_counter() - start
+        error = float(np.abs(secret.decrypt(y) - expected).max() / np.abs(expected).max())
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        yield Record(
+            f"sealed MLP 384 - 1536 - 384, {direction}, {tokens} tokens",
+            seconds,
+            "s",
+            threads=threads,
+            isa=privtuner.active_isa(),
+            note=f"peak {peak:.2f} GB of the process; worst error {error:.1e} of the largest output",
+        )
+
+
+def main() -> None:
+    """Measure everything and write what was asked for."""
+    options = options_of()
+    runs = 5 if options.quick else 15
+    records: list[Record] = []
+    for threads in sorted({1, options.threads}):
+        peer = openfhe(options.openfhe, threads)
+        records += one_ciphertext(peer, threads, runs)
+        records += matrix(peer, threads, 3)
+    privtuner.set_num_threads(1)
+    records.append(transform(runs))
+    if not options.quick:
+        records += sealed(options.threads, 8192)
+    harness.finish(records, options, "CKKS engine")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+// Automorphisms: rotations, conjugation, and monomials beside them.
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "evaluator_work.hpp"
+
+namespace privtuner::ckks {
+namespace {
+
+std::string missing_key(const Parameters& parameters, std::uint32_t element) {
+  if (element == conjugation_element(parameters))
+    return "conjugation needs its key; make evaluation keys with conjugation";
+  for (std::size_t step = 1; step < parameters.slots(); ++step) {
+    if (galois_element(parameters, static_cast<long long>(step)) != element) continue;
+    return "a rotation by " + std::to_string(step) + " needs its key; make evaluation keys with " +
+           std::to_string(step) + " among the rotations (a plan lists what a circuit needs)";
+  }
+  return "the automorphism X -> X^" + std::to_string(element) + " needs its key; make evaluation keys with packing";
+}
+
+}  // namespace
+
+std::vector<TensorPtr> Evaluator::rotate(const TensorPtr& x, const std::vector<long long>& steps) const {
+  check(*x);
+  std::vector<std::uint32_t> elements;
+  for (const long long step : steps) elements.push_back(galois_element(*parameters_, step));
+  return galois(x, elements);
+}
+
+TensorPtr Evaluator::automorphism(const TensorPtr& x, std::uint32_t element) const {
+  check(*x);
+  return galois(x, {element})[0];
+}
+
+TensorPtr Evaluator::conjugate(const TensorPtr& x) const { return automorphism(x, conjugation_element(*parameters_)); }
+
+TensorPtr Evaluator::multiply_monomial(const TensorPtr& x, std::size_t power) const {
+  check(*x);
+  const std::size_t n = parameters_->n(), limbs = x->limbs();
+  if (power >= n)
+    throw Error("X^" + std::to_string(power) + " is beyond the ring; pass a power below " + std::to_string(n));
+  auto out = result(x->tokens, x->features, x->level, x->planned);
+  out->bound = x->bound;
+  out->scale = x->scale;
+  out->noise = x->noise;
+  trace_.count(Work::term, limbs, static_cast<double>(x->features));
+  if (x->planned) return out;
+  math::parallel_for(limbs, 1, [&](std::size_t begin, std::size_t end) {
+    Scratch monomial(*this, n);
+    for (std::size_t i = begin; i < end; ++i) {
+      const Prime& prime = parameters_->prime(i);
+      std::memset(monomial.data(), 0, n * sizeof(std::uint64_t));
+      monomial.data()[power] = 1;
+      prime.ntt.forward(monomial.data(), math::active_isa());
+      for (std::size_t f = 0; f < x->features; ++f) {
+        for (int c = 0; c < 2; ++c) {
+          prime.row.multiply(x->row(f, c, i), monomial.data(), out->row(f, c, i), n, math::active_isa());
+        }
+      }
+    }
+  });
+  return out;
+}
+
+TensorPtr Evaluator::sum_slots(const TensorPtr& x) const {
+  check(*x);
+  TensorPtr sum = x;
+  for (std::size_t step = 1; step < parameters_->slots(); step *= 2) {
+    sum = add(sum, rotate(sum, {static_cast<long long>(step)})[0]);
+  }
+  return sum;
+}
+
+std::vector<TensorPtr> Evaluator::galois(const TensorPtr& x, const std::vector<std::uint32_t>& elements) const {
+  const std::size_t n = parameters_->n(), limbs = x->limbs(), digits = parameters_->digits(limbs);
+  const std::size_t targets = limbs + parameters_->special_count();
+  std::vector<std::shared_ptr<Tensor>> outs;
+  std::size_t switched = 0;
+  for (const std::uint32_t element : elements) {
+    auto out = result(x->tokens, x->features, x->level, x->planned);
+    out->bound = x->bound;
+    out->scale = x->scale;
+    out->noise = x->noise;
+    if (element != 1) {
+      ++switched;
+      for (double& noise : out->noise) noise = norm(noise, norm(switch_noise(limbs), rounding_noise()));
+      trace_.need_galois(element);
+      if (!x->planned && (!keys_ || keys_->galois.count(element) == 0)) {
+        throw Error(missing_key(*parameters_, element));
+      }
+    }
+    outs.push_back(std::move(out));
+  }
+  trace_.count(Work::decompose, limbs, static_cast<double>(switched == 0 ? 0 : x->features));
+  trace_.count(Work::rotate, limbs, static_cast<double>(switched * x->features));
+  std::vector<TensorPtr> results(outs.begin(), outs.end());
+  if (x->planned) return results;
+
+  for_features(x->features, [&](std::size_t f) {
+    const math::Isa isa = math::active_isa();
+    Scratch scaled(*this, limbs * n), quotients(*this, digits * n), sums(*this, 2 * targets * n);
+    Scratch extended(*this, switched > 1 ? digits * targets * n : 0), rows(*this, limbs * n);
+    Decomposition decomposition{nullptr, 0, scaled.data(), quotients.data()};
+    if (switched != 0) decompose(x->row(f, 1, 0), limbs, decomposition);
+    if (switched > 1) {
+      math::parallel_for(digits * targets, 1, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t i = begin; i < end; ++i) {
+          const std::size_t d = i / targets, t = i % targets;
+          if (t < limbs && t / parameters_->digit_limbs() == d) continue;
+          extend_digit(decomposition, d, t, extended.data() + i * n);
+        }
+      });
+    }
+    std::uint64_t *sum0 = sums.data(), *sum1 = sum0 + targets * n;
+    for (std::size_t e = 0; e < elements.size(); ++e) {
+      Tensor& out = *outs[e];
+      if (elements[e] == 1) {
+        std::memcpy(out.row(f, 0, 0), x->row(f, 0, 0), 2 * limbs * n * sizeof(std::uint64_t));
+        continue;
+      }
+      switch_key(decomposition, switched > 1 ? extended.data() : nullptr, *keys_->galois.at(elements[e]).key, sum0,
+                 sum1);
+      math::parallel_for(limbs, 1, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t i = begin; i < end; ++i) {
+          const std::uint64_t weights[2] = {1, parameters_->special_product(i)};
+          const std::uint64_t* terms[2] = {sum0 + i * n, x->row(f, 0, i)};
+          parameters_->prime(i).row.linear_combination(terms, weights, 2, sum0 + i * n, n, isa);
+        }
+      });
+      const BaseConversion& conversion = parameters_->special_conversion(limbs, false);
+      const std::uint32_t* index = permutations_.at(elements[e]).data();
+      for (int c = 0; c < 2; ++c) {
+        divide(c == 0 ? sum0 : sum1, conversion, limbs, limbs, rows.data());
+        math::parallel_for(limbs, 1, [&](std::size_t begin, std::size_t end) {
+          for (std::size_t i = begin; i < end; ++i) {
+            ring::permute_row(rows.data() + i * n, index, out.row(f, c, i), n, isa);
+          }
+        });
+      }
+    }
+  });
+  return results;
+}
+
+}  // namespace privtuner::ckks
