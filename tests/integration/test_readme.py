@@ -28,8 +28,8 @@ def run(script: str, folder: Path) -> str:
     return result.stdout
 
 
-def test_there_are_two_scripts():
-    assert len(SCRIPTS) == README.count("```python") == 2
+def test_there_are_three_scripts():
+    assert len(SCRIPTS) == README.count("```python") == 3
 
 
 def test_the_training_loop_learns_and_leaves_an_adapter(tmp_path):
@@ -43,11 +43,16 @@ def test_the_four_functions(tmp_path):
     run(SCRIPTS[1], tmp_path)
 
 
+def test_the_encrypted_circuit(tmp_path):
+    assert "levels      6 used, 1 left" in run(SCRIPTS[2], tmp_path)
+
+
 @pytest.mark.parametrize("command", ["serve", "train"])
 def test_the_command_lines_use_options_that_exist(command):
-    (line,) = re.findall(rf"^    privtuner {command} ((?:.*\\\n)*.*)$", README, re.MULTILINE)
+    lines = re.findall(rf"^    privtuner {command} ((?:.*\\\n)*.*)$", README, re.MULTILINE)
+    assert len(lines) == 2
     help_text = run(f"from privtuner.cli import main; main(['{command}', '--help'])", Path())
-    options = set(re.findall(r"--[\w-]+", line))
+    options = {option for line in lines for option in re.findall(r"--[\w-]+", line)}
     assert options
     assert options <= set(re.findall(r"--[\w-]+", help_text))
 

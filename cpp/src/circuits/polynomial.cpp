@@ -238,8 +238,17 @@ double half_width(const Polynomial& p) { return p.basis == Basis::chebyshev ? (p
 TensorPtr evaluate_part(const Evaluator& evaluator, TensorPtr x, const Polynomial& p, bool normalise) {
   const std::size_t features = x->features;
   if (normalise) {
-    const double scale = evaluator.parameters()->scale(x->level - 1) / std::max(1.0, half_width(p));
-    x = evaluator.bring(x, x->level - 1, std::vector<double>(features, scale));
+    // Near the wanted scale is enough: the factor is whole, so the scale it gives is known exactly.
+    const auto& parameters = *evaluator.parameters();
+    const double wanted = parameters.scale(x->level - 1) / std::max(1.0, half_width(p));
+    const double prime = static_cast<double>(parameters.prime(parameters.limbs(x->level) - 1).q);
+    Combination factors{{x}, {std::vector<double>(features)}, {}, true};
+    std::vector<double> raw(features);
+    for (std::size_t f = 0; f < features; ++f) {
+      factors.weights[0][f] = std::max(1.0, std::nearbyint(wanted * prime / x->scale[f]));
+      raw[f] = factors.weights[0][f] * x->scale[f];
+    }
+    x = evaluator.combine(factors, x->level, raw, x->bound, true);
   }
   // The input's error is carried by the derivative, the others' by the evaluation from an exact input.
   std::vector<double> carried(features);

@@ -210,6 +210,8 @@ TensorPtr Evaluator::add_rows(const TensorPtr& left, const TensorPtr& right, boo
   for (std::size_t f = 0; f < features; ++f) {
     out->scale[f] = x->features >= y->features ? x->scale[f] : y->scale[f];
     out->noise[f] = x->noise[of(*x, f)] + y->noise[of(*y, f)];  // the two may come from one source
+    const double apart = std::fabs(x->scale[of(*x, f)] - y->scale[of(*y, f)]);  // scales that agree need not be the same
+    out->noise[f] += apart * (x->features >= y->features ? y->bound : x->bound);
   }
   trace_.count(Work::term, x->limbs(), static_cast<double>(features));
   if (out->planned) return out;
@@ -339,7 +341,7 @@ TensorPtr Evaluator::combine(const Combination& c, int level, const std::vector<
       const Tensor& x = *c.tensors[t];
       const std::size_t g = x.features == 1 ? 0 : f;
       noise += std::fabs(c.weights[t][f]) * x.noise[g];
-      if (rescaled) noise += 0.3 * x.bound * x.scale[g];  // the weight is rounded: 1 / sqrt(12) of the raw value
+      if (rescaled && !c.exact) noise += 0.3 * x.bound * x.scale[g];  // the weight is rounded: 1 / sqrt(12) of the raw value
     }
     out->scale[f] = scale[f] / q;
     out->noise[f] = rescaled ? norm(noise / q, rounding_noise()) : noise;
@@ -366,7 +368,7 @@ TensorPtr Evaluator::combine(const Combination& c, int level, const std::vector<
 TensorPtr Evaluator::rescale(const TensorPtr& x) const {
   check(*x);
   if (x->level < 1) throw Error("a tensor at level 0 cannot be rescaled; choose parameters of larger depth");
-  const Combination c{{x}, {std::vector<double>(x->features, 1)}, {}};
+  const Combination c{{x}, {std::vector<double>(x->features, 1)}, {}, true};
   return combine(c, x->level, x->scale, x->bound, true);
 }
 

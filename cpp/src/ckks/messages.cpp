@@ -230,7 +230,7 @@ TensorPtr read_tensor(const ParametersPtr& parameters, const std::uint8_t* data,
   require(features >= 1 && features <= kMaxFeatures, "encrypted tensor: unusable number of features");
   require(level <= static_cast<std::uint32_t>(parameters->depth()),
           "encrypted tensor: level " + std::to_string(level) + " is above the parameters' depth");
-  require(seeded <= 1 && std::isfinite(bound) && bound > 0, "encrypted tensor: a field is out of range");
+  require(seeded <= 1 && std::isfinite(bound) && bound >= 0, "encrypted tensor: a field is out of range");
   const std::size_t components = seeded == 1 ? 1 : 2, limbs = parameters->limbs(static_cast<int>(level));
   const std::size_t expected = kTensorPrefix + (seeded == 1 ? sizeof(SeedBytes) : 0) + features * 2 * sizeof(double) +
                                features * components * rows_bytes(*parameters, limbs);

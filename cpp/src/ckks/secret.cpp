@@ -213,9 +213,10 @@ void SecretKey::decrypt(const Tensor& tensor, double* re, double* im) const {
     double peak = 0;
     for (std::size_t t = 0; t < tensor.tokens; ++t) {
       const double value = slot_re[t] * inverse_scale;
-      peak = std::fmax(peak, std::fabs(value));
+      const double imaginary = im == nullptr ? 0 : slot_im[t] * inverse_scale;
+      peak = std::fmax(peak, std::hypot(value, imaginary));
       re[t * tensor.features + f] = value;
-      if (im != nullptr) im[t * tensor.features + f] = slot_im[t] * inverse_scale;
+      if (im != nullptr) im[t * tensor.features + f] = imaginary;
     }
     return peak;
   });

@@ -60,7 +60,7 @@ class EncryptedTensor:
     def budget(self) -> Budget:
         """Level, scale and predicted error."""
         error = self._core.worst_error
-        bits = math.log2(self.bound / error) if error > 0 else math.inf
+        bits = math.inf if error == 0 else math.log2(self.bound / error) if self.bound > 0 else -math.inf
         return Budget(self.level, math.log2(float(self.scale.max())), error, bits)
 
     def to_bytes(self) -> bytes:

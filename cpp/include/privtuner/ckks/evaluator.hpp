@@ -68,6 +68,7 @@ struct Combination {
   std::vector<TensorPtr> tensors;
   std::vector<std::vector<double>> weights;  // [t][feature], whole numbers
   std::vector<double> constants;             // [feature], whole numbers; empty: none
+  bool exact = false;                        // the weights are meant as they are, not rounded from others
 };
 
 // Every operation throws Error when it cannot be done; the message names the values and the fix. Two tensors at
