@@ -1,0 +1,62 @@
+"""Circuits on encrypted tensors: exponential, reciprocal, softmax, layer norm, attention, matrix-vector product.
+
+Written against :class:`privtuner.engines.base.CkksEngine` alone, so that they run on every engine. Each states the
+levels it takes, which are known beforehand (the ``..._depth`` functions), and, where it rotates, the steps that the
+rotation keys must cover (the ``..._steps`` functions).
+
+A domain or a bound that a circuit is given is the caller's promise about values nobody can see: outside it results are
+wrong, and may be huge. Slots that are not in use hold 0; that is outside the domain of a reciprocal or an inverse
+square root, but the polynomials stay moderate there, and the bounds that the circuits declare hold there too.
+
+Accuracies are those of the formulas in exact arithmetic; the noise of the ciphertexts comes on top.
+"""
+
+from .common import CkksTensor
+from .functions import (
+    exponential,
+    exponential_depth,
+    exponential_error,
+    inverse_square_root,
+    inverse_square_root_depth,
+    inverse_square_root_error,
+    reciprocal,
+    reciprocal_depth,
+    reciprocal_error,
+)
+from .normalisation import SoftmaxPlan, layer_norm, layer_norm_depth, softmax, softmax_plan
+from .rotations import (
+    ATTENTION_DEPTH,
+    MATRIX_VECTOR_DEPTH,
+    attention_mask,
+    attention_scores,
+    attention_steps,
+    attention_values,
+    matrix_vector,
+    matrix_vector_steps,
+)
+
+__all__ = [
+    "ATTENTION_DEPTH",
+    "MATRIX_VECTOR_DEPTH",
+    "CkksTensor",
+    "SoftmaxPlan",
+    "attention_mask",
+    "attention_scores",
+    "attention_steps",
+    "attention_values",
+    "exponential",
+    "exponential_depth",
+    "exponential_error",
+    "inverse_square_root",
+    "inverse_square_root_depth",
+    "inverse_square_root_error",
+    "layer_norm",
+    "layer_norm_depth",
+    "matrix_vector",
+    "matrix_vector_steps",
+    "reciprocal",
+    "reciprocal_depth",
+    "reciprocal_error",
+    "softmax",
+    "softmax_plan",
+]
