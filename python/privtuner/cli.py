@@ -91,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="listen on an address that other machines can reach, without TLS or authentication",
     )
+    serve.add_argument(
+        "--seal",
+        choices=["mlp"],
+        help="evaluate the feed-forward blocks whole on ciphertexts, biases and activation included: data owners see "
+        "none of their linear maps. Slow: minutes a block",
+    )
     _add_threads(serve)
     serve.set_defaults(run=_serve)
 
@@ -115,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--max-length", type=int, default=64, metavar="N", help="tokens a text (default %(default)s)")
     train.add_argument("--seed", type=int, default=0, help="of batches, adapters and head (default %(default)s)")
+    train.add_argument("--seal", choices=["mlp"], help="refuse a server that does not seal its feed-forward blocks")
     _add_threads(train)
     train.set_defaults(run=_train)
 
@@ -181,7 +188,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     print(f"privtuner: preparing {arguments.model}", file=sys.stderr)
     name = Path(arguments.model).resolve().name
     server = Server(
-        split_pretrained(arguments.model, arguments.preset),
+        split_pretrained(arguments.model, arguments.preset, seal=arguments.seal),
         host=arguments.host,
         port=arguments.port,
         name=name,
@@ -192,6 +199,12 @@ def _serve(arguments: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: stopped.set())
     with server:
         layers = server.hello["layers"]
+        if arguments.seal:
+            print(
+                f"privtuner: {server.hello['sealed']} feed-forward blocks are sealed; each takes minutes a request, "
+                "one at a time",
+                file=sys.stderr,
+            )
         print(f"privtuner: serving {name}, {layers} layers, at {server.address}; Ctrl-C stops", flush=True)
         # A signal that another thread takes does not wake the main one, so it looks from time to time.
         while not stopped.wait(0.5):
@@ -206,6 +219,8 @@ def _train(arguments: argparse.Namespace) -> int:
         raise InputError("--plain needs --model DIR: the weights to train with in the clear")
     if arguments.server and arguments.model:
         raise InputError("--model goes with --plain only; with --server the model is the server's")
+    if arguments.plain and arguments.seal:
+        raise InputError("--seal goes with --server only: nothing is sealed in the clear")
     if arguments.server:
         # Read when PyTorch loads: its idle threads would spin on cores that encryption and server could use.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -234,7 +249,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
     transport = _connect(arguments.server) if arguments.server else None
     try:
-        model, tokenizer = _encrypted_model(transport, labels) if transport else _plain_model(arguments.model, labels)
+        model, tokenizer = (
+            _encrypted_model(transport, labels, arguments.seal) if transport else _plain_model(arguments.model, labels)
+        )
         encoded = dataset.encode(train, tokenizer, labels, config.max_length)
         encoded_test = dataset.encode(test, tokenizer, labels, config.max_length) if test else None
         model.config.pad_token_id = encoded.pad_id
@@ -280,10 +297,22 @@ def _label_maps(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def _encrypted_model(
-    transport: RemoteTransport, labels: Sequence[str]
+    transport: RemoteTransport, labels: Sequence[str], seal: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     hello = transport.hello()
+    sealed = hello.get("sealed", 0)
+    if seal and not sealed:
+        raise InputError(
+            f"the server at {transport.address} does not seal its feed-forward blocks; start it with "
+            f"'privtuner serve --seal {seal}', or train without --seal"
+        )
     print(f"privtuner: fetching what the owner needs of {hello['model']}, preset {hello['preset']}", file=sys.stderr)
+    if sealed:
+        import logging
+
+        print(f"privtuner: {sealed} feed-forward blocks are sealed, which is slow; each is reported", file=sys.stderr)
+        logging.basicConfig(stream=sys.stderr, format="privtuner: %(message)s")
+        logging.getLogger("privtuner.nn.session").setLevel(logging.INFO)
     bundle = transport.fetch_bundle()
     model = bundle.build(transport, num_labels=len(labels), **_label_maps(labels))
     return model, bundle.tokenizer()

@@ -106,7 +106,7 @@ def test_contradictions_are_refused(files: dict[str, bytes]) -> None:
     manifest = json.loads(files["privtuner.json"])
     groups = manifest["groups"]
     for changes, message in [
-        ({"format": 2}, "format 2, this version reads 1; install the same version"),
+        ({"format": 1}, "format 1, this version reads 2; install the same version"),
         ({"dtype": "nn"}, "unknown dtype 'nn'"),
         ({"dtype": "load"}, "unknown dtype 'load'"),
         ({"groups": {k: v for k, v in groups.items() if k != "pooler.dense"}}, "groups and publics differ in"),

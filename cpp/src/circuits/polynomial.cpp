@@ -286,7 +286,9 @@ int Polynomial::depth() const { return log2_ceil(degree() + 1); }
 
 int levels_needed(const ckks::Tensor& x, const Polynomial& p) {
   const double widest = *std::max_element(x.scale.begin(), x.scale.end());
-  const bool too_large = widest * std::max(1.0, half_width(p)) > 2 * x.parameters->scale(x.level);
+  // Every squaring squares what the scale has beyond the chain's: the highest power shall have two bits at the most.
+  const double slack = std::exp2(std::min(1.0, std::exp2(2 - p.depth())));
+  const bool too_large = widest * std::max(1.0, half_width(p)) > slack * x.parameters->scale(x.level);
   return std::max(1, p.depth()) + (too_large ? 1 : 0);
 }
 

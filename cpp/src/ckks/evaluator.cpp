@@ -179,7 +179,8 @@ std::pair<TensorPtr, TensorPtr> Evaluator::meet(TensorPtr x, TensorPtr y) const 
   }
   TensorPtr& high = x->level > y->level ? x : y;
   const TensorPtr& low = x->level > y->level ? y : x;
-  const bool uniform = std::all_of(low->scale.begin(), low->scale.end(), [&](double v) { return same(v, low->scale[0]); });
+  const bool uniform =
+      std::all_of(low->scale.begin(), low->scale.end(), [&](double v) { return same(v, low->scale[0]); });
   if (x->level != y->level && (uniform || low->features == high->features)) {
     high = bring(high, low->level, scales_of(*low, high->features));
     return {x, y};
@@ -210,7 +211,8 @@ TensorPtr Evaluator::add_rows(const TensorPtr& left, const TensorPtr& right, boo
   for (std::size_t f = 0; f < features; ++f) {
     out->scale[f] = x->features >= y->features ? x->scale[f] : y->scale[f];
     out->noise[f] = x->noise[of(*x, f)] + y->noise[of(*y, f)];  // the two may come from one source
-    const double apart = std::fabs(x->scale[of(*x, f)] - y->scale[of(*y, f)]);  // scales that agree need not be the same
+    const double apart =
+        std::fabs(x->scale[of(*x, f)] - y->scale[of(*y, f)]);  // scales that agree need not be the same
     out->noise[f] += apart * (x->features >= y->features ? y->bound : x->bound);
   }
   trace_.count(Work::term, x->limbs(), static_cast<double>(features));
@@ -341,7 +343,8 @@ TensorPtr Evaluator::combine(const Combination& c, int level, const std::vector<
       const Tensor& x = *c.tensors[t];
       const std::size_t g = x.features == 1 ? 0 : f;
       noise += std::fabs(c.weights[t][f]) * x.noise[g];
-      if (rescaled && !c.exact) noise += 0.3 * x.bound * x.scale[g];  // the weight is rounded: 1 / sqrt(12) of the raw value
+      if (rescaled && !c.exact)
+        noise += 0.3 * x.bound * x.scale[g];  // the weight is rounded: 1 / sqrt(12) of the raw value
     }
     out->scale[f] = scale[f] / q;
     out->noise[f] = rescaled ? norm(noise / q, rounding_noise()) : noise;

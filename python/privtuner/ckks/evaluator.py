@@ -35,9 +35,10 @@ class Matrix:
     """
 
     def __init__(self, weight: npt.ArrayLike, *, bits: int = 8, per_row: bool = True) -> None:
-        array = np.asarray(weight, np.float64)
-        if array.ndim != 2 or 0 in array.shape:
-            raise InputError(f"weight of shape {array.shape}; pass (d_out, d_in)")
+        array = np.asarray(weight)
+        if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "fiub":
+            raise InputError(f"weight of shape {array.shape} and dtype {array.dtype}; pass real numbers, (d_out, d_in)")
+        array = array.astype(np.float64)
         if not np.isfinite(array).all():
             raise InputError("weight holds NaN or infinity")
         if bits not in (8, 16):
@@ -45,10 +46,24 @@ class Matrix:
         largest, kind = (127, np.int8) if bits == 8 else (32639, np.int16)
         peak = np.abs(array).max(axis=1) if per_row else np.full(len(array), np.abs(array).max())
         peak[peak == 0] = 1.0
-        self.delta: npt.NDArray[np.float64] = peak / largest
-        self.integers: npt.NDArray[Any] = np.rint(array / self.delta[:, None]).astype(kind)
-        self.shape: tuple[int, int] = (int(array.shape[0]), int(array.shape[1]))
-        self._core = _core.CkksMatrix(self.integers, self.delta)
+        delta = peak / largest
+        self._hold(np.rint(array / delta[:, None]).astype(kind), delta)
+
+    @classmethod
+    def of_integers(cls, integers: npt.NDArray[Any], delta: float) -> Matrix:
+        """The matrix ``delta * integers``: int8 or int16 up to 32639, (d_out, d_in), rounded already.
+
+        Raises:
+            InputError: integers of another type, shape or size, or a delta that is not positive.
+        """
+        matrix = cls.__new__(cls)
+        matrix._hold(np.ascontiguousarray(integers), np.full(len(integers), delta))
+        return matrix
+
+    def _hold(self, integers: npt.NDArray[Any], delta: npt.NDArray[np.float64]) -> None:
+        self.delta, self.integers = delta, integers
+        self._core = _core.CkksMatrix(integers, delta)
+        self.shape: tuple[int, int] = (self._core.rows, self._core.cols)
 
     def dequantised(self) -> npt.NDArray[np.float64]:
         """The weight in force, delta[:, None] * integers."""
@@ -93,6 +108,8 @@ class Evaluator:
         public_key: bool = False,
     ) -> EncryptedTensor:
         """A fresh tensor without ciphertexts, for dry runs."""
+        if not 1 <= tokens <= self.slots:
+            raise CkksError(f"{tokens} tokens do not fit the {self.slots} slots of {self.parameters.name}")
         at = self.parameters.depth if level is None else level
         scales = np.zeros(0) if scale is None else np.atleast_1d(np.asarray(scale, np.float64))
         return self._wrap(self._core.planned(tokens, features, at, bound, scales, public_key))

@@ -74,6 +74,20 @@ class Parameters:
         )
 
 
+def require_secure(parameters: Parameters, allow_insecure: bool) -> Parameters:
+    """Return ``parameters`` that another party chose, if data may be encrypted under them.
+
+    Raises:
+        InputError: they have less than 128 bits of security and ``allow_insecure`` is not set.
+    """
+    if parameters.security_bits < 128 and not allow_insecure:
+        raise InputError(
+            f"the server asks for {parameters.name}, which protects nothing; refuse that server, or for tests pass "
+            "allow_insecure=True"
+        )
+    return parameters
+
+
 def _log2(ring_dimension: int | None) -> int:
     if ring_dimension is None:
         return 0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import system
-from ..errors import CkksError, InputError
+from ..errors import InputError
 from .evaluator import Evaluator, Matrix
 from .keys import EvaluationKeys, SecretKey, rotations_of
 from .parameters import Parameters
@@ -152,8 +152,6 @@ def plan(
             tensors.append(entry)
         else:
             tokens, features = entry
-            if not 1 <= tokens <= parameters.slots:
-                raise CkksError(f"{tokens} tokens do not fit the {parameters.slots} slots of {parameters.name}")
             tensors.append(engine.planned(tokens, features, bound=bound))
     result = circuit(engine, *tensors)
     outputs = (result,) if isinstance(result, EncryptedTensor) else tuple(result)

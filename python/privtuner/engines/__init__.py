@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from privtuner.engines.base import Engine, Transport
+from privtuner.engines.base import Engine, Layer, Transport
 from privtuner.engines.native import LocalTransport, NativeEngine
 
-__all__ = ["Engine", "LocalTransport", "NativeEngine", "Transport"]
+__all__ = ["Engine", "Layer", "LocalTransport", "NativeEngine", "Transport"]

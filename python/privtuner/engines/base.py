@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from numpy.typing import ArrayLike
 
 from privtuner.linear import Prepared
 
-__all__ = ["DEFAULT_BLOCK_ROWS", "CkksEngine", "Engine", "Transport"]
+if TYPE_CHECKING:
+    from privtuner.ckks.exchange import Block
+
+__all__ = ["DEFAULT_BLOCK_ROWS", "CkksEngine", "Engine", "Layer", "Transport"]
+
+Layer: TypeAlias = "Prepared | Block"
+"""What a server holds under one name: a linear layer, or a block evaluated whole on ciphertexts."""
 
 Tensor = TypeVar("Tensor")
 
@@ -31,7 +37,7 @@ class Transport(Protocol):
 
         Args:
             layer: name of the prepared layer, as in the bundle's ``publics``.
-            request: what :func:`privtuner.linear.encrypt` made.
+            request: what :func:`privtuner.linear.encrypt` made, or :class:`privtuner.ckks.blocks.SealedClient`.
 
         Raises:
             privtuner.errors.PrivtunerError: the layer is unknown, the request is malformed, or the server failed.
@@ -40,12 +46,12 @@ class Transport(Protocol):
 
 
 class Engine(Protocol):
-    """Computes the encrypted product of one prepared layer, block by block."""
+    """Computes the reply of one layer, block by block."""
 
     name: str
 
-    def apply_blocks(self, prepared: Prepared, request: bytes, block_rows: int) -> Iterator[bytes]:
-        """Yield the reply to ``request`` in blocks of at most ``block_rows`` output features.
+    def apply_blocks(self, prepared: Layer, request: bytes, block_rows: int) -> Iterator[bytes]:
+        """Yield the reply to ``request``: of a linear layer in blocks of at most ``block_rows`` output features.
 
         Raises:
             privtuner.errors.MessageError: the request is malformed or meant for another layer.
@@ -69,11 +75,11 @@ class CkksEngine(Protocol[Tensor]):
     slots: int
 
     def add(self, x: Tensor, y: Tensor | ArrayLike) -> Tensor:
-        """x + y; y a tensor, a number, or numbers of shape (features,). No level."""
+        """X + y; y a tensor, a number, or numbers of shape (features,). No level."""
         ...
 
     def subtract(self, x: Tensor, y: Tensor | ArrayLike) -> Tensor:
-        """x - y, as :meth:`add`. No level."""
+        """X - y, as :meth:`add`. No level."""
         ...
 
     def negate(self, x: Tensor) -> Tensor:
@@ -81,11 +87,11 @@ class CkksEngine(Protocol[Tensor]):
         ...
 
     def multiply(self, x: Tensor, y: Tensor | ArrayLike) -> Tensor:
-        """x y slot by slot; y a tensor, a number, or numbers of shape (features,). One level."""
+        """X y slot by slot; y a tensor, a number, or numbers of shape (features,). One level."""
         ...
 
     def multiply_plain(self, x: Tensor, values: ArrayLike) -> Tensor:
-        """x times clear values of shape (tokens,) or (tokens, features), slot by slot. One level."""
+        """X times clear values of shape (tokens,) or (tokens, features), slot by slot. One level."""
         ...
 
     def dot(self, x: Tensor, y: Tensor) -> Tensor:
@@ -104,12 +110,12 @@ class CkksEngine(Protocol[Tensor]):
         """Some of the features. No level."""
         ...
 
-    def linear(self, x: Tensor, weights: Any) -> Tensor:
-        """x W^T for clear weights of shape (d_out, features), prepared or as an array. No level."""
+    def linear(self, x: Tensor, weights: Any, *, transpose: bool = False) -> Tensor:
+        """X W^T (x W if ``transpose``) for clear weights, prepared or as an array. No level."""
         ...
 
     def linear_combination(self, tensors: Sequence[Tensor], weights: ArrayLike, constant: ArrayLike = 0.0) -> Tensor:
-        """constant + sum_t weights[t] tensors[t]; weights of shape (t,) or (t, features). One level."""
+        """Constant + sum_t weights[t] tensors[t]; weights of shape (t,) or (t, features). One level."""
         ...
 
     def polynomial(self, x: Tensor, polynomial: Any) -> Tensor:
@@ -131,7 +137,10 @@ class CkksEngine(Protocol[Tensor]):
         """The sum over all slots, in every slot. No level."""
         ...
 
-    def assume(self, x: Tensor, bound: float) -> Tensor:
-        """x with the caller's promise that |value| <= bound in every slot."""
+    def pack_slot_sums(self, x: Tensor) -> Tensor:
+        """The sums over all slots of every feature, packed for ``decrypt_sums`` of the secret key. No level."""
         ...
 
+    def assume(self, x: Tensor, bound: float) -> Tensor:
+        """X with the caller's promise that |value| <= bound in every slot."""
+        ...

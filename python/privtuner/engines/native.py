@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from privtuner import linear
-from privtuner.engines.base import DEFAULT_BLOCK_ROWS, Engine
+from privtuner.engines.base import DEFAULT_BLOCK_ROWS, Engine, Layer
 from privtuner.errors import InputError
 
 __all__ = ["LocalTransport", "NativeEngine"]
@@ -17,11 +17,12 @@ class NativeEngine:
 
     name = "native"
 
-    def apply_blocks(
-        self, prepared: linear.Prepared, request: bytes, block_rows: int = DEFAULT_BLOCK_ROWS
-    ) -> Iterator[bytes]:
+    def apply_blocks(self, prepared: Layer, request: bytes, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[bytes]:
         """Yield the reply to ``request`` in blocks; see :class:`privtuner.engines.Engine`."""
-        yield from linear.apply_blocks(prepared, request, block_rows=block_rows)
+        if isinstance(prepared, linear.Prepared):
+            yield from linear.apply_blocks(prepared, request, block_rows=block_rows)
+        else:
+            yield from prepared.answer(request)
 
 
 class LocalTransport:
@@ -40,14 +41,14 @@ class LocalTransport:
 
     def __init__(
         self,
-        layers: Mapping[str, linear.Prepared],
+        layers: Mapping[str, Layer],
         *,
         engine: Engine | None = None,
         block_rows: int = DEFAULT_BLOCK_ROWS,
     ) -> None:
         if block_rows < 1:
             raise InputError(f"block_rows is {block_rows}; give at least 1")
-        self.layers: Mapping[str, linear.Prepared] = MappingProxyType(dict(layers))
+        self.layers: Mapping[str, Layer] = MappingProxyType(dict(layers))
         self.engine: Engine = NativeEngine() if engine is None else engine
         self.block_rows = block_rows
 

@@ -1,4 +1,4 @@
-"""Private fine-tuning with PyTorch: frozen linear layers computed by a server on encrypted activations."""
+"""Private fine-tuning with PyTorch: frozen layers computed by a server on encrypted activations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from privtuner.engines import LocalTransport, Transport
 from privtuner.nn.bundle import GroupSpec, OwnerBundle
 from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.layers import EncryptedLayer, EncryptedLinear, traffic_of
+from privtuner.nn.sealed import SealedMLP, SealedSpec, polynomial_activations
 from privtuner.nn.session import Session
 from privtuner.nn.split import Split, split, split_pretrained
 from privtuner.nn.traffic import Traffic, TrafficMeter
@@ -17,11 +18,14 @@ __all__ = [
     "GroupSpec",
     "LocalTransport",
     "OwnerBundle",
+    "SealedMLP",
+    "SealedSpec",
     "Session",
     "Split",
     "Traffic",
     "TrafficMeter",
     "Transport",
+    "polynomial_activations",
     "split",
     "split_pretrained",
     "traffic_of",

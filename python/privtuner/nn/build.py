@@ -13,7 +13,9 @@ from privtuner.errors import InputError
 from privtuner.nn.bundle import GroupSpec, OwnerBundle
 from privtuner.nn.families import PADDING_SAFE, TASKS
 from privtuner.nn.groups import EncryptedGroup
+from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.layers import EncryptedLayer, EncryptedLinear
+from privtuner.nn.sealed import SealedMLP
 from privtuner.nn.session import Session
 from privtuner.nn.split import canonical_names
 
@@ -33,16 +35,18 @@ def build_model(
     skip_padding: bool | None,
     mask_cache_bytes: int | None,
     attn_implementation: str | None,
+    allow_insecure: bool,
     overrides: Mapping[str, Any],
 ) -> PreTrainedModel:
     """Build the data owner's model; see :meth:`privtuner.nn.OwnerBundle.build`."""
-    session = Session(transport, mask_cache_bytes=mask_cache_bytes)
+    session = Session(transport, mask_cache_bytes=mask_cache_bytes, allow_insecure=allow_insecure)
     config = _configuration(bundle, overrides)
     if task is None and not {"num_labels", "id2label"}.isdisjoint(overrides):
         task = "sequence-classification"
     model = _skeleton(bundle, config, task, attn_implementation)
     _check_against_architecture(bundle, config)
     _place_encrypted_layers(model, bundle, session)
+    _place_sealed_blocks(model, bundle, session)
     _load_tensors(model, bundle, resized=not _LABELS.isdisjoint(overrides))
     model.tie_weights()
     _initialise_missing(model)
@@ -112,10 +116,11 @@ def _check_against_architecture(bundle: OwnerBundle, config: PreTrainedConfig) -
     whole = _skeleton(bundle, config, None, None)
     canonical = canonical_names(whole)
     served = {member for spec in bundle.groups.values() for member in spec.members}
+    sealed = {name for spec in bundle.sealed.values() for name in (spec.first, spec.second)}
     sources = {id(tensor) for name, tensor in whole.named_parameters() if canonical(name) in bundle.tensors}
     for path, module in whole.named_modules():
         name = canonical(path)
-        if name in bundle.omitted:
+        if name in bundle.omitted or name in sealed:
             continue
         for leaf, tensor in module.named_parameters(recurse=False):
             full = f"{name}.{leaf}" if name else leaf
@@ -144,6 +149,28 @@ def _place_encrypted_layers(model: PreTrainedModel, bundle: OwnerBundle, session
             parent, _, leaf = path.rpartition(".")
             layer = _encrypted(group, member, spec, name, module, getattr(torch, bundle.dtype))
             setattr(model.get_submodule(parent), leaf, layer)
+
+
+def _place_sealed_blocks(model: PreTrainedModel, bundle: OwnerBundle, session: Session) -> None:
+    canonical = canonical_names(model)
+    modules = {canonical(name): (name, module) for name, module in model.named_modules()}
+    for wire, spec in bundle.sealed.items():
+        missing = [name for name in (spec.first, spec.activation, spec.second) if name not in modules]
+        if missing:
+            raise InputError(f"the model built here lacks {missing} of block '{wire}'; use the server's transformers")
+        first, second = modules[spec.first][1], modules[spec.second][1]
+        if kind_of(first) != spec.kind or kind_of(second) != spec.kind:
+            raise InputError(f"block '{wire}' was split as {spec.kind} layers; use the server's transformers")
+        features = (matrix_of(first).shape[1], matrix_of(second).shape[0])
+        if features != (spec.public.d_in, spec.public.d_out):
+            raise InputError(
+                f"block '{wire}' has {features} features (in, out) by the configuration and "
+                f"{(spec.public.d_in, spec.public.d_out)} at the server; do not change entries that set sizes"
+            )
+        block = SealedMLP(wire, spec.public, session)
+        for name, new in ((spec.first, block), (spec.activation, None), (spec.second, None)):
+            parent, _, leaf = modules[name][0].rpartition(".")
+            setattr(model.get_submodule(parent), leaf, torch.nn.Identity() if new is None else new)
 
 
 def _encrypted(

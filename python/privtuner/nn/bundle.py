@@ -1,4 +1,4 @@
-"""What the data owner gets from the server: everything of the model but its frozen linear weights."""
+"""What the data owner gets from the server: everything of the model but its frozen linear weights and sealed blocks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from privtuner import linear
+from privtuner.ckks.blocks import SealedPublic
 from privtuner.engines.base import Transport
 from privtuner.errors import InputError, MessageError
+from privtuner.nn.sealed import SealedSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +41,7 @@ TOKENIZER_FILES = frozenset(
 
 _NOT_DESCRIBING = frozenset({"auto_map", "custom_pipelines", "quantization_config", "use_kernels"})
 
-_FORMAT = 1
+_FORMAT = 2
 _CONFIG, _MANIFEST = "config.json", "privtuner.json"
 _TENSORS, _PUBLICS = "owner.safetensors", "publics.safetensors"
 _OWN_FILES = (_CONFIG, _MANIFEST, _TENSORS, _PUBLICS)
@@ -60,7 +62,7 @@ class GroupSpec:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OwnerBundle:
-    """The data owner's part of a split model. Holds no frozen linear weight, and nothing secret.
+    """The data owner's part of a split model. Holds no frozen linear weight, no part of a sealed block, no secret.
 
     Names of modules and tensors leave out the prefix of the base model ("bert.", "transformer.", ...), so they do not
     depend on the head that is built on top.
@@ -71,6 +73,7 @@ class OwnerBundle:
         dtype: dtype of the model, e.g. "float32".
         groups: wire name -> the modules it stands for.
         publics: wire name -> public part of the prepared layer.
+        sealed: wire name -> sealed block, with its public part.
         tensors: embeddings, norms, biases, buffers and kept heads by name.
         kept: names among ``tensors`` of heads that were kept to be trained.
         omitted: modules of the architecture that neither party has, to be initialised by the data owner.
@@ -86,6 +89,7 @@ class OwnerBundle:
     kept: frozenset[str] = frozenset()
     omitted: frozenset[str] = frozenset()
     files: Mapping[str, bytes] = field(default_factory=dict)
+    sealed: Mapping[str, SealedSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if set(self.groups) != set(self.publics):
@@ -98,6 +102,9 @@ class OwnerBundle:
                     f"bundle: the members of '{name}' have {sum(spec.members.values())} output features and its "
                     f"public part {self.publics[name].d_out}; fetch the bundle again"
                 )
+        both = sorted(set(self.sealed) & set(self.groups))
+        if both:
+            raise MessageError(f"bundle: {both} are both layers and sealed blocks; fetch it again")
         if not hasattr(torch, self.dtype) or not isinstance(getattr(torch, self.dtype), torch.dtype):
             raise MessageError(f"bundle: unknown dtype {self.dtype!r}; fetch the bundle again")
         unknown = sorted(set(self.files) - TOKENIZER_FILES)
@@ -106,7 +113,8 @@ class OwnerBundle:
 
     def __repr__(self) -> str:
         size = sum(tensor.nbytes for tensor in self.tensors.values())
-        return f"OwnerBundle({self.architecture}, {len(self.groups)} served layers, {size / 1e6:.1f} MB of tensors)"
+        served = f"{len(self.groups)} served layers" + (f", {len(self.sealed)} sealed blocks" if self.sealed else "")
+        return f"OwnerBundle({self.architecture}, {served}, {size / 1e6:.1f} MB of tensors)"
 
     def build(
         self,
@@ -116,6 +124,7 @@ class OwnerBundle:
         skip_padding: bool | None = None,
         mask_cache_bytes: int | None = None,
         attn_implementation: str | None = None,
+        allow_insecure: bool = False,
         **config: Any,
     ) -> PreTrainedModel:
         """Return the data owner's ``transformers`` model, its frozen linear layers computed through ``transport``.
@@ -134,6 +143,7 @@ class OwnerBundle:
             mask_cache_bytes: memory for the products of the public masks, None for no limit; see
                 :class:`privtuner.nn.session.Session`.
             attn_implementation: "sdpa" or "eager"; None for the default of ``transformers``.
+            allow_insecure: accept sealed blocks under INSECURE parameters, for tests.
             **config: entries of the configuration to change, such as ``num_labels``, ``id2label`` or
                 ``pad_token_id``.
 
@@ -150,6 +160,7 @@ class OwnerBundle:
             skip_padding=skip_padding,
             mask_cache_bytes=mask_cache_bytes,
             attn_implementation=attn_implementation,
+            allow_insecure=allow_insecure,
             overrides=config,
         )
 
@@ -182,13 +193,16 @@ class OwnerBundle:
                 name: {"kind": spec.kind, "members": [list(item) for item in spec.members.items()]}
                 for name, spec in self.groups.items()
             },
+            "sealed": {
+                name: {"kind": spec.kind, "modules": [spec.first, spec.activation, spec.second]}
+                for name, spec in self.sealed.items()
+            },
             "kept": sorted(self.kept),
             "omitted": sorted(self.omitted),
         }
-        publics = {
-            name: torch.frombuffer(bytearray(public.to_bytes()), dtype=torch.uint8)
-            for name, public in self.publics.items()
-        }
+        encoded = {name: public.to_bytes() for name, public in self.publics.items()}
+        encoded |= {name: spec.public.to_bytes() for name, spec in self.sealed.items()}
+        publics = {name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in encoded.items()}
         return {
             _CONFIG: self._config_bytes(),
             _MANIFEST: json.dumps(manifest, indent=1).encode(),
@@ -237,16 +251,21 @@ class OwnerBundle:
         if not isinstance(config, dict):
             raise MessageError(f"bundle: {_CONFIG} holds a {type(config).__name__} instead of an object")
         config = describing_entries(config)
-        publics = {
-            name: linear.Public.from_bytes(tensor.numpy().tobytes())
-            for name, tensor in load(bytes(files[_PUBLICS])).items()
-        }
+        publics = {name: tensor.numpy().tobytes() for name, tensor in load(bytes(files[_PUBLICS])).items()}
+        sealed = {}
+        for name, spec in manifest["sealed"].items():
+            if spec["kind"] not in ("linear", "conv1d"):
+                raise MessageError(f"bundle: sealed block '{name}' is of unknown kind {spec['kind']!r}")
+            first, activation, second = map(str, spec["modules"])
+            public = SealedPublic.from_bytes(publics.pop(name))
+            sealed[name] = SealedSpec(spec["kind"], first, activation, second, public)
         return cls(
             config=config,
             architecture=str(manifest["architecture"]),
             dtype=str(manifest["dtype"]),
             groups=groups,
-            publics=publics,
+            publics={name: linear.Public.from_bytes(public) for name, public in publics.items()},
+            sealed=sealed,
             tensors=load(bytes(files[_TENSORS])),
             kept=frozenset(map(str, manifest["kept"])),
             omitted=frozenset(map(str, manifest["omitted"])),

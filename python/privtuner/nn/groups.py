@@ -14,9 +14,10 @@ from privtuner.nn.autograd import GroupProduct
 from privtuner.nn.live import LiveResource
 from privtuner.nn.session import Session
 
-__all__ = ["EncryptedGroup"]
+__all__ = ["DTYPES", "EncryptedGroup", "spread"]
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of activations that layers take."""
 
 
 class _Shared:
@@ -132,7 +133,7 @@ class EncryptedGroup(LiveResource):
             flat = flat.index_select(0, rows.to(flat.device))
         stacked = self._run(flat, "forward")
         parts = stacked.split(self.out_features, dim=1)
-        return tuple(_spread(part, rows, leading, x.dtype, x.device) for part in parts)
+        return tuple(spread(part, rows, leading, x.dtype, x.device) for part in parts)
 
     def backward_product(
         self,
@@ -153,7 +154,7 @@ class EncryptedGroup(LiveResource):
                     flat = flat.index_select(0, rows.to(flat.device))
                 stacked[:, start : start + features] = flat
             start += features
-        return _spread(self._run(stacked, "backward"), rows, leading, dtype, device)
+        return spread(self._run(stacked, "backward"), rows, leading, dtype, device)
 
     def _run(self, flat: torch.Tensor, direction: linear.Direction) -> torch.Tensor:
         """Return the product of ``flat`` (tokens, features) as float32 on the processor; no tokens, no request."""
@@ -164,7 +165,7 @@ class EncryptedGroup(LiveResource):
         return torch.from_numpy(self.session.product(self.name, self.public, x, direction))
 
     def _check(self, x: torch.Tensor) -> None:
-        if x.dtype not in _DTYPES:
+        if x.dtype not in DTYPES:
             raise InputError(f"layer '{self.name}': input has dtype {x.dtype}; cast it to float32, bfloat16 or float16")
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise InputError(
@@ -172,7 +173,7 @@ class EncryptedGroup(LiveResource):
             )
 
 
-def _spread(
+def spread(
     part: torch.Tensor,
     rows: torch.Tensor | None,
     leading: torch.Size,

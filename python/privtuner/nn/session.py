@@ -1,7 +1,9 @@
-"""The data owner's end of the wire: one encrypted product, counted."""
+"""The data owner's end of the wire: one encrypted product or sealed block, counted."""
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Iterable, Iterator
 
@@ -9,13 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from privtuner import linear
+from privtuner.ckks import Parameters
+from privtuner.ckks.blocks import SealedClient, SealedPublic
 from privtuner.engines.base import Transport
-from privtuner.errors import InputError
+from privtuner.errors import CkksError, InputError
 from privtuner.nn.live import LiveResource
 from privtuner.nn.padding import PaddingTracker
 from privtuner.nn.traffic import Traffic, TrafficMeter
 
 __all__ = ["Session"]
+
+_log = logging.getLogger(__name__)
 
 
 class _TimedBlocks:
@@ -45,12 +51,15 @@ class Session(LiveResource):
             layer and direction instead of in every request; see :class:`privtuner.linear.MaskCache`. A layer takes
             8 KB an output feature forward and 8 KB an input feature backward with ``linear-w8``, twice that with
             ``linear-w16``. None sets no limit, 0 keeps none.
+        allow_insecure: accept sealed blocks under INSECURE parameters, for tests.
 
     Raises:
         privtuner.errors.InputError: ``transport`` lacks ``apply``, or ``mask_cache_bytes`` is negative.
     """
 
-    def __init__(self, transport: Transport, *, mask_cache_bytes: int | None = None) -> None:
+    def __init__(
+        self, transport: Transport, *, mask_cache_bytes: int | None = None, allow_insecure: bool = False
+    ) -> None:
         if not isinstance(transport, Transport):
             raise InputError(
                 f"transport is a {type(transport).__name__} without an apply(layer, request) method; "
@@ -60,6 +69,9 @@ class Session(LiveResource):
         self.meter = TrafficMeter()
         self.padding = PaddingTracker()
         self._masks = linear.MaskCache() if mask_cache_bytes is None else linear.MaskCache(mask_cache_bytes)
+        self._allow_insecure = allow_insecure
+        self._lock = threading.Lock()
+        self._clients: dict[Parameters, SealedClient] = {}
 
     def product(
         self, layer: str, public: linear.Public, x: npt.NDArray[np.float32], direction: linear.Direction
@@ -99,3 +111,50 @@ class Session(LiveResource):
         )
         self.meter.add(layer, direction, traffic)
         return y
+
+    def sealed(
+        self, block: str, public: SealedPublic, x: npt.NDArray[np.float64], g: npt.NDArray[np.float64] | None = None
+    ) -> npt.NDArray[np.float64]:
+        """Return a sealed block's outputs, or with ``g`` the gradient by ``x``, computed by the server on ciphertexts.
+
+        One secret key serves all sealed blocks of the session. Slow, so each is logged (INFO) with its seconds.
+
+        Args:
+            block: wire name.
+            public: the block's public part.
+            x: float64 (tokens, d_in), any number of tokens.
+            g: float64 (tokens, d_out).
+
+        Returns:
+            float64 (tokens, d_out), or with ``g`` (tokens, d_in).
+
+        Raises:
+            privtuner.errors.InputError: NaN, infinity, the wrong shape, or inputs above the block's bound.
+            privtuner.errors.CkksError: the reply is out of bounds: the activation's domain is too small.
+            privtuner.errors.PrivtunerError: the transport failed or the reply does not fit the request.
+        """
+        client = self._client(public.parameters)
+        direction = "forward" if g is None else "backward"
+        results = [np.zeros((0, public.d_out if g is None else public.d_in))]
+        for start in range(0, len(x), public.parameters.slots):
+            rows = slice(start, start + public.parameters.slots)
+            begin = time.perf_counter()
+            try:
+                request, pending = client.request(public, x[rows], None if g is None else g[rows])
+                sent = time.perf_counter()
+                blocks = _TimedBlocks(self.transport.apply(block, request))
+                opened = time.perf_counter()
+                results.append(client.decrypt(blocks, pending))
+            except (CkksError, InputError) as error:
+                raise type(error)(f"sealed block '{block}', {direction}: {error}") from error
+            seconds = time.perf_counter() - begin
+            tokens, wait = len(x[rows]), opened - sent + blocks.wait_seconds
+            self.meter.add(block, direction, Traffic(1, tokens, len(request), blocks.bytes, seconds, wait))
+            _log.info("sealed block %s %s: %d tokens in %.1f s", block, direction, tokens, seconds)
+        return np.concatenate(results)
+
+    def _client(self, parameters: Parameters) -> SealedClient:
+        with self._lock:
+            if parameters not in self._clients:
+                self._clients[parameters] = SealedClient(parameters, allow_insecure=self._allow_insecure)
+            return self._clients[parameters]

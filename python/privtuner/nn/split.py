@@ -1,4 +1,4 @@
-"""Cuts a Hugging Face model into the server's prepared layers and the data owner's bundle."""
+"""Cuts a Hugging Face model into the server's layers and blocks and the data owner's bundle."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from privtuner import linear
+from privtuner.ckks import Parameters
+from privtuner.engines.base import Layer
 from privtuner.errors import InputError
 from privtuner.nn.bundle import TOKENIZER_FILES, GroupSpec, OwnerBundle, describing_entries
 from privtuner.nn.families import KEPT_HEADS, TASKS, group_siblings, wire_name
+from privtuner.nn.kinds import kind_of, matrix_of
+from privtuner.nn.sealed import ACTIVATION_DEGREE, ACTIVATION_DOMAIN, INPUT_BOUND, Seal, SealedSpec, prepare_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,11 +33,11 @@ class Split:
     """The two parts of a model.
 
     Attributes:
-        server: wire name -> prepared layer; never leaves the model owner.
+        server: wire name -> prepared layer or sealed block; never leaves the model owner.
         bundle: for the data owner.
     """
 
-    server: Mapping[str, linear.Prepared]
+    server: Mapping[str, Layer]
     bundle: OwnerBundle
 
     def __repr__(self) -> str:
@@ -47,6 +51,11 @@ def split(
     *,
     files: Mapping[str, bytes] | None = None,
     omit: Collection[str] = (),
+    seal: Seal | None = None,
+    activation_domain: tuple[float, float] = ACTIVATION_DOMAIN,
+    activation_degree: int = ACTIVATION_DEGREE,
+    input_bound: float = INPUT_BOUND,
+    seal_parameters: Parameters | None = None,
 ) -> Split:
     """Split ``model``: every frozen linear layer to the server, the rest to the data owner.
 
@@ -61,10 +70,17 @@ def split(
             ("classifier" covers everything inside ``classifier``).
         files: tokenizer files to carry along, name -> contents.
         omit: names of modules (as in ``model``) to leave out of both parts.
+        seal: "mlp" to evaluate the feed-forward blocks whole at the server, which keeps their biases too: the data
+            owner then sees no linear map of them. Slow.
+        activation_domain: where a sealed block's activation is approximated; inputs of the activation must stay there.
+        activation_degree: of the polynomial in its place.
+        input_bound: largest absolute input of a sealed block, declared with every request.
+        seal_parameters: of the sealed blocks' encryption; the smallest secure set that is deep enough when None.
 
     Raises:
         privtuner.errors.InputError: ``model`` is no such model, has adapters or quantised layers, holds a matrix that
-            is neither linear nor an embedding, or weights that are not finite; or ``preset`` is unknown.
+            is neither linear nor an embedding, or weights that are not finite; ``preset`` is unknown; or with ``seal``,
+            there is no block to seal, or one that is kept or omitted.
     """
     from transformers import PreTrainedModel
 
@@ -77,27 +93,48 @@ def split(
     canonical = canonical_names(model)
     kept = _matcher(keep)
     omitted = _matcher_exact(omit)
+    blocks = prepare_blocks(
+        model,
+        seal,
+        domain=activation_domain,
+        degree=activation_degree,
+        input_bound=input_bound,
+        parameters=seal_parameters,
+    )
+    sealed = {name for first, _, second in blocks for name in (first, second)}
+    for name in sorted(sealed):
+        if kept(name) or omitted(name):
+            raise InputError(f"'{name}' is to be sealed, and kept or omitted too; leave it out of keep, or do not seal")
     layers = {
         name: module
         for name, module in model.named_modules()
-        if _kind(module) and not (kept(name) or omitted(name) or _is_tied(module, model))
+        if kind_of(module) and not (name in sealed or kept(name) or omitted(name) or _is_tied(module, model))
     }
 
-    server: dict[str, linear.Prepared] = {}
+    server: dict[str, Layer] = {}
     groups: dict[str, GroupSpec] = {}
+    publics: dict[str, linear.Public] = {}
     for names in group_siblings(layers):
         for members in _stackable(names, layers):
             modules = [layers[name] for name in members]
             wire = wire_name(tuple(canonical(name) for name in members))
-            server[wire] = _prepare(wire, modules, preset)
+            server[wire] = prepared = _prepare(wire, modules, preset)
+            publics[wire] = prepared.public
             groups[wire] = GroupSpec(
-                _kind(modules[0]) or "linear",
-                {canonical(name): _matrix(module).shape[0] for name, module in zip(members, modules, strict=True)},
+                kind_of(modules[0]) or "linear",
+                {canonical(name): matrix_of(module).shape[0] for name, module in zip(members, modules, strict=True)},
             )
+
+    specs: dict[str, SealedSpec] = {}
+    for names, (block, kind) in blocks.items():
+        first, activation, second = map(canonical, names)
+        wire = wire_name((first, second))
+        server[wire] = block
+        specs[wire] = SealedSpec(kind, first, activation, second, block.public)
 
     tensors: dict[str, torch.Tensor] = {}
     kept_tensors = set()
-    for name, tensor in _owner_tensors(model, layers, kept, omitted):
+    for name, tensor in _owner_tensors(model, layers, sealed, kept, omitted):
         tensors[canonical(name)] = tensor.detach().cpu().clone()
         if kept(name):
             kept_tensors.add(canonical(name))
@@ -106,7 +143,8 @@ def split(
         architecture=type(model).__name__,
         dtype=str(model.dtype).removeprefix("torch."),
         groups=groups,
-        publics={name: prepared.public for name, prepared in server.items()},
+        publics=publics,
+        sealed=specs,
         tensors=tensors,
         kept=frozenset(kept_tensors),
         omitted=frozenset(canonical(name) for name in omit),
@@ -122,6 +160,8 @@ def split_pretrained(
     *,
     task: str | None = None,
     dtype: torch.dtype = torch.float32,
+    seal: Seal | None = None,
+    **seal_options: Any,
 ) -> Split:
     """Load the model in ``directory`` and split it; its tokenizer goes into the bundle.
 
@@ -132,6 +172,9 @@ def split_pretrained(
         task: which head to load, as in :meth:`OwnerBundle.build`. None loads the architecture the configuration
             names, or the base model when that is a pretraining head.
         dtype: dtype to load and train in.
+        seal: see :func:`split`.
+        **seal_options: ``activation_domain``, ``activation_degree``, ``input_bound``, ``seal_parameters`` of
+            :func:`split`.
 
     Raises:
         privtuner.errors.InputError: ``directory`` holds no model, or see :func:`split`.
@@ -154,7 +197,7 @@ def split_pretrained(
     # A layer that the directory lacks was made up on loading: the data owner makes and trains its own.
     missing = {name.rpartition(".")[0] for name in report["missing_keys"] if "." in name}
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in TOKENIZER_FILES}
-    return split(model, preset, keep, files=files, omit=missing)
+    return split(model, preset, keep, files=files, omit=missing, seal=seal, **seal_options)
 
 
 def canonical_names(model: PreTrainedModel) -> Callable[[str], str]:
@@ -183,33 +226,18 @@ def _matcher_exact(names: Collection[str]) -> Callable[[str], bool]:
     return lambda name: name in exact or name.rpartition(".")[0] in exact
 
 
-def _kind(module: torch.nn.Module) -> Literal["linear", "conv1d"] | None:
-    from transformers.pytorch_utils import Conv1D
-
-    # Subclasses may compute something else, so only the classes themselves count.
-    if type(module) is torch.nn.Linear:
-        return "linear"
-    return "conv1d" if type(module) is Conv1D else None
-
-
-def _matrix(module: torch.nn.Module) -> torch.Tensor:
-    """Return the weight as (out_features, in_features)."""
-    weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    return weight if _kind(module) == "linear" else weight.T
-
-
 def _is_tied(module: torch.nn.Module, model: PreTrainedModel) -> bool:
     return any(module.weight is other.weight for other in model.modules() if isinstance(other, torch.nn.Embedding))
 
 
 def _stackable(names: tuple[str, ...], layers: Mapping[str, torch.nn.Module]) -> list[tuple[str, ...]]:
     """Return ``names`` as one group if their inputs and kinds agree, else each on its own."""
-    shapes = {(_kind(layers[name]), _matrix(layers[name]).shape[1]) for name in names}
+    shapes = {(kind_of(layers[name]), matrix_of(layers[name]).shape[1]) for name in names}
     return [names] if len(shapes) == 1 else [(name,) for name in names]
 
 
 def _prepare(wire: str, modules: list[torch.nn.Module], preset: str) -> linear.Prepared:
-    stacked = torch.cat([_matrix(module).detach().to("cpu", torch.float32) for module in modules])
+    stacked = torch.cat([matrix_of(module).detach().to("cpu", torch.float32) for module in modules])
     try:
         return linear.prepare(stacked.numpy(), preset=preset)
     except InputError as error:
@@ -219,6 +247,7 @@ def _prepare(wire: str, modules: list[torch.nn.Module], preset: str) -> linear.P
 def _owner_tensors(
     model: PreTrainedModel,
     layers: Mapping[str, torch.nn.Module],
+    sealed: Collection[str],
     kept: Callable[[str], bool],
     omitted: Callable[[str], bool],
 ) -> list[tuple[str, torch.Tensor]]:
@@ -228,7 +257,7 @@ def _owner_tensors(
     # Embeddings first: a tensor tied to one goes by the embedding's name.
     modules = sorted(model.named_modules(), key=lambda item: not isinstance(item[1], torch.nn.Embedding))
     for path, module in modules:
-        if omitted(path):
+        if omitted(path) or path in sealed:
             continue
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for leaf, tensor in own:

@@ -10,17 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from privtuner.ckks import exchange
 from privtuner.errors import MessageError
 
 __all__ = ["Counter", "LayerCounts", "ServerCounts", "request_shape"]
 
-# Fields of a request's clear header (messages.hpp): direction at byte 7, tokens at byte 96.
+# Fields of a linear request's clear header (messages.hpp): direction at byte 7, tokens at byte 96.
 _DIRECTION = struct.Struct("<7xB")
 _TOKENS = struct.Struct("<96xI")
 
 
 def request_shape(request: bytes) -> tuple[str, int]:
     """Return direction and tokens as the header of ``request`` states them, ("unknown", 0) if it is too short."""
+    if request.startswith(exchange.MAGIC):
+        return exchange.request_shape(request)
     if len(request) < _TOKENS.size:
         return "unknown", 0
     direction = {0: "forward", 1: "backward"}.get(_DIRECTION.unpack_from(request)[0], "unknown")
@@ -53,7 +56,7 @@ class ServerCounts:
     """What a server has seen since it started.
 
     Attributes:
-        layers: (wire name, "forward" or "backward") -> counts.
+        layers: (wire name, "forward", "backward" or another direction of a block) -> counts.
         bundles: owner bundles sent.
         refused: requests answered with an error.
     """

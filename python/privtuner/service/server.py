@@ -1,4 +1,4 @@
-"""The model owner's process: prepared layers behind gRPC."""
+"""The model owner's process: prepared layers and sealed blocks behind gRPC."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import grpc
 import privtuner
 from privtuner.engines import Engine, NativeEngine
 from privtuner.errors import InputError, MessageError, ServiceError
+from privtuner.linear import Prepared
 from privtuner.nn import Split
 from privtuner.service.counts import Counter, ServerCounts, request_shape
 from privtuner.service.protocol import (
@@ -92,13 +93,14 @@ class Server:
         self._engine: Engine = NativeEngine() if engine is None else engine
         self._max_request_bytes = max_request_bytes
         self._counter = Counter()
-        presets = sorted({prepared.public.preset for prepared in split.server.values()})
+        presets = sorted({layer.public.preset for layer in split.server.values() if isinstance(layer, Prepared)})
         self.hello: dict[str, Any] = {
             "protocol": PROTOCOL,
             "version": privtuner.__version__,
             "model": name or split.bundle.architecture,
             "preset": ", ".join(presets),
             "layers": len(split.server),
+            "sealed": len(split.bundle.sealed),
         }
         """What clients are told first."""
         self._server = grpc.server(ThreadPoolExecutor(_WORKERS, "privtuner-serve"), options=channel_options(20.0))

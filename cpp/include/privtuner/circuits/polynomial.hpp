@@ -23,7 +23,8 @@ struct Polynomial {
 };
 
 // Levels evaluate() takes from x: the polynomial's depth, and one more if x's scale is too large for the domain's
-// width. What decides it: scale * max(1, half width of a Chebyshev domain) <= 2 * the chain's scale.
+// width. What decides it: scale * max(1, half width of a Chebyshev domain) <= 2^min(1, 2^(2 - depth)) * the
+// chain's scale.
 int levels_needed(const ckks::Tensor& x, const Polynomial& polynomial);
 
 // Every slot's value p(x), at the chain's scale. Paterson-Stockmeyer with baby steps T_1 .. T_(k-1) and giant steps

@@ -1,0 +1,436 @@
+// The bytes of parameters, tensors and keys: what comes back is what was sent, and whatever else arrives is refused.
+#include "privtuner/ckks/messages.hpp"
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.hpp"
+#include "privtuner/ckks/evaluator.hpp"
+#include "privtuner/ckks/secret.hpp"
+#include "privtuner/math/bytes.hpp"
+
+using namespace privtuner::ckks;
+using privtuner::math::Checksum;
+using privtuner::math::MessageError;
+
+namespace {
+
+using Bytes = std::vector<std::uint8_t>;
+
+// Places in a message (messages.hpp).
+constexpr std::size_t kVersionAt = 4, kKindAt = 6, kUnusedAt = 7, kHashAt = 8, kLengthAt = 16, kChecksumAt = 24,
+                      kBodyAt = 32;
+constexpr std::size_t kTokensAt = 32, kFeaturesAt = 36, kLevelAt = 40, kSeededAt = 44, kBoundAt = 48, kSeedAt = 56;
+
+ParametersPtr insecure(int depth, int scale_bits = 30) {
+  Wish wish;
+  wish.depth = depth;
+  wish.scale_bits = scale_bits;
+  wish.insecure = true;
+  return std::make_shared<Parameters>(wish);
+}
+
+template <class T>
+T get(const Bytes& message, std::size_t at) {
+  T value;
+  std::memcpy(&value, message.data() + at, sizeof(T));
+  return value;
+}
+
+Bytes resealed(Bytes message) {
+  if (message.size() < kBodyAt) return message;
+  Checksum sum;
+  sum.add(message.data(), kChecksumAt);
+  sum.add(message.data() + kBodyAt, message.size() - kBodyAt);
+  const std::uint64_t value = sum.value();
+  std::memcpy(message.data() + kChecksumAt, &value, sizeof(value));
+  return message;
+}
+
+template <class T>
+Bytes with(Bytes message, std::size_t at, T value) {
+  std::memcpy(message.data() + at, &value, sizeof(T));
+  return resealed(message);
+}
+
+// The announced length and the checksum made right for the size there is.
+Bytes resized(Bytes message) {
+  if (message.size() < kBodyAt) return message;
+  return with(message, kLengthAt, std::uint64_t{message.size() - kBodyAt});
+}
+
+template <class T>
+Bytes bytes_of(const T& object) {
+  Bytes out(message_bytes(object));
+  write(object, out.data());
+  return out;
+}
+
+Bytes bytes_of(const Parameters& parameters) {
+  Bytes out(parameters_message_bytes());
+  write(parameters, out.data());
+  return out;
+}
+
+// One message of each kind and what reads it: reading and writing again gives the bytes.
+struct Kind {
+  const char* name;
+  Bytes message;
+  std::function<Bytes(const Bytes&)> again;
+};
+
+struct Case {
+  ParametersPtr p = insecure(1);
+  SecretKey secret{p};
+  std::vector<Kind> kinds;
+
+  Case() {
+    const auto add = [&](const char* name, Bytes message, std::function<Bytes(const Bytes&)> again) {
+      kinds.push_back({name, std::move(message), std::move(again)});
+    };
+    const auto tensor = [this](const Bytes& m) { return bytes_of(*read_tensor(p, m.data(), m.size())); };
+    add("parameters", bytes_of(*p), [](const Bytes& m) { return bytes_of(*read_parameters(m.data(), m.size())); });
+    const auto x = encrypt(2, 1);
+    add("seeded tensor", bytes_of(*x), tensor);
+    add("tensor", bytes_of(*Evaluator(p).add(x, x)), tensor);
+    add("low tensor", bytes_of(*encrypt(1, 0)), tensor);
+    add("public key", bytes_of(*secret.public_key()),
+        [this](const Bytes& m) { return bytes_of(*read_public_key(p, m.data(), m.size())); });
+    add("keys", bytes_of(*keys(true, {5, 25})),
+        [this](const Bytes& m) { return bytes_of(*read_keys(p, m.data(), m.size())); });
+  }
+
+  TensorPtr encrypt(std::size_t features, int level) const {
+    const std::vector<double> values(3 * features, 0.25);
+    return secret.encrypt({values.data(), nullptr, 3, features, static_cast<std::ptrdiff_t>(features), 1},
+                          {level, 1, std::vector<double>(features, p->scale(level))});
+  }
+
+  std::shared_ptr<const EvaluationKeys> keys(bool relinearisation, const std::vector<std::uint32_t>& elements) const {
+    auto made = std::make_shared<EvaluationKeys>();
+    made->parameters = p;
+    if (relinearisation) made->relinearisation = secret.relinearisation_key();
+    for (const std::uint32_t element : elements) made->galois.emplace(element, secret.galois_key(element));
+    return made;
+  }
+
+  const Kind& kind(const std::string& name) const {
+    for (const Kind& kind : kinds) {
+      if (kind.name == name) return kind;
+    }
+    throw std::logic_error(name);
+  }
+};
+
+const Case& the_case() {
+  static const Case made;
+  return made;
+}
+
+// Either refused as a message or an object that gives these bytes again. Returns whether it was taken.
+bool taken(const Kind& kind, const Bytes& message) {
+  Bytes again;
+  try {
+    again = kind.again(message);
+  } catch (const MessageError&) {
+    return false;
+  }
+  CHECK(again == message);
+  return true;
+}
+
+// A copy of exactly the message's size, so that reading past its end shows under a sanitizer.
+bool taken_exactly(const Kind& kind, const std::uint8_t* data, std::size_t size) {
+  return taken(kind, Bytes(data, data + size));
+}
+
+}  // namespace
+
+TEST(what_is_sent_comes_back) {
+  for (const Kind& kind : the_case().kinds) CHECK(taken(kind, kind.message));
+  for (const auto& p : {insecure(0, 20), insecure(3, 40), insecure(5, 49)}) {
+    const SecretKey secret(p);
+    std::vector<double> values(12);
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = 0.05 * static_cast<double>(i);
+    for (int level = 0; level <= p->depth(); ++level) {
+      const auto x = secret.encrypt({values.data(), nullptr, 4, 3, 3, 1},
+                                    {level, 0.75, {p->scale(level), 0.5 * p->scale(level), 0x1p18}});
+      const Bytes message = bytes_of(*x);
+      const auto y = read_tensor(p, message.data(), message.size());
+      CHECK(y->seed == x->seed && y->scale == x->scale && y->noise == x->noise);
+      CHECK_EQ(y->bound, 0.75);
+      CHECK_EQ(y->tokens, std::size_t{4});
+      CHECK_EQ(y->features, std::size_t{3});
+      CHECK_EQ(y->level, level);
+      CHECK(!y->planned);
+      CHECK_EQ(std::memcmp(y->row(0, 0, 0), x->row(0, 0, 0), x->bytes()), 0);  // the expanded half as well
+      // A view that does not begin at feature 0 cannot use the seed.
+      const Tensor front = x->view(0, 2), back = x->view(1, 3);
+      CHECK(front.seed.has_value() && !back.seed.has_value());
+      for (const Tensor* part : {&front, &back}) {
+        const Bytes bytes = bytes_of(*part);
+        const auto read = read_tensor(p, bytes.data(), bytes.size());
+        CHECK_EQ(std::memcmp(read->row(0, 0, 0), part->row(0, 0, 0), part->bytes()), 0);
+      }
+    }
+    const auto public_key = secret.public_key();
+    const Bytes message = bytes_of(*public_key);
+    CHECK(read_public_key(p, message.data(), message.size())->words == public_key->words);
+    const Bytes set = bytes_of(*p);
+    CHECK_EQ(read_parameters(set.data(), set.size())->hash(), p->hash());
+  }
+  const auto& c = the_case();
+  for (const bool relinearisation : {false, true}) {
+    for (const auto& elements : {std::vector<std::uint32_t>{}, {5}, {5, 125, 2047}}) {
+      const auto keys = c.keys(relinearisation, elements);
+      const Bytes message = bytes_of(*keys);
+      CHECK_EQ(message.size(), keys_message_bytes(*c.p, elements.size() + (relinearisation ? 1 : 0)));
+      const auto read = read_keys(c.p, message.data(), message.size());
+      CHECK_EQ(read->relinearisation != nullptr, relinearisation);
+      if (relinearisation) CHECK(read->relinearisation->words == keys->relinearisation->words);
+      CHECK_EQ(read->galois.size(), elements.size());
+      for (const std::uint32_t element : elements) {
+        CHECK_EQ(read->galois.at(element).element, element);
+        CHECK(read->galois.at(element).key->words == keys->galois.at(element).key->words);
+      }
+      CHECK_EQ(read->bytes(), keys->bytes());
+    }
+  }
+}
+
+TEST(a_planned_tensor_has_no_message) {
+  const auto& p = the_case().p;
+  const auto planned = planned_tensor(p, 3, 1, {1, 1, {p->scale(1)}}, false, nullptr);
+  Bytes out(message_bytes(*planned));
+  CHECK_THROWS(privtuner::ckks::Error, write(*planned, out.data()), "holds no ciphertext to send");
+}
+
+TEST(every_truncation_is_refused) {
+  for (const Kind& kind : the_case().kinds) {
+    // Every length near the ends and the fields, every 97th between.
+    for (std::size_t size = 0; size < kind.message.size();
+         size += size < 200 || size + 200 > kind.message.size() ? 1 : 97) {
+      CHECK(!taken_exactly(kind, kind.message.data(), size));
+      CHECK(
+          !taken(kind, resized(Bytes(kind.message.begin(), kind.message.begin() + static_cast<std::ptrdiff_t>(size)))));
+    }
+    for (const std::size_t more : {1u, 7u, 8u, 4096u}) {
+      Bytes longer = kind.message;
+      longer.resize(longer.size() + more);
+      CHECK(!taken(kind, longer));
+      CHECK(!taken(kind, resized(longer)));
+    }
+  }
+}
+
+TEST(every_flipped_bit_is_noticed) {
+  for (const Kind& kind : the_case().kinds) {
+    const std::size_t size = kind.message.size();
+    for (std::size_t at = 0; at < size; at += at < 120 ? 1 : 1 + size / 300) {
+      for (int bit = 0; bit < 8; ++bit) {
+        Bytes changed = kind.message;
+        changed[at] = static_cast<std::uint8_t>(changed[at] ^ (1 << bit));
+        CHECK(!taken(kind, changed));
+        // The header's own fields are wrong under a right checksum as well.
+        if (at < kChecksumAt) CHECK(!taken(kind, resealed(changed)));
+      }
+    }
+  }
+}
+
+TEST(each_field_is_named) {
+  const auto& c = the_case();
+  const auto refused = [](const Kind& kind, const Bytes& message, const std::string& part) {
+    CHECK_THROWS(MessageError, kind.again(message), part);
+  };
+  for (const Kind& kind : c.kinds) {
+    const std::uint64_t length = kind.message.size() - kBodyAt;
+    refused(kind, {}, "of 0 bytes: shorter than the header");
+    refused(kind, with(kind.message, 0, 'X'), "not a privtuner CKKS message");
+    refused(kind, with(kind.message, kVersionAt, std::uint16_t{2}), "message version 2, this build speaks version 1");
+    refused(kind, with(kind.message, kKindAt, std::uint8_t{9}), "got a message of kind 9");
+    refused(kind, with(kind.message, kUnusedAt, std::uint8_t{1}), "a field it does not use is not zero");
+    refused(kind, with(kind.message, kHashAt, std::uint64_t{5}),
+            std::string(kind.name) == "parameters" ? "derives other primes" : "made with other parameters than");
+    refused(kind, with(kind.message, kLengthAt, length + 1), "announces");
+    refused(kind, with(kind.message, kLengthAt, length - (std::uint64_t{1} << 63)), "announces");
+    Bytes changed = kind.message;
+    changed[kChecksumAt] ^= 1;
+    refused(kind, changed, "checksum mismatch");
+  }
+  const Kind& tensor = c.kind("seeded tensor");
+  const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
+  for (const std::uint32_t tokens : {0u, 513u, 0xffffffffu})
+    refused(tensor, with(tensor.message, kTokensAt, tokens), "tokens, not in");
+  for (const std::uint32_t features : {0u, 65537u, 0xffffffffu})
+    refused(tensor, with(tensor.message, kFeaturesAt, features), "number of features");
+  for (const std::uint32_t features : {1u, 3u, 65536u})
+    refused(tensor, with(tensor.message, kFeaturesAt, features), "length does not fit");
+  for (const std::uint32_t level : {2u, 0x80000000u, 0xffffffffu})
+    refused(tensor, with(tensor.message, kLevelAt, level), "is above the parameters' depth");
+  refused(tensor, with(tensor.message, kLevelAt, 0u), "length does not fit");
+  refused(tensor, with(tensor.message, kSeededAt, 0u), "length does not fit");
+  refused(tensor, with(tensor.message, kSeededAt, 2u), "a field is out of range");
+  for (const double bound : {-1.0, nan, inf, -inf})
+    refused(tensor, with(tensor.message, kBoundAt, bound), "a field is out of range");
+  const std::size_t scales = kSeedAt + 32, noises = scales + 16, rows = noises + 16;
+  for (const double value : {nan, inf, -1.0, 0x1p1000}) {
+    refused(tensor, with(tensor.message, scales + 8, value), "scale or error out of range");
+    refused(tensor, with(tensor.message, noises, value), "scale or error out of range");
+  }
+  for (const double value : {0.0, 0.5}) refused(tensor, with(tensor.message, scales, value), "a scale is below 1");
+  CHECK(taken(tensor, with(tensor.message, noises, 0.0)));
+  // A residue that is not below its prime: the first limb has 5 bytes a word.
+  Bytes over = tensor.message;
+  std::fill_n(over.begin() + static_cast<std::ptrdiff_t>(rows + 5 * 1023), 5, std::uint8_t{255});
+  refused(tensor, resealed(over), "a residue is not below its prime " + std::to_string(c.p->prime(0).q));
+  Bytes q = tensor.message;
+  std::memcpy(q.data() + rows, &c.p->prime(0).q, 5);
+  refused(tensor, resealed(q), "a residue is not below its prime");
+  --q[rows];
+  CHECK(taken(tensor, resealed(q)));
+
+  const Kind& key = c.kind("public key");
+  over = key.message;
+  std::fill_n(over.end() - 4, 4, std::uint8_t{255});
+  refused(key, resealed(over), "public key: a residue is not below its prime");
+
+  const Kind& keys = c.kind("keys");
+  const std::size_t first = kBodyAt + 8, each = (keys.message.size() - first) / 3;
+  refused(keys, with(keys.message, kBodyAt, 2u), "length does not fit 2 keys");
+  refused(keys, with(keys.message, kBodyAt, 0xffffffffu), "length does not fit 4294967295 keys");
+  refused(keys, with(keys.message, kBodyAt + 4, 1u), "length does not fit");
+  refused(keys, with(keys.message, first + 4, 1u), "names no key");
+  for (const std::uint32_t element : {0u, 1u, 2u, 25u, 2049u}) {
+    refused(keys, with(keys.message, first + each, element), "names no key, or keys are out of order");
+  }
+  refused(keys, with(keys.message, first + 2 * each, 5u), "keys are out of order");
+  over = keys.message;
+  std::fill_n(over.end() - 4, 4, std::uint8_t{255});
+  refused(keys, resealed(over), "evaluation keys: a residue is not below its prime");
+
+  const Kind& set = c.kind("parameters");
+  for (std::size_t field = 0; field < 6; ++field) {
+    for (const std::uint32_t value : {255u, 256u, 0xffffffffu}) {
+      CHECK(!taken(set, with(set.message, kBodyAt + 4 * field, value)));
+    }
+  }
+  refused(set, with(set.message, kBodyAt, 41u), "depth 41 is outside");
+  refused(set, with(set.message, kBodyAt + 4, 31u), "this build derives other primes");
+  refused(set, with(set.message, kBodyAt + 16, 0u), "parameters: no 128-bit secure set");
+}
+
+TEST(messages_of_other_parameters_and_kinds_are_refused) {
+  const auto& c = the_case();
+  const auto other = std::make_shared<Parameters>(Wish{1, 31, 40, 10, true});  // rows of as many bytes
+  for (const Kind& kind : c.kinds) {
+    for (const Kind& reader : c.kinds) {
+      if (kind.message[kKindAt] != reader.message[kKindAt])
+        CHECK_THROWS(MessageError, reader.again(kind.message), "expected ");
+    }
+  }
+  const Bytes& tensor = c.kind("tensor").message;
+  const Bytes& key = c.kind("public key").message;
+  const Bytes& keys = c.kind("keys").message;
+  CHECK_THROWS(MessageError, read_tensor(other, tensor.data(), tensor.size()),
+               "made with other parameters than " + other->name());
+  CHECK_THROWS(MessageError, read_public_key(other, key.data(), key.size()), "made with other parameters");
+  CHECK_THROWS(MessageError, read_keys(other, keys.data(), keys.size()), "made with other parameters");
+}
+
+TEST(random_damage_under_a_right_checksum) {
+  const auto& c = the_case();
+  std::mt19937_64 random(77);
+  const double extremes[] = {0,
+                             -0.0,
+                             1,
+                             0x1p-1074,
+                             0x1p1023,
+                             -1,
+                             std::numeric_limits<double>::infinity(),
+                             std::numeric_limits<double>::quiet_NaN()};
+  std::size_t accepted = 0, refused = 0;
+  const auto run = [&](const char* name, int count) {
+    const Kind& kind = c.kind(name);
+    for (int turn = 0; turn < count; ++turn) {
+      Bytes message = kind.message;
+      for (std::uint64_t changes = 1 + random() % 3; changes > 0; --changes) {
+        const std::size_t size = message.size();
+        if (size <= kBodyAt + 8) break;
+        // Mostly the fields behind the header, at times anything.
+        const std::size_t at = random() % 8 == 0 ? random() % (size - 8)
+                                                 : kBodyAt + random() % std::min<std::size_t>(size - kBodyAt - 8, 96);
+        switch (random() % 7) {
+          case 0:
+            message[at] = static_cast<std::uint8_t>(message[at] ^ (1u << random() % 8));
+            break;
+          case 1:
+            message[at] = static_cast<std::uint8_t>(random());
+            break;
+          case 2: {
+            const auto value = static_cast<std::uint32_t>(random() % 4);
+            std::memcpy(message.data() + at / 4 * 4, &value, 4);
+            break;
+          }
+          case 3: {
+            const double value = extremes[random() % 8];
+            std::memcpy(message.data() + at / 8 * 8, &value, 8);
+            break;
+          }
+          case 4: {
+            const std::uint64_t value = random() % 2 == 0 ? ~std::uint64_t{0} : random();
+            std::memcpy(message.data() + at / 8 * 8, &value, 8);
+            break;
+          }
+          case 5:
+            if (random() % 4 == 0) message.resize(kBodyAt + random() % (size - kBodyAt));
+            break;
+          default:
+            if (random() % 4 == 0)
+              message.insert(message.begin() + static_cast<std::ptrdiff_t>(at), 1 + random() % 64, std::uint8_t{0});
+        }
+      }
+      ++(taken(kind, resized(message)) ? accepted : refused);
+    }
+  };
+  run("seeded tensor", 30000);
+  run("low tensor", 40000);
+  run("tensor", 20000);
+  run("public key", 10000);
+  run("keys", 1500);
+  // Deep checks were reached: damage to words and seeds alone gives another valid object, all else is refused.
+  CHECK_LT(std::size_t{1000}, accepted);
+  CHECK_LT(std::size_t{1000}, refused);
+}
+
+TEST(random_damage_to_parameters) {
+  const auto& c = the_case();
+  const Kind& kind = c.kind("parameters");
+  std::mt19937_64 random(78);
+  for (int turn = 0; turn < 300; ++turn) {
+    // Small rings: reading derives the set before it can tell.
+    Bytes message = kind.message;
+    const std::uint32_t fields[] = {
+        static_cast<std::uint32_t>(random() % 12), static_cast<std::uint32_t>(random() % 60),
+        static_cast<std::uint32_t>(random() % 60), static_cast<std::uint32_t>(random() % 12),
+        static_cast<std::uint32_t>(random() % 3),  static_cast<std::uint32_t>(random() % 8 == 0)};
+    for (int changes = 0; changes < 2; ++changes) {
+      const std::size_t field = random() % 6;
+      std::memcpy(message.data() + kBodyAt + 4 * field, &fields[field], 4);
+    }
+    // A set that is secure without being called so is another message of the same hash: bytes need not agree.
+    try {
+      const Bytes sealed = resealed(message);
+      CHECK_EQ(read_parameters(sealed.data(), sealed.size())->hash(), c.p->hash());
+    } catch (const MessageError&) {
+    }
+  }
+}
+
+PRIVTUNER_TEST_MAIN
