@@ -148,7 +148,9 @@ void register_evaluator(py::module_& module) {
       .def("multiply", &Evaluator::multiply, Release())
       .def("dot", &Evaluator::dot, Release())
       .def("sum_features", &Evaluator::sum_features, Release())
-      .def("concatenate", &Evaluator::concatenate, Release())
+      .def(
+          "concatenate",
+          [](const Evaluator& e, const std::vector<TensorPtr>& tensors) { return e.concatenate(tensors); }, Release())
       .def("select", &Evaluator::select, Release())
       .def("rescale", &Evaluator::rescale, Release())
       .def("drop", &Evaluator::drop, Release())

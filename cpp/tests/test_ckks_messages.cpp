@@ -284,7 +284,7 @@ TEST(each_field_is_named) {
     refused(tensor, with(tensor.message, scales + 8, value), "scale or error out of range");
     refused(tensor, with(tensor.message, noises, value), "scale or error out of range");
   }
-  for (const double value : {0.0, 0.5}) refused(tensor, with(tensor.message, scales, value), "a scale is below 1");
+  for (const double value : {0.0, 0.25}) refused(tensor, with(tensor.message, scales, value), "a scale is too small");
   CHECK(taken(tensor, with(tensor.message, noises, 0.0)));
   // A residue that is not below its prime: the first limb has 5 bytes a word.
   Bytes over = tensor.message;

@@ -32,7 +32,10 @@ class MessageError(PrivtunerError, ValueError):
 
 
 class CkksError(PrivtunerError, RuntimeError):
-    """An operation on ciphertexts cannot be done: no level left, scales that disagree, a missing key, a bound passed."""
+    """An operation on ciphertexts cannot be done: no level left, scales that disagree, a missing key, a bound passed.
+
+    Also raised on decryption when values are beyond their bound, or cannot be told from others modulo q.
+    """
 
 
 class SecretError(PrivtunerError, RuntimeError):

@@ -529,3 +529,58 @@ def test_threads_and_paths_change_no_byte():
     finally:
         system.set_num_threads(threads)
         system.set_isa(isa)
+
+
+# Room in the modulus, and errors that features share
+
+
+def test_values_that_do_not_fit_the_modulus_are_refused_on_both_sides():
+    with pytest.raises(CkksError, match="values up to 1000.* do not fit the modulus of level 0.*keep a level more"):
+        SECRET.encrypt(np.full(4, 1000.0), bound=1000.0, level=0)
+    grown = ENGINE.multiply(SECRET.encrypt(np.full(4, 1.0), level=1), 3000.0)
+    with pytest.raises(CkksError, match="values up to 3000.* do not fit the modulus of level 0"):
+        SECRET.decrypt(grown)
+    small = ENGINE.multiply(SECRET.encrypt(np.full(4, 0.001), level=1), 3000.0)
+    assert np.allclose(SECRET.decrypt(ENGINE.assume(small, 4.0)), 3.0, atol=1e-3)
+
+
+def test_errors_of_copies_add_up():
+    zero, copies = SECRET.encrypt(np.zeros(PARAMETERS.slots)), 128
+    many = ENGINE.concatenate([zero] * copies)
+    for total in (ENGINE.sum_features(many), ENGINE.linear(many, ckks.Matrix(np.ones((1, copies))))):
+        assert np.abs(SECRET.decrypt(total)).max() < total.budget().error
+        # In step: the prediction of independent errors would be sqrt(copies) times less.
+        assert np.abs(SECRET.decrypt(total)).max() > total.budget().error / 16
+    ones = SECRET.encrypt(np.ones((PARAMETERS.slots, copies)))
+    spread = ENGINE.sum_features(ENGINE.multiply(ones, zero))
+    assert np.abs(SECRET.decrypt(spread)).max() < spread.budget().error
+
+
+def test_fresh_features_have_errors_of_their_own():
+    x = SECRET.encrypt(np.zeros((PARAMETERS.slots, 128)))
+    total = ENGINE.sum_features(x)
+    one = ENGINE.select(x, slice(0, 1))
+    assert total.budget().error / one.budget().error == pytest.approx(np.sqrt(128))
+
+
+def test_constants_beyond_every_modulus_are_refused():
+    with pytest.raises(CkksError, match="constants times their scale pass 2\\^900"):
+        ENGINE.add(X, 1e308)
+    with pytest.raises(CkksError, match="weights times their scale pass 2\\^900"):
+        ENGINE.multiply(X, 1e300)
+
+
+def test_a_rescale_that_leaves_nothing_is_refused():
+    with pytest.raises(CkksError, match="below the prime that a rescale divides by"):
+        ENGINE.rescale(ENGINE.rescale(X))
+
+
+def test_depth_zero_sets_of_other_scales_differ():
+    assert ckks.INSECURE_parameters(0, 30, first_bits=40) != ckks.INSECURE_parameters(0, 35, first_bits=40)
+
+
+def test_the_server_cannot_make_the_owner_use_insecure_parameters():
+    from privtuner.ckks.blocks import SealedClient
+
+    with pytest.raises(InputError, match="the server asks for INSECURE-ckks.*refuse that server"):
+        SealedClient(PARAMETERS)

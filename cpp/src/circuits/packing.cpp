@@ -92,7 +92,7 @@ TensorPtr pack_slot_sums(const Evaluator& evaluator, const TensorPtr& x) {
     const double worst = *std::max_element(group->noise.begin(), group->noise.end());
     const double own = std::hypot(evaluator.switch_noise(x->limbs()), evaluator.rounding_noise());
     const double noise = static_cast<double>(n) * std::hypot(worst, own) / std::sqrt(slots);
-    packed = evaluator.with_noise(packed, {noise});
+    packed = evaluator.with_noise(packed, {noise}, {0.0});
     groups.push_back(evaluator.reinterpret(packed, 0.5, x->bound * slots));  // N times the constant is twice the sum
   }
   return groups.size() == 1 ? groups[0] : evaluator.concatenate(groups);

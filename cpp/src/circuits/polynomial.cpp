@@ -254,7 +254,9 @@ TensorPtr evaluate_part(const Evaluator& evaluator, TensorPtr x, const Polynomia
   std::vector<double> carried(features);
   const double slope = steepest(p);
   for (std::size_t f = 0; f < features; ++f) carried[f] = slope * x->noise[f] / x->scale[f];
-  x = evaluator.with_noise(x, std::vector<double>(features, 0));
+  std::vector<double> shared(features);
+  for (std::size_t f = 0; f < features; ++f) shared[f] = slope * x->shared[f] / x->scale[f];
+  x = evaluator.with_noise(x, std::vector<double>(features, 0), std::vector<double>(features, 0));
   if (p.basis == Basis::chebyshev) {
     const double centre = (p.low + p.high) / 2;
     if (centre != 0) x = evaluator.add_constant(x, {-centre});
@@ -262,8 +264,11 @@ TensorPtr evaluate_part(const Evaluator& evaluator, TensorPtr x, const Polynomia
   }
   const TensorPtr y = Evaluation(evaluator, p.basis, x).run(p.coefficients);
   std::vector<double> noise(features);
-  for (std::size_t f = 0; f < features; ++f) noise[f] = std::hypot(y->noise[f], carried[f] * y->scale[f]);
-  return evaluator.with_noise(y, noise);
+  for (std::size_t f = 0; f < features; ++f) {
+    noise[f] = std::hypot(y->noise[f], carried[f] * y->scale[f]);
+    shared[f] *= y->scale[f];
+  }
+  return evaluator.with_noise(y, noise, shared);
 }
 
 }  // namespace
@@ -322,7 +327,7 @@ TensorPtr evaluate(const Evaluator& evaluator, const TensorPtr& x, const Polynom
       }
     });
   }
-  return evaluator.concatenate(parts);
+  return evaluator.concatenate(parts, true);
 }
 
 }  // namespace privtuner::circuits

@@ -75,9 +75,11 @@ TensorPtr Evaluator::assume(const TensorPtr& x, double bound) const {
   return out;
 }
 
-TensorPtr Evaluator::with_noise(const TensorPtr& x, const std::vector<double>& noise) const {
+TensorPtr Evaluator::with_noise(const TensorPtr& x, const std::vector<double>& noise,
+                                const std::vector<double>& shared) const {
   auto out = std::make_shared<Tensor>(*x);
   out->noise = noise;
+  out->shared = shared;
   return out;
 }
 
@@ -90,7 +92,7 @@ TensorPtr Evaluator::select(const TensorPtr& x, std::size_t begin, std::size_t e
   return std::make_shared<Tensor>(x->view(begin, end));
 }
 
-TensorPtr Evaluator::concatenate(const std::vector<TensorPtr>& tensors) const {
+TensorPtr Evaluator::concatenate(const std::vector<TensorPtr>& tensors, bool independent) const {
   if (tensors.empty()) throw Error("no tensors to concatenate; pass at least one");
   std::size_t features = 0;
   int level = parameters_->depth();
@@ -112,6 +114,7 @@ TensorPtr Evaluator::concatenate(const std::vector<TensorPtr>& tensors) const {
     for (std::size_t f = 0; f < x->features; ++f, ++at) {
       out->scale[at] = x->scale[f];
       out->noise[at] = x->noise[f];
+      out->shared[at] = independent ? x->shared[f] : x->noise[f];
       for (int c = 0; c < 2 && !out->planned; ++c) {
         std::memcpy(out->row(at, c, 0), x->row(f, c, 0), out->limbs() * parameters_->n() * sizeof(std::uint64_t));
       }
@@ -131,6 +134,7 @@ TensorPtr Evaluator::drop(const TensorPtr& x, int level) const {
   out->bound = x->bound;
   out->scale = x->scale;
   out->noise = x->noise;
+  out->shared = x->shared;
   for (std::size_t f = 0; f < x->features && !x->planned; ++f) {
     for (int c = 0; c < 2; ++c) {
       std::memcpy(out->row(f, c, 0), x->row(f, c, 0), out->limbs() * parameters_->n() * sizeof(std::uint64_t));
@@ -211,6 +215,7 @@ TensorPtr Evaluator::add_rows(const TensorPtr& left, const TensorPtr& right, boo
   for (std::size_t f = 0; f < features; ++f) {
     out->scale[f] = x->features >= y->features ? x->scale[f] : y->scale[f];
     out->noise[f] = x->noise[of(*x, f)] + y->noise[of(*y, f)];  // the two may come from one source
+    out->shared[f] = shared_noise(*x, f, features, x->overlaps(*y)) + shared_noise(*y, f, features, x->overlaps(*y));
     const double apart =
         std::fabs(x->scale[of(*x, f)] - y->scale[of(*y, f)]);  // scales that agree need not be the same
     out->noise[f] += apart * (x->features >= y->features ? y->bound : x->bound);
@@ -333,21 +338,25 @@ TensorPtr Evaluator::combine(const Combination& c, int level, const std::vector<
                              bool rescaled) const {
   const std::size_t features = scale.size(), n = parameters_->n(), limbs = parameters_->limbs(level);
   if (rescaled && level < 1) throw Error("no level left to rescale; choose parameters of larger depth");
+  for (const auto& row : c.weights) require_room(row, "weights");
+  require_room(c.constants, "constants");
   const Tensor& first = *c.tensors.at(0);
   auto out = result(first.tokens, features, rescaled ? level - 1 : level, first.planned);
   out->bound = bound;
   const double q = rescaled ? static_cast<double>(parameters_->prime(limbs - 1).q) : 1;
   for (std::size_t f = 0; f < features; ++f) {
-    double noise = 0;
+    double noise = 0, shared = 0;
     for (std::size_t t = 0; t < c.tensors.size(); ++t) {
       const Tensor& x = *c.tensors[t];
       const std::size_t g = x.features == 1 ? 0 : f;
       noise += std::fabs(c.weights[t][f]) * x.noise[g];
+      shared += std::fabs(c.weights[t][f]) * shared_noise(x, f, features, c.tensors.size() > 1 && x.overlaps(first));
       if (rescaled && !c.exact)
         noise += 0.3 * x.bound * x.scale[g];  // the weight is rounded: 1 / sqrt(12) of the raw value
     }
     out->scale[f] = scale[f] / q;
     out->noise[f] = rescaled ? norm(noise / q, rounding_noise()) : noise;
+    out->shared[f] = shared / q;
   }
   trace_.count(Work::term, limbs, static_cast<double>(features * std::max<std::size_t>(1, c.tensors.size())));
   if (rescaled) trace_.count(Work::rescale, limbs, static_cast<double>(features));
@@ -371,6 +380,11 @@ TensorPtr Evaluator::combine(const Combination& c, int level, const std::vector<
 TensorPtr Evaluator::rescale(const TensorPtr& x) const {
   check(*x);
   if (x->level < 1) throw Error("a tensor at level 0 cannot be rescaled; choose parameters of larger depth");
+  const double least = *std::min_element(x->scale.begin(), x->scale.end());
+  if (least < kLeastScale * static_cast<double>(parameters_->prime(x->limbs() - 1).q)) {
+    throw Error("scale " + bits(least) + " is below the prime that a rescale divides by: nothing of the values would " +
+                "be left; products are rescaled already");
+  }
   const Combination c{{x}, {std::vector<double>(x->features, 1)}, {}, true};
   return combine(c, x->level, x->scale, x->bound, true);
 }
@@ -378,15 +392,16 @@ TensorPtr Evaluator::rescale(const TensorPtr& x) const {
 TensorPtr Evaluator::sum_features(const TensorPtr& x) const {
   check(*x);
   auto out = result(x->tokens, 1, x->level, x->planned);
-  double square = 0;
+  double square = 0, common = 0;
   for (std::size_t f = 0; f < x->features; ++f) {
     if (!same(x->scale[f], x->scale[0])) {
       throw Error("the features to sum have different scales; multiply by 1.0 first (takes a level)");
     }
-    square += x->noise[f] * x->noise[f];
+    square += x->own_noise(f) * x->own_noise(f);
+    common += x->shared[f];
   }
   out->scale[0] = x->scale[0];
-  out->noise[0] = std::sqrt(square);
+  out->noise[0] = std::sqrt(square) + common;
   out->bound = x->bound * static_cast<double>(x->features);
   trace_.count(Work::term, x->limbs(), static_cast<double>(x->features));
   if (x->planned) return out;

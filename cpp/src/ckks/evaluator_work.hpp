@@ -32,6 +32,12 @@ inline std::string describe(const Tensor& x) {
 
 inline bool same(double a, double b) { return std::fabs(a - b) <= kSameScale * b; }
 
+// What of feature f's noise other features of a result may have too: all of it where one feature serves many.
+inline double shared_noise(const Tensor& x, std::size_t f, std::size_t features, bool crosswise) {
+  if (x.features == 1) return features == 1 && !crosswise ? x.shared[0] : x.noise[0];
+  return crosswise ? x.noise[f] : x.shared[f];
+}
+
 inline double norm(double a, double b) { return std::sqrt(a * a + b * b); }
 
 inline std::vector<double> per_feature(const std::vector<double>& values, std::size_t features, const char* what) {
@@ -39,6 +45,14 @@ inline std::vector<double> per_feature(const std::vector<double>& values, std::s
   if (values.size() == 1) return std::vector<double>(features, values[0]);
   throw Error(std::to_string(values.size()) + " " + what + " for " + std::to_string(features) +
               " features; pass one, or one a feature");
+}
+
+// Constants and weights times their scales, as they are encoded.
+inline void require_room(const std::vector<double>& encoded, const char* what) {
+  for (const double value : encoded) {
+    if (!(std::fabs(value) < 0x1p900))
+      throw Error(std::string(what) + " times their scale pass 2^900; pass smaller ones");
+  }
 }
 
 inline void require_finite(const std::vector<double>& values, const char* what) {

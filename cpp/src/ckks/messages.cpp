@@ -244,7 +244,8 @@ TensorPtr read_tensor(const ParametersPtr& parameters, const std::uint8_t* data,
       require(std::isfinite(value) && value >= 0 && value < 0x1p1000, "encrypted tensor: scale or error out of range");
     }
   }
-  for (const double scale : x->scale) require(scale >= 1, "encrypted tensor: a scale is below 1");
+  if (seeded == 0) x->shared = x->noise;  // what was computed may share its errors
+  for (const double scale : x->scale) require(scale >= kLeastScale, "encrypted tensor: a scale is too small");
   unpack_groups(*parameters, features * components, limbs, in.at(), "encrypted tensor",
                 [&](std::size_t group, std::size_t limb) {
                   return x->row(group / components, static_cast<int>(group % components), limb);

@@ -99,27 +99,31 @@ Parameters::Parameters(const Wish& wish) : wish_(wish) {
   first_bits_ = wish_.first_bits == 0 ? std::min(kMaxPrimeBits, wish_.scale_bits + 10) : wish_.first_bits;
   require_range("first_bits", first_bits_, wish_.scale_bits, kMaxPrimeBits);
   if (wish_.log_n != 0) require_range("log2 of the ring dimension", wish_.log_n, kMinLogN, kMaxLogN);
-  choose_ring();
-  choose_primes();
-  if (!wish_.insecure && security_bits() == 0) {  // primes next to a small scale may lie above the power of two
-    throw std::invalid_argument("no 128-bit secure set of depth " + std::to_string(wish_.depth) + " with scale_bits " +
-                                std::to_string(wish_.scale_bits) + " at N = " + std::to_string(n()) +
-                                ": its primes need " + std::to_string(log_qp_) + " bits where " +
-                                std::to_string(max_log_modulus(log_n_)) +
-                                " are allowed; take another scale_bits or a larger ring");
+  // Few primes lie near a small scale, and those further off may be longer than it: then the next ring.
+  for (int first = wish_.log_n == 0 ? kMinSecureLogN : wish_.log_n;; first = log_n_ + 1) {
+    choose_ring(first);
+    choose_primes();
+    if (wish_.insecure || security_bits() != 0) break;
+    if (wish_.log_n != 0 || log_n_ == kMaxLogN) {
+      throw std::invalid_argument("no 128-bit secure set of depth " + std::to_string(wish_.depth) +
+                                  " with scale_bits " + std::to_string(wish_.scale_bits) +
+                                  " at N = " + std::to_string(n()) + ": its primes need " + std::to_string(log_qp_) +
+                                  " bits where " + std::to_string(max_log_modulus(log_n_)) +
+                                  " are allowed; take another scale_bits or a larger ring");
+    }
   }
   make_conversions();
   encoder_ = std::make_unique<Encoder>(n());
 }
 
-void Parameters::choose_ring() {
+void Parameters::choose_ring(int first) {
   const std::size_t limbs = static_cast<std::size_t>(wish_.depth) + 1;
   Layout chosen{};
   if (wish_.insecure) {
     log_n_ = wish_.log_n == 0 ? kMinLogN : wish_.log_n;
     best_layout(limbs, first_bits_, wish_.scale_bits, std::numeric_limits<double>::infinity(), chosen);
   } else {
-    const int first = wish_.log_n == 0 ? 12 : wish_.log_n, last = wish_.log_n == 0 ? kMaxLogN : wish_.log_n;
+    const int last = wish_.log_n == 0 ? kMaxLogN : wish_.log_n;
     bool found = false;
     for (log_n_ = first; log_n_ <= last && !found; ++log_n_) {
       found = best_layout(limbs, first_bits_, wish_.scale_bits, max_log_modulus(log_n_), chosen);
@@ -142,6 +146,8 @@ void Parameters::choose_ring() {
 
 void Parameters::choose_primes() {
   PrimeSource source(2 * n());
+  primes_.clear();
+  log_q_ = log_qp_ = 0;
   const auto power = [](int bits) { return std::uint64_t{1} << bits; };
   const std::size_t limbs = max_limbs();
   // Just below the power of two, so that the residues fit whole bytes; the scales stay near the centre because every
@@ -159,7 +165,7 @@ void Parameters::choose_primes() {
   }
   primes_.reserve(values.size());
   hash_ = mix(mix(0x70766b6b63, n()), limbs);
-  hash_ = mix(hash_, digit_limbs_);
+  hash_ = mix(mix(hash_, digit_limbs_), static_cast<std::uint64_t>(wish_.scale_bits));
   for (std::size_t i = 0; i < values.size(); ++i) {
     primes_.emplace_back(n(), values[i]);
     hash_ = mix(hash_, values[i]);

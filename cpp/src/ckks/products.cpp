@@ -34,6 +34,7 @@ TensorPtr Evaluator::multiply_plain(const TensorPtr& x, const Values& values) co
     const double factor = target / x->scale[f];
     out->scale[f] = target / q;
     out->noise[f] = norm((largest * factor * x->noise[f] + x->bound * x->scale[f] * encoding) / q, rounding_noise());
+    out->shared[f] = largest * factor * x->shared[f] / q;
   }
   trace_.count(Work::plain, limbs, static_cast<double>(x->features));
   trace_.count(Work::rescale, limbs, static_cast<double>(x->features));
@@ -100,20 +101,27 @@ TensorPtr Evaluator::products(const TensorPtr& x, const TensorPtr& y, bool summe
   out->bound = bound;
   const std::size_t terms = summed ? x->features : 1;
   for (std::size_t f = 0; f < features; ++f) {
-    double square = 0;  // errors of different features are independent
+    double square = 0, shared = 0;
     for (std::size_t t = 0; t < terms; ++t) {
-      const std::size_t i = of(*x, summed ? t : f), j = of(*y, summed ? t : f);
-      const double error =
-          x->bound * x->scale[i] * y->noise[j] + y->bound * y->scale[j] * x->noise[i] + x->noise[i] * y->noise[j];
-      square += error * error;
+      const std::size_t i = of(*x, summed ? t : f), j = of(*y, summed ? t : f), all = summed ? terms : features;
+      const auto error = [&](double of_x, double of_y) {
+        return x->bound * x->scale[i] * of_y + y->bound * y->scale[j] * of_x + of_x * of_y;
+      };
+      const double both = error(x->noise[i], y->noise[j]);
+      const double common = error(shared_noise(*x, i, all, x->overlaps(*y)), shared_noise(*y, j, all, x->overlaps(*y)));
+      square += std::max(0.0, both * both - common * common);
+      shared += common;
     }
-    double noise = multiplier(f) * std::sqrt(square);
+    double noise = multiplier(f) * (summed ? std::sqrt(square) + shared : std::sqrt(square + shared * shared));
+    shared *= multiplier(f);
     for (std::size_t t = 0; t < addend.tensors.size(); ++t) {
       const Tensor& a = *addend.tensors[t];
       noise += std::fabs(addend.weights[t][f]) * a.noise[of(a, f)] + 0.3 * a.bound * a.scale[of(a, f)];
+      shared += std::fabs(addend.weights[t][f]) * shared_noise(a, of(a, f), features, false);
     }
     out->scale[f] = x->scale[of(*x, f)] * y->scale[of(*y, f)] * multiplier(f) / q;
     out->noise[f] = norm(norm(noise, switch_noise(limbs)) / q, rounding_noise());
+    out->shared[f] = summed ? 0 : shared / q;
   }
   trace_.count(Work::product, limbs, static_cast<double>(features * terms));
   trace_.count(Work::relinearise, limbs, static_cast<double>(features));
@@ -199,14 +207,16 @@ TensorPtr Evaluator::linear(const TensorPtr& x, const Matrix& matrix, gemm::Oper
   auto out = result(x->tokens, rows, x->level, x->planned);
   double widest = 0;
   for (std::size_t r = 0; r < rows; ++r) {
-    double square = 0, sum = 0;
+    double square = 0, shared = 0, sum = 0;
     for (std::size_t j = 0; j < depth; ++j) {
       const double w = plain ? weights.at(r, j) : weights.at(j, r);
-      square += w * w * x->noise[j] * x->noise[j];  // errors of different features are independent
+      square += w * w * x->own_noise(j) * x->own_noise(j);
+      shared += std::fabs(w) * x->shared[j];
       sum += std::fabs(w) * (plain ? matrix.delta()[r] : matrix.delta()[j]);
     }
     out->scale[r] = plain ? unit(0) / matrix.delta()[r] : unit(0);
-    out->noise[r] = std::sqrt(square);
+    out->noise[r] = std::sqrt(square) + shared;
+    out->shared[r] = out->noise[r];  // every output has the same inputs' errors
     widest = std::max(widest, sum);
   }
   out->bound = x->bound * widest;

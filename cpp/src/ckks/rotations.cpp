@@ -44,6 +44,7 @@ TensorPtr Evaluator::multiply_monomial(const TensorPtr& x, std::size_t power) co
   out->bound = x->bound;
   out->scale = x->scale;
   out->noise = x->noise;
+  out->shared = x->shared;
   trace_.count(Work::term, limbs, static_cast<double>(x->features));
   if (x->planned) return out;
   math::parallel_for(limbs, 1, [&](std::size_t begin, std::size_t end) {
@@ -82,6 +83,7 @@ std::vector<TensorPtr> Evaluator::galois(const TensorPtr& x, const std::vector<s
     out->bound = x->bound;
     out->scale = x->scale;
     out->noise = x->noise;
+    out->shared = x->shared;
     if (element != 1) {
       ++switched;
       for (double& noise : out->noise) noise = norm(noise, norm(switch_noise(limbs), rounding_noise()));

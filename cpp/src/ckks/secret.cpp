@@ -45,6 +45,18 @@ void check_fresh(const Parameters& parameters, const Values& values, const Fresh
   }
 }
 
+// Values of any sign have to fit the modulus, or they come out as others.
+void check_room(const Parameters& parameters, int level, double bound, double scale) {
+  double log_modulus = 0;
+  for (std::size_t i = 0; i < parameters.limbs(level); ++i) {
+    log_modulus += std::log2(static_cast<double>(parameters.prime(i).q));
+  }
+  if (bound == 0 || std::log2(2 * bound) + std::log2(scale) < log_modulus) return;
+  throw Error("values up to " + std::to_string(bound) + " at scale 2^" + std::to_string(std::log2(scale)) +
+              " do not fit the modulus of level " + std::to_string(level) + " (2^" + std::to_string(log_modulus) +
+              "); keep a level more, declare a smaller bound (assume) if you know it holds, or take larger first_bits");
+}
+
 std::shared_ptr<Tensor> fresh_tensor(const ParametersPtr& parameters, std::size_t tokens, std::size_t features,
                                      const Fresh& fresh, bool with_public_key, bool planned,
                                      const std::shared_ptr<Ledger>& ledger) {
@@ -53,6 +65,7 @@ std::shared_ptr<Tensor> fresh_tensor(const ParametersPtr& parameters, std::size_
                 "] of " + parameters->name());
   }
   auto tensor = std::make_shared<Tensor>(parameters, tokens, features, fresh.level, planned, ledger);
+  check_room(*parameters, fresh.level, fresh.bound, *std::max_element(fresh.scale.begin(), fresh.scale.end()));
   tensor->bound = fresh.bound;
   tensor->scale = fresh.scale;
   std::fill(tensor->noise.begin(), tensor->noise.end(), fresh_noise(*parameters, with_public_key));
@@ -126,6 +139,7 @@ void SecretKey::check_decryptable(const Tensor& tensor) const {
                 parameters_->name());
   }
   if (tensor.planned) throw Error("a planned tensor holds no ciphertext; run the circuit on an encrypted one");
+  check_room(*parameters_, tensor.level, tensor.bound, *std::max_element(tensor.scale.begin(), tensor.scale.end()));
 }
 
 void SecretKey::coefficients(const Tensor& tensor, std::size_t f, double* out) const {

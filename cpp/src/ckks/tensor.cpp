@@ -29,6 +29,7 @@ Tensor::Tensor(ParametersPtr params, std::size_t token_count, std::size_t featur
       planned(only_planned),
       scale(feature_count),
       noise(feature_count),
+      shared(feature_count),
       storage_(std::make_shared<Storage>(bytes() / sizeof(std::uint64_t), planned, std::move(ledger))),
       words_(storage_->words.data()) {}
 
@@ -38,6 +39,7 @@ Tensor Tensor::view(std::size_t begin, std::size_t end) const {
   const auto first = static_cast<std::ptrdiff_t>(begin), last = static_cast<std::ptrdiff_t>(end);
   part.scale.assign(scale.begin() + first, scale.begin() + last);
   part.noise.assign(noise.begin() + first, noise.begin() + last);
+  part.shared.assign(shared.begin() + first, shared.begin() + last);
   if (begin != 0) part.seed.reset();
   if (!planned) part.words_ = part.words_ + begin * 2 * limbs() * parameters->n();
   return part;

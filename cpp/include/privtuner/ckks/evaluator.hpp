@@ -94,7 +94,8 @@ class Evaluator {
   TensorPtr multiply(const TensorPtr& x, const TensorPtr& y) const;
   TensorPtr dot(const TensorPtr& x, const TensorPtr& y) const;
   TensorPtr sum_features(const TensorPtr& x) const;
-  TensorPtr concatenate(const std::vector<TensorPtr>& tensors) const;
+  // independent: the tensors are known to come from different features of one tensor.
+  TensorPtr concatenate(const std::vector<TensorPtr>& tensors, bool independent = false) const;
   // Features [begin, end): a view.
   TensorPtr select(const TensorPtr& x, std::size_t begin, std::size_t end) const;
   TensorPtr linear(const TensorPtr& x, const Matrix& matrix, gemm::Operand operand) const;
@@ -123,7 +124,7 @@ class Evaluator {
   TensorPtr multiply_add(const TensorPtr& x, const TensorPtr& y, const std::vector<double>& multipliers,
                          const Combination& addend, int level, double bound) const;
   // The same words with another error: what a first-order analysis starts from.
-  TensorPtr with_noise(const TensorPtr& x, const std::vector<double>& noise) const;
+  TensorPtr with_noise(const TensorPtr& x, const std::vector<double>& noise, const std::vector<double>& shared) const;
 
   // Error of a key switch and of a rounding, in raw units of the real part of a slot.
   double switch_noise(std::size_t limbs) const;

@@ -21,7 +21,7 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-inline constexpr int kMinLogN = 10, kMaxLogN = 16;
+inline constexpr int kMinLogN = 10, kMinSecureLogN = 12, kMaxLogN = 16;
 inline constexpr int kMinScaleBits = 20, kMaxScaleBits = 49;
 inline constexpr int kMaxPrimeBits = 50;
 inline constexpr int kMaxDepth = 40;
@@ -106,7 +106,7 @@ class Parameters {
   double log_special() const { return log_qp_ - log_q_; }
 
  private:
-  void choose_ring();
+  void choose_ring(int first);
   void choose_primes();
   void make_conversions();
   BaseConversion conversion(std::vector<std::size_t> from) const;

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -13,6 +15,8 @@
 #include "privtuner/ring/sampling.hpp"
 
 namespace privtuner::ckks {
+
+inline constexpr double kLeastScale = 0.5;  // below it nothing of a value is left
 
 // Bytes of the tensors that are alive, and the most there ever were: what a dry run reports as memory.
 class Ledger {
@@ -36,6 +40,8 @@ class Ledger {
 //
 // A feature f holds values = slots / scale[f], with an error of standard deviation noise[f] / scale[f] in the real part
 // of a slot, and of every slot |value| <= bound (declared or derived; what the error of a product is predicted from).
+// shared[f] is the part of noise[f] that other features may have from the same source, as after a matrix product: in a
+// sum over features shared parts add up, the others' squares do.
 // A planned tensor has everything but the words: operations on it carry level, scale and error alone. A copy shares the
 // words.
 struct Tensor {
@@ -44,12 +50,21 @@ struct Tensor {
   int level = 0;
   bool planned = false;
   double bound = 0;
-  std::vector<double> scale, noise;
+  std::vector<double> scale, noise, shared;
   std::optional<std::array<std::uint8_t, 32>> seed;  // component 1 of feature f is the public stream (seed, f)
 
   // Uninitialised words, or none if planned. Scale and noise are set by the caller.
   Tensor(ParametersPtr parameters, std::size_t tokens, std::size_t features, int level, bool planned,
          std::shared_ptr<Ledger> ledger);
+
+  // The part of noise[f] that no other feature has.
+  double own_noise(std::size_t f) const {
+    return std::sqrt(std::max(0.0, noise[f] * noise[f] - shared[f] * shared[f]));
+  }
+  // Whether two tensors hold the same words but not the same features: then their errors meet crosswise.
+  bool overlaps(const Tensor& other) const {
+    return storage_ == other.storage_ && (words_ != other.words_ || features != other.features);
+  }
 
   // Features [begin, end), sharing the words. begin < end <= features.
   Tensor view(std::size_t begin, std::size_t end) const;

@@ -249,7 +249,11 @@ def layer_norm(
     squares = engine.add(engine.dot(centred, centred), features * eps)
     domain = (features * (low + eps), features * (high + eps))
     factor = inverse_square_root(engine, squares, domain, degree, newton_steps, math.sqrt(features))
-    return engine.add(engine.multiply(engine.multiply(centred, scale), factor), offset)
+    normed = engine.multiply(engine.multiply(centred, scale), factor)
+    # No entry of a vector is more than sqrt(features) times the root of its mean square. The product's own bound is far
+    # above that, and would not fit the modulus at the last level.
+    largest = math.sqrt(features) * float(np.abs(scale).max(initial=0)) * (1 + SLACK)
+    return engine.add(engine.assume(normed, min(normed.bound, largest) or normed.bound), offset)
 
 
 def layer_norm_depth(degree: int = 15, newton_steps: int = 1) -> int:
