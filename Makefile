@@ -51,6 +51,8 @@ bench: $(VENV)/installed
 	mkdir -p out
 	$(BIN)/python benchmarks/linear.py --json out/linear.json --plot out/linear.png
 	$(BIN)/python benchmarks/training.py --json out/training.json --plot out/training.png
+	$(BIN)/python benchmarks/ckks.py --json out/ckks.json --plot out/ckks.png
+	$(BIN)/python benchmarks/activation.py --json out/activation.json
 
 lint: $(VENV)/installed
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

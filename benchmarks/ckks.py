@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from privtuner.ckks.blocks import SealedMLP
 
 import harness
 import privtuner
 from harness import Record, progress
 from privtuner import ckks
+from privtuner.ckks.blocks import SealedMLP
 
 RING_LIMBS = ((8192, 3), (16384, 8), (32768, 16))
 TARGETS = {
@@ -183,38 +183,22 @@ def sealed(threads: int, tokens: int) -> Iterator[Record]:
     privtuner.set_num_threads(threads)
     rng = np.random.default_rng(0)
     w1, w2 = rng.normal(size=(1536, 384)) * 0.05, rng.normal(size=(384, 1536)) * 0.05
-    block = SealedMLP(w1, np.zeros(1536), w2, np.zeros(384), ckks.gelu((-8.0, 8.0)))
-    secret = ckks.SecretKey(block.parameters)
-    engine = ckks.Evaluator(block.parameters, secret.evaluation_keys())
-    values = np.clip(rng.normal(size=(tokens, 384)), -4, 4)
-    yield from block_records(block, secret, engine, values, w1, w2, threads)
-
-
-def block_records(
-    block: SealedMLP,
-    secret: ckks.SecretKey,
-    engine: ckks.Evaluator,
-    values: np.ndarray,
-    w1: np.ndarray,
-    w2: np.ndarray,
-    threads: int,
-) -> Iterator[Record]:
-    """Forward and backward of a sealed block."""
-    tokens = len(values)
-    gradient = np.clip(np.random.default_rng(1).normal(size=(tokens, 384)), -4, 4)
-    activation = block.activation
-    hidden = values @ w1.T
+    block = SealedMLP(w1, None, w2, None, ckks.gelu((-8.0, 8.0)))
+    secret = ckks.SecretKey(block.public.parameters)
+    engine = ckks.Evaluator(block.public.parameters, secret.evaluation_keys())
+    values, gradient = np.clip(rng.normal(size=(2, tokens, 384)), -4, 4)
+    gradient /= 4  # the owner divides by each token's largest entry
     for direction in ("forward", "backward"):
-        x = block.encrypt(secret, values, direction)
+        x = block.public.encrypt_input(secret, values, direction)
         if direction == "forward":
             start = time.perf_counter()
             y = block.forward(engine, x)
-            expected = activation(hidden) @ w2.T
+            expected = block.exact(values)
         else:
-            g = block.encrypt_gradient(secret, gradient)
+            g = block.public.encrypt_gradient(secret, gradient)
             start = time.perf_counter()
             y = block.backward(engine, x, g)
-            expected = ((gradient @ w2) * activation.derivative()(hidden)) @ w1
+            expected = block.exact(values, gradient)
         seconds = time.perf_counter() - start
         error = float(np.abs(secret.decrypt(y) - expected).max() / np.abs(expected).max())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -13,7 +13,7 @@
     secret.decrypt(y)                                         # data owner
 
 `plan` runs a circuit without keys or ciphertexts and says what it takes; circuits of several operations are in
-``privtuner.ckks.circuits``.
+``privtuner.ckks.circuits``, blocks that a server evaluates whole in ``privtuner.ckks.blocks`` and ``.held``.
 """
 
 from . import approximations, circuits
@@ -29,7 +29,9 @@ from .approximations import (
     silu,
     tanh,
 )
+from .blocks import SealedClient, SealedMLP
 from .evaluator import Evaluator, Matrix
+from .held import HeldClient, HeldLora
 from .keys import EvaluationKeys, PublicKey, SecretKey
 from .parameters import INSECURE_parameters, Parameters, parameters
 from .plan import Calibration, Measurement, Plan, calibrate, plan
@@ -41,6 +43,8 @@ __all__ = [
     "EncryptedTensor",
     "EvaluationKeys",
     "Evaluator",
+    "HeldClient",
+    "HeldLora",
     "INSECURE_parameters",
     "Matrix",
     "Measurement",
@@ -48,6 +52,8 @@ __all__ = [
     "Plan",
     "Polynomial",
     "PublicKey",
+    "SealedClient",
+    "SealedMLP",
     "SecretKey",
     "approximations",
     "calibrate",
