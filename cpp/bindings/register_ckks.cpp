@@ -272,7 +272,8 @@ void register_ckks(py::module_& module) {
       .def_property_readonly("packing_elements", &circuits::packing_elements)
       .def(
           "transform",
-          [](const ckks::Parameters& p, std::size_t limb, py::array_t<std::uint64_t, py::array::c_style> words) {
+          [](const ckks::Parameters& p, std::size_t limb, py::array_t<std::uint64_t, py::array::c_style> words,
+             int times) {
             if (limb >= p.prime_count() || words.ndim() != 1 || words.shape(0) != static_cast<py::ssize_t>(p.n())) {
               throw std::invalid_argument("expected N words and the index of a prime");
             }
@@ -281,9 +282,9 @@ void register_ckks(py::module_& module) {
               if (data[i] >= p.prime(limb).q) throw std::invalid_argument("a word is not below the prime");
             }
             const py::gil_scoped_release release;
-            p.prime(limb).ntt.forward(data, math::active_isa());
+            for (int i = 0; i < times; ++i) p.prime(limb).ntt.forward(data, math::active_isa());
           },
-          py::arg("limb"), py::arg("words").noconvert())
+          py::arg("limb"), py::arg("words").noconvert(), py::arg("times") = 1)
       .def("to_bytes",
            [](const ckks::Parameters& p) {
              std::uint8_t* out = nullptr;

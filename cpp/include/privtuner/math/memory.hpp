@@ -15,14 +15,19 @@ inline constexpr std::size_t kAlignment = 64;
 // A store the optimiser may not remove.
 void secure_wipe(void* data, std::size_t bytes) noexcept;
 
+// kAlignment for small blocks; large ones lie on huge pages where the system has them, because filling page tables can
+// cost as much as the arithmetic on fresh memory. Throws std::bad_alloc.
+void* allocate_bytes(std::size_t bytes);
+void free_bytes(void* block, std::size_t bytes) noexcept;
+
 template <class T>
 struct AlignedAllocator {
   using value_type = T;
   AlignedAllocator() = default;
   template <class U>
   AlignedAllocator(const AlignedAllocator<U>&) noexcept {}
-  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{kAlignment})); }
-  void deallocate(T* p, std::size_t) noexcept { ::operator delete(p, std::align_val_t{kAlignment}); }
+  T* allocate(std::size_t n) { return static_cast<T*>(allocate_bytes(n * sizeof(T))); }
+  void deallocate(T* p, std::size_t n) noexcept { free_bytes(p, n * sizeof(T)); }
   // Leaves numbers uninitialised on resize: every buffer here is written before it is read.
   template <class U>
   void construct(U* p) noexcept {
