@@ -222,7 +222,8 @@ TensorPtr Evaluator::linear(const TensorPtr& x, const Matrix& matrix, gemm::Oper
   out->bound = x->bound * widest;
   const std::size_t n = parameters_->n(), limbs = x->limbs(), stride = 2 * limbs * n;
   trace_.count(Work::matrix, limbs,
-               static_cast<double>(rows) * static_cast<double>(depth) * static_cast<double>(2 * limbs * n) / 1e6);
+               static_cast<double>(weights.bytes_per_weight()) * static_cast<double>(rows) *
+                   static_cast<double>(depth) * static_cast<double>(2 * limbs * n) / 1e6);
   if (x->planned) return out;
   // Columns at a time: the packed copy stays small whatever the depth.
   constexpr std::size_t kPackedWords = std::size_t{1} << 23;

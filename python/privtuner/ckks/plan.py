@@ -145,11 +145,13 @@ def plan(
         raise InputError(f"a calibration of {calibration.parameters} does not fit {parameters.name}; calibrate again")
     engine = Evaluator(parameters)
     tensors = []
+    given = 0  # bytes that the engine's ledger does not see
     for entry in inputs:
         if isinstance(entry, EncryptedTensor):
             if not entry.planned:
                 raise InputError("plan takes shapes or planned tensors; this one is encrypted")
             tensors.append(entry)
+            given += entry.nbytes
         else:
             tokens, features = entry
             tensors.append(engine.planned(tokens, features, bound=bound))
@@ -176,7 +178,7 @@ def plan(
         key_bytes=parameters.key_bytes(len(elements) + core.needs_relinearisation()),
         input_bytes=sum(x.message_bytes for x in tensors) // 2,  # half of a fresh tensor travels as a seed
         output_bytes=sum(y.message_bytes for y in outputs),
-        peak_bytes=core.peak_bytes,
+        peak_bytes=core.peak_bytes + given,
         work=work,
         seconds=seconds,
     )
@@ -199,7 +201,10 @@ def calibrate(parameters: Parameters, *, repeats: int = 3) -> Calibration:
     levels = sorted({max(1, round(parameters.depth * part)) for part in (0.0, 0.34, 0.67, 1.0)})
     if parameters.depth < 1:
         raise InputError("a set of depth 0 has no products to calibrate; take a depth from 1 on")
-    matrix = Matrix(rng.normal(size=(64, width)))
+    # Deep enough to run as fast as real ones do, within 256 MB.
+    depth = max(width, min(128, (1 << 28) // (2 * (parameters.depth + 1) * parameters.ring_dimension * 8)))
+    copies = depth // width
+    matrix = Matrix(rng.normal(size=(64, copies * width)))
 
     def best(run: Callable[[], Any], features: int = width) -> float:
         run()
@@ -214,7 +219,8 @@ def calibrate(parameters: Parameters, *, repeats: int = 3) -> Calibration:
     for level in levels:
         x = secret.encrypt(values, level=level)
         wide = engine.concatenate([x] * 4)
-        megamacs = 64 * width * 2 * (level + 1) * parameters.ring_dimension / 1e6
+        deep = engine.concatenate([x] * copies)
+        megamacs = 64 * copies * width * 2 * (level + 1) * parameters.ring_dimension / 1e6
         add = best(partial(engine.add, x, x))
         scaled = best(partial(engine.multiply, x, 0.5))
         product = best(partial(engine.multiply, x, x))
@@ -222,7 +228,7 @@ def calibrate(parameters: Parameters, *, repeats: int = 3) -> Calibration:
         one = best(partial(engine.rotate, x, (1,)))
         four = best(partial(engine.rotate, x, (1, 2, 3, 4)))
         plain = best(partial(engine.multiply_plain, x, values))
-        linear = best(partial(engine.linear, x, matrix), 1)
+        linear = best(partial(engine.linear, deep, matrix), 1)
         rotate = max((four - one) / 3, 0.0)
         term = add
         rescale = max(scaled - term, 0.0)

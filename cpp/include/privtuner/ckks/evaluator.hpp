@@ -27,7 +27,7 @@ enum class Work {
   rescale,
   term,    // one ciphertext times a number, or added
   plain,   // encoding clear values and one product with them
-  matrix,  // 10^6 multiply-adds of the plaintext matrix product on one limb's N words of one component
+  matrix,  // 10^6 multiply-adds of one byte of a clear matrix with a residue
 };
 const char* work_name(Work work);
 
