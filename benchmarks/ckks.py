@@ -49,11 +49,7 @@ OPENFHE_SETTINGS = ("14:8:40", "14:8:40:8", "15:16:40:6")
 
 def options_of() -> argparse.Namespace:
     """The harness's options and ``--openfhe``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--json", type=Path, help="write the records and the hardware to this file")
-    parser.add_argument("--plot", type=Path, help="write a bar chart of the ratios to this PNG file")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, no sealed block at full size")
-    parser.add_argument("--threads", type=int, default=2, help="of the products with matrices and the sealed block")
+    parser = harness.parser_of(__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--openfhe", type=Path, help="the program that benchmarks/openfhe builds")
     return parser.parse_args()
 

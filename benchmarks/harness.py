@@ -74,14 +74,19 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """``--json FILE``, ``--plot FILE``, ``--quick``, ``--threads N``."""
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """``--json FILE``, ``--plot FILE``, ``--quick``, ``--threads N``; a benchmark may add its own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, help="write the records and the hardware to this file")
     parser.add_argument("--plot", type=Path, help="write a bar chart of the ratios to this PNG file")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller peers")
     parser.add_argument("--threads", type=int, default=2, help="threads of both sides (default: 2)")
-    return parser.parse_args()
+    return parser
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """The options of a benchmark that has none of its own."""
+    return parser_of(description).parse_args()
 
 
 def table(records: list[Record]) -> str:

@@ -54,11 +54,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model_directory(folder: Path) -> Path:
-    """Write a random two-layer BERT and a tokenizer of its thirty words to ``folder``."""
+def tiny_model_directory(folder: Path, **other: int) -> Path:
+    """Write a random two-layer BERT (of ``other`` sizes) and a tokenizer of its thirty words to ``folder``."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        sizes |= other
         config = BertConfig(vocab_size=len(SPECIAL) + 25, max_position_embeddings=32, initializer_range=0.2, **sizes)
         BertModel(config).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)

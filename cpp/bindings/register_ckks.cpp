@@ -177,12 +177,6 @@ void register_evaluator(py::module_& module) {
              const py::gil_scoped_release release;
              return e.multiply_plain(x, values);
            })
-      .def("bring",
-           [](const Evaluator& e, const TensorPtr& x, int level, const Doubles& scale) {
-             const std::vector<double> wanted = vector_of(scale);
-             const py::gil_scoped_release release;
-             return e.bring(x, level, wanted);
-           })
       .def("linear",
            [](const Evaluator& e, const TensorPtr& x, const ckks::Matrix& matrix, bool transpose) {
              const py::gil_scoped_release release;
@@ -201,9 +195,6 @@ void register_evaluator(py::module_& module) {
              const py::gil_scoped_release release;
              return circuits::evaluate(e, x, polynomial);
            })
-      .def("polynomial_levels",
-           [](const Evaluator&, const TensorPtr& x, const std::string& basis, const Doubles& coefficients, double low,
-              double high) { return circuits::levels_needed(*x, polynomial_of(basis, coefficients, low, high)); })
       .def("planned",
            [](const Evaluator& e, std::size_t tokens, std::size_t features, int level, double bound,
               const Doubles& scale, bool with_public_key) {
@@ -251,8 +242,6 @@ void register_ckks(py::module_& module) {
       .def_property_readonly("log_q", &ckks::Parameters::log_q)
       .def_property_readonly("log_qp", &ckks::Parameters::log_qp)
       .def_property_readonly("security_bits", &ckks::Parameters::security_bits)
-      .def_property_readonly("digit_limbs", &ckks::Parameters::digit_limbs)
-      .def_property_readonly("special_primes", &ckks::Parameters::special_count)
       .def_property_readonly("hash", &ckks::Parameters::hash)
       .def_property_readonly("primes",
                              [](const ckks::Parameters& p) {
@@ -296,7 +285,6 @@ void register_ckks(py::module_& module) {
         const Bytes bytes(buffer);
         return std::const_pointer_cast<ckks::Parameters>(ckks::read_parameters(bytes.data(), bytes.size()));
       });
-  module.def("ckks_max_log_modulus", &ckks::max_log_modulus, py::arg("log_n"));
 
   py::class_<Tensor, std::shared_ptr<Tensor>>(module, "CkksTensor")
       .def_readonly("tokens", &Tensor::tokens)
@@ -304,21 +292,12 @@ void register_ckks(py::module_& module) {
       .def_readonly("level", &Tensor::level)
       .def_readonly("bound", &Tensor::bound)
       .def_readonly("planned", &Tensor::planned)
-      .def_property_readonly("seeded", [](const Tensor& x) { return x.seed.has_value(); })
       .def_property_readonly("scale", [](const Tensor& x) { return array_of(x.scale); })
       .def_property_readonly("noise", [](const Tensor& x) { return array_of(x.noise); })
       .def_property_readonly("nbytes", &Tensor::bytes)
       .def_property_readonly("message_bytes", [](const Tensor& x) { return ckks::message_bytes(x); })
       .def_property_readonly("error", &Tensor::error)
       .def_property_readonly("worst_error", &Tensor::worst_error)
-      .def("residues",
-           [](const Tensor& x, std::size_t feature, int component, std::size_t limb) {
-             if (x.planned || feature >= x.features || component < 0 || component > 1 || limb >= x.limbs()) {
-               throw std::invalid_argument("no such row of residues");
-             }
-             return py::array_t<std::uint64_t>(static_cast<py::ssize_t>(x.parameters->n()),
-                                               x.row(feature, component, limb));
-           })
       .def("to_bytes", &message<Tensor>)
       .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer) {
         const Bytes bytes(buffer);

@@ -9,6 +9,7 @@ from ._core import __version__
 from .errors import (
     CkksError,
     EngineError,
+    InfeasibleError,
     InputError,
     MessageError,
     PrivtunerError,
@@ -21,6 +22,7 @@ from .system import active_isa, get_num_threads, set_isa, set_num_threads
 __all__ = [
     "CkksError",
     "EngineError",
+    "InfeasibleError",
     "InputError",
     "MessageError",
     "PrivtunerError",

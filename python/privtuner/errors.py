@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "CkksError",
     "EngineError",
+    "InfeasibleError",
     "InputError",
     "MessageError",
     "PrivtunerError",
@@ -25,6 +26,23 @@ class PrivtunerError(Exception):
 
 class InputError(PrivtunerError, ValueError):
     """An argument is unusable: wrong shape, dtype or name, or values that are not finite."""
+
+
+class InfeasibleError(InputError):
+    """A resource allocation that meets every constraint does not exist.
+
+    Attributes:
+        constraint: what fails: ``"deadline"``, ``"bandwidth"``, ``"server"`` or ``"bandwidth and server"``.
+        device: name of the device that cannot meet its deadline even alone, or that asks for most of what is short.
+        shortfall: how much is missing, as a part of what there is (of the deadline, or of the shared resource).
+    """
+
+    def __init__(self, message: str, constraint: str, device: str, shortfall: float) -> None:
+        super().__init__(message)
+        self.constraint, self.device, self.shortfall = constraint, device, shortfall
+
+    def __reduce__(self) -> tuple[type[InfeasibleError], tuple[str, str, str, float]]:
+        return type(self), (str(self), self.constraint, self.device, self.shortfall)
 
 
 class MessageError(PrivtunerError, ValueError):

@@ -6,20 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import BertConfig, BertModel
 
 from privtuner import cli
 from privtuner.service import RemoteTransport
 from text_cases import (
-    SPECIAL,
     command,
     environment,
     one_thread,
     rows,
     server_process,
     tiny_model_directory,
-    tiny_tokenizer,
     write_csv,
 )
 
@@ -38,13 +34,7 @@ def _one_thread():
 def model(tmp_path_factory):
     """One layer with four hidden features: its sealed block takes a second."""
     folder = tmp_path_factory.mktemp("model")
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 4}
-        config = BertConfig(vocab_size=len(SPECIAL) + 25, max_position_embeddings=32, initializer_range=0.2, **sizes)
-        BertModel(config).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return tiny_model_directory(folder, hidden_size=8, num_hidden_layers=1, intermediate_size=4)
 
 
 @pytest.fixture(scope="module")

@@ -107,12 +107,6 @@ class ClearEngine:
     def select(self, x: Clear, features: slice) -> Clear:
         return self.make(x.values[:, features], x, x.level, x.bound)
 
-    def linear(self, x: Clear, weights: Any) -> Clear:
-        raise NotImplementedError
-
-    def linear_combination(self, tensors: Sequence[Clear], weights: Any, constant: Any = 0.0) -> Clear:
-        raise NotImplementedError
-
     def polynomial(self, x: Clear, polynomial: Any) -> Clear:
         low, high = polynomial.domain
         used = x.values[: x.tokens]
@@ -144,9 +138,6 @@ class ClearEngine:
 
     def conjugate(self, x: Clear) -> Clear:
         return x
-
-    def sum_slots(self, x: Clear) -> Clear:
-        raise NotImplementedError
 
     def assume(self, x: Clear, bound: float) -> Clear:
         return self.make(x.values, x, x.level, min(x.bound, bound))

@@ -235,7 +235,7 @@ double steepest(const Polynomial& p) {
 
 double half_width(const Polynomial& p) { return p.basis == Basis::chebyshev ? (p.high - p.low) / 2 : 1; }
 
-TensorPtr evaluate_part(const Evaluator& evaluator, TensorPtr x, const Polynomial& p, bool normalise) {
+TensorPtr evaluate_part(const Evaluator& evaluator, TensorPtr x, const Polynomial& p, double slope, bool normalise) {
   const std::size_t features = x->features;
   if (normalise) {
     // Near the wanted scale is enough: the factor is whole, so the scale it gives is known exactly.
@@ -251,11 +251,11 @@ TensorPtr evaluate_part(const Evaluator& evaluator, TensorPtr x, const Polynomia
     x = evaluator.combine(factors, x->level, raw, x->bound, true);
   }
   // The input's error is carried by the derivative, the others' by the evaluation from an exact input.
-  std::vector<double> carried(features);
-  const double slope = steepest(p);
-  for (std::size_t f = 0; f < features; ++f) carried[f] = slope * x->noise[f] / x->scale[f];
-  std::vector<double> shared(features);
-  for (std::size_t f = 0; f < features; ++f) shared[f] = slope * x->shared[f] / x->scale[f];
+  std::vector<double> carried(features), shared(features);
+  for (std::size_t f = 0; f < features; ++f) {
+    carried[f] = slope * x->noise[f] / x->scale[f];
+    shared[f] = slope * x->shared[f] / x->scale[f];
+  }
   x = evaluator.with_noise(x, std::vector<double>(features, 0), std::vector<double>(features, 0));
   if (p.basis == Basis::chebyshev) {
     const double centre = (p.low + p.high) / 2;
@@ -313,20 +313,16 @@ TensorPtr evaluate(const Evaluator& evaluator, const TensorPtr& x, const Polynom
                 "; choose parameters of larger depth or a smaller degree");
   }
   const bool normalise = levels > std::max(1, polynomial.depth());
-  if (x->features == 1) return evaluate_part(evaluator, x, polynomial, normalise);
+  const double slope = steepest(polynomial);
+  if (x->features == 1) return evaluate_part(evaluator, x, polynomial, slope, normalise);
   // Feature by feature: the powers of one fit the caches, those of all would not fit the memory.
   std::vector<TensorPtr> parts(x->features);
-  if (x->planned) {
-    for (std::size_t f = 0; f < x->features; ++f) {
-      parts[f] = evaluate_part(evaluator, evaluator.select(x, f, f + 1), polynomial, normalise);
+  // A planned tensor is one chunk: nothing to share out, and the same memory at every run.
+  math::parallel_for(x->features, x->planned ? x->features : 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t f = begin; f < end; ++f) {
+      parts[f] = evaluate_part(evaluator, evaluator.select(x, f, f + 1), polynomial, slope, normalise);
     }
-  } else {
-    math::parallel_for(x->features, 1, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t f = begin; f < end; ++f) {
-        parts[f] = evaluate_part(evaluator, evaluator.select(x, f, f + 1), polynomial, normalise);
-      }
-    });
-  }
+  });
   return evaluator.concatenate(parts, true);
 }
 

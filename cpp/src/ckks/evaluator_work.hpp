@@ -3,26 +3,17 @@
 
 #include <cmath>
 #include <cstddef>
-#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "features.hpp"
 #include "privtuner/ckks/evaluator.hpp"
-#include "privtuner/math/parallel.hpp"
 
 namespace privtuner::ckks {
 
 inline constexpr double kSameScale = 1e-9;    // relative; scales that agree differ by roundings of doubles
 inline constexpr double kLeastFactor = 4096;  // smallest scale of an encoded constant: 12 bits of it survive
-
-// One feature uses all threads inside, many features one thread each.
-inline void for_features(std::size_t count, const std::function<void(std::size_t)>& body) {
-  if (count == 1) return body(0);
-  math::parallel_for(count, 1, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t f = begin; f < end; ++f) body(f);
-  });
-}
 
 inline std::string bits(double scale) { return "2^" + std::to_string(std::log2(scale)); }
 

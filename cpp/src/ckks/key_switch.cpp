@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "evaluator_work.hpp"
-#include "privtuner/math/parallel.hpp"
 
 namespace privtuner::ckks {
 
@@ -76,6 +75,18 @@ void Evaluator::switch_key(const Decomposition& decomposition, const std::uint64
       const ring::ResidueRow& row = p.prime(prime).row;
       row.inner_product(digit_rows.data(), key0.data(), digits, out0 + t * n, n, math::active_isa());
       row.inner_product(digit_rows.data(), key1.data(), digits, out1 + t * n, n, math::active_isa());
+    }
+  });
+}
+
+void Evaluator::add_raised(const std::uint64_t* rows, std::size_t limbs, std::uint64_t* sum) const {
+  const Parameters& p = *parameters_;
+  const std::size_t n = p.n();
+  math::parallel_for(limbs, 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::uint64_t weights[2] = {1, p.special_product(i)};
+      const std::uint64_t* terms[2] = {sum + i * n, rows + i * n};
+      p.prime(i).row.linear_combination(terms, weights, 2, sum + i * n, n, math::active_isa());
     }
   });
 }

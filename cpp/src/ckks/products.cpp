@@ -100,6 +100,7 @@ TensorPtr Evaluator::products(const TensorPtr& x, const TensorPtr& y, bool summe
   auto out = result(x->tokens, features, level - 1, x->planned);
   out->bound = bound;
   const std::size_t terms = summed ? x->features : 1;
+  const double switched = switch_noise(limbs);
   for (std::size_t f = 0; f < features; ++f) {
     double square = 0, shared = 0;
     for (std::size_t t = 0; t < terms; ++t) {
@@ -120,7 +121,7 @@ TensorPtr Evaluator::products(const TensorPtr& x, const TensorPtr& y, bool summe
       shared += std::fabs(addend.weights[t][f]) * shared_noise(a, of(a, f), features, false);
     }
     out->scale[f] = x->scale[of(*x, f)] * y->scale[of(*y, f)] * multiplier(f) / q;
-    out->noise[f] = norm(norm(noise, switch_noise(limbs)) / q, rounding_noise());
+    out->noise[f] = norm(norm(noise, switched) / q, rounding_noise());
     out->shared[f] = summed ? 0 : shared / q;
   }
   trace_.count(Work::product, limbs, static_cast<double>(features * terms));
@@ -169,16 +170,8 @@ TensorPtr Evaluator::products(const TensorPtr& x, const TensorPtr& y, bool summe
     std::uint64_t *sum0 = sums.data(), *sum1 = sum0 + targets * n;
     switch_key(decomposition, nullptr, *keys_->relinearisation, sum0, sum1);
     // P d + switched, divided by P and the last prime at once.
-    math::parallel_for(limbs, 1, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t i = begin; i < end; ++i) {
-        const std::uint64_t weights[2] = {1, parameters_->special_product(i)};
-        for (int c = 0; c < 2; ++c) {
-          std::uint64_t* sum = (c == 0 ? sum0 : sum1) + i * n;
-          const std::uint64_t* rows[2] = {sum, (c == 0 ? d0 : d1) + i * n};
-          parameters_->prime(i).row.linear_combination(rows, weights, 2, sum, n, isa);
-        }
-      }
-    });
+    add_raised(d0, limbs, sum0);
+    add_raised(d1, limbs, sum1);
     const BaseConversion& conversion = parameters_->special_conversion(limbs, true);
     divide(sum0, conversion, limbs, limbs - 1, out->row(f, 0, 0));
     divide(sum1, conversion, limbs, limbs - 1, out->row(f, 1, 0));

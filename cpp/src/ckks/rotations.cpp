@@ -77,6 +77,7 @@ std::vector<TensorPtr> Evaluator::galois(const TensorPtr& x, const std::vector<s
   const std::size_t n = parameters_->n(), limbs = x->limbs(), digits = parameters_->digits(limbs);
   const std::size_t targets = limbs + parameters_->special_count();
   std::vector<std::shared_ptr<Tensor>> outs;
+  const double added = norm(switch_noise(limbs), rounding_noise());
   std::size_t switched = 0;
   for (const std::uint32_t element : elements) {
     auto out = result(x->tokens, x->features, x->level, x->planned);
@@ -86,7 +87,7 @@ std::vector<TensorPtr> Evaluator::galois(const TensorPtr& x, const std::vector<s
     out->shared = x->shared;
     if (element != 1) {
       ++switched;
-      for (double& noise : out->noise) noise = norm(noise, norm(switch_noise(limbs), rounding_noise()));
+      for (double& noise : out->noise) noise = norm(noise, added);
       trace_.need_galois(element);
       if (!x->planned && (!keys_ || keys_->galois.count(element) == 0)) {
         throw Error(missing_key(*parameters_, element));
@@ -123,13 +124,7 @@ std::vector<TensorPtr> Evaluator::galois(const TensorPtr& x, const std::vector<s
       }
       switch_key(decomposition, switched > 1 ? extended.data() : nullptr, *keys_->galois.at(elements[e]).key, sum0,
                  sum1);
-      math::parallel_for(limbs, 1, [&](std::size_t begin, std::size_t end) {
-        for (std::size_t i = begin; i < end; ++i) {
-          const std::uint64_t weights[2] = {1, parameters_->special_product(i)};
-          const std::uint64_t* terms[2] = {sum0 + i * n, x->row(f, 0, i)};
-          parameters_->prime(i).row.linear_combination(terms, weights, 2, sum0 + i * n, n, isa);
-        }
-      });
+      add_raised(x->row(f, 0, 0), limbs, sum0);
       const BaseConversion& conversion = parameters_->special_conversion(limbs, false);
       const std::uint32_t* index = permutations_.at(elements[e]).data();
       for (int c = 0; c < 2; ++c) {

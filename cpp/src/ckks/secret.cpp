@@ -5,7 +5,7 @@
 #include <string>
 #include <utility>
 
-#include "privtuner/math/parallel.hpp"
+#include "features.hpp"
 #include "privtuner/ring/sampling.hpp"
 
 namespace privtuner::ckks {
@@ -105,7 +105,7 @@ TensorPtr SecretKey::encrypt(const Values& values, const Fresh& fresh) const {
   ring::os_random(tensor->seed->data(), tensor->seed->size());
   const ring::Seed error_seed = ring::Seed::from_os();
   const math::Isa isa = math::active_isa();
-  const auto encrypt_feature = [&](std::size_t f) {
+  for_features(values.features, [&](std::size_t f) {
     math::SecretBuffer<std::int64_t> message(n);
     math::SecretBuffer<std::int8_t> error(n);
     encode(*parameters_, values, f, fresh.scale[f], message.data());
@@ -122,14 +122,7 @@ TensorPtr SecretKey::encrypt(const Values& values, const Fresh& fresh) const {
         ring_row.subtract(c0, product.data(), c0, n, isa);
       }
     });
-  };
-  if (values.features == 1) {
-    encrypt_feature(0);
-  } else {
-    math::parallel_for(values.features, 1, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t f = begin; f < end; ++f) encrypt_feature(f);
-    });
-  }
+  });
   return tensor;
 }
 
@@ -198,13 +191,7 @@ namespace {
 template <class Body>
 void decrypt_features(const Tensor& tensor, Body body) {
   std::vector<double> largest(tensor.features);
-  if (tensor.features == 1) {
-    largest[0] = body(0);
-  } else {
-    math::parallel_for(tensor.features, 1, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t f = begin; f < end; ++f) largest[f] = body(f);
-    });
-  }
+  for_features(tensor.features, [&](std::size_t f) { largest[f] = body(f); });
   const double peak = *std::max_element(largest.begin(), largest.end());
   if (!(peak <= tensor.bound * 1.01 + 2 * tensor.worst_error())) {
     throw Error("a decrypted value is beyond the tensor's bound of " + std::to_string(tensor.bound) +

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from .. import _core
 from ..errors import CkksError, InputError
 from .approximations import Polynomial
-from .keys import EvaluationKeys, as_values
+from .keys import EvaluationKeys, as_scales, as_values
 from .parameters import Parameters
 from .tensor import EncryptedTensor
 
@@ -111,8 +111,7 @@ class Evaluator:
         if not 1 <= tokens <= self.slots:
             raise CkksError(f"{tokens} tokens do not fit the {self.slots} slots of {self.parameters.name}")
         at = self.parameters.depth if level is None else level
-        scales = np.zeros(0) if scale is None else np.atleast_1d(np.asarray(scale, np.float64))
-        return self._wrap(self._core.planned(tokens, features, at, bound, scales, public_key))
+        return self._wrap(self._core.planned(tokens, features, at, bound, as_scales(scale), public_key))
 
     def add(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
         """X + y; y a tensor, a number, or numbers of shape (features,). No level, unless the scales need one."""

@@ -38,6 +38,14 @@ def as_scales(scale: npt.ArrayLike | None) -> Array:
     return np.zeros(0) if scale is None else np.atleast_1d(np.asarray(scale, np.float64))
 
 
+def _encrypted(
+    key: PublicKey | SecretKey, values: npt.ArrayLike, bound: float, level: int | None, scale: npt.ArrayLike | None
+) -> EncryptedTensor:
+    re, im = as_values(values)
+    at = key.parameters.depth if level is None else level
+    return EncryptedTensor(key._core.encrypt(re, im, at, bound, as_scales(scale)), key.parameters)
+
+
 class EvaluationKeys:
     """What the server needs to compute: a relinearisation key, rotation keys. Public.
 
@@ -102,9 +110,7 @@ class PublicKey:
         scale: npt.ArrayLike | None = None,
     ) -> EncryptedTensor:
         """As :meth:`SecretKey.encrypt`."""
-        re, im = as_values(values)
-        at = self.parameters.depth if level is None else level
-        return EncryptedTensor(self._core.encrypt(re, im, at, bound, as_scales(scale)), self.parameters)
+        return _encrypted(self, values, bound, level, scale)
 
     def to_bytes(self) -> bytes:
         """Serialise, with a version, a parameter hash, lengths and a checksum."""
@@ -148,9 +154,7 @@ class SecretKey:
             CkksError: a value above the bound or not finite, more tokens than slots, a level that does not exist.
             InputError: unusable shape, dtype, bound or scale.
         """
-        re, im = as_values(values)
-        at = self.parameters.depth if level is None else level
-        return EncryptedTensor(self._core.encrypt(re, im, at, bound, as_scales(scale)), self.parameters)
+        return _encrypted(self, values, bound, level, scale)
 
     def decrypt(self, tensor: EncryptedTensor, *, complex: bool = False) -> Array:
         """Return the values, float64 (or complex128) of shape (tokens, features).

@@ -80,7 +80,6 @@ class Evaluator {
   explicit Evaluator(ParametersPtr parameters, std::shared_ptr<const EvaluationKeys> keys = nullptr);
 
   const ParametersPtr& parameters() const { return parameters_; }
-  const std::shared_ptr<const EvaluationKeys>& keys() const { return keys_; }
   Trace& trace() const { return trace_; }
   const std::shared_ptr<Ledger>& ledger() const { return ledger_; }
 
@@ -152,6 +151,8 @@ class Evaluator {
                     std::uint64_t* out) const;
   void switch_key(const Decomposition& decomposition, const std::uint64_t* extended, const SwitchingKey& key,
                   std::uint64_t* out0, std::uint64_t* out1) const;
+  // sum += P rows, limb by limb: what a switched component meets before P is divided out.
+  void add_raised(const std::uint64_t* rows, std::size_t limbs, std::uint64_t* sum) const;
   void divide(std::uint64_t* rows, const BaseConversion& conversion, std::size_t limbs, std::size_t kept,
               std::uint64_t* out) const;
 

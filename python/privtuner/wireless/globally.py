@@ -1,0 +1,67 @@
+"""The whole problem to its global optimum, with a certificate.
+
+For fixed tiers it is jointly convex: once the power is eliminated the upload's energy is A h(k / (B t)), a convex and
+decreasing function of sqrt(B t), which is concave; the power cap k <= t B ln(1 + g p_max / (N0 B)) is a convex set. So
+the dual has no gap there, and branch and bound on the tiers closes the rest.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .branch import Outcome, branch_and_bound
+from .dual import Bound
+from .priced import Priced
+from .problem import FloatArray, IntArray, Problem, Shares, respond
+
+__all__ = ["Whole", "best_shares"]
+
+
+class Whole:
+    """Bandwidth, power, processor speed, server share and tier, all at once.
+
+    Args:
+        problem: of shape (devices, tiers).
+        allowed: the tiers that a device may take; at least one a device.
+    """
+
+    def __init__(self, problem: Problem, allowed: np.ndarray) -> None:
+        self.problem = problem.without(~allowed)
+        self.offset = np.where(allowed, -problem.reward, np.inf)
+        p = self.problem
+        most = (
+            p.capacitance * p.encrypt * p.frequency_max**2
+            + p.power_max * p.time
+            + p.server_capacitance * p.evaluate * p.server_frequency**2
+            - p.reward
+        )
+        self.ceiling = float(most.max(axis=1).sum())
+
+    def market(self) -> Priced:
+        """All tiers at once."""
+        return Priced(self.problem)
+
+    def fixed(self, tiers: IntArray) -> Priced:
+        """One tier a device."""
+        return Priced(self.problem.take(tiers))
+
+    def recover(self, tiers: IntArray, bound: Bound) -> tuple[float, float, Shares | None]:
+        """Share out what the dual asks for, fitted to what there is."""
+        problem = self.problem.take(tiers)
+        shares = best_shares(problem, *bound.response.demand)
+        energy = float(shares.energy.sum())
+        return energy - float(problem.reward.sum()), energy, shares if np.isfinite(energy) else None
+
+
+def best_shares(problem: Problem, bandwidth: FloatArray, server: FloatArray) -> Shares:
+    """Scale shares to add up to what there is, and let each device do its best with them; one tier a device."""
+    bandwidth = bandwidth * (problem.bandwidth / bandwidth.sum())
+    server = server * min(1.0, problem.server_frequency / float(server.sum()))
+    return respond(problem, bandwidth, server)
+
+
+def solve(
+    problem: Problem, allowed: np.ndarray, *, tolerance: float, max_nodes: int
+) -> Outcome[Shares]:
+    """Branch and bound over the tiers."""
+    return branch_and_bound(Whole(problem, allowed), tolerance=tolerance, max_nodes=max_nodes)

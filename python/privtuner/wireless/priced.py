@@ -1,0 +1,281 @@
+"""What each device does at given prices, in closed form along one curve: the inner problem of the dual.
+
+At a price mu of bandwidth (J/Hz), nu of server cycles (J s/cycle) and lambda of its own time (J/s), a device minimises
+
+    kappa C f^2 + A h(k / (B t)) + kappa_s S F^2 + mu B + nu F + lambda (C / f + t + S / F - T)
+
+over f, B, t, F, with p <= p_max. Every part has a closed form. The processor runs at f^3 = lambda / (2 kappa), within
+its range. The server's 1 / F solves a cubic. The uplink is stationary along x = k / (B t),
+
+    B = A m(x) / (x mu),   lambda = A^2 m(x)^2 / (k x mu),   m(x) = x e^x - (e^x - 1),
+
+until p reaches p_max at x_c, and from there back along the curve of full power,
+
+    B = r / (e^x - 1),   t = k (e^x - 1) / (r x),   lambda + p_max = mu r^2 x^2 e^x / (k m(x) (e^x - 1)^2),
+
+with r = g p_max / N0. So the one unknown left is x in (0, x_c], on either side, and the time taken is monotone in it:
+Newton's method in ln x, warm-started, inside a bracket where that fails. Whatever x it stops at, the value reported is
+that of the Lagrange function at its exact minimum for the lambda of that x: never above the device's true cost.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .problem import FloatArray, Problem, excess
+
+__all__ = ["Priced", "Response", "server_share"]
+
+_FINEST = 1e-13  # of the time taken, relative
+_WARM_STEPS = 10
+_SAFE_STEPS = 200
+
+
+@dataclass(slots=True)
+class Response:
+    """The devices' answer to prices; arrays of the problem's shape.
+
+    Attributes:
+        value: cost with everything bought at the prices, without the reward, J: a lower bound.
+        demand: what is bought of each good; one array a price.
+        slope: derivatives of the demands by the logarithms of the prices; slope[i][j] is that of demand i by price j.
+        time_price: lambda, J/s.
+    """
+
+    value: FloatArray
+    demand: tuple[FloatArray, ...]
+    slope: tuple[tuple[FloatArray, ...], ...]
+    time_price: FloatArray
+
+
+def server_share(
+    unit: FloatArray, capacitance: float, time_price: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """z = 1 / F that minimises kappa_s S / z^2 + nu / z + lambda S z: the root of lambda z^3 = (nu / S) z + 2 kappa_s.
+
+    Args:
+        unit: nu / S. capacitance: kappa_s. time_price: lambda.
+
+    Returns:
+        z, and the derivatives -d ln z / d ln lambda (in [1/3, 1/2]) and d ln z / d ln nu.
+    """
+    third = unit / (3 * time_price)
+    half = capacitance / time_price
+    inside = half * half - third * third * third
+    large = np.cbrt(half + np.sqrt(np.maximum(inside, 0.0)))
+    z = large + third / large
+    three = inside < 0  # real roots, of which the largest is positive
+    if np.count_nonzero(three):
+        root = np.sqrt(third)
+        angle = np.arccos(np.minimum(half / (third * root), 1.0))
+        np.copyto(z, 2 * root * np.cos(angle * (1 / 3)), where=three)
+    steep = time_price * z * z
+    across = 3 * steep - unit
+    return z, steep / across, unit / across
+
+
+class Priced:
+    """Both goods for sale: bandwidth and server cycles. Keeps the last answer to start the next from.
+
+    Args:
+        problem: of shape (devices, tiers); each choice must be able to meet its deadline with enough of both goods.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.resources = np.array([problem.bandwidth, problem.server_frequency])
+        self._steepness = problem.noise_energy**2 / problem.nats
+        self._reach_reach = problem.reach**2 / problem.nats
+        self._half_stiffness = 0.5 / problem.capacitance
+        self._per_evaluate = 1 / problem.evaluate
+        self._y: FloatArray | None = None  # ln x
+        self._full: npt.NDArray[np.bool_] = np.zeros(problem.shape, dtype=bool)  # at full power
+        self._log_prices = np.zeros(2)
+        self._drift: tuple[FloatArray | float, ...] = (0.0, 0.0)  # derivatives of y by the logarithms of the prices
+
+    def start(self) -> FloatArray:
+        """Prices to begin with: those of an equal split in which each part takes a third of the deadline."""
+        p = self.problem
+        bandwidth = p.bandwidth / p.shape[0]
+        third = p.time / 3
+        x = np.minimum(p.nats / (bandwidth * third), np.log1p(p.reach / bandwidth))
+        saved = p.noise_energy * excess(x, np.expm1(x)) / x  # mu B = lambda t
+        share = p.server_frequency / p.shape[0]
+        server = (saved / third / share**2 - 2 * p.server_capacitance * share) * p.evaluate
+        mu = math.exp(np.log(saved).mean()) / bandwidth
+        prices = np.array([mu, max(float(np.median(server)), 1e-3 * mu * p.bandwidth / p.server_frequency)])
+        self._y, self._full = np.log(x), np.zeros(p.shape, dtype=bool)
+        self._log_prices, self._drift = np.log(prices), (0.0, 0.0)
+        return prices
+
+    def respond(self, prices: FloatArray, accuracy: float = _FINEST) -> Response:
+        """The answer to prices (J/Hz, J s/cycle), both positive.
+
+        Args:
+            prices: one a good.
+            accuracy: of the time taken, relative. The costs are lower bounds at any accuracy.
+        """
+        log_prices = np.log(prices)
+        with np.errstate(all="ignore"):  # a step that overflows is taken back
+            state = None
+            if self._y is not None:
+                mu, nu = np.clip(log_prices - self._log_prices, -1.0, 1.0)
+                self._y = self._y + (self._drift[0] * mu + self._drift[1] * nu)
+                state = self._newton(prices, max(accuracy, 10 * _FINEST))
+            if state is None:
+                self._search(prices)
+                state = self._evaluate(prices)
+        self._log_prices, self._drift = log_prices, (state.drift_mu, state.drift_nu)
+        return self._response(prices, state)
+
+    def _newton(self, prices: FloatArray, accuracy: float) -> _State | None:
+        """Newton's method from where the last answer lies, as far as it goes without a bracket."""
+        for _ in range(_WARM_STEPS):
+            state = self._evaluate(prices)
+            worst = np.abs(state.miss).max()
+            if not worst < 3.0:
+                return None
+            beyond = state.draw > prices[0] * (1 + 1e-12)
+            some_beyond = np.count_nonzero(beyond)
+            if worst <= accuracy and not some_beyond:
+                return state
+            step = state.miss / state.slope
+            if some_beyond:  # back to x_c; power is full from there on if time is still short
+                back = np.log(state.draw / prices[0]) / state.draw_slope
+                self._full = np.where(beyond, state.miss > state.slope * back, self._full)
+                step = np.where(beyond, back, step)
+            self._y = self._y - step
+        return None
+
+    def _search(self, prices: FloatArray) -> None:
+        """Find y from anywhere: first where full power begins, then on the side where the time is right."""
+        p, mu = self.problem, prices[0]
+        # x_c: (m(x) / x) (e^x - 1) = r mu / A, from a point above it, so that Newton's method comes down to it.
+        wanted = np.log(p.reach * mu / p.noise_energy)
+        x = np.minimum(np.exp(0.5 * (wanted + np.log(2.0))), np.maximum(2.0, 0.5 * wanted + 1.0))
+        for _ in range(50):
+            growth = np.expm1(x)
+            m = excess(x, growth)
+            error = np.log(m / x) + np.log(growth) - wanted
+            x = x * np.exp(-error / (x * (growth + 1) * (x / m + 1 / growth) - 1))
+            if np.abs(error).max() <= 1e-14 * np.maximum(1.0, np.abs(wanted)).max():
+                break
+        high = np.log(x)
+        y, low = high, np.full(p.shape, -np.inf)
+        self._y, self._full = y, np.zeros(p.shape, dtype=bool)
+        self._full = self._evaluate(prices).miss > 0
+        for _ in range(_SAFE_STEPS):
+            self._y = y
+            state = self._evaluate(prices)
+            # Towards larger x the time falls below x_c's side of less power, and grows on that of full power.
+            rising = np.where(self._full, -state.miss, state.miss) > 0
+            low, high = np.where(rising, np.maximum(low, y), low), np.where(rising, high, np.minimum(high, y))
+            done = (np.abs(state.miss) <= _FINEST) | (high - low <= 4e-16 * np.abs(high))
+            if done.all():
+                break
+            step = y - state.miss / state.slope
+            middle = np.where(np.isfinite(low), 0.5 * (low + high), high - 4.0)
+            y = np.where(done, y, np.where((step > low) & (step < high), step, middle))
+
+    def _evaluate(self, prices: FloatArray) -> _State:
+        p, (mu, nu) = self.problem, prices
+        x = np.exp(self._y)
+        growth = np.expm1(x)
+        m = excess(x, growth)
+        grown = x * growth + x  # x e^x
+        ratio = m / x
+        q = grown / ratio
+        noise_ratio = p.noise_energy * ratio
+        time_price = self._steepness * (m * ratio) / mu
+        bandwidth = noise_ratio / mu
+        t_y, l_y, b_y = -q, 2 * q - 1, q - 1
+        t_mu, l_mu, b_mu = 1.0, -1.0, -1.0
+        if np.count_nonzero(self._full):
+            full = self._full
+            total = mu * self._reach_reach * grown / (growth * growth * ratio)
+            b = m / growth
+            capped = np.maximum(total - p.power_max, 1e-12 * p.power_max)
+            lever = total / capped
+            np.copyto(time_price, capped, where=full)
+            np.copyto(bandwidth, p.reach / growth, where=full)
+            np.copyto(t_y, b, where=full)
+            np.copyto(l_y, lever * (x - 2 * b - q), where=full)
+            np.copyto(b_y, -1 - b, where=full)
+            t_mu, b_mu = np.where(full, 0.0, 1.0), np.where(full, 0.0, -1.0)
+            l_mu = np.where(full, lever, -1.0)
+        upload = p.nats / (bandwidth * x)
+        wish = np.cbrt(time_price * self._half_stiffness)
+        frequency = np.minimum(np.maximum(wish, p.frequency_min), p.frequency_max)
+        encrypt = p.encrypt / frequency
+        z, rho, sigma = server_share(nu * self._per_evaluate, p.server_capacitance, time_price)
+        serve = p.evaluate * z
+        taken = encrypt + upload + serve
+        # -d(time) / d ln lambda of processor and server
+        yielding = serve * rho + (frequency == wish) * encrypt * (1 / 3)
+        along = upload * t_y - yielding * l_y
+        return _State(
+            miss=np.log(taken / p.time),
+            slope=along / taken,
+            draw=noise_ratio * growth / p.reach,
+            draw_slope=q + x / growth + x - 1,
+            h=growth / x,
+            bandwidth=bandwidth,
+            frequency=frequency,
+            z=z,
+            time_price=time_price,
+            late=taken - p.time,
+            drift_mu=(yielding * l_mu - upload * t_mu) / along,
+            drift_nu=-(serve * sigma) / along,
+            b_y=b_y,
+            b_mu=b_mu,
+            l_y=l_y,
+            l_mu=l_mu,
+            rho=rho,
+            sigma=sigma,
+        )
+
+    def _response(self, prices: FloatArray, s: _State) -> Response:
+        p, (mu, nu) = self.problem, prices
+        server = 1 / s.z
+        value = (
+            p.capacitance * p.encrypt * (s.frequency * s.frequency)
+            + p.noise_energy * s.h
+            + p.evaluate * (p.server_capacitance * server * server)
+            + mu * s.bandwidth
+            + nu * server
+            + s.time_price * s.late
+        )
+        l_nu = s.l_y * s.drift_nu
+        slope = (
+            (s.bandwidth * (s.b_y * s.drift_mu + s.b_mu), s.bandwidth * (s.b_y * s.drift_nu)),
+            (server * s.rho * (s.l_y * s.drift_mu + s.l_mu), server * (s.rho * l_nu - s.sigma)),
+        )
+        return Response(value, (s.bandwidth, server), slope, s.time_price)
+
+
+@dataclass(slots=True)
+class _State:
+    """One evaluation along the curve: the equation, its derivatives, and the choices there."""
+
+    miss: FloatArray
+    slope: FloatArray
+    draw: FloatArray
+    draw_slope: FloatArray
+    h: FloatArray
+    bandwidth: FloatArray
+    frequency: FloatArray
+    z: FloatArray
+    time_price: FloatArray
+    late: FloatArray
+    drift_mu: FloatArray
+    drift_nu: FloatArray
+    b_y: FloatArray
+    b_mu: FloatArray | float
+    l_y: FloatArray
+    l_mu: FloatArray | float
+    rho: FloatArray
+    sigma: FloatArray
