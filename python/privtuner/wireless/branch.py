@@ -14,8 +14,8 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from .arrays import FloatArray, IntArray
 from .dual import TIGHT_BALANCE, Bound, Market, maximise
-from .problem import FloatArray, IntArray
 
 __all__ = ["Game", "Outcome", "branch_and_bound"]
 

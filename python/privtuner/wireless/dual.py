@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from .arrays import BoolArray, FloatArray
 from .priced import Response
-from .problem import FloatArray
 
 __all__ = ["BALANCE", "TIGHT_BALANCE", "Bound", "Market", "maximise"]
 
 _STEPS = 60  # of Newton's method at one temperature
 _COOLING = 10.0
-_COARSEST = 1e-3  # accuracy of the devices' answers while prices are far off
+_COARSEST = 1e-2  # accuracy of the devices' answers while prices are far off
 _LONGEST_RISE = 4.0  # of ln pi in one step
 _LONGEST_FALL = 30.0
 BALANCE = 1e-7
@@ -137,23 +136,24 @@ class _Climb:
         response = self.market.respond(prices, self.accuracy)
         self.steps += 1
         costs = response.value + self.offset
-        least = costs.min(axis=1)
         spent = float(prices @ self.market.resources)
-        exact = smooth = float(least.sum()) - spent
         weights, entropy = None, 0.0
         demand, slope = response.demand, response.slope
         warming = np.zeros_like(prices)
         if self.single:
+            exact = smooth = float(costs.sum()) - spent
             total = np.array([d.sum() for d in demand])
             bend = np.array([[d.sum() for d in row] for row in slope])
         else:
+            least = costs.min(axis=1)
+            exact = float(least.sum()) - spent
             gap = np.minimum((costs - least[:, None]) / heat, 700.0)
             weights = np.exp(-gap)
             mass = weights.sum(axis=1)
             weights /= mass[:, None]
             log_mass = np.log(mass)
             mean_gap = (weights * gap).sum(axis=1)
-            smooth -= heat * float(log_mass.sum())
+            smooth = exact - heat * float(log_mass.sum())
             entropy = float((log_mass + mean_gap).sum())
             means = [(weights * d).sum(axis=1) for d in demand]
             total = np.array([m.sum() for m in means])
@@ -207,7 +207,7 @@ class _Climb:
             point = found
         return point
 
-    def _step(self, point: _Point, error: FloatArray, free: npt.NDArray[np.bool_]) -> FloatArray:
+    def _step(self, point: _Point, error: FloatArray, free: BoolArray) -> FloatArray:
         """Newton's step in ln pi: on ln(demand / supply) if that climbs, else on the dual itself."""
         gain = point.prices * (point.demand - self.market.resources)
         for unit, right in ((1 / point.demand, -error), (point.prices, -gain)):

@@ -24,15 +24,15 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from .problem import FloatArray, Problem, excess
+from .arrays import BoolArray, FloatArray
+from .problem import Problem, excess
+from .roots import falling_root
 
 __all__ = ["Priced", "Response", "server_share"]
 
 _FINEST = 1e-13  # of the time taken, relative
 _WARM_STEPS = 10
-_SAFE_STEPS = 200
 
 
 @dataclass(slots=True)
@@ -44,12 +44,14 @@ class Response:
         demand: what is bought of each good; one array a price.
         slope: derivatives of the demands by the logarithms of the prices; slope[i][j] is that of demand i by price j.
         time_price: lambda, J/s.
+        x: nats a second and Hz, to begin the devices' own choices with.
     """
 
     value: FloatArray
     demand: tuple[FloatArray, ...]
     slope: tuple[tuple[FloatArray, ...], ...]
     time_price: FloatArray
+    x: FloatArray
 
 
 def server_share(
@@ -93,7 +95,7 @@ class Priced:
         self._half_stiffness = 0.5 / problem.capacitance
         self._per_evaluate = 1 / problem.evaluate
         self._y: FloatArray | None = None  # ln x
-        self._full: npt.NDArray[np.bool_] = np.zeros(problem.shape, dtype=bool)  # at full power
+        self._full: BoolArray = np.zeros(problem.shape, dtype=bool)  # at full power
         self._log_prices = np.zeros(2)
         self._drift: tuple[FloatArray | float, ...] = (0.0, 0.0)  # derivatives of y by the logarithms of the prices
 
@@ -106,7 +108,7 @@ class Priced:
         saved = p.noise_energy * excess(x, np.expm1(x)) / x  # mu B = lambda t
         share = p.server_frequency / p.shape[0]
         server = (saved / third / share**2 - 2 * p.server_capacitance * share) * p.evaluate
-        mu = math.exp(np.log(saved).mean()) / bandwidth
+        mu = float(np.sqrt(saved).mean()) ** 2 / bandwidth  # demand is close to a power -1/2 of the price
         prices = np.array([mu, max(float(np.median(server)), 1e-3 * mu * p.bandwidth / p.server_frequency)])
         self._y, self._full = np.log(x), np.zeros(p.shape, dtype=bool)
         self._log_prices, self._drift = np.log(prices), (0.0, 0.0)
@@ -119,17 +121,15 @@ class Priced:
             prices: one a good.
             accuracy: of the time taken, relative. The costs are lower bounds at any accuracy.
         """
-        log_prices = np.log(prices)
         with np.errstate(all="ignore"):  # a step that overflows is taken back
             state = None
             if self._y is not None:
-                mu, nu = np.clip(log_prices - self._log_prices, -1.0, 1.0)
+                mu, nu = np.clip(np.log(prices) - self._log_prices, -1.0, 1.0)
                 self._y = self._y + (self._drift[0] * mu + self._drift[1] * nu)
                 state = self._newton(prices, max(accuracy, 10 * _FINEST))
             if state is None:
                 self._search(prices)
                 state = self._evaluate(prices)
-        self._log_prices, self._drift = log_prices, (state.drift_mu, state.drift_nu)
         return self._response(prices, state)
 
     def _newton(self, prices: FloatArray, accuracy: float) -> _State | None:
@@ -137,7 +137,7 @@ class Priced:
         for _ in range(_WARM_STEPS):
             state = self._evaluate(prices)
             worst = np.abs(state.miss).max()
-            if not worst < 3.0:
+            if not worst < 12.0:
                 return None
             beyond = state.draw > prices[0] * (1 + 1e-12)
             some_beyond = np.count_nonzero(beyond)
@@ -145,7 +145,7 @@ class Priced:
                 return state
             step = state.miss / state.slope
             if some_beyond:  # back to x_c; power is full from there on if time is still short
-                back = np.log(state.draw / prices[0]) / state.draw_slope
+                back = np.log(state.draw / prices[0]) / (state.q + state.x * (1 + 1 / state.growth) - 1)
                 self._full = np.where(beyond, state.miss > state.slope * back, self._full)
                 step = np.where(beyond, back, step)
             self._y = self._y - step
@@ -165,21 +165,16 @@ class Priced:
             if np.abs(error).max() <= 1e-14 * np.maximum(1.0, np.abs(wanted)).max():
                 break
         high = np.log(x)
-        y, low = high, np.full(p.shape, -np.inf)
-        self._y, self._full = y, np.zeros(p.shape, dtype=bool)
+        self._y, self._full = high, np.zeros(p.shape, dtype=bool)
         self._full = self._evaluate(prices).miss > 0
-        for _ in range(_SAFE_STEPS):
+        sign = np.where(self._full, -1.0, 1.0)  # along x the time taken falls on the one side and grows on the other
+
+        def miss(y: FloatArray) -> tuple[FloatArray, FloatArray]:
             self._y = y
             state = self._evaluate(prices)
-            # Towards larger x the time falls below x_c's side of less power, and grows on that of full power.
-            rising = np.where(self._full, -state.miss, state.miss) > 0
-            low, high = np.where(rising, np.maximum(low, y), low), np.where(rising, high, np.minimum(high, y))
-            done = (np.abs(state.miss) <= _FINEST) | (high - low <= 4e-16 * np.abs(high))
-            if done.all():
-                break
-            step = y - state.miss / state.slope
-            middle = np.where(np.isfinite(low), 0.5 * (low + high), high - 4.0)
-            y = np.where(done, y, np.where((step > low) & (step < high), step, middle))
+            return sign * state.miss, sign * state.slope
+
+        falling_root(miss, high, high, _FINEST)
 
     def _evaluate(self, prices: FloatArray) -> _State:
         p, (mu, nu) = self.problem, prices
@@ -218,22 +213,26 @@ class Priced:
         yielding = serve * rho + (frequency == wish) * encrypt * (1 / 3)
         along = upload * t_y - yielding * l_y
         return _State(
+            x=x,
+            growth=growth,
+            q=q,
             miss=np.log(taken / p.time),
             slope=along / taken,
             draw=noise_ratio * growth / p.reach,
-            draw_slope=q + x / growth + x - 1,
-            h=growth / x,
             bandwidth=bandwidth,
+            upload=upload,
             frequency=frequency,
             z=z,
+            serve=serve,
             time_price=time_price,
-            late=taken - p.time,
-            drift_mu=(yielding * l_mu - upload * t_mu) / along,
-            drift_nu=-(serve * sigma) / along,
+            taken=taken,
+            yielding=yielding,
+            along=along,
             b_y=b_y,
             b_mu=b_mu,
             l_y=l_y,
             l_mu=l_mu,
+            t_mu=t_mu,
             rho=rho,
             sigma=sigma,
         )
@@ -243,39 +242,47 @@ class Priced:
         server = 1 / s.z
         value = (
             p.capacitance * p.encrypt * (s.frequency * s.frequency)
-            + p.noise_energy * s.h
+            + p.noise_energy * (s.growth / s.x)
             + p.evaluate * (p.server_capacitance * server * server)
             + mu * s.bandwidth
             + nu * server
-            + s.time_price * s.late
+            + s.time_price * (s.taken - p.time)
         )
-        l_nu = s.l_y * s.drift_nu
+        # How y moves with the prices while the time stays right.
+        y_mu = (s.yielding * s.l_mu - s.upload * s.t_mu) / s.along
+        y_nu = -s.serve * s.sigma / s.along
         slope = (
-            (s.bandwidth * (s.b_y * s.drift_mu + s.b_mu), s.bandwidth * (s.b_y * s.drift_nu)),
-            (server * s.rho * (s.l_y * s.drift_mu + s.l_mu), server * (s.rho * l_nu - s.sigma)),
+            (s.bandwidth * (s.b_y * y_mu + s.b_mu), s.bandwidth * (s.b_y * y_nu)),
+            (server * s.rho * (s.l_y * y_mu + s.l_mu), server * (s.rho * s.l_y * y_nu - s.sigma)),
         )
-        return Response(value, (s.bandwidth, server), slope, s.time_price)
+        self._log_prices, self._drift = np.log(prices), (y_mu, y_nu)
+        return Response(value, (s.bandwidth, server), slope, s.time_price, s.x)
 
 
 @dataclass(slots=True)
 class _State:
     """One evaluation along the curve: the equation, its derivatives, and the choices there."""
 
-    miss: FloatArray
-    slope: FloatArray
-    draw: FloatArray
-    draw_slope: FloatArray
-    h: FloatArray
+    x: FloatArray
+    growth: FloatArray  # e^x - 1
+    q: FloatArray  # x^2 e^x / m(x)
+    miss: FloatArray  # ln(time taken / time given)
+    slope: FloatArray  # its derivative by y
+    draw: FloatArray  # the price of bandwidth at which full power begins here
     bandwidth: FloatArray
+    upload: FloatArray
     frequency: FloatArray
     z: FloatArray
+    serve: FloatArray
     time_price: FloatArray
-    late: FloatArray
-    drift_mu: FloatArray
-    drift_nu: FloatArray
+    taken: FloatArray
+    yielding: FloatArray
+    along: FloatArray
+    # Derivatives of ln B, ln lambda and ln t by y and by ln mu.
     b_y: FloatArray
     b_mu: FloatArray | float
     l_y: FloatArray
     l_mu: FloatArray | float
+    t_mu: FloatArray | float
     rho: FloatArray
     sigma: FloatArray

@@ -13,15 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import BoolArray, FloatArray, IntArray
 from .model import System
+from .roots import falling_root
 
-__all__ = ["FloatArray", "IntArray", "Problem", "Shares", "excess", "respond"]
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.intp]
+__all__ = ["Choices", "Problem", "excess", "respond"]
 
 _SERIES = tuple((j + 1) / math.factorial(j + 2) for j in range(9))  # of (x e^x - e^x + 1) / x^2
-_NEWTON_STEPS = 60
 _BY_TIER = ("encrypt", "evaluate", "nats", "noise_energy", "time", "reward")
 
 
@@ -86,12 +84,12 @@ class Problem:
             bandwidth=channel.bandwidth,
         )
 
-    def possible(self) -> npt.NDArray[np.bool_]:
+    def possible(self) -> BoolArray:
         """Where a device could meet its deadline if it had the whole bandwidth and the whole server to itself."""
-        possible: npt.NDArray[np.bool_] = respond(self, self.bandwidth, self.server_frequency).late == 0
+        possible: BoolArray = respond(self, self.bandwidth, self.server_frequency).late == 0
         return possible
 
-    def without(self, impossible: npt.NDArray[np.bool_]) -> Problem:
+    def without(self, impossible: BoolArray) -> Problem:
         """The problem with those choices made harmless copies of the device's first possible one.
 
         Their costs are finite then, and mean nothing: the caller bars them.
@@ -101,6 +99,20 @@ class Problem:
         stand_in = np.broadcast_to(np.argmin(impossible, axis=1)[:, None], self.shape)
         place = np.where(impossible, stand_in, np.arange(self.shape[1]))
         return replace(self, **{name: np.take_along_axis(getattr(self, name), place, axis=1) for name in _BY_TIER})
+
+    def energies(
+        self,
+        server: FloatArray,
+        frequency: FloatArray,
+        power: FloatArray,
+        upload_time: FloatArray,
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Energy of encryption, upload and server, J."""
+        return (
+            self.capacitance * self.encrypt * frequency**2,
+            power * upload_time,
+            self.server_capacitance * self.evaluate * server**2,
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -131,15 +143,14 @@ def excess(x: FloatArray, growth: FloatArray) -> FloatArray:
 
 
 @dataclass(frozen=True)
-class Shares:
-    """The best each device can do with given shares of bandwidth and server; arrays of the problem's shape.
+class Choices:
+    """Everything that is chosen but the tier; arrays of the problem's shape.
 
     Attributes:
         bandwidth, server: the shares, Hz and cycles/s.
-        frequency: cycles/s. power: W. upload_time: s.
+        frequency: of the processor, cycles/s. power: W. upload_time: s.
         energy: J, of encryption, upload and server together; inf where the deadline cannot be met.
         late: s by which the deadline is missed at full processor speed and power; 0 where it is met.
-        price: lambda, J that a second more would save; the server's part of the time is given.
     """
 
     bandwidth: FloatArray
@@ -149,7 +160,11 @@ class Shares:
     upload_time: FloatArray
     energy: FloatArray
     late: FloatArray
-    price: FloatArray
+
+    def take(self, tiers: IntArray) -> Choices:
+        """Those of one tier a device; shapes (devices, 1)."""
+        place = tiers[:, None]
+        return Choices(**{name: np.take_along_axis(value, place, axis=1) for name, value in vars(self).items()})
 
 
 def respond(
@@ -159,12 +174,11 @@ def respond(
     *,
     x: FloatArray | None = None,
     tolerance: float = 1e-9,
-) -> Shares:
+) -> Choices:
     """Choose processor speed, power and upload time for given shares, each device by itself.
 
     Minimises kappa C f^2 + A h(k / (B t)) over C / f + t = T - S / F. Stationary where 2 kappa f^3 = (N0 B / g) m(x),
-    m(x) = x e^x - (e^x - 1): along x both times fall, so one monotone equation in ln x remains, solved by Newton's
-    method inside a bracket.
+    m(x) = x e^x - (e^x - 1): along x both times fall, so one monotone equation in ln x remains.
 
     Args:
         problem: of shape (devices, tiers).
@@ -172,47 +186,42 @@ def respond(
         x: to begin with.
         tolerance: of the deadline, relative: misses up to it are met by cutting the times to fit.
     """
-    shape = problem.shape
+    p, shape = problem, problem.shape
     bandwidth, server = np.broadcast_to(bandwidth, shape), np.broadcast_to(server, shape)
-    left = problem.time - problem.evaluate / server
-    encrypt_min = problem.encrypt / problem.frequency_max
-    x_max = np.log1p(problem.reach / bandwidth)
-    upload_min = problem.nats / (bandwidth * x_max)
-    miss = encrypt_min + upload_min - left
-    late = np.where(miss > tolerance * problem.time, miss, 0.0)
-    met = late == 0
-    left = np.where(met, np.maximum(left, encrypt_min + upload_min), encrypt_min + upload_min)
+    left = p.time - p.evaluate / server
+    x_max = np.log1p(p.reach / bandwidth)
+    encrypt_min, upload_min = p.encrypt / p.frequency_max, p.nats / (bandwidth * x_max)
+    least = encrypt_min + upload_min
+    miss = least - left
+    met = miss <= tolerance * p.time
+    left = np.where(met, np.maximum(left, least), least)
 
-    noise = problem.noise_energy * bandwidth / problem.nats  # N0 B / g
-    high = np.log(x_max)
-    low = np.full(shape, -np.inf)
-    y = np.minimum(high, np.log(3 * problem.nats / (bandwidth * left) if x is None else x))
-    for _ in range(_NEWTON_STEPS):
+    noise = p.noise_energy * bandwidth / p.nats  # N0 B / g
+    stiffness = noise / (2 * p.capacitance)
+    second = p.nats / bandwidth
+
+    def wanted(x: FloatArray, growth: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        m = excess(x, growth)
+        wish = np.cbrt(stiffness * m)
+        return np.minimum(np.maximum(wish, p.frequency_min), p.frequency_max), wish, m
+
+    def slow(y: FloatArray) -> tuple[FloatArray, FloatArray]:
         x = np.exp(y)
         growth = np.expm1(x)
-        m = excess(x, growth)
-        wish = np.cbrt(noise * m / (2 * problem.capacitance))
-        f = np.minimum(np.maximum(wish, problem.frequency_min), problem.frequency_max)
-        encrypt, upload = problem.encrypt / f, problem.nats / (bandwidth * x)
-        g = np.log((encrypt + upload) / left)
-        done = (np.abs(g) <= 1e-13) | ((y >= high) & (g > 0)) | (high - low <= 1e-15)
-        if done.all():
-            break
-        low, high = np.where(g > 0, np.maximum(low, y), low), np.where(g < 0, np.minimum(high, y), high)
-        slope = (upload + np.where(f == wish, x * x * (growth + 1) / (3 * m), 0.0) * encrypt) / (encrypt + upload)
-        step = y + g / slope
-        middle = np.where(np.isfinite(low), 0.5 * (low + high), high - 2.0)
-        y = np.where(done, y, np.where((step > low) & (step < high), step, np.where(step >= high, high, middle)))
-    # Times that fit exactly: the upload gets what encryption leaves, down to what full power can do.
-    frequency = np.maximum(f, problem.encrypt / (left - upload_min) * (1 - 1e-15))
-    frequency = np.minimum(frequency, problem.frequency_max)
-    upload = np.maximum(left - problem.encrypt / frequency, upload_min)
-    x = problem.nats / (bandwidth * upload)
-    power = np.minimum(noise * np.expm1(x), problem.power_max)
-    energy = (
-        problem.capacitance * problem.encrypt * frequency**2
-        + power * upload
-        + problem.server_capacitance * problem.evaluate * server**2
-    )
-    price = noise * excess(x, np.expm1(x))
-    return Shares(bandwidth, server, frequency, power, upload, np.where(met, energy, np.inf), late, price)
+        frequency, wish, m = wanted(x, growth)
+        encrypt, upload = p.encrypt / frequency, second / x
+        taken = encrypt + upload
+        yielding = (frequency == wish) * (x * x * (growth + 1) / (3 * m)) * encrypt
+        return np.log(taken / left), -(upload + yielding) / taken
+
+    high = np.log(x_max)
+    y = falling_root(slow, np.minimum(high, np.log(3 * second / left if x is None else x)), high, 1e-13)
+    # At full power the processor may have to run faster than it would like; the upload gets what it leaves.
+    x = np.exp(y)
+    frequency = np.maximum(wanted(x, np.expm1(x))[0], p.encrypt / (left - upload_min))
+    frequency = np.minimum(frequency, p.frequency_max)
+    upload = np.maximum(left - p.encrypt / frequency, upload_min)
+    power = np.minimum(noise * np.expm1(second / upload), p.power_max)
+    energy = p.energies(server, frequency, power, upload)
+    total = np.where(met, energy[0] + energy[1] + energy[2], np.inf)
+    return Choices(bandwidth, server, frequency, power, upload, total, np.where(met, 0.0, miss))

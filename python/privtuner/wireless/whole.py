@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from .arrays import BoolArray, FloatArray, IntArray
 from .branch import Outcome, branch_and_bound
 from .dual import Bound
 from .priced import Priced
-from .problem import FloatArray, IntArray, Problem, Shares, respond
+from .problem import Choices, Problem, respond
 
-__all__ = ["Whole", "best_shares"]
+__all__ = ["Whole", "solve"]
 
 
 class Whole:
@@ -25,7 +26,7 @@ class Whole:
         allowed: the tiers that a device may take; at least one a device.
     """
 
-    def __init__(self, problem: Problem, allowed: np.ndarray) -> None:
+    def __init__(self, problem: Problem, allowed: BoolArray) -> None:
         self.problem = problem.without(~allowed)
         self.offset = np.where(allowed, -problem.reward, np.inf)
         p = self.problem
@@ -45,23 +46,24 @@ class Whole:
         """One tier a device."""
         return Priced(self.problem.take(tiers))
 
-    def recover(self, tiers: IntArray, bound: Bound) -> tuple[float, float, Shares | None]:
+    def recover(self, tiers: IntArray, bound: Bound) -> tuple[float, float, Choices | None]:
         """Share out what the dual asks for, fitted to what there is."""
         problem = self.problem.take(tiers)
-        shares = best_shares(problem, *bound.response.demand)
+        response = bound.response
+        shares = best_shares(problem, *response.demand, x=response.x)
         energy = float(shares.energy.sum())
         return energy - float(problem.reward.sum()), energy, shares if np.isfinite(energy) else None
 
 
-def best_shares(problem: Problem, bandwidth: FloatArray, server: FloatArray) -> Shares:
+def best_shares(problem: Problem, bandwidth: FloatArray, server: FloatArray, x: FloatArray | None = None) -> Choices:
     """Scale shares to add up to what there is, and let each device do its best with them; one tier a device."""
     bandwidth = bandwidth * (problem.bandwidth / bandwidth.sum())
     server = server * min(1.0, problem.server_frequency / float(server.sum()))
-    return respond(problem, bandwidth, server)
+    return respond(problem, bandwidth, server, x=x)
 
 
 def solve(
-    problem: Problem, allowed: np.ndarray, *, tolerance: float, max_nodes: int
-) -> Outcome[Shares]:
+    problem: Problem, allowed: BoolArray, *, tolerance: float, max_nodes: int
+) -> Outcome[Choices]:
     """Branch and bound over the tiers."""
     return branch_and_bound(Whole(problem, allowed), tolerance=tolerance, max_nodes=max_nodes)

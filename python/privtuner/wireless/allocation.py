@@ -1,0 +1,186 @@
+"""One call: `allocate(system)`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .arrays import BoolArray, FloatArray, IntArray
+from .methods import METHODS, Found, Options
+from .model import System
+from .problem import Problem
+
+__all__ = ["Allocation", "allocate"]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Who gets what, what it costs, and how far it may be from the best.
+
+    Attributes:
+        method: as asked for.
+        system: that was allocated.
+        tier: int (devices,), index of each device's tier.
+        bandwidth, power, frequency, server_frequency: float64 (devices,); Hz, W, cycles/s, cycles/s.
+        encrypt_time, upload_time, server_time, download_time: float64 (devices,), s a round.
+        encrypt_energy, upload_energy, server_energy: float64 (devices,), J a round.
+        security: float64 (devices,), bits.
+        energy: J, of all devices and the server.
+        privacy: bits, sum of omega s.
+        objective: J, energy - alpha privacy.
+        bound: J; no allocation has a smaller objective. -inf where the method certifies nothing.
+        gap: J, objective - bound. relative_gap: gap / energy; the objective itself has an arbitrary zero.
+        bandwidth_price, server_price: J/Hz and J s/cycle that a little more of either would save; nan where the method
+            does not know.
+        iterations: nodes, rounds or combinations. evaluations: of the dual.
+        history: (objective, bound) after each step, J.
+        seconds: that the call took.
+    """
+
+    method: str
+    system: System = field(repr=False)
+    tier: IntArray = field(repr=False)
+    bandwidth: FloatArray = field(repr=False)
+    power: FloatArray = field(repr=False)
+    frequency: FloatArray = field(repr=False)
+    server_frequency: FloatArray = field(repr=False)
+    encrypt_time: FloatArray = field(repr=False)
+    upload_time: FloatArray = field(repr=False)
+    server_time: FloatArray = field(repr=False)
+    download_time: FloatArray = field(repr=False)
+    encrypt_energy: FloatArray = field(repr=False)
+    upload_energy: FloatArray = field(repr=False)
+    server_energy: FloatArray = field(repr=False)
+    security: FloatArray = field(repr=False)
+    energy: float
+    privacy: float
+    objective: float
+    bound: float
+    bandwidth_price: float
+    server_price: float
+    iterations: int
+    evaluations: int
+    history: tuple[tuple[float, float], ...] = field(repr=False)
+    seconds: float
+
+    @property
+    def gap(self) -> float:
+        """Objective less bound, J."""
+        return self.objective - self.bound
+
+    @property
+    def relative_gap(self) -> float:
+        """Gap as a part of the energy."""
+        return self.gap / self.energy
+
+    @property
+    def time(self) -> FloatArray:
+        """Of a whole round, s, (devices,)."""
+        return self.encrypt_time + self.upload_time + self.server_time + self.download_time
+
+    @property
+    def tier_names(self) -> list[str]:
+        """Name of each device's tier."""
+        return [self.system.tiers[tier].name for tier in self.tier]
+
+
+def allocate(
+    system: System,
+    method: str = "global",
+    *,
+    tiers: str | Sequence[str] | None = None,
+    tolerance: float = 1e-6,
+    max_nodes: int = 10_000,
+    seed: int = 0,
+    progress: Callable[[float, float, int], None] | None = None,
+) -> Allocation:
+    """Choose bandwidth, transmit power, processor speed, server share and tier of every device.
+
+    Minimises the energy of a round less alpha sum omega s under the deadlines (`System`). Deadlines are met to 1e-9 of
+    their length; all other constraints hold exactly.
+
+    Args:
+        system: devices, tiers and what they share.
+        method: one of `METHODS`; ``"global"`` finds the optimum and certifies it.
+        tiers: fixes them: one name for all devices, or one a device. Default: they are chosen.
+        tolerance: gap at which the search ends, as a part of the energy, in [1e-10, 1].
+        max_nodes: of branch and bound, at least 1; reached, the gap stays what it is and is reported.
+        seed: of ``"random"``.
+        progress: called with objective, bound (J) and the number of nodes as the search goes on.
+
+    Raises:
+        InfeasibleError: no allocation (of that method) meets every deadline; says which device or shared resource is
+            short, and by how much.
+        InputError: an argument is out of range, or too many combinations for ``"brute-force"``.
+    """
+    start = time.perf_counter()
+    if method not in METHODS:
+        raise InputError(f"method = {method!r}: choose one of {', '.join(METHODS)}")
+    if not 1e-10 <= tolerance <= 1:
+        raise InputError(f"tolerance = {tolerance!r}: must be in [1e-10, 1], a part of the energy")
+    if max_nodes < 1:
+        raise InputError(f"max_nodes = {max_nodes!r}: must be at least 1")
+    problem = Problem.of(system)
+    allowed = _allowed(system, tiers)
+    found = METHODS[method](system, problem, Options(allowed, tolerance, max_nodes, seed, progress))
+    return _tabulate(system, problem, method, found, start)
+
+
+def _allowed(system: System, tiers: str | Sequence[str] | None) -> BoolArray:
+    shape = len(system.devices), len(system.tiers)
+    if tiers is None:
+        return np.ones(shape, dtype=bool)
+    names = [tiers] * shape[0] if isinstance(tiers, str) else list(tiers)
+    if len(names) != shape[0]:
+        raise InputError(f"tiers has {len(names)} names for {shape[0]} devices: give one name for all, or one a device")
+    places = {tier.name: place for place, tier in enumerate(system.tiers)}
+    for name in names:
+        if name not in places:
+            raise InputError(f"tiers names {name!r}: the system has {', '.join(map(repr, places))}")
+    allowed = np.zeros(shape, dtype=bool)
+    allowed[np.arange(shape[0]), [places[name] for name in names]] = True
+    return allowed
+
+
+def _tabulate(system: System, problem: Problem, method: str, found: Found, start: float) -> Allocation:
+    one, choices = problem.take(found.tiers), found.choices
+    parts = one.energies(choices.server, choices.frequency, choices.power, choices.upload_time)
+    energy = float(sum(part.sum() for part in parts))
+    security = np.array([tier.security for tier in system.tiers])[found.tiers]
+    weights = np.array([device.privacy_weight for device in system.devices])
+    deadlines = np.array([device.deadline for device in system.devices])
+    bandwidth_price, server_price = found.prices or (math.nan, math.nan)
+    objective = energy - float(one.reward.sum())
+    return Allocation(
+        method=method,
+        system=system,
+        tier=found.tiers,
+        bandwidth=choices.bandwidth[:, 0],
+        power=choices.power[:, 0],
+        frequency=choices.frequency[:, 0],
+        server_frequency=choices.server[:, 0],
+        encrypt_time=(one.encrypt / choices.frequency)[:, 0],
+        upload_time=choices.upload_time[:, 0],
+        server_time=(one.evaluate / choices.server)[:, 0],
+        download_time=deadlines - one.time[:, 0],
+        encrypt_energy=parts[0][:, 0],
+        upload_energy=parts[1][:, 0],
+        server_energy=np.broadcast_to(parts[2], one.shape)[:, 0],
+        security=security,
+        energy=energy,
+        privacy=float(weights @ security),
+        objective=objective,
+        bound=min(found.bound, objective),
+        bandwidth_price=bandwidth_price,
+        server_price=server_price,
+        iterations=found.iterations,
+        evaluations=found.evaluations,
+        history=tuple(found.history),
+        seconds=time.perf_counter() - start,
+    )

@@ -1,0 +1,117 @@
+"""Why a system has no allocation: which constraint of which device fails, and by how much."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from ..errors import InfeasibleError
+from .arrays import BoolArray, FloatArray
+from .model import System
+from .problem import Problem, respond
+
+__all__ = ["deadline_error", "shared_error"]
+
+_GOLDEN = 0.6180339887498949
+
+
+def deadline_error(
+    system: System, problem: Problem, bandwidth: FloatArray | float, server: FloatArray | float, how: str
+) -> InfeasibleError:
+    """For a device that misses its deadline in every tier with the given shares, the one that misses it most.
+
+    Args:
+        system: with the names. problem: of shape (devices, tiers).
+        bandwidth, server: what each device has, Hz and cycles/s.
+        how: how it came to have that, for the message.
+    """
+    late = np.broadcast_to(respond(problem, bandwidth, server).late, problem.shape)
+    part = late / np.array([[device.deadline] for device in system.devices])
+    worst = int(np.argmax(part.min(axis=1)))
+    tier = int(np.argmin(late[worst]))
+    device, best = system.devices[worst], system.tiers[tier]
+    band = float(np.broadcast_to(bandwidth, problem.shape)[worst, tier])
+    cycles = float(np.broadcast_to(server, problem.shape)[worst, tier])
+    one = problem.only([worst])
+    parts = {
+        f"encryption at {device.frequency_max:.4g} cycles/s": one.encrypt[0, tier] / device.frequency_max,
+        f"upload at {device.power_max:.4g} W": one.nats[0, tier] / (band * np.log1p(one.reach[0, 0] / band)),
+        "server": one.evaluate[0, tier] / cycles,
+        "download": device.deadline - one.time[0, tier],
+    }
+    total = sum(parts.values())
+    spelled = ", ".join(f"{name} {seconds:.4g} s" for name, seconds in parts.items() if seconds > 0)
+    return InfeasibleError(
+        f"device {device.name!r} cannot meet its deadline of {device.deadline:.6g} s: {how} it takes {total:.6g} s in its "
+        f"fastest tier {best.name!r} ({spelled}), {total - device.deadline:.4g} s too long; lengthen its deadline, give "
+        "it fewer samples or a faster processor, or add a lighter tier",
+        "deadline",
+        device.name,
+        float((total - device.deadline) / device.deadline),
+    )
+
+
+def shared_error(system: System, problem: Problem, allowed: BoolArray) -> InfeasibleError:
+    """For devices that cannot all meet their deadlines together.
+
+    The least factor by which bandwidth and server would both have to grow is the maximum over w in [0, 1] of what the
+    devices need at the prices w / B and (1 - w) / F, at full power and processor speed, each in its best tier.
+    """
+    problem = problem.without(~allowed)
+
+    def needs(weight: float) -> tuple[float, FloatArray]:
+        each = _need(problem, weight)
+        each = np.where(allowed, each, np.inf).min(axis=1)
+        return float(each.sum()), each
+
+    found = minimize_scalar(lambda w: -needs(w)[0], bounds=(0.0, 1.0), method="bounded", options={"xatol": 1e-4})
+    weight = max((0.0, 1.0, float(found.x)), key=lambda w: needs(w)[0])
+    factor, each = needs(weight)
+    worst = system.devices[int(np.argmax(each))]
+    if factor <= 1:  # each tier alone would do, but no combination fits
+        return InfeasibleError(
+            "no choice of tiers lets all devices meet their deadlines together, though mixtures of tiers would; add "
+            f"bandwidth or server cycles, or lengthen deadlines, first that of {worst.name!r}, which needs most",
+            "bandwidth and server",
+            worst.name,
+            0.0,
+        )
+    constraint = "bandwidth" if weight > 0.99 else "server" if weight < 0.01 else "bandwidth and server"
+    have = {
+        "bandwidth": f"channel.bandwidth = {problem.bandwidth:.6g} Hz",
+        "server": f"server.frequency = {problem.server_frequency:.6g} cycles/s",
+    }
+    what = " and ".join(text for name, text in have.items() if name in constraint)
+    return InfeasibleError(
+        f"the devices cannot all meet their deadlines: even at full power and processor speed, each in its lightest tier, "
+        f"they need {factor:.6g} times {what}; add {100 * (factor - 1):.3g} % of that, or lengthen deadlines, first that of "
+        f"{worst.name!r}, which needs {100 * float(each.max()) / factor:.3g} % of it",
+        constraint,
+        worst.name,
+        factor - 1,
+    )
+
+
+def _need(problem: Problem, weight: float) -> FloatArray:
+    """Least w B / B_total + (1 - w) F / F_total of each choice, by golden section over the time that the upload gets."""
+    p = problem
+    left = p.time - p.encrypt / p.frequency_max
+    low, high = p.nats / p.reach, left  # an upload takes longer than with all the bandwidth in the world
+
+    def cost(part: FloatArray) -> FloatArray:
+        upload = low + part * (high - low)
+        ratio = upload / low  # (e^x - 1) / x
+        x = 2 * np.log(ratio)
+        for _ in range(60):  # Newton's method on a convex function, from above
+            growth = np.expm1(x)
+            x = np.maximum(x - (growth - ratio * x) / (growth + 1 - ratio), 1e-300)
+        bandwidth = p.reach / np.expm1(x)
+        server = p.evaluate / (left - upload)
+        return weight * bandwidth / p.bandwidth + (1 - weight) * server / p.server_frequency
+
+    a, b = np.full(p.shape, 1e-9), np.full(p.shape, 1 - 1e-9)
+    for _ in range(60):
+        c, d = b - _GOLDEN * (b - a), a + _GOLDEN * (b - a)
+        less = cost(c) < cost(d)
+        a, b = np.where(less, a, c), np.where(less, d, b)
+    return cost(0.5 * (a + b))
