@@ -71,6 +71,7 @@ class Bound:
 @dataclass(slots=True)
 class _Point:
     prices: FloatArray
+    accuracy: float
     response: Response
     costs: FloatArray
     exact: float
@@ -107,7 +108,9 @@ def maximise(
     point = climb.at(market.start() if prices is None else prices, 1.0)
     scale = float(np.where(np.isfinite(offset), point.response.value, 0.0).max(axis=1).sum())
     climb.floor = _SMALLEST_PRICE * scale / market.resources
-    climb.negligible = 1e-13 * scale
+    climb.negligible = 1e-12 * scale
+    if (point.prices < climb.floor).any():
+        point = climb.at(np.maximum(point.prices, climb.floor), 1.0)
     if point.weights is None:
         point = climb.balance(point, 0.0)
     else:
@@ -170,7 +173,7 @@ class _Climb:
                     for i in range(len(demand))
                 ]
             )
-        point = _Point(prices, response, costs, exact, smooth, weights, entropy, total, bend, warming)
+        point = _Point(prices, self.accuracy, response, costs, exact, smooth, weights, entropy, total, bend, warming)
         if self.steps == 1 or exact > self.best.exact:
             self.best = point
         return point
@@ -183,29 +186,45 @@ class _Climb:
 
     def balance(self, point: _Point, heat: float) -> _Point:
         """Newton's method at one temperature."""
-        resources = self.market.resources
         for _ in range(_STEPS):
-            error = np.log(point.demand / resources)
-            free = (point.prices > self.floor) | (error > 0)
-            worst = np.abs(error[free]).max(initial=0.0)
+            error, free = self._error(point)
+            worst = self._worst(point)
             if (worst <= self.target and self.accuracy <= self.target) or self.best.exact > self.enough:
                 break
             self.accuracy = min(max(0.01 * worst * worst, 0.1 * self.target), _COARSEST)
             step = self._step(point, error, free)
-            slope = float((point.prices * (point.demand - resources)) @ step)
-            if slope <= max(1e-4 * heat, self.negligible) and worst <= 1e3 * self.target:
+            slope = float((point.prices * (point.demand - self.market.resources)) @ step)
+            if slope <= 1e-4 * heat and worst <= 1e3 * self.target:
                 break
-            length, found = 1.0, None
-            while length > 1e-6:
-                prices = np.maximum(point.prices * np.exp(length * step), self.floor)
-                found = self.at(prices, heat)
-                if found.smooth >= point.smooth + 1e-4 * length * slope:
-                    break
-                length *= 0.4 if length < 1 or slope > 0 else 0.5
-            if found is None or found.smooth <= point.smooth:
+            found = self._search(point, heat, step, slope)
+            if found is None:
                 break  # as high as the arithmetic can tell
             point = found
         return point
+
+    def _search(self, point: _Point, heat: float, step: FloatArray, slope: float) -> _Point | None:
+        """The first point along the step that climbs enough; near the top, where rounding hides that, balances better."""
+        if slope <= self.negligible:
+            found = self.at(np.maximum(point.prices * np.exp(step), self.floor), heat)
+            closer = self._worst(found) <= 0.5 * self._worst(point)
+            return found if closer or found.accuracy < point.accuracy else None
+        length = 1.0
+        while length > 1e-6:
+            found = self.at(np.maximum(point.prices * np.exp(length * step), self.floor), heat)
+            if found.smooth >= point.smooth + 1e-4 * length * slope:
+                return found if found.smooth > point.smooth else None
+            length *= 0.4
+        return None
+
+    def _error(self, point: _Point) -> tuple[FloatArray, BoolArray]:
+        """ln(demand / supply), and which prices may still fall or must rise."""
+        error = np.log(point.demand / self.market.resources)
+        return error, (point.prices > self.floor) | (error > 0)
+
+    def _worst(self, point: _Point) -> float:
+        """How far demand is from supply, relative."""
+        error, free = self._error(point)
+        return float(np.abs(error[free]).max(initial=0.0))
 
     def _step(self, point: _Point, error: FloatArray, free: BoolArray) -> FloatArray:
         """Newton's step in ln pi: on ln(demand / supply) if that climbs, else on the dual itself."""
