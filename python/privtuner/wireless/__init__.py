@@ -15,7 +15,24 @@ restates in the notation usual for it. Needs NumPy and SciPy.
 """
 
 from .allocation import Allocation, allocate
+from .cells import Cell
+from .files import default_tiers, load_system, load_tiers, save_tiers
 from .methods import METHODS
 from .model import SECURITY_FLOOR, Channel, Device, Server, System, Tier
 
-__all__ = ["METHODS", "SECURITY_FLOOR", "Allocation", "Channel", "Device", "Server", "System", "Tier", "allocate"]
+__all__ = [
+    "METHODS",
+    "SECURITY_FLOOR",
+    "Allocation",
+    "Cell",
+    "Channel",
+    "Device",
+    "Server",
+    "System",
+    "Tier",
+    "allocate",
+    "default_tiers",
+    "load_system",
+    "load_tiers",
+    "save_tiers",
+]

@@ -15,10 +15,12 @@ from typing import Any
 from .. import security
 from ..errors import InputError
 
-__all__ = ["SECURITY_FLOOR", "Channel", "Device", "Server", "System", "Tier"]
+__all__ = ["SECURITY_CEILING", "SECURITY_FLOOR", "Channel", "Device", "Server", "System", "Tier"]
 
 SECURITY_FLOOR = 128.0
 """Bits of security below which a tier is refused."""
+SECURITY_CEILING = 256.0
+"""Bits beyond which more count for nothing: the highest level of the Homomorphic Encryption Standard."""
 
 _SECRETS = {"ternary": security.SIGMA_TERNARY}
 
@@ -164,9 +166,11 @@ class Tier:
 
     @cached_property
     def security(self) -> float:
-        """s, bits of classical security: `privtuner.security.bits`, rounded to the whole bits that it can tell."""
+        """s, bits of classical security: `privtuner.security.bits` in whole bits, and no more than `SECURITY_CEILING`."""
         sigma = _SECRETS[self.secret]
-        return float(round(security.bits(self.ring_dimension, self.log2_modulus, self.error_sigma, sigma)))
+        return min(
+            float(round(security.bits(self.ring_dimension, self.log2_modulus, self.error_sigma, sigma))), SECURITY_CEILING
+        )
 
 
 @dataclass(frozen=True)

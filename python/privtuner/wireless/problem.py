@@ -20,6 +20,7 @@ from .roots import falling_root
 __all__ = ["Choices", "Problem", "excess", "respond"]
 
 _SERIES = tuple((j + 1) / math.factorial(j + 2) for j in range(9))  # of (x e^x - e^x + 1) / x^2
+_PAST = 3.0  # d ln lambda / dy beyond full power, where only a monotone path is needed
 _BY_TIER = ("encrypt", "evaluate", "nats", "noise_energy", "time", "reward")
 
 
@@ -175,53 +176,59 @@ def respond(
     x: FloatArray | None = None,
     tolerance: float = 1e-9,
 ) -> Choices:
-    """Choose processor speed, power and upload time for given shares, each device by itself.
+    """Choose processor speed, power and the use of the server within given shares, each device by itself.
 
-    Minimises kappa C f^2 + A h(k / (B t)) over C / f + t = T - S / F. Stationary where 2 kappa f^3 = (N0 B / g) m(x),
-    m(x) = x e^x - (e^x - 1): along x both times fall, so one monotone equation in ln x remains.
+    Minimises kappa C f^2 + A h(k / (B t)) + kappa_s S F^2 over C / f + t + S / F = T. A second is worth lambda = (N0 B / g)
+    m(x) to the upload, m(x) = x e^x - (e^x - 1), and 2 kappa f^3 and 2 kappa_s F^3 to the others: along x all times fall,
+    and at full power along lambda, so one monotone equation remains.
 
     Args:
         problem: of shape (devices, tiers).
-        bandwidth, server: Hz and cycles/s; shapes that broadcast to the problem's.
+        bandwidth, server: Hz, and cycles/s at most; shapes that broadcast to the problem's.
         x: to begin with.
-        tolerance: of the deadline, relative: misses up to it are met by cutting the times to fit.
+        tolerance: of the deadline, relative: misses up to it are let pass.
     """
     p, shape = problem, problem.shape
     bandwidth, server = np.broadcast_to(bandwidth, shape), np.broadcast_to(server, shape)
-    left = p.time - p.evaluate / server
-    x_max = np.log1p(p.reach / bandwidth)
-    encrypt_min, upload_min = p.encrypt / p.frequency_max, p.nats / (bandwidth * x_max)
-    least = encrypt_min + upload_min
-    miss = least - left
-    met = miss <= tolerance * p.time
-    left = np.where(met, np.maximum(left, least), least)
-
-    noise = p.noise_energy * bandwidth / p.nats  # N0 B / g
-    stiffness = noise / (2 * p.capacitance)
     second = p.nats / bandwidth
+    x_max = np.log1p(p.reach / bandwidth)
+    upload_min = second / x_max
+    least = p.encrypt / p.frequency_max + upload_min + p.evaluate / server
+    miss = least - p.time
+    met = miss <= tolerance * p.time
+    time = np.where(met, np.maximum(p.time, least), least)
+    noise = p.noise_energy * bandwidth / p.nats  # N0 B / g
+    stiff, server_stiff = 2 * p.capacitance, max(2 * p.server_capacitance, 1e-300)
 
-    def wanted(x: FloatArray, growth: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        m = excess(x, growth)
-        wish = np.cbrt(stiffness * m)
-        return np.minimum(np.maximum(wish, p.frequency_min), p.frequency_max), wish, m
+    def speeds(time_price: FloatArray) -> tuple[FloatArray, ...]:
+        wish, server_wish = np.cbrt(time_price / stiff), np.cbrt(time_price / server_stiff)
+        frequency = np.minimum(np.maximum(wish, p.frequency_min), p.frequency_max)
+        return frequency, np.minimum(server_wish, server), frequency == wish, server_wish < server
 
     def slow(y: FloatArray) -> tuple[FloatArray, FloatArray]:
-        x = np.exp(y)
+        past = y > full
+        x = np.exp(np.minimum(y, full))
         growth = np.expm1(x)
-        frequency, wish, m = wanted(x, growth)
-        encrypt, upload = p.encrypt / frequency, second / x
-        taken = encrypt + upload
-        yielding = (frequency == wish) * (x * x * (growth + 1) / (3 * m)) * encrypt
-        return np.log(taken / left), -(upload + yielding) / taken
+        m = excess(x, growth)
+        time_price = noise * m * np.where(past, np.exp(_PAST * (y - full)), 1.0)
+        frequency, used, free, server_free = speeds(time_price)
+        encrypt, upload, serve = p.encrypt / frequency, second / x, p.evaluate / used
+        taken = encrypt + upload + serve
+        steep = np.where(past, _PAST, x * x * (growth + 1) / m)  # d ln lambda / dy
+        falling = np.where(past, 0.0, upload) + steep * (1 / 3) * (free * encrypt + server_free * serve)
+        return np.log(taken / time), -falling / taken
 
-    high = np.log(x_max)
-    y = falling_root(slow, np.minimum(high, np.log(3 * second / left if x is None else x)), high, 1e-13)
-    # At full power the processor may have to run faster than it would like; the upload gets what it leaves.
-    x = np.exp(y)
-    frequency = np.maximum(wanted(x, np.expm1(x))[0], p.encrypt / (left - upload_min))
-    frequency = np.minimum(frequency, p.frequency_max)
-    upload = np.maximum(left - p.encrypt / frequency, upload_min)
+    full = np.log(x_max)
+    price_full = noise * excess(x_max, np.expm1(x_max))
+    price_all = np.maximum(stiff * p.frequency_max**3, server_stiff * server**3)  # beyond it there is nothing to speed up
+    high = full + np.log(np.maximum(price_all / price_full, 1.0)) / _PAST
+    with np.errstate(divide="ignore", invalid="ignore"):
+        y = falling_root(slow, np.minimum(full, np.log(3 * second / time if x is None else x)), high, 1e-13)
+    at = np.exp(np.minimum(y, full))
+    time_price = noise * excess(at, np.expm1(at)) * np.exp(_PAST * np.maximum(y - full, 0.0))
+    frequency, used, *_ = speeds(time_price)
+    upload = np.maximum(time - p.encrypt / frequency - p.evaluate / used, upload_min)
     power = np.minimum(noise * np.expm1(second / upload), p.power_max)
-    energy = p.energies(server, frequency, power, upload)
+    energy = p.energies(used, frequency, power, upload)
     total = np.where(met, energy[0] + energy[1] + energy[2], np.inf)
-    return Choices(bandwidth, server, frequency, power, upload, total, np.where(met, 0.0, miss))
+    return Choices(bandwidth, used, frequency, power, upload, total, np.where(met, 0.0, miss))
