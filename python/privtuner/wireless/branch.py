@@ -172,7 +172,7 @@ class _Search(Generic[Solution]):
         self.tried[key] = bound.value
         if bound.value <= self.game.ceiling:
             objective, energy, solution = self.game.recover(tiers, bound)
-            if solution is None:  # no room for what the prices left unbalanced
+            if solution is None or objective - bound.value > 0.1 * self.tolerance * energy:  # for want of balance
                 bound = maximise(market, offset, prices=bound.prices, balance=TIGHT_BALANCE)
                 self.best.evaluations += bound.steps
                 objective, energy, solution = self.game.recover(tiers, bound)
