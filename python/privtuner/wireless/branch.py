@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from .arrays import FloatArray, IntArray
-from .dual import TIGHT_BALANCE, Bound, Market, maximise
+from .dual import BALANCE, TIGHT_BALANCE, Bound, Market, maximise
 
 __all__ = ["Game", "Outcome", "branch_and_bound"]
 
@@ -115,6 +115,7 @@ def branch_and_bound(
             temperature=heat,
             accuracy=_ACCURACY * tolerance,
             enough=search.enough(),
+            balance=TIGHT_BALANCE if tiers == 1 else BALANCE,
         )
         best.evaluations += bound.steps
         value = max(bound.value, node.bound)
@@ -167,15 +168,11 @@ class _Search(Generic[Solution]):
         offset = np.take_along_axis(self.game.offset, tiers[:, None], axis=1)
         market = self.game.fixed(tiers)
         if self.game.offset.shape[1] > 1:
-            bound = maximise(market, offset, prices=bound.prices, enough=self.game.ceiling)
+            bound = maximise(market, offset, prices=bound.prices, enough=self.game.ceiling, balance=TIGHT_BALANCE)
             self.best.evaluations += bound.steps
         self.tried[key] = bound.value
         if bound.value <= self.game.ceiling:
             objective, energy, solution = self.game.recover(tiers, bound)
-            if solution is None or objective - bound.value > 0.1 * self.tolerance * energy:  # for want of balance
-                bound = maximise(market, offset, prices=bound.prices, balance=TIGHT_BALANCE)
-                self.best.evaluations += bound.steps
-                objective, energy, solution = self.game.recover(tiers, bound)
             if objective < self.best.objective:
                 self.best.objective, self.best.energy, self.best.solution = objective, energy, solution
                 self.best.tiers, self.best.prices = tiers, bound.prices

@@ -75,13 +75,18 @@ def _globally(system: System, problem: Problem, options: Options) -> Found:
         barred = problem.only(np.arange(problem.shape[0])).without(~options.allowed)
         how = "even with the whole bandwidth and the whole server to itself"
         raise deadline_error(system, barred, problem.bandwidth, problem.server_frequency, how)
+    # Only as many columns as the device with most choices has tiers.
+    columns = np.argsort(~alone, axis=1, kind="stable")[:, : int(alone.sum(axis=1).max())]
     best = branch_and_bound(
-        Whole(problem, alone), tolerance=options.tolerance, max_nodes=options.max_nodes, progress=options.progress
+        Whole(problem.take(columns), np.take_along_axis(alone, columns, axis=1)),
+        tolerance=options.tolerance,
+        max_nodes=options.max_nodes,
+        progress=options.progress,
     )
     if best.solution is None:
         raise shared_error(system, problem, alone)
     return Found(
-        tiers=best.tiers,
+        tiers=np.take_along_axis(columns, best.tiers[:, None], axis=1)[:, 0],
         choices=best.solution,
         bound=best.bound,
         prices=(float(best.prices[0]), float(best.prices[1])),

@@ -33,6 +33,7 @@ __all__ = ["Priced", "Response", "server_share"]
 
 _FINEST = 1e-13  # of the time taken, relative
 _WARM_STEPS = 10
+_START_STEPS = 3
 
 
 @dataclass(slots=True)
@@ -100,17 +101,28 @@ class Priced:
         self._drift: tuple[FloatArray | float, ...] = (0.0, 0.0)  # derivatives of y by the logarithms of the prices
 
     def start(self) -> FloatArray:
-        """Prices to begin with: those of an equal split in which each part takes a third of the deadline."""
+        """Prices to begin with: what the goods are worth to the devices in about an equal split."""
         p = self.problem
-        bandwidth = p.bandwidth / p.shape[0]
-        third = p.time / 3
-        x = np.minimum(p.nats / (bandwidth * third), np.log1p(p.reach / bandwidth))
-        saved = p.noise_energy * excess(x, np.expm1(x)) / x  # mu B = lambda t
-        share = p.server_frequency / p.shape[0]
-        server = (saved / third / share**2 - 2 * p.server_capacitance * share) * p.evaluate
-        mu = float(np.sqrt(saved).mean()) ** 2 / bandwidth  # demand is close to a power -1/2 of the price
-        prices = np.array([mu, max(float(np.median(server)), 1e-3 * mu * p.bandwidth / p.server_frequency)])
-        self._y, self._full = np.log(x), np.zeros(p.shape, dtype=bool)
+        bandwidth, server = p.bandwidth / p.shape[0], p.server_frequency / p.shape[0]
+        second = p.nats / bandwidth
+        x_max = np.log1p(p.reach / bandwidth)
+        noise = p.noise_energy * bandwidth / p.nats
+        longest = np.maximum(p.time - p.encrypt / p.frequency_max - p.evaluate / server, 0.1 * p.time)
+        upload = longest
+        for _ in range(_START_STEPS):  # all times are worth the same
+            x = np.minimum(second / upload, x_max)
+            growth = np.expm1(x)
+            m = excess(x, growth)
+            time_price = noise * m
+            frequency = np.minimum(np.maximum(np.cbrt(time_price * self._half_stiffness), p.frequency_min), p.frequency_max)
+            used = np.minimum(np.cbrt(time_price / max(2 * p.server_capacitance, 1e-300)), server)
+            upload = np.maximum(p.time - p.encrypt / frequency - p.evaluate / used, 0.3 * longest)
+        worth = p.noise_energy * m / (x * bandwidth)
+        mu = float(np.sqrt(worth).mean()) ** 2  # demand is close to a power -1/2 of the price
+        nu = float(np.maximum((time_price / server**2 - 2 * p.server_capacitance * server) * p.evaluate, 0.0).mean())
+        prices = np.array([mu, max(nu, 1e-6 * mu * p.bandwidth / p.server_frequency)])
+        # In the same time, m(x) is in proportion to the price.
+        self._y, self._full = np.log(x) + np.log(mu / worth) * m / (x * x * (growth + 1)), np.zeros(p.shape, dtype=bool)
         self._log_prices, self._drift = np.log(prices), (0.0, 0.0)
         return prices
 
@@ -119,18 +131,19 @@ class Priced:
 
         Args:
             prices: one a good.
-            accuracy: of the time taken, relative. The costs are lower bounds at any accuracy.
+            accuracy: of costs and demands, relative. The costs are lower bounds at any accuracy.
         """
         with np.errstate(all="ignore"):  # a step that overflows is taken back
             state = None
             if self._y is not None:
                 mu, nu = np.clip(np.log(prices) - self._log_prices, -1.0, 1.0)
                 self._y = self._y + (self._drift[0] * mu + self._drift[1] * nu)
-                state = self._newton(prices, max(accuracy, 10 * _FINEST))
+                # What is reported is right to second order in the miss: values by duality, demands by correction.
+                state = self._newton(prices, max(math.sqrt(accuracy), 10 * _FINEST))
             if state is None:
                 self._search(prices)
                 state = self._evaluate(prices)
-        return self._response(prices, state)
+            return self._response(prices, state)
 
     def _newton(self, prices: FloatArray, accuracy: float) -> _State | None:
         """Newton's method from where the last answer lies, as far as it goes without a bracket."""
@@ -144,10 +157,10 @@ class Priced:
             if worst <= accuracy and not some_beyond:
                 return state
             step = state.miss / state.slope
-            if some_beyond:  # back to x_c; power is full from there on if time is still short
+            if some_beyond:  # back to x_c at least; power is full from there on if time is still short
                 back = np.log(state.draw / prices[0]) / (state.q + state.x * (1 + 1 / state.growth) - 1)
                 self._full = np.where(beyond, state.miss > state.slope * back, self._full)
-                step = np.where(beyond, back, step)
+                step = np.where(beyond, np.where(self._full, back, np.maximum(back, step)), step)
             self._y = self._y - step
         return None
 
@@ -251,12 +264,15 @@ class Priced:
         # How y moves with the prices while the time stays right.
         y_mu = (s.yielding * s.l_mu - s.upload * s.t_mu) / s.along
         y_nu = -s.serve * s.sigma / s.along
+        rest = -s.miss / s.slope
+        self._y = self._y + rest
+        bandwidth, server = s.bandwidth * np.exp(s.b_y * rest), server * np.exp(s.rho * s.l_y * rest)
         slope = (
-            (s.bandwidth * (s.b_y * y_mu + s.b_mu), s.bandwidth * (s.b_y * y_nu)),
+            (bandwidth * (s.b_y * y_mu + s.b_mu), bandwidth * (s.b_y * y_nu)),
             (server * s.rho * (s.l_y * y_mu + s.l_mu), server * (s.rho * s.l_y * y_nu - s.sigma)),
         )
         self._log_prices, self._drift = np.log(prices), (y_mu, y_nu)
-        return Response(value, (s.bandwidth, server), slope, s.time_price, s.x)
+        return Response(value, (bandwidth, server), slope, s.time_price, s.x)
 
 
 @dataclass(slots=True)

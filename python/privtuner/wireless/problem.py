@@ -87,8 +87,17 @@ class Problem:
 
     def possible(self) -> BoolArray:
         """Where a device could meet its deadline if it had the whole bandwidth and the whole server to itself."""
-        possible: BoolArray = respond(self, self.bandwidth, self.server_frequency).late == 0
+        possible: BoolArray = self.least_time(self.bandwidth, self.server_frequency) <= self.time
         return possible
+
+    def least_time(self, bandwidth: FloatArray | float, server: FloatArray | float) -> FloatArray:
+        """Seconds at full power and processor speed with these shares, but for the download."""
+        least: FloatArray = (
+            self.encrypt / self.frequency_max
+            + self.nats / (bandwidth * np.log1p(self.reach / bandwidth))
+            + self.evaluate / server
+        )
+        return least
 
     def without(self, impossible: BoolArray) -> Problem:
         """The problem with those choices made harmless copies of the device's first possible one.
@@ -99,7 +108,11 @@ class Problem:
             return self
         stand_in = np.broadcast_to(np.argmin(impossible, axis=1)[:, None], self.shape)
         place = np.where(impossible, stand_in, np.arange(self.shape[1]))
-        return replace(self, **{name: np.take_along_axis(getattr(self, name), place, axis=1) for name in _BY_TIER})
+        return self._gather(place)
+
+    def _gather(self, place: IntArray) -> Problem:
+        rows = np.arange(len(place))[:, None]
+        return replace(self, **{name: getattr(self, name)[rows, place] for name in _BY_TIER})
 
     def energies(
         self,
@@ -121,9 +134,10 @@ class Problem:
         return self.nats.shape[0], self.nats.shape[1]
 
     def take(self, tiers: IntArray) -> Problem:
-        """The problem with the tier of every device fixed; shapes (devices, 1)."""
-        place = tiers[:, None]
-        return replace(self, **{name: np.take_along_axis(getattr(self, name), place, axis=1) for name in _BY_TIER})
+        """The problem with some of each device's tiers, (devices, tiers), or with one, (devices,), of shape (devices, 1)."""
+        if self.shape[1] == 1:
+            return self
+        return self._gather(tiers.reshape(len(tiers), -1))
 
     def only(self, devices: Sequence[int] | IntArray) -> Problem:
         """The problem of some of the devices, with all that is shared to themselves."""
@@ -193,7 +207,7 @@ def respond(
     second = p.nats / bandwidth
     x_max = np.log1p(p.reach / bandwidth)
     upload_min = second / x_max
-    least = p.encrypt / p.frequency_max + upload_min + p.evaluate / server
+    least = p.least_time(bandwidth, server)
     miss = least - p.time
     met = miss <= tolerance * p.time
     time = np.where(met, np.maximum(p.time, least), least)
