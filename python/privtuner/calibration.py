@@ -125,10 +125,11 @@ def measure(
 
 def describe(workload: Workload, frequency: float) -> str:
     """Where a table of tiers comes from, for its head."""
+    layers = f"{workload.layers} frozen layer{'s' * (workload.layers != 1)}"
     return (
         f"Measured on {processor_name()} at {frequency / 1e9:.3g} GHz, one thread, {active_isa()} kernels.\n"
-        f"A sample is {workload.tokens} tokens through {workload.layers} frozen layer{'s' * (workload.layers != 1)} of {workload.width} x {workload.width}, "
-        f"forward and backward;\nbatches of {workload.batch} samples, medians of {workload.runs} runs."
+        f"A sample is {workload.tokens} tokens through {layers} of {workload.width} x {workload.width}, forward and "
+        f"backward;\nbatches of {workload.batch} samples, medians of {workload.runs} runs."
     )
 
 
@@ -168,7 +169,7 @@ def _linear_costs(preset: str, weight: Any, batch: Any, runs: int) -> _Costs:
         total = _Costs(0.0, 0.0, 0, 0)
         for direction in ("forward", "backward"):
             start = time.perf_counter()
-            request, secret = linear.encrypt(batch, prepared.public, direction, masks)  # type: ignore[arg-type]
+            request, secret = linear.encrypt(batch, prepared.public, direction, masks)
             sent = time.perf_counter()
             reply = linear.apply(prepared, request)
             answered = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The command ``privtuner``: serve, train, info, demo.
+"""The command ``privtuner``: serve, train, allocate, wireless-study, calibrate, info, demo.
 
 Results go to standard output, progress and errors to standard error. Exit status: 0 done, 1 failed, 2 the arguments or
 the data cannot be used, 130 interrupted.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import privtuner
 from privtuner.errors import InputError, PrivtunerError, ServiceError
+from privtuner.paths import ensure_writable, ensure_writable_file, writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +33,8 @@ _EXTRAS = {
     "matplotlib": "train",
     "peft": "train",
     "safetensors": "train",
+    "scipy": "wireless",
+    "tomli": "wireless",
     "torch": "train",
     "tqdm": "train",
     "transformers": "train",
@@ -125,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_threads(train)
     train.set_defaults(run=_train)
 
+    _add_wireless(commands)
+
     info = commands.add_parser("info", help="version, compiler, instruction sets, engines")
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=_info)
@@ -134,6 +139,47 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, default=60, help="optimiser steps of each run (default %(default)s)")
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _add_wireless(commands: Any) -> None:
+    allocate = commands.add_parser("allocate", help="share bandwidth, power and processors among devices")
+    allocate.add_argument("system", metavar="SYSTEM", help="devices, server and channel, a .toml or .json file")
+    allocate.add_argument(
+        "--method",
+        default="global",
+        metavar="M",
+        help="global (default), alternating, equal, random, "
+        "communication, computation, largest, smallest or brute-force",
+    )
+    allocate.add_argument("--tiers", metavar="FILE", help="table of parameter sets in place of the system's own")
+    allocate.add_argument(
+        "--tolerance", type=float, default=1e-6, help="gap to certify, as a part of the energy (default %(default)s)"
+    )
+    allocate.add_argument("--seed", type=int, default=0, help="of the method random (default %(default)s)")
+    allocate.add_argument("--plan", action="store_true", help="print seconds, joules, MB and security of each device")
+    allocate.add_argument("--json", metavar="FILE", help="write the allocation to this file")
+    allocate.add_argument("--plot", metavar="FILE", help="draw the allocation: .png, .pdf or .svg")
+    allocate.set_defaults(run=_allocate)
+
+    study = commands.add_parser("wireless-study", help="compare the methods of allocation along every parameter")
+    study.add_argument("--out", required=True, metavar="DIR", help="where the tables and figures go")
+    study.add_argument("--tiers", metavar="FILE", help="calibrated table (default: the package's)")
+    study.add_argument("--seeds", type=int, default=20, metavar="N", help="random cells (default %(default)s)")
+    study.set_defaults(run=_wireless_study)
+
+    calibrate = commands.add_parser("calibrate", help="measure what the parameter sets cost on this machine")
+    calibrate.add_argument("--out", required=True, metavar="FILE", help="table of tiers to write, .toml or .json")
+    calibrate.add_argument(
+        "--frequency", type=float, metavar="HZ", help="of the processor (default: as the system tells)"
+    )
+    calibrate.add_argument("--width", type=int, default=384, help="features of a layer (default %(default)s)")
+    calibrate.add_argument("--layers", type=int, default=1, help="frozen layers of a sample (default %(default)s)")
+    calibrate.add_argument("--tokens", type=int, default=16, help="of a sample (default %(default)s)")
+    calibrate.add_argument(
+        "--batch", type=int, default=128, metavar="N", help="samples a request (default %(default)s)"
+    )
+    calibrate.add_argument("--runs", type=int, default=3, metavar="N", help="medians of so many (default %(default)s)")
+    calibrate.set_defaults(run=_calibrate)
 
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:
@@ -243,9 +289,9 @@ def _train(arguments: argparse.Namespace) -> int:
     train = dataset.read_csv(arguments.data, *columns)
     test = dataset.read_csv(arguments.eval, *columns) if arguments.eval else None
     labels = dataset.label_names(train, test)
-    out = report.ensure_writable(arguments.out)
+    out = ensure_writable(arguments.out)
     if arguments.json:
-        report.ensure_writable_file(arguments.json)
+        ensure_writable_file(arguments.json)
 
     transport = _connect(arguments.server) if arguments.server else None
     try:
@@ -360,3 +406,75 @@ def _print_result(result: TrainResult, config: TrainConfig, texts: int, labels: 
     lines.append(("written", f"{out}: adapter, labels.json, metrics.json, loss.png"))
     for name, text in lines:
         print(f"{name:10}{text}")
+
+
+def _allocate(arguments: argparse.Namespace) -> int:
+    from privtuner.wireless import allocate, load_system, load_tiers
+    from privtuner.wireless.report import plan, summary, table
+
+    for path in filter(None, (arguments.json, arguments.plot)):
+        ensure_writable_file(path)
+    system = load_system(arguments.system, tiers=load_tiers(arguments.tiers) if arguments.tiers else None)
+    found = allocate(
+        system,
+        arguments.method,
+        tolerance=arguments.tolerance,
+        seed=arguments.seed,
+        progress=_node_progress if sys.stderr.isatty() else None,
+    )
+    if arguments.json:
+        path = Path(arguments.json)
+        with writing(path):
+            path.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if arguments.plot:
+        from privtuner.wireless.figures import draw_allocation
+
+        draw_allocation(found, Path(arguments.plot))
+    print(plan(found) if arguments.plan else table(found))
+    print()
+    print(summary(found))
+    return 0
+
+
+def _node_progress(objective: float, bound: float, nodes: int) -> None:
+    end = "\r" if nodes % 10 else "\n"
+    print(f"privtuner: {nodes} nodes, objective {objective:.9g} J, bound {bound:.9g} J", end=end, file=sys.stderr)
+
+
+def _say(line: str) -> None:
+    print(f"privtuner: {line}", file=sys.stderr, flush=True)
+
+
+def _wireless_study(arguments: argparse.Namespace) -> int:
+    from privtuner.wireless import load_tiers
+    from privtuner.wireless.study import run_study
+
+    tiers = load_tiers(arguments.tiers) if arguments.tiers else None
+    for path in run_study(arguments.out, tiers=tiers, seeds=arguments.seeds, progress=_say):
+        print(path)
+    return 0
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from privtuner import calibration
+    from privtuner.wireless import save_tiers
+
+    workload = calibration.Workload(
+        width=arguments.width,
+        layers=arguments.layers,
+        tokens=arguments.tokens,
+        batch=arguments.batch,
+        runs=arguments.runs,
+    )
+    frequency = arguments.frequency or calibration.processor_frequency()
+    ensure_writable_file(arguments.out)
+    tiers = calibration.measure(workload, frequency=frequency, progress=_say)
+    head = calibration.describe(workload, frequency)
+    save_tiers(arguments.out, tiers, head)
+    print(head)
+    for tier in tiers:
+        megabytes = f"{tier.upload_bits / 8e6:.3g} MB up, {tier.download_bits / 8e6:.3g} MB down"
+        cycles = f"{tier.encrypt_cycles / 1e6:.3g} M cycles owner, {tier.evaluate_cycles / 1e6:.3g} M server"
+        print(f"{tier.name:12}{tier.security:.0f} bits, {cycles}, {megabytes} a sample")
+    print(f"written to {arguments.out}")
+    return 0

@@ -63,8 +63,10 @@ def primal(n: int, log2_q: float, sigma: float, sigma_secret: float = SIGMA_TERN
     """The smallest block size at which the planted vector stands out, with the best number of samples.
 
     Args:
-        n: ring dimension. log2_q: of the largest modulus anything is encrypted under, special primes included.
-        sigma: standard deviation of the error, of a coefficient. sigma_secret: of the secret.
+        n: ring dimension.
+        log2_q: of the largest modulus anything is encrypted under, special primes included.
+        sigma: standard deviation of the error, of a coefficient.
+        sigma_secret: of the secret.
 
     Raises:
         InputError: a value is out of range, or no block size up to 8192 suffices.

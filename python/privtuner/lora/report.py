@@ -13,42 +13,9 @@ from privtuner.errors import InputError, PrivtunerError
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["ensure_writable", "ensure_writable_file", "load_labels", "save_adapter", "save_json", "save_loss_curve"]
+__all__ = ["load_labels", "save_adapter", "save_json", "save_loss_curve"]
 
 LABELS_FILE = "labels.json"
-
-
-def ensure_writable(directory: str | Path) -> Path:
-    """Make ``directory`` if need be and write to it, so that a mistake shows before hours of training, not after.
-
-    Raises:
-        privtuner.errors.InputError: it cannot be made or written to.
-    """
-    folder = Path(directory)
-    probe = folder / ".privtuner-probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"\0")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}; choose another directory") from error
-    return folder
-
-
-def ensure_writable_file(path: str | Path) -> None:
-    """Check that ``path`` can be written, leaving what it holds as it is.
-
-    Raises:
-        privtuner.errors.InputError: it cannot.
-    """
-    file = Path(path)
-    existed = file.exists()
-    try:
-        file.open("a").close()
-        if not existed:
-            file.unlink()
-    except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror}; choose another file") from error
 
 
 def save_adapter(model: PeftModel, labels: Sequence[str], directory: Path) -> None:

@@ -5,13 +5,13 @@ band B_n of a shared channel at power p_n, and the server evaluates them at F_n 
 
     C / f + t + S / F + download <= T,   t = d L_up / (B log2(1 + g p / (N0 B))),   sum B_n <= B,   sum F_n <= F.
 
-The tier, a set of encryption parameters, decides the cycles C = c_enc d and S = c_srv d, the bits d L_up, and the security
-s. `allocate` minimises
+The tier, a set of encryption parameters, decides the cycles C = c_enc d and S = c_srv d, the bits d L_up, and the
+security s. `allocate` minimises
 
     sum_n kappa_n C f^2 + p t + kappa_s S F^2 - alpha sum_n omega_n s
 
-after "PrivTuner with Homomorphic Encryption and LoRA: A P3EFT Scheme" (Li, Yu, Zhao, arXiv 2410.00433), whose problem this
-restates in the notation usual for it. Needs NumPy and SciPy.
+after "PrivTuner with Homomorphic Encryption and LoRA: A P3EFT Scheme" (Li, Yu, Zhao, arXiv 2410.00433), whose problem
+this restates in the notation usual for it. Needs NumPy and SciPy.
 """
 
 from .allocation import Allocation, allocate

@@ -89,6 +89,48 @@ class Allocation:
         """Name of each device's tier."""
         return [self.system.tiers[tier].name for tier in self.tier]
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a device, units in the keys; MB are 10^6 bytes."""
+        system, chosen = self.system, [self.system.tiers[tier] for tier in self.tier]
+        energy = self.encrypt_energy + self.upload_energy + self.server_energy
+        columns = {
+            "bandwidth_hz": self.bandwidth,
+            "power_w": self.power,
+            "frequency_hz": self.frequency,
+            "server_frequency_hz": self.server_frequency,
+            "encrypt_s": self.encrypt_time,
+            "upload_s": self.upload_time,
+            "server_s": self.server_time,
+            "download_s": self.download_time,
+            "total_s": self.time,
+            "encrypt_j": self.encrypt_energy,
+            "upload_j": self.upload_energy,
+            "server_j": self.server_energy,
+            "total_j": energy,
+        }
+        return [
+            {"device": device.name, "tier": tier.name, "security_bits": tier.security, "deadline_s": device.deadline}
+            | {name: float(column[place]) for name, column in columns.items()}
+            | {
+                "upload_mb": device.samples * tier.upload_bits / 8e6,
+                "download_mb": device.samples * tier.download_bits / 8e6,
+            }
+            for place, (device, tier) in enumerate(zip(system.devices, chosen, strict=True))
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, JSON-serialisable: what a method does not know is None."""
+        names = ("energy", "privacy", "objective", "bound", "gap", "relative_gap", "bandwidth_price", "server_price")
+        units = {"privacy": "bits", "relative_gap": "", "bandwidth_price": "j_per_hz", "server_price": "j_s_per_cycle"}
+        summary: dict[str, Any] = {"method": self.method}
+        for name in names:
+            value = getattr(self, name)
+            key = f"{name}_{units.get(name, 'j')}".rstrip("_")
+            summary[key] = float(value) if math.isfinite(value) else None
+        summary |= {"iterations": self.iterations, "evaluations": self.evaluations, "seconds": self.seconds}
+        history = [[value, bound if math.isfinite(bound) else None] for value, bound in self.history]
+        return summary | {"history_j": history, "devices": self.rows()}
+
 
 def allocate(
     system: System,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +11,7 @@ from ..errors import InputError
 from .files import default_tiers
 from .model import Channel, Device, Server, System, Tier
 
-__all__ = ["Cell"]
+__all__ = ["Cell", "rings"]
 
 _NEAREST = 10.0  # m
 _PATH_LOSS, _PER_DECADE = 128.1, 37.6  # dB at 1 km, and a decade of distance (3GPP TR 36.814, table A.2.1.1.3-1)
@@ -18,8 +19,13 @@ _NOISE_DBM = -174.0  # a Hz, at room temperature
 _RINGS = ("ckks-8192", "ckks-16384", "ckks-32768")
 
 
-def _rings() -> tuple[Tier, ...]:
-    return tuple(tier for tier in default_tiers() if tier.name in _RINGS)
+def rings(tiers: Sequence[Tier]) -> tuple[Tier, ...]:
+    """Of a calibrated table the CKKS sets, which differ in the ring alone; of any other table all tiers."""
+    return tuple(tier for tier in tiers if tier.name in _RINGS) or tuple(tiers)
+
+
+def _default_rings() -> tuple[Tier, ...]:
+    return rings(default_tiers())
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Cell:
     samples: float = 64.0
     deadline: float = 100.0
     privacy_price: float = 0.02
-    tiers: tuple[Tier, ...] = field(default_factory=_rings, repr=False)
+    tiers: tuple[Tier, ...] = field(default_factory=_default_rings, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.devices, bool) or not isinstance(self.devices, int) or self.devices < 1:

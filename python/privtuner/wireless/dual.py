@@ -5,9 +5,9 @@ For prices pi of the shared goods R, the devices' costs V_nj(pi) give the lower 
     D(pi) = sum_n min_j V_nj(pi) - pi . R
 
 on every allocation. D is concave with kinks where a device is undecided between tiers. Newton's method climbs the
-smooth minorant in which min is replaced by -T ln sum_j exp(-V_nj / T), for falling temperatures T: its weights say which
-devices are undecided, and T times their entropy bounds what the smoothing may still hide. Steps are taken in ln pi,
-where demand is close to a power law.
+smooth minorant in which min is replaced by -T ln sum_j exp(-V_nj / T), for falling temperatures T: its weights say
+which devices are undecided, and T times their entropy bounds what the smoothing may still hide. Steps are taken in
+ln pi, where demand is close to a power law.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def maximise(
         temperature: to begin with, J; from the costs otherwise. Of no effect where one tier is left to each device.
         accuracy: of the bound, as a part of the cost.
         enough: J; stop at any bound above it.
-        balance: of demand and supply, relative. Sharing out anew what the prices did not quite balance costs its square.
+        balance: of demand and supply, relative. Sharing out anew what is out of balance costs its square.
     """
     climb = _Climb(market, offset, enough, balance)
     point = climb.at(market.start() if prices is None else prices, 1.0)
@@ -203,7 +203,7 @@ class _Climb:
         return point
 
     def _search(self, point: _Point, heat: float, step: FloatArray, slope: float) -> _Point | None:
-        """The first point along the step that climbs enough; near the top, where rounding hides that, balances better."""
+        """The first point along the step that climbs enough; near the top, where rounding hides it, balances better."""
         if slope <= self.negligible:
             found = self.at(np.maximum(point.prices * np.exp(step), self.floor), heat)
             closer = self._worst(found) <= 0.5 * self._worst(point)

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import InputError
+from ..paths import writing
 from .model import Channel, Device, Server, System, Tier
 
 __all__ = ["default_tiers", "load_system", "load_tiers", "save_tiers"]
@@ -107,10 +108,8 @@ def save_tiers(path: str | Path, tiers: Sequence[Tier], comment: str = "") -> No
         for record in records:
             lines += ["", "[[tiers]]", *(f"{name} = {_toml(value)}" for name, value in record.items())]
         text = "\n".join(lines).lstrip("\n") + "\n"
-    try:
+    with writing(path):
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
 
 
 def _tiers_of(value: Any, path: Path) -> tuple[Tier, ...]:
@@ -157,7 +156,8 @@ def _parse_toml(text: str) -> dict[str, Any]:
     else:
         import tomli as tomllib
 
-    return tomllib.loads(text)
+    table: dict[str, Any] = tomllib.loads(text)
+    return table
 
 
 def _require_known(table: dict[str, Any], known: Sequence[str], where: str, path: Path) -> None:

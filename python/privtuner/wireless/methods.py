@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import InfeasibleError, InputError
-from .arrays import BoolArray, FloatArray, IntArray
+from ..errors import InputError
+from .arrays import BoolArray, IntArray
 from .branch import branch_and_bound
 from .model import System
 from .problem import Choices, Problem, respond
@@ -25,7 +25,7 @@ __all__ = ["METHODS", "Found", "Options"]
 
 _MAX_ROUNDS = 100  # of the alternating method
 _STANDSTILL = 1e-10  # gain of a round, as a part of the energy, at which it stops
-_MAX_DRAWS = 1000  # of the random method
+_MAX_DRAWS = 200  # of the random method
 _MAX_COMBINATIONS = 100_000  # of brute force
 
 
@@ -115,14 +115,16 @@ def _randomly(system: System, problem: Problem, options: Options) -> Found:
     rng = np.random.default_rng(options.seed)
     count, tiers = problem.shape
     for draw in range(1, _MAX_DRAWS + 1):
-        shares = [rng.dirichlet(np.ones(count))[:, None] * total for total in (problem.bandwidth, problem.server_frequency)]
-        choices = respond(problem, *shares)
+        bandwidth, server = (
+            rng.dirichlet(np.ones(count))[:, None] * total for total in (problem.bandwidth, problem.server_frequency)
+        )
+        choices = respond(problem, bandwidth, server)
         can = np.isfinite(choices.energy) & options.allowed
         if can.any(axis=1).all():
             chosen = np.argmax(np.where(can, rng.random((count, tiers)), -1.0), axis=1)
             return Found(chosen, choices.take(chosen), iterations=draw)
     how = f"with the last of {_MAX_DRAWS} random shares"
-    raise deadline_error(system, problem.without(~options.allowed), *shares, how)
+    raise deadline_error(system, problem.without(~options.allowed), bandwidth, server, how)
 
 
 def _compute(problem: Problem, tiers: IntArray, choices: Choices, options: Options) -> tuple[IntArray, Choices]:
@@ -186,7 +188,8 @@ def _brute_force(system: System, problem: Problem, options: Options) -> Found:
     count = math.prod(len(way) for way in ways)
     if count > _MAX_COMBINATIONS:
         raise InputError(
-            f"brute force over {count} combinations of tiers: at most {_MAX_COMBINATIONS} are tried; use method='global'"
+            f"brute force over {count} combinations of tiers: at most {_MAX_COMBINATIONS} are tried; "
+            "use method='global'"
         )
     best: Found | None = None
     least = math.inf
@@ -214,8 +217,9 @@ METHODS: dict[str, Callable[[System, Problem, Options], Found]] = {
 }
 """Name -> method.
 
-global: everything at once, with a certificate. alternating: computation and communication in turn, from the equal split.
-equal: the same bandwidth and server share for all, each device at its best. random: random shares and tiers, each device
-at its best otherwise. communication, computation: the equal split with only that half optimised. largest, smallest:
-every device in the largest or smallest ring it can manage, all else optimal. brute-force: every combination of tiers.
+global: everything at once, with a certificate. alternating: computation and communication in turn, from the equal
+split. equal: the same limits of bandwidth and server share for all, each device at its best within them. random: random
+limits and tiers, each device at its best otherwise. communication, computation: the equal split with only that half
+optimised. largest, smallest: every device in the largest or smallest ring it can manage, all else optimal. brute-force:
+every combination of tiers.
 """

@@ -82,7 +82,8 @@ class Device:
         _check(self)
         if self.frequency_min > self.frequency_max:
             raise InputError(
-                f"frequency_min = {self.frequency_min:g}: must be in (0, frequency_max = {self.frequency_max:g}] cycles/s"
+                f"frequency_min = {self.frequency_min:g}: must be in (0, frequency_max], in cycles/s; "
+                f"frequency_max = {self.frequency_max:g}"
             )
 
 
@@ -152,7 +153,7 @@ class Tier:
     upload_bits: float = _positive("bits a sample")
     download_bits: float = _positive("bits a sample", zero=True, default=0.0)
     error_sigma: float = _positive("1", default=3.2)
-    secret: str = "ternary"
+    secret: str = "ternary"  # noqa: S105 - a distribution
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -166,10 +167,11 @@ class Tier:
 
     @cached_property
     def security(self) -> float:
-        """s, bits of classical security: `privtuner.security.bits` in whole bits, and no more than `SECURITY_CEILING`."""
+        """s, bits of classical security: `privtuner.security.bits` in whole bits, at most `SECURITY_CEILING`."""
         sigma = _SECRETS[self.secret]
         return min(
-            float(round(security.bits(self.ring_dimension, self.log2_modulus, self.error_sigma, sigma))), SECURITY_CEILING
+            float(round(security.bits(self.ring_dimension, self.log2_modulus, self.error_sigma, sigma))),
+            SECURITY_CEILING,
         )
 
 
@@ -199,8 +201,8 @@ class System:
         object.__setattr__(self, "devices", tuple(self.devices))
         object.__setattr__(self, "tiers", tuple(self.tiers))
         _check(self)
-        _check_names("devices", self.devices)
-        _check_names("tiers", self.tiers)
+        _check_names("devices", [device.name for device in self.devices])
+        _check_names("tiers", [tier.name for tier in self.tiers])
         floor = SECURITY_FLOOR if self.INSECURE_security_floor is None else self.INSECURE_security_floor
         for tier in self.tiers:
             if tier.security < floor:
@@ -212,11 +214,11 @@ class System:
                 )
 
 
-def _check_names(what: str, records: Sequence[Device] | Sequence[Tier]) -> None:
-    if not records:
+def _check_names(what: str, names: Sequence[str]) -> None:
+    if not names:
         raise InputError(f"{what} is empty: at least one is needed")
     seen: dict[str, int] = {}
-    for place, record in enumerate(records):
-        other = seen.setdefault(record.name, place)
+    for place, name in enumerate(names):
+        other = seen.setdefault(name, place)
         if other != place:
-            raise InputError(f"{what}[{place}].name = {record.name!r}: {what}[{other}] has that name already")
+            raise InputError(f"{what}[{place}].name = {name!r}: {what}[{other}] has that name already")

@@ -58,10 +58,12 @@ class Response:
 def server_share(
     unit: FloatArray, capacitance: float, time_price: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """z = 1 / F that minimises kappa_s S / z^2 + nu / z + lambda S z: the root of lambda z^3 = (nu / S) z + 2 kappa_s.
+    """The z = 1 / F of least kappa_s S / z^2 + nu / z + lambda S z: the root of lambda z^3 = (nu / S) z + 2 kappa_s.
 
     Args:
-        unit: nu / S. capacitance: kappa_s. time_price: lambda.
+        unit: nu / S.
+        capacitance: kappa_s.
+        time_price: lambda.
 
     Returns:
         z, and the derivatives -d ln z / d ln lambda (in [1/3, 1/2]) and d ln z / d ln nu.
@@ -95,7 +97,7 @@ class Priced:
         self._reach_reach = problem.reach**2 / problem.nats
         self._half_stiffness = 0.5 / problem.capacitance
         self._per_evaluate = 1 / problem.evaluate
-        self._y: FloatArray | None = None  # ln x
+        self._y: FloatArray = np.empty(0)  # ln x
         self._full: BoolArray = np.zeros(problem.shape, dtype=bool)  # at full power
         self._log_prices = np.zeros(2)
         self._drift: tuple[FloatArray | float, ...] = (0.0, 0.0)  # derivatives of y by the logarithms of the prices
@@ -114,7 +116,9 @@ class Priced:
             growth = np.expm1(x)
             m = excess(x, growth)
             time_price = noise * m
-            frequency = np.minimum(np.maximum(np.cbrt(time_price * self._half_stiffness), p.frequency_min), p.frequency_max)
+            frequency = np.minimum(
+                np.maximum(np.cbrt(time_price * self._half_stiffness), p.frequency_min), p.frequency_max
+            )
             used = np.minimum(np.cbrt(time_price / max(2 * p.server_capacitance, 1e-300)), server)
             upload = np.maximum(p.time - p.encrypt / frequency - p.evaluate / used, 0.3 * longest)
         worth = p.noise_energy * m / (x * bandwidth)
@@ -135,7 +139,7 @@ class Priced:
         """
         with np.errstate(all="ignore"):  # a step that overflows is taken back
             state = None
-            if self._y is not None:
+            if self._y.size:
                 mu, nu = np.clip(np.log(prices) - self._log_prices, -1.0, 1.0)
                 self._y = self._y + (self._drift[0] * mu + self._drift[1] * nu)
                 # What is reported is right to second order in the miss: values by duality, demands by correction.
@@ -201,7 +205,9 @@ class Priced:
         time_price = self._steepness * (m * ratio) / mu
         bandwidth = noise_ratio / mu
         t_y, l_y, b_y = -q, 2 * q - 1, q - 1
-        t_mu, l_mu, b_mu = 1.0, -1.0, -1.0
+        t_mu: FloatArray | float = 1.0
+        l_mu: FloatArray | float = -1.0
+        b_mu: FloatArray | float = -1.0
         if np.count_nonzero(self._full):
             full = self._full
             total = mu * self._reach_reach * grown / (growth * growth * ratio)

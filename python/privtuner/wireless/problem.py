@@ -134,7 +134,7 @@ class Problem:
         return self.nats.shape[0], self.nats.shape[1]
 
     def take(self, tiers: IntArray) -> Problem:
-        """The problem with some of each device's tiers, (devices, tiers), or with one, (devices,), of shape (devices, 1)."""
+        """The problem with the given tiers of each device: an array (devices, tiers), or (devices,) for one each."""
         if self.shape[1] == 1:
             return self
         return self._gather(tiers.reshape(len(tiers), -1))
@@ -146,7 +146,7 @@ class Problem:
 
 
 def excess(x: FloatArray, growth: FloatArray) -> FloatArray:
-    """x e^x - (e^x - 1) for x > 0, with ``growth`` = e^x - 1 as expm1 gives it; no cancellation for small x."""
+    """X e^x - (e^x - 1) for x > 0, with ``growth`` = e^x - 1 as expm1 gives it; no cancellation for small x."""
     value: FloatArray = x * (growth + 1) - growth
     small = x < 0.05
     if np.count_nonzero(small):
@@ -192,13 +192,14 @@ def respond(
 ) -> Choices:
     """Choose processor speed, power and the use of the server within given shares, each device by itself.
 
-    Minimises kappa C f^2 + A h(k / (B t)) + kappa_s S F^2 over C / f + t + S / F = T. A second is worth lambda = (N0 B / g)
-    m(x) to the upload, m(x) = x e^x - (e^x - 1), and 2 kappa f^3 and 2 kappa_s F^3 to the others: along x all times fall,
-    and at full power along lambda, so one monotone equation remains.
+    Minimises kappa C f^2 + A h(k / (B t)) + kappa_s S F^2 over C / f + t + S / F = T. A second is worth
+    lambda = (N0 B / g) m(x) to the upload, m(x) = x e^x - (e^x - 1), and 2 kappa f^3 and 2 kappa_s F^3 to the others:
+    along x all times fall, and at full power along lambda, so one monotone equation remains.
 
     Args:
         problem: of shape (devices, tiers).
-        bandwidth, server: Hz, and cycles/s at most; shapes that broadcast to the problem's.
+        bandwidth: Hz; a shape that broadcasts to the problem's.
+        server: cycles/s at most; likewise.
         x: to begin with.
         tolerance: of the deadline, relative: misses up to it are let pass.
     """
@@ -214,10 +215,13 @@ def respond(
     noise = p.noise_energy * bandwidth / p.nats  # N0 B / g
     stiff, server_stiff = 2 * p.capacitance, max(2 * p.server_capacitance, 1e-300)
 
-    def speeds(time_price: FloatArray) -> tuple[FloatArray, ...]:
+    def speeds(time_price: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray]:
         wish, server_wish = np.cbrt(time_price / stiff), np.cbrt(time_price / server_stiff)
-        frequency = np.minimum(np.maximum(wish, p.frequency_min), p.frequency_max)
-        return frequency, np.minimum(server_wish, server), frequency == wish, server_wish < server
+        frequency: FloatArray = np.minimum(np.maximum(wish, p.frequency_min), p.frequency_max)
+        used: FloatArray = np.minimum(server_wish, server)
+        free: BoolArray = frequency == wish
+        server_free: BoolArray = server_wish < server
+        return frequency, used, free, server_free
 
     def slow(y: FloatArray) -> tuple[FloatArray, FloatArray]:
         past = y > full
@@ -234,7 +238,8 @@ def respond(
 
     full = np.log(x_max)
     price_full = noise * excess(x_max, np.expm1(x_max))
-    price_all = np.maximum(stiff * p.frequency_max**3, server_stiff * server**3)  # beyond it there is nothing to speed up
+    # Beyond this price there is nothing left to speed up.
+    price_all = np.maximum(stiff * p.frequency_max**3, server_stiff * server**3)
     high = full + np.log(np.maximum(price_all / price_full, 1.0)) / _PAST
     with np.errstate(divide="ignore", invalid="ignore"):
         y = falling_root(slow, np.minimum(full, np.log(3 * second / time if x is None else x)), high, 1e-13)

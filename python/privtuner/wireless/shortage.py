@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from ..errors import InfeasibleError
 from .arrays import BoolArray, FloatArray
 from .model import System
-from .problem import Problem, respond
+from .problem import Problem
 
 __all__ = ["deadline_error", "shared_error"]
 
@@ -21,11 +21,13 @@ def deadline_error(
     """For a device that misses its deadline in every tier with the given shares, the one that misses it most.
 
     Args:
-        system: with the names. problem: of shape (devices, tiers).
-        bandwidth, server: what each device has, Hz and cycles/s.
+        system: with the names.
+        problem: of shape (devices, tiers).
+        bandwidth: what each device has, Hz.
+        server: likewise, cycles/s.
         how: how it came to have that, for the message.
     """
-    late = np.broadcast_to(respond(problem, bandwidth, server).late, problem.shape)
+    late = problem.least_time(bandwidth, server) - problem.time
     part = late / np.array([[device.deadline] for device in system.devices])
     worst = int(np.argmax(part.min(axis=1)))
     tier = int(np.argmin(late[worst]))
@@ -42,9 +44,9 @@ def deadline_error(
     total = sum(parts.values())
     spelled = ", ".join(f"{name} {seconds:.4g} s" for name, seconds in parts.items() if seconds > 0)
     return InfeasibleError(
-        f"device {device.name!r} cannot meet its deadline of {device.deadline:.6g} s: {how} it takes {total:.6g} s in its "
-        f"fastest tier {best.name!r} ({spelled}), {total - device.deadline:.4g} s too long; lengthen its deadline, give "
-        "it fewer samples or a faster processor, or add a lighter tier",
+        f"device {device.name!r} cannot meet its deadline of {device.deadline:.6g} s: {how} it takes {total:.6g} s in "
+        f"its fastest tier {best.name!r} ({spelled}), {total - device.deadline:.4g} s too long; lengthen its deadline, "
+        "give it fewer samples or a faster processor, or add a lighter tier",
         "deadline",
         device.name,
         float((total - device.deadline) / device.deadline),
@@ -83,9 +85,9 @@ def shared_error(system: System, problem: Problem, allowed: BoolArray) -> Infeas
     }
     what = " and ".join(text for name, text in have.items() if name in constraint)
     return InfeasibleError(
-        f"the devices cannot all meet their deadlines: even at full power and processor speed, each in its lightest tier, "
-        f"they need {factor:.6g} times {what}; add {100 * (factor - 1):.3g} % of that, or lengthen deadlines, first that of "
-        f"{worst.name!r}, which needs {100 * float(each.max()) / factor:.3g} % of it",
+        "the devices cannot all meet their deadlines: even at full power and processor speed, each in its lightest "
+        f"tier, they need {factor:.6g} times {what}; add {100 * (factor - 1):.3g} % of that, or lengthen deadlines, "
+        f"first that of {worst.name!r}, which needs {100 * float(each.max()) / factor:.3g} % of it",
         constraint,
         worst.name,
         factor - 1,
@@ -93,7 +95,7 @@ def shared_error(system: System, problem: Problem, allowed: BoolArray) -> Infeas
 
 
 def _need(problem: Problem, weight: float) -> FloatArray:
-    """Least w B / B_total + (1 - w) F / F_total of each choice, by golden section over the time that the upload gets."""
+    """Least w B / B_total + (1 - w) F / F_total of each choice, by golden section over the upload's time."""
     p = problem
     left = p.time - p.encrypt / p.frequency_max
     low, high = p.nats / p.reach, left  # an upload takes longer than with all the bandwidth in the world
@@ -104,13 +106,17 @@ def _need(problem: Problem, weight: float) -> FloatArray:
         x = 2 * np.log(ratio)
         for _ in range(60):  # Newton's method on a convex function, from above
             growth = np.expm1(x)
-            x = np.maximum(x - (growth - ratio * x) / (growth + 1 - ratio), 1e-300)
+            step = (growth - ratio * x) / (growth + 1 - ratio)
+            x = np.maximum(x - step, 1e-300)
+            if (np.abs(step) <= 1e-12 * x).all():
+                break
         bandwidth = p.reach / np.expm1(x)
         server = p.evaluate / (left - upload)
-        return weight * bandwidth / p.bandwidth + (1 - weight) * server / p.server_frequency
+        total: FloatArray = weight * bandwidth / p.bandwidth + (1 - weight) * server / p.server_frequency
+        return total
 
     a, b = np.full(p.shape, 1e-9), np.full(p.shape, 1 - 1e-9)
-    for _ in range(60):
+    for _ in range(40):
         c, d = b - _GOLDEN * (b - a), a + _GOLDEN * (b - a)
         less = cost(c) < cost(d)
         a, b = np.where(less, a, c), np.where(less, d, b)

@@ -1,10 +1,10 @@
 """The two halves of the problem, each with the other half given: what the alternating method solves in turn.
 
 Computation: with bandwidth and power given, an upload takes a known time and energy in each tier; processor speed,
-server share and tier remain, coupled by the server alone. Communication: with tier, processor and server given, the time
-left for the upload is known, and using all of it is best. The sum of ratios p / r is then separable and convex in the
-bandwidth, and stationary at the price mu where x = 1 + W((mu k / (A t) - 1) / e), W being Lambert's function: the fixed
-point that fractional programming (Jong's method, the quadratic transform) iterates to, in closed form.
+server share and tier remain, coupled by the server alone. Communication: with tier, processor and server given, the
+time left for the upload is known, and using all of it is best. The sum of ratios p / r is then separable and convex in
+the bandwidth, and stationary at the price mu where x = 1 + W((mu k / (A t) - 1) / e), W being Lambert's function: the
+fixed point that fractional programming (Jong's method, the quadratic transform) iterates to, in closed form.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class _BandMarket:
         saved = p.noise_energy * excess(x, np.expm1(x)) / x
         return np.array([float(np.sqrt(saved).mean()) ** 2 / bandwidth])
 
-    def respond(self, prices: FloatArray, accuracy: float) -> Response:
+    def respond(self, prices: FloatArray, accuracy: float) -> Response:  # noqa: ARG002 - exact at any accuracy
         p, (mu,) = self.problem, prices
         wanted = mu * p.nats / (p.noise_energy * self.upload_time)  # m(x)
         x = 1 + np.real(lambertw((wanted - 1) / math.e))
@@ -180,4 +180,6 @@ def communicate(problem: Problem, choices: Choices) -> Choices:
     noise = problem.noise_energy * bandwidth / problem.nats
     power = np.minimum(noise * np.expm1(problem.nats / (bandwidth * upload_time)), problem.power_max)
     parts = problem.energies(choices.server, choices.frequency, power, upload_time)
-    return replace(choices, bandwidth=bandwidth, power=power, upload_time=upload_time, energy=sum(parts))
+    return replace(
+        choices, bandwidth=bandwidth, power=power, upload_time=upload_time, energy=parts[0] + parts[1] + parts[2]
+    )

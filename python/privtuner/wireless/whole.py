@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import BoolArray, FloatArray, IntArray
-from .branch import Outcome, branch_and_bound
+from .arrays import BoolArray, IntArray
 from .dual import Bound
 from .priced import Priced
 from .problem import Choices, Problem, respond
 
-__all__ = ["Whole", "solve"]
+__all__ = ["Whole"]
 
 
 class Whole:
@@ -49,21 +48,9 @@ class Whole:
     def recover(self, tiers: IntArray, bound: Bound) -> tuple[float, float, Choices | None]:
         """Share out what the dual asks for, fitted to what there is."""
         problem = self.problem.take(tiers)
-        response = bound.response
-        shares = best_shares(problem, *response.demand, x=response.x)
+        bandwidth, server = bound.response.demand
+        bandwidth = bandwidth * (problem.bandwidth / float(bandwidth.sum()))
+        server = server * min(1.0, problem.server_frequency / float(server.sum()))
+        shares = respond(problem, bandwidth, server, x=bound.response.x)
         energy = float(shares.energy.sum())
         return energy - float(problem.reward.sum()), energy, shares if np.isfinite(energy) else None
-
-
-def best_shares(problem: Problem, bandwidth: FloatArray, server: FloatArray, x: FloatArray | None = None) -> Choices:
-    """Scale shares to add up to what there is, and let each device do its best with them; one tier a device."""
-    bandwidth = bandwidth * (problem.bandwidth / bandwidth.sum())
-    server = server * min(1.0, problem.server_frequency / float(server.sum()))
-    return respond(problem, bandwidth, server, x=x)
-
-
-def solve(
-    problem: Problem, allowed: BoolArray, *, tolerance: float, max_nodes: int
-) -> Outcome[Choices]:
-    """Branch and bound over the tiers."""
-    return branch_and_bound(Whole(problem, allowed), tolerance=tolerance, max_nodes=max_nodes)

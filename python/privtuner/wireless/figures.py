@@ -1,0 +1,203 @@
+"""Figures of allocations and studies."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+
+from ..errors import InputError
+from ..paths import writing
+
+if TYPE_CHECKING:
+    from .allocation import Allocation
+    from .study import Sweep
+
+__all__ = ["draw_allocation", "draw_convergence", "draw_sets", "draw_sweep"]
+
+_DPI = 200
+_MOST_NAMES = 30  # of devices below an axis
+# Okabe and Ito's colours, which colour-blind readers tell apart, and markers for print.
+_STYLES = {
+    "global": ("#000000", "o"),
+    "alternating": ("#0072B2", "s"),
+    "equal": ("#D55E00", "^"),
+    "random": ("#999999", "x"),
+    "communication": ("#56B4E9", "v"),
+    "computation": ("#E69F00", "<"),
+    "largest": ("#CC79A7", "P"),
+    "smallest": ("#009E73", "D"),
+    "brute-force": ("#F0E442", "*"),
+}
+_PARTS = (
+    ("encrypt", "encryption", "#0072B2"),
+    ("upload", "upload", "#E69F00"),
+    ("server", "server", "#009E73"),
+    ("download", "download", "#999999"),
+)
+_MEASURES = (
+    ("energy_j", "energy, J"),
+    ("above_j", "objective above global's, J"),
+    ("security_bits", "mean security, bits"),
+)
+
+
+def draw_sweep(sweep: Sweep, rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Energy, objective and security along one parameter: means over the seeds, bands of one standard error."""
+    seeds = {row["seed"] for row in rows}
+    best = {
+        (row[sweep.field], row["seed"]): row.get("objective_j", math.nan) for row in rows if row["method"] == "global"
+    }
+    rows = [
+        row | {"above_j": row["objective_j"] - best[row[sweep.field], row["seed"]]} if row["feasible"] else row
+        for row in rows
+    ]
+    figure, axes = _figure(7.2, 2.9, len(_MEASURES))
+    for method, (colour, marker) in _STYLES.items():
+        own = [row for row in rows if row["method"] == method]
+        groups = {value: [row for row in own if row[sweep.field] == value] for value in sweep.values}
+        drawn = [
+            value
+            for value, group in groups.items()
+            if len(group) == len(seeds) and all(row["feasible"] for row in group)
+        ]
+        for axis, (measure, _) in zip(axes, _MEASURES, strict=True):
+            if not drawn or (measure == "above_j" and method in ("global", "brute-force")):
+                continue
+            points = [[row[measure] for row in groups[value]] for value in drawn]
+            x = [value * sweep.scale for value in drawn]
+            mean = [statistics.fmean(point) for point in points]
+            spread = [statistics.stdev(point) / len(point) ** 0.5 if len(point) > 1 else 0.0 for point in points]
+            axis.plot(x, mean, color=colour, marker=marker, markersize=3.5, linewidth=1, label=method, **_top(method))
+            low, high = (
+                [m - s for m, s in zip(mean, spread, strict=True)],
+                [m + s for m, s in zip(mean, spread, strict=True)],
+            )
+            axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    for axis, (_, label) in zip(axes, _MEASURES, strict=True):
+        axis.set(xlabel=sweep.label, ylabel=label)
+        if sweep.log:
+            _log_x(axis)
+    axes[0].set_yscale("log")
+    axes[1].set_yscale("log")
+    _finish(figure, axes[0], f"mean and standard error of {len(seeds)} cells", path)
+
+
+def draw_convergence(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """How far from the optimum after each step."""
+    figure, (axis,) = _figure(3.6, 3.0, 1)
+    smallest = 1e-9
+    for method in ("global", "alternating"):
+        own = [row for row in rows if row["method"] == method]
+        colour, marker = _STYLES[method]
+        x = [row["step"] for row in own]
+        above = [max(row["objective_j"] - row["optimum_j"], smallest) for row in own]
+        axis.plot(x, above, color=colour, marker=marker, markersize=4, linewidth=1, label=f"{method}: objective")
+        if method == "global":
+            below = [max(row["optimum_j"] - row["bound_j"], smallest) for row in own]
+            axis.plot(
+                x, below, color=colour, marker=marker, markersize=4, linewidth=1, linestyle=":", label="global: bound"
+            )
+    axis.set(xlabel="step (node, or half a round)", ylabel="distance from the optimum, J", yscale="log")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _finish(figure, axis, f"seed {rows[0]['seed']}; at most 1e-9 J is drawn as that", path)
+
+
+def draw_sets(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Energy with every device in one parameter set, by part."""
+    seeds = {row["seed"] for row in rows}
+    names = list(dict.fromkeys(row["set"] for row in rows))
+    figure, (axis,) = _figure(4.2, 3.0, 1)
+    for side, (part, label, colour) in enumerate(_PARTS[:3], start=-1):
+        for place, name in enumerate(names):
+            values = [row[f"{part}_j"] for row in rows if row["set"] == name and row["feasible"]]
+            if len(values) == len(seeds):
+                axis.bar(
+                    place + 0.26 * side,
+                    statistics.fmean(values),
+                    color=colour,
+                    width=0.24,
+                    label="" if place else label,
+                )
+    axis.set(ylabel="energy of a round, J", yscale="log")
+    axis.set_xticks(range(len(names)), names, rotation=20)
+    _finish(figure, axis, f"mean of {len(seeds)} cells, all else optimal", path)
+
+
+def draw_allocation(found: Allocation, path: Path) -> None:
+    """Energy, time and bandwidth of every device.
+
+    Raises:
+        InputError: the suffix names no format that can be drawn, or the file cannot be written.
+    """
+    rows = found.rows()
+    names = [row["device"] for row in rows]
+    places = range(len(rows))
+    figure, axes = _figure(7.2, 3.0, 3)
+    for axis, unit, parts in ((axes[0], "j", _PARTS[:3]), (axes[1], "s", _PARTS)):
+        bottom = [0.0] * len(rows)
+        for part, label, colour in parts:
+            heights = [row[f"{part}_{unit}"] for row in rows]
+            if any(heights):
+                axis.bar(places, heights, bottom=bottom, color=colour, label=label, width=0.8)
+            bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
+    deadlines = [row["deadline_s"] for row in rows]
+    axes[1].plot(places, deadlines, "k_", markersize=6, label="deadline")
+    axes[2].bar(places, [row["bandwidth_hz"] / 1e6 for row in rows], color="#56B4E9", width=0.8)
+    for axis, label in zip(axes, ("energy, J", "time, s", "bandwidth, MHz"), strict=True):
+        axis.set(ylabel=label)
+        if len(rows) <= _MOST_NAMES:
+            axis.set_xticks(list(places), names, rotation=90, fontsize=6)
+        else:
+            axis.set_xlabel("device")
+    _finish(figure, axes[1], f"{found.method}: {found.energy:.4g} J, objective {found.objective:.4g} J", path)
+
+
+def _top(method: str) -> dict[str, Any]:
+    return {"zorder": 5} if method == "global" else {}
+
+
+def _log_x(axis: Any) -> None:
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _figure(width: float, height: float, panels: int) -> tuple[Figure, list[Any]]:
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for axis in axes:
+        axis.grid(alpha=0.25, linewidth=0.5)
+        axis.set_axisbelow(True)
+        axis.tick_params(labelsize=7)
+        axis.xaxis.label.set_size(8)
+        axis.yaxis.label.set_size(8)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    return figure, list(axes)
+
+
+def _finish(figure: Figure, legend_of: Any, title: str, path: Path) -> None:
+    handles, labels = legend_of.get_legend_handles_labels()
+    figure.suptitle(title, fontsize=8)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(len(labels), round(1.5 * figure.get_figwidth()) // 2),
+        fontsize=7,
+        frameon=False,
+    )
+    formats = figure.canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise InputError(f"{path}: figures can be drawn as {', '.join('.' + name for name in sorted(formats))}")
+    with writing(path):
+        figure.savefig(path)
