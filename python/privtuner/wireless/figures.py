@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_allocation", "draw_convergence", "draw_sets", "draw_sweep"]
 
 _DPI = 200
+_SMALLEST_ABOVE = 1e-3  # J
 _MOST_NAMES = 30  # of devices below an axis
 # Okabe and Ito's colours, which colour-blind readers tell apart, and markers for print.
 _STYLES = {
@@ -86,6 +87,7 @@ def draw_sweep(sweep: Sweep, rows: Sequence[dict[str, Any]], path: Path) -> None
             _log_x(axis)
     axes[0].set_yscale("log")
     axes[1].set_yscale("log")
+    axes[1].set_ylim(bottom=max(axes[1].get_ylim()[0], _SMALLEST_ABOVE))
     _finish(figure, axes[0], f"mean and standard error of {len(seeds)} cells", path)
 
 
@@ -125,9 +127,11 @@ def draw_sets(rows: Sequence[dict[str, Any]], path: Path) -> None:
                     width=0.24,
                     label="" if place else label,
                 )
+            elif side == 0:
+                axis.text(place, 0.5, "not in time", transform=axis.get_xaxis_transform(), ha="center", fontsize=7)
     axis.set(ylabel="energy of a round, J", yscale="log")
     axis.set_xticks(range(len(names)), names, rotation=20)
-    _finish(figure, axis, f"mean of {len(seeds)} cells, all else optimal", path)
+    _finish(figure, axis, f"mean of {len(seeds)} cells, deadline {rows[0]['deadline']:g} s, all else optimal", path)
 
 
 def draw_allocation(found: Allocation, path: Path) -> None:

@@ -50,20 +50,17 @@ def summary(found: Allocation) -> str:
         f"encryption {found.encrypt_energy.sum():.4g} J, upload {found.upload_energy.sum():.4g} J, "
         f"server {found.server_energy.sum():.4g} J"
     )
+    steps = f"{found.iterations} iteration{'s' * (found.iterations != 1)}"
     weights = sum(device.privacy_weight for device in found.system.devices)
     lines = [
-        ("method", f"{found.method}, {found.iterations} steps, {1e3 * found.seconds:.3g} ms"),
+        ("method", f"{found.method}: {steps}, {1e3 * found.seconds:.3g} ms"),
         ("energy", f"{found.energy:.6g} J a round: {parts}"),
         ("privacy", f"{found.privacy:.6g} bits, weighted: {found.privacy / weights if weights else 0:.4g} a device"),
         ("objective", f"{found.objective:.6g} J: energy less {found.system.privacy_price:g} J a bit of privacy"),
     ]
     if math.isfinite(found.bound):
-        lines.append(
-            (
-                "certified",
-                f"no allocation is below {found.bound:.9g} J: a gap of {found.relative_gap:.1e} of the energy",
-            )
-        )
+        gap = f"a gap of {found.relative_gap:.1e} of the energy"
+        lines.append(("certified", f"no allocation is below {found.bound:.9g} J: {gap}"))
     return "\n".join(f"{name:10}{text}" for name, text in lines)
 
 

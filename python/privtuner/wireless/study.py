@@ -24,6 +24,7 @@ from .model import Tier
 __all__ = ["SWEEPS", "Sweep", "run_study"]
 
 _MOST_SEEDS = 10_000
+_SETS_DEADLINE = 300.0  # s, in which every set can be had
 _MOST_COMBINATIONS = 100  # that brute force may try in a study
 
 
@@ -182,9 +183,9 @@ def _sets(table: Sequence[Tier], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Every device in one and the same set, all else optimal."""
     rows: list[dict[str, Any]] = []
     for seed in seeds:
-        system = Cell(tiers=tuple(table), privacy_price=0.0).draw(seed)
+        system = Cell(tiers=tuple(table), privacy_price=0.0, deadline=_SETS_DEADLINE).draw(seed)
         for tier in table:
-            row = {"set": tier.name, "seed": seed}
+            row = {"set": tier.name, "deadline": _SETS_DEADLINE, "seed": seed}
             try:
                 rows.append(row | {"feasible": 1} | _numbers(allocate(system, tiers=tier.name)))
             except InfeasibleError:
