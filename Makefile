@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 BUILD_FILES := pyproject.toml constraints.txt CMakeLists.txt README.md LICENSE $(wildcard cmake/*)
 SOURCES := $(shell find cpp/include cpp/src cpp/bindings -name '*.[ch]pp') \
-           $(shell find python -name '*.py' -o -name '*.pyi' -o -name '*.csv' -o -name py.typed)
+           $(shell find python -name '*.py' -o -name '*.pyi' -o -name '*.csv' -o -name '*.toml' -o -name py.typed)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cpp test-sanitize bench lint wheel develop clean
@@ -53,6 +53,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/training.py --json out/training.json --plot out/training.png
 	$(BIN)/python benchmarks/ckks.py --json out/ckks.json --plot out/ckks.png
 	$(BIN)/python benchmarks/activation.py --json out/activation.json
+	$(BIN)/python benchmarks/wireless.py --json out/wireless.json
 
 lint: $(VENV)/installed
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

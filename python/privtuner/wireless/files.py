@@ -36,7 +36,7 @@ from ..errors import InputError
 from ..paths import writing
 from .model import Channel, Device, Server, System, Tier
 
-__all__ = ["default_tiers", "load_system", "load_tiers", "save_tiers"]
+__all__ = ["default_tiers", "load_system", "load_tiers", "save_tiers", "suffix_of"]
 
 _PACKAGED = Path(__file__).with_name("tiers.toml")
 _OWN_FIELDS = ("privacy_price", "INSECURE_security_floor")
@@ -101,7 +101,7 @@ def save_tiers(path: str | Path, tiers: Sequence[Tier], comment: str = "") -> No
     """
     path = Path(path)
     records = [dataclasses.asdict(tier) for tier in tiers]
-    if _suffix(path) == ".json":
+    if suffix_of(path) == ".json":
         text = json.dumps({"tiers": records}, indent=1) + "\n"
     else:
         lines = [f"# {line}" for line in comment.splitlines()]
@@ -125,7 +125,8 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _suffix(path: Path) -> str:
+def suffix_of(path: Path) -> str:
+    """``.toml`` or ``.json``; any other name raises `InputError`."""
     suffix = path.suffix.lower()
     if suffix not in (".toml", ".json"):
         raise InputError(f"{path}: the name must end in .toml or .json")
@@ -133,7 +134,7 @@ def _suffix(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     try:
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)

@@ -72,7 +72,8 @@ def server_share(
     half = capacitance / time_price
     inside = half * half - third * third * third
     large = np.cbrt(half + np.sqrt(np.maximum(inside, 0.0)))
-    z = large + third / large
+    with np.errstate(divide="ignore"):  # large is 0 without a capacitance, where the other form takes over
+        z = large + third / large
     three = inside < 0  # real roots, of which the largest is positive
     if np.count_nonzero(three):
         root = np.sqrt(third)

@@ -1,0 +1,199 @@
+"""The allocator against independent solvers: CVXPY with Clarabel, brute force, SLSQP and fractional programming.
+
+Differences are stated as parts of the energy, for the objective has an arbitrary zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+cp = pytest.importorskip("cvxpy", reason="CVXPY is not installed: no second solver to compare with")
+pytest.importorskip("clarabel", reason="Clarabel is not installed: no second solver to compare with")
+minimize = pytest.importorskip("scipy.optimize", reason="SciPy is not installed: the allocator needs it").minimize
+
+from privtuner.errors import InfeasibleError  # noqa: E402
+from privtuner.wireless import METHODS, allocate  # noqa: E402
+from privtuner.wireless.problem import Problem, respond  # noqa: E402
+from privtuner.wireless.stages import communicate  # noqa: E402
+from wireless_cases import random_system  # noqa: E402
+from wireless_oracles import ORDERS, Conic  # noqa: E402
+
+WORSE = 1e-8  # Clarabel lets constraints slip by 1e-10, which multipliers of some tens turn into 4e-9 of the energy
+BETTER = 1e-7  # and stops 1e-10 of its own units short of the optimum
+ROUNDING = 1e-12  # of sums of a few terms of the size of the energy
+MULTIPLE = {2: 4, 3: 3, 4: 3, 5: 2, 6: 2}  # devices: tiers
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_fixed_tiers(seed):
+    system = random_system(seed, 1 + seed % 8, 1, downlink=seed % 3 == 0)
+    found = allocate(system, tolerance=1e-9)
+    _, objective = Conic.solvable(system, [0] * len(system.devices))
+    assert -BETTER <= (found.objective - objective) / found.energy <= WORSE
+    assert found.bound <= objective + WORSE * found.energy
+    assert found.relative_gap <= 1e-9
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_tiers_against_brute_force(seed):
+    devices = 2 + seed % 5
+    system = random_system(seed, devices, MULTIPLE[devices], tight=6)
+    found, best = allocate(system), allocate(system, "brute-force")
+    assert found.relative_gap <= 1e-6
+    assert found.bound - ROUNDING * found.energy <= best.objective
+    assert found.objective - best.objective <= 1e-6 * found.energy
+    # Brute force leaves nothing out, and solves each combination to the last digits.
+    assert best.objective - found.objective <= ROUNDING * found.energy
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_six_devices_and_three_tiers(seed):
+    system = random_system(seed, 6, 3, tight=6)
+    found, best = allocate(system), allocate(system, "brute-force")
+    assert abs(found.objective - best.objective) <= 1e-6 * found.energy
+    assert found.relative_gap <= 1e-6
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tiers_against_every_cone_program(seed):
+    system = random_system(seed, 2, 3, tight=6)
+    found = allocate(system, tolerance=1e-9)
+    best = min(conic_or_inf(system, list(tiers)) for tiers in itertools.product(range(3), repeat=2))
+    assert -BETTER <= (found.objective - best) / found.energy <= WORSE
+
+
+def conic_or_inf(system, tiers):
+    """The objective, inf where Clarabel proves that there is none; fails where it says neither."""
+    for order in ORDERS:
+        conic = Conic(system, tiers, order)
+        objective = conic.solve()
+        if objective is not None:
+            return objective
+        if conic.problem.status == "infeasible":
+            return math.inf
+    raise AssertionError(f"Clarabel says neither optimal nor infeasible of tiers {tiers}")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_method_beats_the_bound(seed):
+    system = random_system(seed, 1 + seed % 6, 1 + seed % 3, tight=6)
+    found = allocate(system, tolerance=1e-9)
+    assert -math.inf < found.bound <= found.objective
+    for method in METHODS:
+        try:
+            other = allocate(system, method, seed=seed)
+        except InfeasibleError:
+            assert method not in ("global", "brute-force")
+            continue
+        # Deadlines are met to 1e-9 of their length, which is worth about as much of the energy.
+        assert found.bound <= other.objective + 1e-9 * found.energy, method
+
+
+class Uploads:
+    """Devices that upload within given times: sum (N0 B / g) (e^(k / (B t)) - 1) t, by the formulas alone."""
+
+    def __init__(self, seed):
+        self.system = system = random_system(seed, 2 + seed % 6, 1, tight=6)
+        self.problem = Problem.of(system)
+        count = len(system.devices)
+        self.start = respond(self.problem, system.channel.bandwidth / count, system.server.frequency / count)
+        (tier,), channel = system.tiers, system.channel
+        samples, gain, power_max, deadline = (
+            np.array([getattr(device, name) for device in system.devices])
+            for name in ("samples", "gain", "power_max", "deadline")
+        )
+        computing = samples * (
+            tier.encrypt_cycles / self.start.frequency[:, 0] + tier.evaluate_cycles / self.start.server[:, 0]
+        )
+        self.time = deadline - computing
+        self.nats = samples * tier.upload_bits * math.log(2)
+        self.noise = channel.noise_density / gain
+        self.power_max, self.unit, self.count = power_max, channel.bandwidth / count, count
+        # Bandwidth at which full power just does: bisection of a rate that grows with it.
+        low, high = np.zeros(count), np.full(count, channel.bandwidth)
+        for _ in range(200):
+            middle = (low + high) / 2
+            short = middle * np.log1p(power_max / (self.noise * middle)) * self.time < self.nats
+            low, high = np.where(short, middle, low), np.where(short, high, middle)
+        self.least = high
+
+    def energies(self, bandwidth):
+        return self.noise * bandwidth * np.expm1(self.nats / (bandwidth * self.time)) * self.time
+
+    def slopes(self, bandwidth):
+        x = self.nats / (bandwidth * self.time)
+        return self.noise * self.time * (np.expm1(x) - x * np.exp(x))
+
+    def found(self):
+        """The energies that the package's second stage leads to."""
+        choices = communicate(self.problem, self.start)
+        bandwidth = choices.bandwidth[:, 0]
+        assert bandwidth.sum() <= self.system.channel.bandwidth * (1 + ROUNDING)
+        assert (bandwidth >= self.least * (1 - 1e-9)).all()
+        np.testing.assert_allclose(choices.upload_time[:, 0], self.time, rtol=1e-12)
+        energy = (choices.power * choices.upload_time)[:, 0]
+        np.testing.assert_allclose(energy, self.energies(bandwidth), rtol=1e-9)  # full power is a cap to 1e-9
+        return energy.sum()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_uploads_against_slsqp(seed):
+    uploads = Uploads(seed)
+    energy = uploads.found()
+    unit, room = uploads.unit, uploads.count - uploads.least.sum() / uploads.unit
+    start = uploads.least / unit + room / uploads.count
+    scale = uploads.energies(start * unit).sum()
+    result = minimize(
+        lambda b: uploads.energies(b * unit).sum() / scale,
+        start,
+        jac=lambda b: uploads.slopes(b * unit) * unit / scale,
+        method="SLSQP",
+        bounds=[(low / unit, None) for low in uploads.least],
+        constraints={"type": "ineq", "fun": lambda b: uploads.count - b.sum(), "jac": lambda b: -np.ones_like(b)},
+        options={"ftol": 1e-14, "maxiter": 1000},
+    )
+    best = result.fun * scale
+    assert energy <= best * (1 + 1e-9)  # SLSQP keeps linear constraints to rounding
+    assert best <= energy * (1 + 1e-6)  # and stops where steps gain little
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_uploads_against_fractional_programming(seed):
+    """Jong's iteration on sum p d / r: each round a convex problem, its parameters by Newton's step."""
+    uploads = Uploads(seed)
+    energy = uploads.found()
+    best = jong(uploads)
+    assert energy == pytest.approx(best, rel=1e-6)
+
+
+def jong(uploads):
+    """Least sum of ratios nats p / r, from full power and an equal split of the room there is."""
+    unit, count = uploads.unit, uploads.count
+    reach = uploads.power_max / (uploads.noise * unit)
+    required = uploads.nats / uploads.time / unit  # rate, in units of bandwidth
+    ratio = uploads.energies(uploads.least + (unit * count - uploads.least.sum()) / count)
+    b, q = cp.Variable(count, pos=True), cp.Variable(count, pos=True)  # bandwidth; power over p_max
+    price, weight = cp.Parameter(count, pos=True), cp.Parameter(count, pos=True)
+    rate = cp.multiply(np.log(reach), b) - cp.rel_entr(b, cp.multiply(1 / reach, b) + q)
+    cost = cp.sum(cp.multiply(weight, q)) - cp.sum(cp.multiply(price, rate))
+    problem = cp.Problem(cp.Minimize(cost), [rate >= required, q <= 1, cp.sum(b) <= count])
+    rates = required
+    for _ in range(50):
+        numerator = uploads.nats / unit * uploads.power_max  # of the ratio, at full power
+        scale = (ratio / rates).mean()
+        weight.value, price.value = numerator / rates / ratio.sum(), ratio / rates / ratio.sum()
+        del scale
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # says again what the status says
+            problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
+        assert problem.status in ("optimal", "optimal_inaccurate")
+        rates, last = rate.value, ratio.sum()
+        ratio = numerator * q.value / rates
+        if abs(ratio.sum() - last) <= 1e-9 * last:
+            return ratio.sum()
+    raise AssertionError("no fixed point in 50 rounds")
