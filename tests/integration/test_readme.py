@@ -28,8 +28,8 @@ def run(script: str, folder: Path) -> str:
     return result.stdout
 
 
-def test_there_are_three_scripts():
-    assert len(SCRIPTS) == README.count("```python") == 3
+def test_there_are_four_scripts():
+    assert len(SCRIPTS) == README.count("```python") == 4
 
 
 def test_the_training_loop_learns_and_leaves_an_adapter(tmp_path):
@@ -47,7 +47,22 @@ def test_the_encrypted_circuit(tmp_path):
     assert "levels      6 used, 1 left" in run(SCRIPTS[2], tmp_path)
 
 
-@pytest.mark.parametrize("command", ["serve", "train"])
+def test_the_wireless_cell(tmp_path):
+    certified, better = (
+        float(word) for word in re.findall(r"([\d.e-]+) J(?: better|$)", run(SCRIPTS[3], tmp_path), re.M)
+    )
+    assert 0 <= certified <= 1e-5
+    assert better > 0
+
+
+def test_the_wireless_system(tmp_path):
+    (system,) = re.findall(r"^```toml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (tmp_path / "system.toml").write_text(system)
+    code = "from privtuner.cli import main; main(['allocate', 'system.toml', '--plan'])"
+    assert re.search(r"^tablet .* 232$", run(code, tmp_path), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["serve", "train", "allocate"])
 def test_the_command_lines_use_options_that_exist(command):
     lines = re.findall(rf"^    privtuner {command} ((?:.*\\\n)*.*)$", README, re.MULTILINE)
     assert len(lines) == 2
