@@ -82,7 +82,6 @@ def branch_and_bound(
     *,
     tolerance: float,
     max_nodes: int,
-    prices: FloatArray | None = None,
     progress: Callable[[float, float, int], None] | None = None,
 ) -> Outcome[Solution]:
     """Search until objective - bound <= tolerance * energy, or until ``max_nodes`` nodes were looked at.
@@ -91,15 +90,13 @@ def branch_and_bound(
         game: the problem.
         tolerance: of the gap, as a part of the energy.
         max_nodes: at least 1.
-        prices: to begin with.
         progress: called with objective, bound and number of nodes after each node.
     """
     devices, tiers = game.offset.shape
     market = game.market() if tiers > 1 else game.fixed(np.zeros(devices, dtype=np.intp))
     search = _Search(game, tolerance)
     best = search.best
-    start = market.start() if prices is None else prices
-    open_nodes = [_Node(-np.inf, 0, game.offset, start)]
+    open_nodes = [_Node(-np.inf, 0, game.offset, market.start())]
     count = 1
     heat: float | None = None
     while open_nodes and best.nodes < max_nodes:

@@ -44,14 +44,12 @@ class Response:
         value: cost with everything bought at the prices, without the reward, J: a lower bound.
         demand: what is bought of each good; one array a price.
         slope: derivatives of the demands by the logarithms of the prices; slope[i][j] is that of demand i by price j.
-        time_price: lambda, J/s.
         x: nats a second and Hz, to begin the devices' own choices with.
     """
 
     value: FloatArray
     demand: tuple[FloatArray, ...]
     slope: tuple[tuple[FloatArray, ...], ...]
-    time_price: FloatArray
     x: FloatArray
 
 
@@ -279,7 +277,7 @@ class Priced:
             (server * s.rho * (s.l_y * y_mu + s.l_mu), server * (s.rho * s.l_y * y_nu - s.sigma)),
         )
         self._log_prices, self._drift = np.log(prices), (y_mu, y_nu)
-        return Response(value, (bandwidth, server), slope, s.time_price, s.x)
+        return Response(value, (bandwidth, server), slope, s.x)
 
 
 @dataclass(slots=True)

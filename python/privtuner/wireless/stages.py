@@ -71,7 +71,7 @@ class _ServerMarket:
             + time_price * (taken - self.left)
         )
         slope = server * (rho * (p.evaluate * z * sigma / yielding) - sigma)
-        return Response(value, (server,), ((slope,),), time_price, self._y)
+        return Response(value, (server,), ((slope,),), self._y)
 
 
 class Computation:
@@ -158,7 +158,7 @@ class _BandMarket:
         value = p.noise_energy * growth / x + mu * bandwidth
         q = x * x * (growth + 1) / excess(x, growth)
         slope = np.where(x < self.x_max, -bandwidth / q, 0.0)
-        return Response(value, (bandwidth,), ((slope,),), np.zeros_like(x), x)
+        return Response(value, (bandwidth,), ((slope,),), x)
 
 
 def communicate(problem: Problem, choices: Choices) -> Choices:
