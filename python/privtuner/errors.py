@@ -32,7 +32,8 @@ class InfeasibleError(InputError):
     """A resource allocation that meets every constraint does not exist.
 
     Attributes:
-        constraint: what fails: ``"deadline"``, ``"bandwidth"``, ``"server"`` or ``"bandwidth and server"``.
+        constraint: what fails: ``"deadline"``, ``"bandwidth"``, ``"server"``, ``"bandwidth and server"``, or
+            ``"max_nodes"`` where the search ended before it could tell.
         device: name of the device that cannot meet its deadline even alone, or that asks for most of what is short.
         shortfall: how much is missing, as a part of what there is (of the deadline, or of the shared resource).
     """

@@ -81,7 +81,7 @@ def conic_or_inf(system, tiers):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_no_method_beats_the_bound(seed):
-    system = random_system(seed, 1 + seed % 6, 1 + seed % 3, tight=6)
+    system = random_system(seed, 1 + seed % 5, 1 + seed % 3, tight=6)
     found = allocate(system, tolerance=1e-9)
     assert -math.inf < found.bound <= found.objective
     for method in METHODS:
@@ -183,11 +183,9 @@ def jong(uploads):
     cost = cp.sum(cp.multiply(weight, q)) - cp.sum(cp.multiply(price, rate))
     problem = cp.Problem(cp.Minimize(cost), [rate >= required, q <= 1, cp.sum(b) <= count])
     rates = required
+    numerator = uploads.nats / unit * uploads.power_max  # of the ratios, at full power
     for _ in range(50):
-        numerator = uploads.nats / unit * uploads.power_max  # of the ratio, at full power
-        scale = (ratio / rates).mean()
         weight.value, price.value = numerator / rates / ratio.sum(), ratio / rates / ratio.sum()
-        del scale
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # says again what the status says
             problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)

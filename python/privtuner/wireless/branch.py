@@ -56,6 +56,7 @@ class Outcome(Generic[Solution]):
         bound: J, a lower bound on every allocation; inf where none exists.
         nodes, evaluations: of the search, and of the dual.
         history: (objective, bound) after each node.
+        complete: no node was left open for want of nodes.
     """
 
     objective: float
@@ -67,6 +68,7 @@ class Outcome(Generic[Solution]):
     nodes: int = 0
     evaluations: int = 0
     history: list[tuple[float, float]] = field(default_factory=list)
+    complete: bool = True
 
 
 @dataclass(order=True)
@@ -136,6 +138,7 @@ def branch_and_bound(
         if progress is not None:
             progress(best.objective, best.bound, best.nodes)
     lowest = open_nodes[0].bound if open_nodes else np.inf
+    best.complete = lowest > search.enough()
     best.bound = min(lowest, search.closed, best.objective)
     best.history.append((best.objective, best.bound))
     return best

@@ -26,7 +26,7 @@ __all__ = ["BALANCE", "TIGHT_BALANCE", "Bound", "Market", "maximise"]
 _STEPS = 60  # of Newton's method at one temperature
 _COOLING = 10.0
 _COARSEST = 1e-2  # accuracy of the devices' answers while prices are far off
-_LONGEST_RISE = 4.0  # of ln pi in one step
+_LONGEST_RISE = 4.0  # of ln pi in one step, where demand depends on it
 _LONGEST_FALL = 30.0
 BALANCE = 1e-7
 TIGHT_BALANCE = 1e-12
@@ -204,15 +204,17 @@ class _Climb:
 
     def _search(self, point: _Point, heat: float, step: FloatArray, slope: float) -> _Point | None:
         """The first point along the step that climbs enough; near the top, where rounding hides it, balances better."""
-        if slope <= self.negligible:
-            found = self.at(np.maximum(point.prices * np.exp(step), self.floor), heat)
-            closer = self._worst(found) <= 0.5 * self._worst(point)
-            return found if closer or found.accuracy < point.accuracy else None
         length = 1.0
         while length > 1e-6:
             found = self.at(np.maximum(point.prices * np.exp(length * step), self.floor), heat)
-            if found.smooth >= point.smooth + 1e-4 * length * slope:
-                return found if found.smooth > point.smooth else None
+            climbed = found.smooth - point.smooth
+            if slope > self.negligible:
+                if climbed >= 1e-4 * length * slope:
+                    return found if climbed > 0 else None
+            elif climbed >= -self.negligible:
+                finer = found.accuracy < point.accuracy
+                closer = self._worst(found) <= 0.5 * self._worst(point)
+                return found if closer or finer or climbed > self.negligible else None
             length *= 0.4
         return None
 
@@ -257,7 +259,8 @@ def _solve(matrix: list[list[float]], right: list[float], free: list[bool]) -> l
             move = [(right[i] - sum(m * s for m, s in zip(matrix[i], step, strict=True))) / matrix[i][i]]
         if not all(map(math.isfinite, move)):
             return None
-        within = [min(max(m, -_LONGEST_FALL), _LONGEST_RISE) for m in move]
+        # Where demand hardly depends on a price, Newton's step in the price itself is the better one: ln(1 + m).
+        within = [min(max(m, -_LONGEST_FALL), max(_LONGEST_RISE, math.log1p(max(m, 0.0)))) for m in move]
         beyond = [abs(m - w) for m, w in zip(move, within, strict=True)]
         farthest = beyond.index(max(beyond))
         if beyond[farthest] == 0:

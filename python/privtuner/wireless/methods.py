@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InfeasibleError, InputError
 from .arrays import BoolArray, IntArray
 from .branch import branch_and_bound
 from .model import System
@@ -72,9 +72,9 @@ class Found:
 def _globally(system: System, problem: Problem, options: Options) -> Found:
     alone = problem.possible() & options.allowed
     if not alone.any(axis=1).all():
-        barred = problem.only(np.arange(problem.shape[0])).without(~options.allowed)
+        whole = problem.bandwidth, problem.server_frequency
         how = "even with the whole bandwidth and the whole server to itself"
-        raise deadline_error(system, barred, problem.bandwidth, problem.server_frequency, how)
+        raise deadline_error(system, problem, options.allowed, *whole, how)
     # Only as many columns as the device with most choices has tiers.
     columns = np.argsort(~alone, axis=1, kind="stable")[:, : int(alone.sum(axis=1).max())]
     best = branch_and_bound(
@@ -83,6 +83,13 @@ def _globally(system: System, problem: Problem, options: Options) -> Found:
         max_nodes=options.max_nodes,
         progress=options.progress,
     )
+    if best.solution is None and not best.complete:
+        raise InfeasibleError(
+            f"no allocation was found in max_nodes = {options.max_nodes} nodes, nor shown not to exist: allow more",
+            "max_nodes",
+            "",
+            0.0,
+        )
     if best.solution is None:
         raise shared_error(system, problem, alone)
     return Found(
@@ -106,7 +113,7 @@ def _equally(system: System, problem: Problem, options: Options) -> Found:
     choices = respond(problem, *shares)
     costs = np.where(options.allowed, choices.energy - problem.reward, np.inf)
     if not np.isfinite(costs).any(axis=1).all():
-        raise deadline_error(system, problem.without(~options.allowed), *shares, "with an equal share of what there is")
+        raise deadline_error(system, problem, options.allowed, *shares, "with an equal share of what there is")
     tiers = np.argmin(costs, axis=1)
     return Found(tiers, choices.take(tiers))
 
@@ -124,7 +131,7 @@ def _randomly(system: System, problem: Problem, options: Options) -> Found:
             chosen = np.argmax(np.where(can, rng.random((count, tiers)), -1.0), axis=1)
             return Found(chosen, choices.take(chosen), iterations=draw)
     how = f"with the last of {_MAX_DRAWS} random shares"
-    raise deadline_error(system, problem.without(~options.allowed), bandwidth, server, how)
+    raise deadline_error(system, problem, options.allowed, bandwidth, server, how)
 
 
 def _compute(problem: Problem, tiers: IntArray, choices: Choices, options: Options) -> tuple[IntArray, Choices]:

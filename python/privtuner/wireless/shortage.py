@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 
@@ -12,22 +14,29 @@ from .problem import Problem
 
 __all__ = ["deadline_error", "shared_error"]
 
+_MARGIN = 1e-4  # of the factor, when one resource alone is tried
 _GOLDEN = 0.6180339887498949
 
 
 def deadline_error(
-    system: System, problem: Problem, bandwidth: FloatArray | float, server: FloatArray | float, how: str
+    system: System,
+    problem: Problem,
+    allowed: BoolArray,
+    bandwidth: FloatArray | float,
+    server: FloatArray | float,
+    how: str,
 ) -> InfeasibleError:
     """For a device that misses its deadline in every tier with the given shares, the one that misses it most.
 
     Args:
         system: with the names.
         problem: of shape (devices, tiers).
+        allowed: the tiers that count.
         bandwidth: what each device has, Hz.
         server: likewise, cycles/s.
         how: how it came to have that, for the message.
     """
-    late = problem.least_time(bandwidth, server) - problem.time
+    late = np.where(allowed, problem.least_time(bandwidth, server) - problem.time, np.inf)
     part = late / np.array([[device.deadline] for device in system.devices])
     worst = int(np.argmax(part.min(axis=1)))
     tier = int(np.argmin(late[worst]))
@@ -60,15 +69,7 @@ def shared_error(system: System, problem: Problem, allowed: BoolArray) -> Infeas
     devices need at the prices w / B and (1 - w) / F, at full power and processor speed, each in its best tier.
     """
     problem = problem.without(~allowed)
-
-    def needs(weight: float) -> tuple[float, FloatArray]:
-        each = _need(problem, weight)
-        each = np.where(allowed, each, np.inf).min(axis=1)
-        return float(each.sum()), each
-
-    found = minimize_scalar(lambda w: -needs(w)[0], bounds=(0.0, 1.0), method="bounded", options={"xatol": 1e-4})
-    weight = max((0.0, 1.0, float(found.x)), key=lambda w: needs(w)[0])
-    factor, each = needs(weight)
+    factor, each = _factor(problem, allowed)
     worst = system.devices[int(np.argmax(each))]
     if factor <= 1:  # each tier alone would do, but no combination fits
         return InfeasibleError(
@@ -78,7 +79,13 @@ def shared_error(system: System, problem: Problem, allowed: BoolArray) -> Infeas
             worst.name,
             0.0,
         )
-    constraint = "bandwidth" if weight > 0.99 else "server" if weight < 0.01 else "bandwidth and server"
+    grown = factor * (1 + _MARGIN)
+    alone = {
+        "bandwidth": replace(problem, bandwidth=grown * problem.bandwidth),
+        "server": replace(problem, server_frequency=grown * problem.server_frequency),
+    }
+    enough = (name for name, larger in alone.items() if _factor(larger, allowed)[0] <= 1)
+    constraint = next(enough, "bandwidth and server")
     have = {
         "bandwidth": f"channel.bandwidth = {problem.bandwidth:.6g} Hz",
         "server": f"server.frequency = {problem.server_frequency:.6g} cycles/s",
@@ -92,6 +99,17 @@ def shared_error(system: System, problem: Problem, allowed: BoolArray) -> Infeas
         worst.name,
         factor - 1,
     )
+
+
+def _factor(problem: Problem, allowed: BoolArray) -> tuple[float, FloatArray]:
+    """The factor, and each device's part of it."""
+
+    def needs(weight: float) -> tuple[float, FloatArray]:
+        each: FloatArray = np.where(allowed, _need(problem, weight), np.inf).min(axis=1)
+        return float(each.sum()), each
+
+    found = minimize_scalar(lambda w: -needs(w)[0], bounds=(0.0, 1.0), method="bounded", options={"xatol": 1e-5})
+    return max((needs(weight) for weight in (0.0, 1.0, float(found.x))), key=lambda result: result[0])
 
 
 def _need(problem: Problem, weight: float) -> FloatArray:

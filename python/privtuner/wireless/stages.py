@@ -25,6 +25,7 @@ __all__ = ["Computation", "communicate"]
 
 _FINEST = 1e-13
 _COARSE = 1e-9
+_LEAST = -700.0  # of ln lambda, above where it underflows
 
 
 class _ServerMarket:
@@ -47,7 +48,7 @@ class _ServerMarket:
         p, (nu,) = self.problem, prices
 
         def evaluate(y: FloatArray) -> tuple[FloatArray, ...]:
-            time_price = np.exp(y)
+            time_price = np.exp(np.maximum(y, _LEAST))
             wish = np.cbrt(time_price / (2 * p.capacitance))
             frequency = np.minimum(np.maximum(wish, p.frequency_min), p.frequency_max)
             z, rho, sigma = server_share(nu / p.evaluate, p.server_capacitance, time_price)
@@ -59,18 +60,19 @@ class _ServerMarket:
             *_, taken, yielding = evaluate(y)
             return np.log(taken / self.left), -yielding / taken
 
-        high = np.full(p.shape, 600.0)
-        start = np.log(2 * p.capacitance * (2 * p.encrypt / self.left) ** 3) if self._y is None else self._y
-        self._y = falling_root(miss, start, high, max(_FINEST, min(accuracy, _COARSE)))
-        time_price, frequency, z, rho, sigma, taken, yielding = evaluate(self._y)
-        server = 1 / z
-        value = (
-            p.capacitance * p.encrypt * frequency**2
-            + p.server_capacitance * p.evaluate * server**2
-            + nu * server
-            + time_price * (taken - self.left)
-        )
-        slope = server * (rho * (p.evaluate * z * sigma / yielding) - sigma)
+        with np.errstate(all="ignore"):  # a step that overflows is taken back
+            high = np.full(p.shape, 600.0)
+            start = np.log(2 * p.capacitance * (2 * p.encrypt / self.left) ** 3) if self._y is None else self._y
+            self._y = falling_root(miss, start, high, max(_FINEST, min(accuracy, _COARSE)))
+            time_price, frequency, z, rho, sigma, taken, yielding = evaluate(self._y)
+            server = 1 / z
+            value = (
+                p.capacitance * p.encrypt * frequency**2
+                + p.server_capacitance * p.evaluate * server**2
+                + nu * server
+                + time_price * (taken - self.left)
+            )
+            slope = server * (rho * (p.evaluate * z * sigma / yielding) - sigma)
         return Response(value, (server,), ((slope,),), self._y)
 
 
