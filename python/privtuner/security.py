@@ -30,6 +30,8 @@ SIGMA_TERNARY = math.sqrt(2 / 3)
 """Standard deviation of a uniform ternary secret."""
 _LARGEST_BETA = 8192
 _TOURS = 8
+_LEAST_SIGMA, _LARGEST_SIGMA = 0.5, 1e9
+_LARGEST_LOG2 = 500.0  # of a ratio whose square must be finite
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -90,7 +92,7 @@ def dual(n: int, log2_q: float, sigma: float, sigma_secret: float = SIGMA_TERNAR
     beta, log2_root, scale = _reduction(n, log2_q, sigma, sigma_secret)
     dim = np.clip(np.sqrt(n * (log2_q - scale) / log2_root), n + 1, 3 * n)  # the shortest vector's dimension
     log2_ratio = dim * log2_root + n * (log2_q - scale) / dim + math.log2(sigma) - log2_q
-    log2_advantage = -2 * math.pi**2 * 4 ** np.minimum(log2_ratio, 32.0) * math.log2(math.e)
+    log2_advantage = -2 * math.pi**2 * 4 ** np.minimum(log2_ratio, _LARGEST_LOG2) * math.log2(math.e)
     repeats = np.maximum(0.0, -2 * log2_advantage - 0.2075 * beta)
     best = int(np.argmin(0.292 * beta + repeats + np.log2(dim)))
     return _estimate("dual", beta[best], dim[best] - n, dim[best], repeats[best])
@@ -106,10 +108,11 @@ def bits(n: int, log2_q: float, sigma: float, sigma_secret: float = SIGMA_TERNAR
 
 def _reduction(n: int, log2_q: float, sigma: float, sigma_secret: float) -> tuple[FloatArray, FloatArray, float]:
     """Every block size, log2 of its root Hermite factor, and log2 of the factor that evens out secret and error."""
-    if not 256 <= n <= 1 << 20:
+    if not isinstance(n, int) or not 256 <= n <= 1 << 20:
         raise InputError(f"n = {n}: the estimate holds for ring dimensions in [256, 1048576]")
-    if not (0 < sigma < math.inf and 0 < sigma_secret < math.inf):
-        raise InputError(f"sigma = {sigma}, sigma_secret = {sigma_secret}: standard deviations must be positive")
+    for name, value in (("sigma", sigma), ("sigma_secret", sigma_secret)):
+        if not _LEAST_SIGMA <= value <= _LARGEST_SIGMA:  # below, coefficients are mostly zero, and other attacks win
+            raise InputError(f"{name} = {value}: must be in [{_LEAST_SIGMA:g}, {_LARGEST_SIGMA:g}]")
     scale = math.log2(sigma / sigma_secret)
     if not max(4.0, scale + 1) <= log2_q <= n:
         raise InputError(f"log2_q = {log2_q}: must be from {max(4.0, scale + 1):.3g} to n = {n}")

@@ -18,8 +18,9 @@ minimize = pytest.importorskip("scipy.optimize", reason="SciPy is not installed:
 
 from privtuner.errors import InfeasibleError  # noqa: E402
 from privtuner.wireless import METHODS, allocate  # noqa: E402
+from privtuner.wireless.branch import branch_and_bound  # noqa: E402
 from privtuner.wireless.problem import Problem, respond  # noqa: E402
-from privtuner.wireless.stages import communicate  # noqa: E402
+from privtuner.wireless.stages import Computation, communicate  # noqa: E402
 from wireless_cases import random_system  # noqa: E402
 from wireless_oracles import ORDERS, Conic  # noqa: E402
 
@@ -169,6 +170,48 @@ def test_uploads_against_fractional_programming(seed):
     energy = uploads.found()
     best = jong(uploads)
     assert energy == pytest.approx(best, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_computation_against_slsqp(seed):
+    """The other half: processor and server share, in the time that given uploads leave."""
+    system = random_system(seed, 2 + seed % 6, 1, tight=6)
+    problem, count = Problem.of(system), len(system.devices)
+    start = respond(problem, system.channel.bandwidth / count, system.server.frequency / count)
+    game = Computation(problem, start.bandwidth, start.power)
+    found = branch_and_bound(game, tolerance=1e-10, max_nodes=1)
+    (tier,), server = system.tiers, system.server
+    samples, deadline, kappa, low, high = (
+        np.array([getattr(device, name) for device in system.devices])
+        for name in ("samples", "deadline", "capacitance", "frequency_min", "frequency_max")
+    )
+    encrypt, evaluate = samples * tier.encrypt_cycles, samples * tier.evaluate_cycles
+    sent, left = (start.power * start.upload_time)[:, 0], deadline - start.upload_time[:, 0]
+    unit = server.frequency / count
+
+    def energies(share):
+        frequency = np.maximum(encrypt / (left - evaluate / (share * unit)), low)
+        return kappa * encrypt * frequency**2 + server.capacitance * evaluate * (share * unit) ** 2 + sent
+
+    def slopes(share):
+        wish = encrypt / (left - evaluate / (share * unit))
+        saved = np.where(wish > low, 2 * kappa * wish**3 * evaluate / (share * unit) ** 2, 0.0)
+        return (2 * server.capacitance * evaluate * share * unit - saved) * unit
+
+    scale = energies(start.server[:, 0] / unit).sum()
+    result = minimize(
+        lambda share: energies(share).sum() / scale,
+        start.server[:, 0] / unit,
+        jac=lambda share: slopes(share) / scale,
+        method="SLSQP",
+        bounds=[(least / unit, None) for least in evaluate / (left - encrypt / high)],
+        constraints={"type": "ineq", "fun": lambda s: count - s.sum(), "jac": lambda s: -np.ones_like(s)},
+        options={"ftol": 1e-14, "maxiter": 1000},
+    )
+    best = result.fun * scale
+    assert found.energy <= best * (1 + 1e-9)  # as for the uploads
+    assert best <= found.energy * (1 + 1e-6)
+    assert found.bound <= found.objective
 
 
 def jong(uploads):

@@ -47,10 +47,10 @@ def test_primal_matches_the_kyber_specification(rank, eta, core_svp):
 @pytest.mark.parametrize("n", STANDARD)
 @pytest.mark.parametrize(("column", "level"), list(enumerate((128, 192, 256))))
 def test_the_standards_limits_are_limits(n, column, level):
-    # The largest modulus of a level has that level, and one bit more has not, to two block sizes.
+    # The largest modulus of a level, in whole bits, has that level, and one bit more has not; to one block size.
     log2_q = STANDARD[n][column]
-    assert security.bits(n, log2_q, 3.19) >= level - 2 * STEP
-    assert security.bits(n, log2_q + 1, 3.19) <= level + 2 * STEP
+    assert security.bits(n, log2_q, 3.19) >= level - STEP
+    assert security.bits(n, log2_q + 1, 3.19) < level + STEP
 
 
 @pytest.mark.parametrize(("n", "log2_q"), BOSSUAT.items())
@@ -60,12 +60,13 @@ def test_newer_limits_are_met(n, log2_q):
 
 
 rings = st.integers(10, 16).map(lambda exponent: 1 << exponent)
-parts = st.floats(0.004, 0.05)  # log2 q as a part of N
+parts = st.floats(0.01, 0.05)  # log2 q as a part of N
 
 
 @given(rings, parts, st.floats(1.01, 1.5))
 def test_more_modulus_never_raises_security(n, part, factor):
-    assert security.bits(n, part * n * factor, 3.2) <= security.bits(n, part * n, 3.2)
+    # At the same block size the dimension, whose logarithm counts too, may differ by a little.
+    assert security.bits(n, part * n * factor, 3.2) <= security.bits(n, part * n, 3.2) + 0.01
 
 
 @given(rings, parts)
@@ -94,12 +95,15 @@ def test_what_no_attack_reaches_counts_as_the_largest_block_size():
     assert security.bits(1 << 20, 30.0, 3.2) > 2000
 
 
+@pytest.mark.parametrize("estimate", [security.primal, security.dual, security.bits])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((128, 20, 3.2), r"n = 128: .*\[256, 1048576\]"),
         ((1 << 21, 20, 3.2), "n = 2097152"),
+        ((1024.5, 20, 3.2), "n = 1024.5"),
         ((2048, 54, 0.0), "sigma = 0.0"),
+        ((2048, 54, 0.4), r"sigma = 0.4: must be in \[0.5, 1e\+09\]"),
         ((2048, 54, math.nan), "sigma = nan"),
         ((2048, 54, 3.2, math.inf), "sigma_secret = inf"),
         ((2048, 3.0, 3.2), "log2_q = 3.0: must be from 4 to n = 2048"),
@@ -107,9 +111,9 @@ def test_what_no_attack_reaches_counts_as_the_largest_block_size():
         ((2048, math.nan, 3.2), "log2_q = nan"),
     ],
 )
-def test_arguments_out_of_range(arguments, message):
+def test_arguments_out_of_range(estimate, arguments, message):
     with pytest.raises(InputError, match=message):
-        security.primal(*arguments)
+        estimate(*arguments)
 
 
 def test_security_md_quotes_what_the_script_prints(capsys):

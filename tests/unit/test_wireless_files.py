@@ -105,9 +105,10 @@ MISTAKES = {
     "out of range": (changed("3e-12", "-1"), r"devices\[0\]\.gain = -1: must be a number in \(0, inf\)"),
     "text for a number": (changed("4e6", '"wide"'), r"channel\.bandwidth = 'wide': must be a number"),
     "text for a table": (
-        'server = "fast"\n' + changed("[server]\nfrequency", "x"),
-        "is not valid TOML|server = 'fast'",
+        'server = "fast"\n' + changed("[server]\nfrequency = 5_000_000_000\ncapacitance = 1e-28\n", ""),
+        r"server = 'fast': must be a table of fields",
     ),
+    "huge": (changed("64", "1" + 400 * "0"), r"devices\[0\]\.samples = 10+: must be a number"),
     "own field": (changed("0.02", "-1"), r"privacy_price = -1: must be a number in \[0, inf\)"),
     "table for a list": (
         changed("[[devices]]", "[devices]"),
@@ -161,8 +162,30 @@ def test_files_that_are_too_large(path, monkeypatch):
     from privtuner.wireless import files
 
     monkeypatch.setattr(files, "_LARGEST", 100)
-    with pytest.raises(InputError, match="is larger than 100 bytes"):
+    with pytest.raises(InputError, match=r"system\.toml is larger than 100 bytes$"):
         load_system(path)
+
+
+def test_mistakes_in_the_table_beside_are_named_with_its_file(path, tmp_path):
+    path.write_text('tiers = "tiers.toml"\n' + SYSTEM)
+    with pytest.raises(InputError, match=r"cannot read .*tiers\.toml"):
+        load_system(path)
+    save_tiers(tmp_path / "tiers.toml", default_tiers())
+    text = (tmp_path / "tiers.toml").read_text()
+    (tmp_path / "tiers.toml").write_text(text.replace("ring_dimension = 8192", "ring_dimension = 8191"))
+    with pytest.raises(InputError, match=r"tiers\.toml: tiers\[2\]\.ring_dimension = 8191: must be a power of two"):
+        load_system(path)
+
+
+def test_comments_cannot_spoil_the_table(tmp_path):
+    save_tiers(tmp_path / "tiers.toml", default_tiers(), "kept\na\x07bell\ntoo")
+    assert load_tiers(tmp_path / "tiers.toml") == default_tiers()
+    assert (tmp_path / "tiers.toml").read_text().startswith("# kept\n# too\n")
+
+
+def test_a_table_without_tiers(tmp_path):
+    with pytest.raises(InputError, match="tiers is empty: a table has at least one"):
+        save_tiers(tmp_path / "tiers.toml", [])
 
 
 def test_places_that_cannot_be_written(tmp_path):

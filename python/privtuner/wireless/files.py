@@ -94,17 +94,19 @@ def default_tiers() -> tuple[Tier, ...]:
 
 
 def save_tiers(path: str | Path, tiers: Sequence[Tier], comment: str = "") -> None:
-    """Write a table of tiers, and above it, in TOML, a comment of any number of lines.
+    """Write a table of tiers, and above it, in TOML, the printable lines of a comment.
 
     Raises:
-        InputError: the suffix is neither ``.toml`` nor ``.json``, or the file cannot be written.
+        InputError: no tiers, the suffix is neither ``.toml`` nor ``.json``, or the file cannot be written.
     """
     path = Path(path)
+    if not tiers:
+        raise InputError("tiers is empty: a table has at least one")
     records = [dataclasses.asdict(tier) for tier in tiers]
     if suffix_of(path) == ".json":
         text = json.dumps({"tiers": records}, indent=1) + "\n"
     else:
-        lines = [f"# {line}" for line in comment.splitlines()]
+        lines = [f"# {line}" for line in comment.splitlines() if line.isprintable()]
         for record in records:
             lines += ["", "[[tiers]]", *(f"{name} = {_toml(value)}" for name, value in record.items())]
         text = "\n".join(lines).lstrip("\n") + "\n"
@@ -144,6 +146,8 @@ def _read(path: Path) -> dict[str, Any]:
         table = json.loads(text) if suffix == ".json" else _parse_toml(text)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:  # of either format, or of UTF-8
         raise InputError(f"{path} is not valid {suffix[1:].upper()}: {error}") from error
     if not isinstance(table, dict):

@@ -6,7 +6,7 @@ B_n at power p_n, and the server evaluates them at F_n cycles a second, within t
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -22,6 +22,8 @@ SECURITY_FLOOR = 128.0
 SECURITY_CEILING = 256.0
 """Bits beyond which more count for nothing: the highest level of the Homomorphic Encryption Standard."""
 
+_LARGEST = sys.float_info.max
+_LEAST_SIGMA, _LARGEST_SIGMA = 3.0, 1e9  # the standard's error has 3.19
 _SECRETS = {"ternary": security.SIGMA_TERNARY}
 
 
@@ -29,6 +31,13 @@ def _positive(unit: str, *, zero: bool = False, default: Any = ...) -> Any:
     """A dataclass field for a finite number above zero (or from zero on), with its unit."""
     metadata = {"unit": unit, "zero": zero}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
+
+
+def is_number(value: object) -> bool:
+    """Whether this is a finite real number that a double holds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -_LARGEST <= value <= _LARGEST
 
 
 def _check(record: Any) -> None:
@@ -39,8 +48,7 @@ def _check(record: Any) -> None:
         value, zero, unit = getattr(record, entry.name), entry.metadata["zero"], entry.metadata["unit"]
         if value is None and entry.default is None:
             continue
-        number = not isinstance(value, bool) and isinstance(value, (int, float))
-        if not number or not math.isfinite(value) or not (value >= 0 if zero else value > 0):
+        if not is_number(value) or not (value >= 0 if zero else value > 0):
             raise InputError(f"{entry.name} = {value!r}: must be a number in {'[' if zero else '('}0, inf), in {unit}")
 
 
@@ -161,9 +169,16 @@ class Tier:
         n = self.ring_dimension
         if isinstance(n, bool) or not isinstance(n, int) or not 256 <= n <= 1 << 20 or n & (n - 1):
             raise InputError(f"ring_dimension = {n!r}: must be a power of two in [256, 1048576]")
-        if self.secret not in _SECRETS:
+        if not isinstance(self.secret, str) or self.secret not in _SECRETS:
             raise InputError(f"secret = {self.secret!r}: the estimate covers {', '.join(map(repr, _SECRETS))}")
-        _ = self.security
+        if not _LEAST_SIGMA <= self.error_sigma <= _LARGEST_SIGMA:
+            raise InputError(
+                f"error_sigma = {self.error_sigma!r}: the estimate covers [{_LEAST_SIGMA:g}, {_LARGEST_SIGMA:g}]"
+            )
+        try:
+            _ = self.security
+        except InputError as error:
+            raise InputError(f"log2_modulus = {self.log2_modulus!r}: no estimate of its security: {error}") from None
 
     @cached_property
     def security(self) -> float:
