@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("scipy", reason="SciPy is not installed: the allocator needs it")
@@ -83,6 +83,7 @@ def test_one_device_may_do_more(name, system, factor, data):
 
 
 @pytest.mark.parametrize(("part", "names"), RESOURCES)
+@settings(max_examples=20)
 @given(system=systems(), less=st.floats(1.0, 1000.0))
 def test_more_keeps_what_is_feasible(part, names, system, less):
     """From systems that may be infeasible upwards: once there is an allocation, there is one wherever there is more."""

@@ -154,7 +154,7 @@ def allocate(
         tolerance: gap at which the search ends, as a part of the energy, in [1e-10, 1].
         max_nodes: of branch and bound, at least 1; reached, the gap stays what it is and is reported.
         seed: of ``"random"``.
-        progress: called with objective, bound (J) and the number of nodes as the search goes on.
+        progress: called with objective, bound (J) and the number of nodes as the search goes on, and at its end.
 
     Raises:
         InfeasibleError: no allocation (of that method) meets every deadline; says which device or shared resource is
@@ -168,6 +168,8 @@ def allocate(
         raise InputError(f"tolerance = {tolerance!r}: must be in [1e-10, 1], a part of the energy")
     if max_nodes < 1:
         raise InputError(f"max_nodes = {max_nodes!r}: must be at least 1")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed = {seed!r}: must be an integer of at least 0")
     problem = Problem.of(system)
     allowed = _allowed(system, tiers)
     found = METHODS[method](system, problem, Options(allowed, tolerance, max_nodes, seed, progress))

@@ -92,14 +92,14 @@ def branch_and_bound(
         game: the problem.
         tolerance: of the gap, as a part of the energy.
         max_nodes: at least 1.
-        progress: called with objective, bound and number of nodes after each node.
+        progress: called with objective, bound and number of nodes after each node that is split, and at the end.
     """
     devices, tiers = game.offset.shape
     market = game.market() if tiers > 1 else game.fixed(np.zeros(devices, dtype=np.intp))
     search = _Search(game, tolerance)
     best = search.best
     open_nodes = [_Node(-np.inf, 0, game.offset, market.start())]
-    count = 1
+    count, told = 1, 0
     heat: float | None = None
     while open_nodes and best.nodes < max_nodes:
         node = heapq.heappop(open_nodes)
@@ -136,11 +136,14 @@ def branch_and_bound(
         best.bound = min(open_nodes[0].bound, search.closed, best.objective)
         best.history.append((best.objective, best.bound))
         if progress is not None:
-            progress(best.objective, best.bound, best.nodes)
+            told = best.nodes
+            progress(best.objective, best.bound, told)
     lowest = open_nodes[0].bound if open_nodes else np.inf
     best.complete = lowest > search.enough()
     best.bound = min(lowest, search.closed, best.objective)
     best.history.append((best.objective, best.bound))
+    if progress is not None and told < best.nodes:
+        progress(best.objective, best.bound, best.nodes)
     return best
 
 

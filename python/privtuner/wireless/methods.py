@@ -151,6 +151,7 @@ def _communicate(problem: Problem, tiers: IntArray, choices: Choices) -> Choices
 
 
 def _alternating(system: System, problem: Problem, options: Options) -> Found:
+    """The halves in turn. Both keep the upload's time, so only a tier or spare time moves it: two rounds are usual."""
     start = _equally(system, problem, options)
     tiers, choices = start.tiers, start.choices
     history = [_objective(problem, tiers, choices)]
