@@ -168,9 +168,8 @@ class _Search(Generic[Solution]):
         key = tiers.tobytes()
         if key in self.tried:
             return self.tried[key]
-        offset = np.take_along_axis(self.game.offset, tiers[:, None], axis=1)
-        market = self.game.fixed(tiers)
         if self.game.offset.shape[1] > 1:
+            market, offset = self.game.fixed(tiers), np.take_along_axis(self.game.offset, tiers[:, None], axis=1)
             bound = maximise(market, offset, prices=bound.prices, enough=self.game.ceiling, balance=TIGHT_BALANCE)
             self.best.evaluations += bound.steps
         self.tried[key] = bound.value

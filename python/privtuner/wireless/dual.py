@@ -187,8 +187,7 @@ class _Climb:
     def balance(self, point: _Point, heat: float) -> _Point:
         """Newton's method at one temperature."""
         for _ in range(_STEPS):
-            error, free = self._error(point)
-            worst = self._worst(point)
+            error, free, worst = self._error(point)
             if (worst <= self.target and self.accuracy <= self.target) or self.best.exact > self.enough:
                 break
             self.accuracy = min(max(0.01 * worst * worst, 0.1 * self.target), _COARSEST)
@@ -213,20 +212,16 @@ class _Climb:
                     return found if climbed > 0 else None
             elif climbed >= -self.negligible:
                 finer = found.accuracy < point.accuracy
-                closer = self._worst(found) <= 0.5 * self._worst(point)
+                closer = self._error(found)[2] <= 0.5 * self._error(point)[2]
                 return found if closer or finer or climbed > self.negligible else None
             length *= 0.4
         return None
 
-    def _error(self, point: _Point) -> tuple[FloatArray, BoolArray]:
-        """ln(demand / supply), and which prices may still fall or must rise."""
+    def _error(self, point: _Point) -> tuple[FloatArray, BoolArray, float]:
+        """ln(demand / supply), which prices may still fall or must rise, and the worst error among those."""
         error = np.log(point.demand / self.market.resources)
-        return error, (point.prices > self.floor) | (error > 0)
-
-    def _worst(self, point: _Point) -> float:
-        """How far demand is from supply, relative."""
-        error, free = self._error(point)
-        return float(np.abs(error[free]).max(initial=0.0))
+        free = (point.prices > self.floor) | (error > 0)
+        return error, free, float(np.abs(error[free]).max(initial=0.0))
 
     def _step(self, point: _Point, error: FloatArray, free: BoolArray) -> FloatArray:
         """Newton's step in ln pi: on ln(demand / supply) if that climbs, else on the dual itself."""

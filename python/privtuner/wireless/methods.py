@@ -93,7 +93,7 @@ def _globally(system: System, problem: Problem, options: Options) -> Found:
     if best.solution is None:
         raise shared_error(system, problem, alone)
     return Found(
-        tiers=np.take_along_axis(columns, best.tiers[:, None], axis=1)[:, 0],
+        tiers=columns[np.arange(len(columns)), best.tiers],
         choices=best.solution,
         bound=best.bound,
         prices=(float(best.prices[0]), float(best.prices[1])),

@@ -34,6 +34,7 @@ __all__ = ["Priced", "Response", "server_share"]
 _FINEST = 1e-13  # of the time taken, relative
 _WARM_STEPS = 10
 _START_STEPS = 3
+_TINY = 1e-150
 
 
 @dataclass(slots=True)
@@ -70,8 +71,7 @@ def server_share(
     half = capacitance / time_price
     inside = half * half - third * third * third
     large = np.cbrt(half + np.sqrt(np.maximum(inside, 0.0)))
-    with np.errstate(divide="ignore"):  # large is 0 without a capacitance, where the other form takes over
-        z = large + third / large
+    z = large + third / np.maximum(large, _TINY)  # 0 without a capacitance, where the other form takes over
     three = inside < 0  # real roots, of which the largest is positive
     if np.count_nonzero(three):
         root = np.sqrt(third)
