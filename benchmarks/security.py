@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+from privtuner import linear
 from privtuner.security import dual, primal
 
 SIGMA_CBD21 = math.sqrt(21 / 2)
@@ -21,8 +22,7 @@ CKKS_LOG2_QP = {8192: 214, 16384: 430, 32768: 868}
 def main() -> None:
     """Print SECURITY.md's table: the presets, and the standard's own limit as the yardstick."""
     sets = (
-        ("linear-w8", 2048, math.log2(4293918721), SIGMA_CBD21),
-        ("linear-w16", 2048, 50.0, SIGMA_CBD21),
+        *((preset, n, math.log2(q), SIGMA_CBD21) for preset in linear.PRESETS for n, q in [linear.ring(preset)]),
         ("limit of the standard", 2048, STANDARD_LOG2_Q[2048], 3.19),
         *((f"ckks, N = {n}, largest modulus", n, float(log2_q), SIGMA_CBD21) for n, log2_q in CKKS_LOG2_QP.items()),
     )

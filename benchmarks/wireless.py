@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,17 +46,6 @@ def scaled(devices: int) -> Cell:
     return Cell(devices=devices, bandwidth=Cell().bandwidth * part, server_frequency=Cell().server_frequency * part)
 
 
-def median_of(run: Callable[[], Allocation], runs: int) -> tuple[float, Allocation]:
-    """Seconds, after a warm-up."""
-    run()
-    seconds = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        result = run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), result
-
-
 def certified(devices: int, tolerance: float, target: float, seeds: int, runs: int, unit: str) -> Record:
     """Time to a certified gap: the median and the worst over seeds."""
     progress(f"{devices} devices")
@@ -65,10 +54,11 @@ def certified(devices: int, tolerance: float, target: float, seeds: int, runs: i
     for seed in range(100 * seeds):
         system = scaled(devices).draw(seed)
         try:
-            seconds, found = median_of(lambda system=system: allocate(system, tolerance=tolerance), runs)
+            found = allocate(system, tolerance=tolerance)
         except InfeasibleError:
             continue  # a device beyond reach
-        times.append(seconds * factor)
+        seconds = paired({"global": lambda system=system: allocate(system, tolerance=tolerance)}, runs)["global"]
+        times.append(statistics.median(seconds) * factor)
         gaps.append(found.relative_gap)
         nodes.append(found.iterations)
         if len(times) == seeds:

@@ -8,31 +8,28 @@ that, times the number of layers. Cycles are seconds times the processor's frequ
 from __future__ import annotations
 
 import math
-import re
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import ckks, linear
 from .errors import InputError
-from .system import active_isa, get_num_threads, set_num_threads
+from .system import active_isa, cpuinfo, get_num_threads, processor_name, set_num_threads
 from .wireless import Tier
+from .wireless.model import check_integer
 
-__all__ = ["Workload", "measure", "processor_frequency", "processor_name"]
+__all__ = ["Workload", "describe", "measure", "processor_frequency"]
 
-_CPUINFO = Path("/proc/cpuinfo")
 _SIGMA = math.sqrt(21 / 2)
 """Of the centred binomial error that both engines draw."""
-_LINEAR = {"linear-w8": math.log2(4293918721), "linear-w16": 50.0}
-"""Preset -> log2 q; the ring dimension of both is 2048."""
 _CKKS_RINGS = (8192, 16384, 32768)
 _DEPTH = 2  # the same in every ring, so that a larger one buys security alone
 _SCALE_BITS = 40
+_DIRECTIONS: tuple[linear.Direction, ...] = ("forward", "backward")
 
 
 @dataclass(frozen=True)
@@ -58,9 +55,7 @@ class Workload:
 
     def __post_init__(self) -> None:
         for name, most in (("width", 8192), ("layers", 10_000), ("tokens", 4096), ("batch", 4096), ("runs", 1000)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-                raise InputError(f"{name} = {value!r}: must be an integer in [1, {most}]")
+            check_integer(name, getattr(self, name), 1, most)
         if self.tokens * self.batch > _CKKS_RINGS[0] // 2:
             raise InputError(
                 f"tokens * batch = {self.tokens * self.batch}: one ciphertext of the smallest ring holds "
@@ -78,21 +73,16 @@ class _Costs:
     down: int
 
 
-def processor_name() -> str:
-    """Model name of the first processor, or "unknown"."""
-    return _cpuinfo("model name") or "unknown"
-
-
 def processor_frequency() -> float:
     """Cycles a second of the fastest processor right now, as the operating system tells.
 
     Raises:
         InputError: it does not tell.
     """
-    found = re.findall(r"^cpu MHz\s*:\s*([0-9.]+)$", _read_cpuinfo(), re.MULTILINE)
-    if not found or max(map(float, found)) <= 0:
-        raise InputError(f"{_CPUINFO} does not tell the processor's frequency: give it, in Hz (--frequency 2.6e9)")
-    return max(map(float, found)) * 1e6
+    megahertz = max(map(float, cpuinfo("cpu MHz")), default=0.0)
+    if megahertz <= 0:
+        raise InputError("/proc/cpuinfo does not tell the processor's frequency: give it, in Hz (--frequency 2.6e9)")
+    return megahertz * 1e6
 
 
 def measure(
@@ -151,9 +141,10 @@ def _tiers(workload: Workload, hertz: float, progress: Callable[[str], None]) ->
             error_sigma=_SIGMA,
         )
 
-    for preset, log2_q in _LINEAR.items():
-        progress(f"{preset}, N = 2048")
-        yield tier(preset, 2048, log2_q, _linear_costs(preset, weight, batch, workload.runs))
+    for preset in linear.PRESETS:
+        ring, modulus = linear.ring(preset)
+        progress(f"{preset}, N = {ring}")
+        yield tier(preset, ring, math.log2(modulus), _linear_costs(preset, weight, batch, workload.runs))
     for ring in _CKKS_RINGS:
         parameters = ckks.parameters(_DEPTH, _SCALE_BITS, ring_dimension=ring)
         progress(f"CKKS, N = {ring}, depth {_DEPTH}")
@@ -162,63 +153,49 @@ def _tiers(workload: Workload, hertz: float, progress: Callable[[str], None]) ->
 
 
 def _linear_costs(preset: str, weight: Any, batch: Any, runs: int) -> _Costs:
-    prepared = linear.prepare(weight, preset)
-    masks = linear.MaskCache()
+    prepared, masks = linear.prepare(weight, preset), linear.MaskCache()
 
-    def once() -> _Costs:
-        total = _Costs(0.0, 0.0, 0, 0)
-        for direction in ("forward", "backward"):
-            start = time.perf_counter()
-            request, secret = linear.encrypt(batch, prepared.public, direction, masks)
-            sent = time.perf_counter()
-            reply = linear.apply(prepared, request)
-            answered = time.perf_counter()
-            linear.decrypt(reply, secret)
-            total = _add(total, start, sent, answered, len(request), len(reply))
-        return total
+    def encrypt(direction: linear.Direction) -> tuple[bytes, Callable[[bytes], Any]]:
+        request, secret = linear.encrypt(batch, prepared.public, direction, masks)
+        return request, lambda reply: linear.decrypt(reply, secret)
 
-    return _median(once, runs)
+    return _costs(encrypt, lambda request, _: linear.apply(prepared, request), runs)
 
 
 def _ckks_costs(parameters: ckks.Parameters, weight: Any, batch: Any, runs: int) -> _Costs:
     secret, engine, matrix = ckks.SecretKey(parameters), ckks.Evaluator(parameters), ckks.Matrix(weight, per_row=False)
 
-    def once() -> _Costs:
-        total = _Costs(0.0, 0.0, 0, 0)
-        for transpose in (False, True):
+    def encrypt(_: linear.Direction) -> tuple[bytes, Callable[[bytes], Any]]:
+        request = secret.encrypt(batch, bound=4.0).to_bytes()
+        return request, lambda reply: secret.decrypt(ckks.EncryptedTensor.from_bytes(parameters, reply))
+
+    def answer(request: bytes, direction: linear.Direction) -> bytes:
+        x = ckks.EncryptedTensor.from_bytes(parameters, request)
+        return engine.linear(x, matrix, transpose=direction == "backward").to_bytes()
+
+    return _costs(encrypt, answer, runs)
+
+
+def _costs(
+    encrypt: Callable[[linear.Direction], tuple[bytes, Callable[[bytes], Any]]],
+    answer: Callable[[bytes, linear.Direction], bytes],
+    runs: int,
+) -> _Costs:
+    """Medians of both directions, after a warm-up; ``encrypt`` gives the request and what decrypts its reply."""
+    all_runs = []
+    for _ in range(1 + runs):
+        owner = server = 0.0
+        up = down = 0
+        for direction in _DIRECTIONS:
             start = time.perf_counter()
-            request = secret.encrypt(batch, bound=4.0).to_bytes()
+            request, decrypt = encrypt(direction)
             sent = time.perf_counter()
-            x = ckks.EncryptedTensor.from_bytes(parameters, request)
-            reply = engine.linear(x, matrix, transpose=transpose).to_bytes()
+            reply = answer(request, direction)
             answered = time.perf_counter()
-            secret.decrypt(ckks.EncryptedTensor.from_bytes(parameters, reply))
-            total = _add(total, start, sent, answered, len(request), len(reply))
-        return total
-
-    return _median(once, runs)
-
-
-def _add(costs: _Costs, start: float, sent: float, answered: float, up: int, down: int) -> _Costs:
-    owner = sent - start + time.perf_counter() - answered
-    return _Costs(costs.owner + owner, costs.server + answered - sent, costs.up + up, costs.down + down)
-
-
-def _median(once: Callable[[], _Costs], runs: int) -> _Costs:
-    once()
-    all_runs = [once() for _ in range(runs)]
-    last = all_runs[-1]
-    owner, server = (statistics.median(getattr(run, name) for run in all_runs) for name in ("owner", "server"))
-    return _Costs(owner, server, last.up, last.down)
-
-
-def _read_cpuinfo() -> str:
-    try:
-        return _CPUINFO.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _cpuinfo(key: str) -> str | None:
-    found = re.search(rf"^{key}\s*:\s*(.+)$", _read_cpuinfo(), re.MULTILINE)
-    return found[1].strip() if found else None
+            decrypt(reply)
+            owner += sent - start + time.perf_counter() - answered
+            server += answered - sent
+            up, down = up + len(request), down + len(reply)
+        all_runs.append(_Costs(owner, server, up, down))
+    owner, server = (statistics.median(getattr(run, name) for run in all_runs[1:]) for name in ("owner", "server"))
+    return _Costs(owner, server, all_runs[-1].up, all_runs[-1].down)

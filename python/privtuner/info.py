@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
-from pathlib import Path
 from typing import Any
 
 from . import _core
 from .errors import EngineError
-from .system import active_isa
+from .system import active_isa, processor_name
 
 __all__ = ["collect", "render"]
 
@@ -35,7 +34,7 @@ def collect() -> dict[str, Any]:
         "numpy": importlib.metadata.version("numpy"),
         "compiler": _core.compiler,
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "threads": _core.num_threads(),
         "isa": {"paths": _core.isa_paths(), "active": active, "error": isa_error},
         "engines": _engines(),
@@ -87,13 +86,3 @@ def _version(module: str) -> str | None:
         return importlib.metadata.version({"grpc": "grpcio"}.get(module, module))
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-def _processor() -> str:
-    """The marketing name where the system tells it (Linux), else what Python knows."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"

@@ -42,6 +42,7 @@ __all__ = [
     "encrypt",
     "error_bound",
     "prepare",
+    "ring",
 ]
 
 Direction = Literal["forward", "backward"]
@@ -148,6 +149,22 @@ class MaskCache:
         return f"MaskCache(bytes={self.bytes}, max_bytes={self.max_bytes})"
 
 
+def ring(preset: str) -> tuple[int, int]:
+    """Ring dimension N and modulus q of a preset: what its security rests on.
+
+    Raises:
+        InputError: an unknown preset.
+    """
+    info = _preset_info(preset)
+    return info["n"], info["q"]
+
+
+def _preset_info(preset: str) -> dict[str, Any]:
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    return _core.preset_info(preset)
+
+
 def prepare(weight: npt.ArrayLike, preset: str = "linear-w8") -> Prepared:
     """Quantise a weight for encrypted products (model owner).
 
@@ -166,9 +183,7 @@ def prepare(weight: npt.ArrayLike, preset: str = "linear-w8") -> Prepared:
         raise InputError(f"weight has shape {w.shape}: expected (d_out, d_in), neither zero")
     if not np.issubdtype(w.dtype, np.floating):
         raise InputError(f"weight has dtype {w.dtype}: expected a floating dtype")
-    if preset not in PRESETS:
-        raise InputError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
-    info = _core.preset_info(preset)
+    info = _preset_info(preset)
     w = w.astype(np.float64)
     _require_finite("weight", w)
     largest = np.abs(w).max(axis=1)

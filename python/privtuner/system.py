@@ -1,11 +1,16 @@
-"""Threads and instruction-set paths of the compiled core, for the whole process."""
+"""Threads and instruction-set paths of the compiled core, for the whole process, and the processor it runs on."""
 
 from __future__ import annotations
+
+import platform
+from pathlib import Path
 
 from . import _core
 from .errors import EngineError, InputError
 
-__all__ = ["active_isa", "get_num_threads", "set_isa", "set_num_threads"]
+__all__ = ["active_isa", "cpuinfo", "get_num_threads", "processor_name", "set_isa", "set_num_threads"]
+
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def get_num_threads() -> int:
@@ -54,3 +59,18 @@ def set_isa(name: str) -> None:
             return
     known = ", ".join(path["name"] for path in _core.isa_paths())
     raise InputError(f"unknown instruction-set path '{name}': choose one of {known}")
+
+
+def cpuinfo(key: str) -> list[str]:
+    """What Linux tells of every processor under ``key``; nothing elsewhere."""
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    pairs = (line.partition(":") for line in lines)
+    return [value.strip() for name, _, value in pairs if name.strip() == key]
+
+
+def processor_name() -> str:
+    """The marketing name where the system tells it (Linux), else what Python knows, or "unknown"."""
+    return next(iter(cpuinfo("model name")), "") or platform.processor() or "unknown"

@@ -48,6 +48,13 @@ def test_prepare_rejects_presets():
             linear.prepare(np.ones((2, 3)), preset)
 
 
+def test_ring_of_a_preset():
+    assert linear.ring("linear-w8") == (2048, 4293918721)
+    assert [linear.ring(preset)[1].bit_length() for preset in linear.PRESETS] == [32, 50]
+    with pytest.raises(InputError, match="unknown preset 'w8': choose one of linear-w8, linear-w16"):
+        linear.ring("w8")
+
+
 def test_the_largest_weight_and_dimension_are_accepted():
     largest = float(np.finfo(np.float32).max)
     assert linear.prepare([[largest, -largest]]).quantised().tolist() == [[127, -127]]

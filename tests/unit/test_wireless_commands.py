@@ -2,6 +2,7 @@
 
 import csv
 import json
+import platform
 import sys
 
 import pytest
@@ -12,35 +13,9 @@ from privtuner.errors import InputError
 from privtuner.wireless import Cell, allocate, default_tiers, load_tiers, study
 from privtuner.wireless.figures import draw_allocation
 from privtuner.wireless.report import plan, summary, table
+from wireless_cases import PHONE_TOML, TABLET_TOML
 
-SYSTEM = """
-privacy_price = 0.02
-[channel]
-bandwidth = 4e6
-noise_density = 3.98e-21
-[server]
-frequency = 5e9
-capacitance = 1e-28
-[[devices]]
-name = "phone"
-samples = 64
-gain = 3e-12
-power_max = 0.2
-capacitance = 1e-28
-frequency_min = 1e8
-frequency_max = 2.5e9
-deadline = 120
-[[devices]]
-name = "tablet"
-samples = 96
-gain = 4e-13
-power_max = 0.2
-capacitance = 1e-28
-frequency_min = 1e8
-frequency_max = 3e9
-deadline = 120
-privacy_weight = 2
-"""
+SYSTEM = PHONE_TOML + TABLET_TOML
 
 
 @pytest.fixture
@@ -256,7 +231,8 @@ def test_frequency_out_of_range(frequency):
 
 def test_frequency_that_the_system_does_not_tell(tmp_path, monkeypatch):
     path = tmp_path / "cpuinfo"
-    monkeypatch.setattr(calibration, "_CPUINFO", path)
+    monkeypatch.setattr("privtuner.system._CPUINFO", path)
+    monkeypatch.setattr(platform, "processor", lambda: "")
     assert calibration.processor_name() == "unknown"
     with pytest.raises(InputError, match=r"does not tell the processor's frequency.*--frequency 2\.6e9"):
         calibration.processor_frequency()

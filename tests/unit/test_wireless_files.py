@@ -9,31 +9,13 @@ from hypothesis import strategies as st
 
 from privtuner.errors import InputError
 from privtuner.wireless import Cell, Tier, default_tiers, load_system, load_tiers, save_tiers
-
-SYSTEM = """
-privacy_price = 0.02
-[channel]
-bandwidth = 4e6
-noise_density = 4e-21
-[server]
-frequency = 5_000_000_000
-capacitance = 1e-28
-[[devices]]
-name = "phone"
-samples = 64
-gain = 3e-12
-power_max = 0.2
-capacitance = 1e-28
-frequency_min = 1e8
-frequency_max = 2.5e9
-deadline = 120
-"""
+from wireless_cases import PHONE_TOML
 
 
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "system.toml"
-    path.write_text(SYSTEM)
+    path.write_text(PHONE_TOML)
     return path
 
 
@@ -73,10 +55,10 @@ def test_toml_and_json_say_the_same(path, tmp_path):
 def test_tiers_inline_beside_the_file_or_as_an_argument(path, tmp_path):
     few = default_tiers()[:2]
     save_tiers(tmp_path / "tiers.toml", few)
-    path.write_text('tiers = "tiers.toml"\n' + SYSTEM)
+    path.write_text('tiers = "tiers.toml"\n' + PHONE_TOML)
     assert load_system(path).tiers == few
     assert load_system(path, tiers=few[:1]).tiers == few[:1]
-    path.write_text(SYSTEM + (tmp_path / "tiers.toml").read_text())
+    path.write_text(PHONE_TOML + (tmp_path / "tiers.toml").read_text())
     assert load_system(path).tiers == few
 
 
@@ -84,21 +66,21 @@ def test_a_lower_floor_is_read(path):
     weak = '[[tiers]]\nname = "weak"\nring_dimension = 4096\nlog2_modulus = 200\n' + "".join(
         f"{name} = 1e6\n" for name in ("encrypt_cycles", "evaluate_cycles", "upload_bits")
     )
-    path.write_text(SYSTEM + weak)
+    path.write_text(PHONE_TOML + weak)
     with pytest.raises(InputError, match=r"system\.toml: tier 'weak' has \d+ bits"):
         load_system(path)
-    path.write_text("INSECURE_security_floor = 40\n" + SYSTEM + weak)
+    path.write_text("INSECURE_security_floor = 40\n" + PHONE_TOML + weak)
     assert load_system(path).tiers[0].security < 128
 
 
 def changed(old, new):
-    assert old in SYSTEM
-    return SYSTEM.replace(old, new)
+    assert old in PHONE_TOML
+    return PHONE_TOML.replace(old, new)
 
 
 MISTAKES = {
     "unknown field, close": (changed("gain", "gian"), r"devices\[0\]\.gian is no known field; did you mean 'gain'\?"),
-    "unknown field": ("zzz = 1\n" + SYSTEM, "zzz is no known field; known are devices, tiers, server, channel"),
+    "unknown field": ("zzz = 1\n" + PHONE_TOML, "zzz is no known field; known are devices, tiers, server, channel"),
     "missing field": (changed("deadline = 120\n", ""), r"devices\[0\]\.deadline is missing, in s"),
     "missing name": (changed('name = "phone"\n', ""), r"devices\[0\]\.name is missing"),
     "missing table": (changed("[server]\nfrequency = 5_000_000_000\ncapacitance = 1e-28\n", ""), "server is missing"),
@@ -114,9 +96,9 @@ MISTAKES = {
         changed("[[devices]]", "[devices]"),
         r"devices = .*: must be a list of tables, \[\[devices\]\]",
     ),
-    "number for a list": ("tiers = 3\n" + SYSTEM, r"tiers = 3: must be a list of tables"),
-    "number in a list": ("tiers = [3]\n" + SYSTEM, r"tiers\[0\] = 3: must be a table of fields"),
-    "no devices": (SYSTEM.split("[[devices]]")[0].replace("privacy", "devices = []\nprivacy"), "devices is empty"),
+    "number for a list": ("tiers = 3\n" + PHONE_TOML, r"tiers = 3: must be a list of tables"),
+    "number in a list": ("tiers = [3]\n" + PHONE_TOML, r"tiers\[0\] = 3: must be a table of fields"),
+    "no devices": (PHONE_TOML.split("[[devices]]")[0].replace("privacy", "devices = []\nprivacy"), "devices is empty"),
     "malformed": ("= 3", "is not valid TOML"),
 }
 
@@ -167,7 +149,7 @@ def test_files_that_are_too_large(path, monkeypatch):
 
 
 def test_mistakes_in_the_table_beside_are_named_with_its_file(path, tmp_path):
-    path.write_text('tiers = "tiers.toml"\n' + SYSTEM)
+    path.write_text('tiers = "tiers.toml"\n' + PHONE_TOML)
     with pytest.raises(InputError, match=r"cannot read .*tiers\.toml"):
         load_system(path)
     save_tiers(tmp_path / "tiers.toml", default_tiers())

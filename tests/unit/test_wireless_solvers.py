@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 
 import mpmath
@@ -13,16 +12,14 @@ import pytest
 optimize = pytest.importorskip("scipy.optimize", reason="SciPy is not installed: the allocator needs it")
 
 from privtuner.errors import InfeasibleError, InputError  # noqa: E402
-from privtuner.wireless import METHODS, Server, allocate  # noqa: E402
+from privtuner.wireless import METHODS, allocate  # noqa: E402
 from privtuner.wireless.branch import branch_and_bound  # noqa: E402
 from privtuner.wireless.priced import Priced, server_share  # noqa: E402
 from privtuner.wireless.problem import Choices, Problem, excess, respond  # noqa: E402
 from privtuner.wireless.roots import falling_root  # noqa: E402
 from privtuner.wireless.stages import Computation, communicate  # noqa: E402
-from wireless_cases import random_system  # noqa: E402
+from wireless_cases import MISS, ROUNDING, check, columns, feasible, random_system, with_deadlines  # noqa: E402
 
-ROUNDING = 1e-12  # of sums of a few terms
-MISS = 1e-9  # by which a deadline may be missed, relative; what it is worth is about as much of the energy
 WORKABLE = (0, 3, 5, 6, 10, 11, 12, 15)  # seeds of `mixed` for which every method finds an allocation
 BRANCHING = (6, 10, 22, 30, 58)  # seeds of `branching` that one node does not settle
 UNLUCKY = (0, 25)  # and where the first node finds no allocation
@@ -34,77 +31,6 @@ def mixed(seed):
 
 def single(seed):
     return random_system(seed, 2 + seed % 6, 1, tight=(1.06, 1.5, 6)[seed % 3])
-
-
-def columns(system, *names):
-    return [np.array([getattr(device, name) for device in system.devices]) for name in names]
-
-
-def scaled(system, bandwidth=1.0, server=1.0):
-    channel = dataclasses.replace(system.channel, bandwidth=system.channel.bandwidth * bandwidth)
-    machine = dataclasses.replace(system.server, frequency=system.server.frequency * server)
-    return dataclasses.replace(system, channel=channel, server=machine)
-
-
-def with_deadlines(system, factor):
-    devices = [dataclasses.replace(device, deadline=device.deadline * factor) for device in system.devices]
-    return dataclasses.replace(system, devices=tuple(devices))
-
-
-def feasible(system, **options):
-    try:
-        allocate(system, **options)
-    except InfeasibleError:
-        return False
-    return True
-
-
-def check(found):
-    """Every constraint and every sum, from the system."""
-    system = found.system
-    channel, server, chosen = system.channel, system.server, [system.tiers[tier] for tier in found.tier]
-    samples, gain, deadline, power_max, low, high, kappa, weight = columns(
-        system,
-        "samples",
-        "gain",
-        "deadline",
-        "power_max",
-        "frequency_min",
-        "frequency_max",
-        "capacitance",
-        "privacy_weight",
-    )
-    encrypt, evaluate, bits, down, security = (
-        np.array([getattr(tier, name) for tier in chosen])
-        for name in ("encrypt_cycles", "evaluate_cycles", "upload_bits", "download_bits", "security")
-    )
-    for share in (found.bandwidth, found.server_frequency, found.power, found.frequency):
-        assert (share > 0).all()
-        assert np.isfinite(share).all()
-    assert found.bandwidth.sum() <= channel.bandwidth * (1 + ROUNDING)
-    assert found.server_frequency.sum() <= server.frequency * (1 + ROUNDING)
-    assert (found.power <= power_max).all()
-    assert ((low <= found.frequency) & (found.frequency <= high)).all()
-    rate = found.bandwidth * np.log2(1 + gain * found.power / (channel.noise_density * found.bandwidth))
-    assert (found.upload_time >= samples * bits / rate * (1 - MISS)).all()
-    np.testing.assert_allclose(found.encrypt_time, samples * encrypt / found.frequency, rtol=ROUNDING)
-    np.testing.assert_allclose(found.server_time, samples * evaluate / found.server_frequency, rtol=ROUNDING)
-    download = 0.0 if channel.downlink_rate is None else samples * down / channel.downlink_rate
-    np.testing.assert_allclose(found.download_time, np.broadcast_to(download, deadline.shape), atol=1e-15 * deadline[0])
-    assert (found.encrypt_time + found.upload_time + found.server_time + download <= deadline * (1 + MISS)).all()
-    parts = (
-        kappa * samples * encrypt * found.frequency**2,
-        found.power * found.upload_time,
-        server.capacitance * samples * evaluate * found.server_frequency**2,
-    )
-    for part, given in zip(parts, (found.encrypt_energy, found.upload_energy, found.server_energy), strict=True):
-        np.testing.assert_allclose(given, part, rtol=ROUNDING)
-    assert found.energy == pytest.approx(sum(part.sum() for part in parts), rel=ROUNDING)
-    np.testing.assert_array_equal(found.security, security)
-    assert found.privacy == pytest.approx(weight @ security, rel=ROUNDING)
-    reward = system.privacy_price * found.privacy
-    assert abs(found.objective - (found.energy - reward)) <= ROUNDING * (found.energy + reward)
-    assert found.bound <= found.objective
 
 
 @pytest.mark.parametrize("seed", WORKABLE)
@@ -484,95 +410,6 @@ def test_brute_force_has_limits():
     with pytest.raises(InputError, match="131072 combinations") as caught:
         allocate(system, "brute-force")
     assert not isinstance(caught.value, InfeasibleError)
-
-
-@pytest.mark.parametrize("downlink", [False, True])
-@pytest.mark.parametrize("seed", range(6))
-def test_a_deadline_too_short_for_a_device_alone(seed, downlink):
-    system = random_system(seed, 3, 2, downlink=downlink)
-    victim = dataclasses.replace(system.devices[1], deadline=system.devices[1].deadline / 30)
-    devices = (system.devices[0], victim, system.devices[2])
-    with pytest.raises(InfeasibleError, match="s too long") as caught:
-        allocate(dataclasses.replace(system, devices=devices))
-    error = caught.value
-    assert (error.constraint, error.device) == ("deadline", victim.name)
-    assert repr(victim.name) in str(error)
-    assert f"{error.shortfall * victim.deadline:.4g} s too long" in str(error)
-    for margin, enough in ((1e-6, True), (-1e-6, False)):
-        longer = dataclasses.replace(victim, deadline=victim.deadline * (1 + error.shortfall) * (1 + margin))
-        assert feasible(dataclasses.replace(system, devices=(longer,))) is enough
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_message_names_the_tier_that_was_asked_for(method):
-    system = with_deadlines(random_system(3, 2, 3), 0.01)
-    with pytest.raises(InfeasibleError) as caught:
-        allocate(system, method, tiers="ring-32768")
-    assert "'ring-32768'" in str(caught.value)
-    assert "'ring-8192'" not in str(caught.value)
-
-
-def short_of(system, resource):
-    """The system with half of a resource again and again, until it is too little; None if one device alone needs it."""
-    while True:
-        system = scaled(system, **{name: 0.5 for name in ("bandwidth", "server") if name in resource})
-        try:
-            allocate(system)
-        except InfeasibleError as error:
-            return (system, error) if error.constraint != "deadline" else None
-
-
-@functools.cache
-def shortage(seed, resource):
-    return short_of(random_system(seed, 2 + seed % 5, 1), resource)
-
-
-@pytest.mark.parametrize("resource", ["bandwidth", "server", "bandwidth and server"])
-@pytest.mark.parametrize("seed", range(5, 13))
-def test_what_is_shared_is_too_little(seed, resource):
-    """The factor is that by which what the error names has to grow."""
-    case = shortage(seed, resource)
-    if case is None:
-        return  # `test_shortages_are_met` counts what is left
-    system, error = case
-    assert error.constraint in ("bandwidth", "server", "bandwidth and server")
-    assert error.device in [device.name for device in system.devices]
-    assert error.shortfall > 0
-    for margin, enough in ((1e-3, True), (-1e-3, False)):
-        factor = (1 + error.shortfall) * (1 + margin)
-        named = {name: factor for name in ("bandwidth", "server") if name in error.constraint}
-        assert feasible(scaled(system, **named)) is enough, error.constraint
-
-
-def test_shortages_are_met():
-    kinds = ("bandwidth", "server", "bandwidth and server")
-    cases = [shortage(seed, resource) for seed in range(5, 13) for resource in kinds]
-    assert sum(case is not None for case in cases) >= 15
-
-
-@pytest.mark.parametrize("seed", [0, 2, 4, 7, 8, 9, 11, 20])
-@pytest.mark.parametrize("resource", ["bandwidth", "server"])
-def test_allocations_exist_from_the_factor_on(seed, resource):
-    """However little room there is: 1e-5 to 1e-2 more than the least of both."""
-    case = shortage(seed, resource)
-    if case is None:
-        return
-    system, error = case
-    for margin in np.logspace(-5, -2, 7):
-        factor = (1 + error.shortfall) * (1 + margin)
-        check(allocate(scaled(system, factor, factor)))
-
-
-def test_one_resource_in_plenty():
-    """Where the server is no constraint, bandwidth is what is short, and the other way about."""
-    system = scaled(random_system(1, 4, 1), server=1e6)
-    system = dataclasses.replace(system, server=Server(system.server.frequency, 0.0))
-    _, error = short_of(system, "bandwidth")
-    assert error.constraint == "bandwidth"
-    system = scaled(random_system(1, 4, 1), bandwidth=1e6)
-    reached = [dataclasses.replace(device, gain=device.gain * 1e6) for device in system.devices]
-    _, error = short_of(dataclasses.replace(system, devices=tuple(reached)), "server")
-    assert error.constraint == "server"
 
 
 def test_falling_root():

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError
 from .arrays import BoolArray, FloatArray, IntArray
 from .methods import METHODS, Found, Options
-from .model import System
+from .model import System, check_integer
 from .problem import Problem
 
 __all__ = ["Allocation", "allocate"]
@@ -168,8 +168,7 @@ def allocate(
         raise InputError(f"tolerance = {tolerance!r}: must be in [1e-10, 1], a part of the energy")
     if max_nodes < 1:
         raise InputError(f"max_nodes = {max_nodes!r}: must be at least 1")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed = {seed!r}: must be an integer of at least 0")
+    check_integer("seed", seed, 0)
     problem = Problem.of(system)
     allowed = _allowed(system, tiers)
     found = METHODS[method](system, problem, Options(allowed, tolerance, max_nodes, seed, progress))
@@ -215,7 +214,7 @@ def _tabulate(system: System, problem: Problem, method: str, found: Found, start
         download_time=deadlines - one.time[:, 0],
         encrypt_energy=parts[0][:, 0],
         upload_energy=parts[1][:, 0],
-        server_energy=np.broadcast_to(parts[2], one.shape)[:, 0],
+        server_energy=parts[2][:, 0],
         security=security,
         energy=energy,
         privacy=float(weights @ security),

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from .files import default_tiers
-from .model import Channel, Device, Server, System, Tier, is_number
+from .model import Channel, Device, Server, System, Tier, check_integer, is_number
 
 __all__ = ["Cell", "rings"]
 
@@ -66,8 +66,7 @@ class Cell:
     tiers: tuple[Tier, ...] = field(default_factory=_default_rings, repr=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.devices, bool) or not isinstance(self.devices, int) or self.devices < 1:
-            raise InputError(f"devices = {self.devices!r}: must be an integer of at least 1")
+        check_integer("devices", self.devices, 1)
         if not is_number(self.radius) or not _NEAREST <= self.radius <= 1e5:
             raise InputError(f"radius = {self.radius!r}: must be in [{_NEAREST:g}, 100000], in m")
         if not is_number(self.shadowing) or not 0 <= self.shadowing <= 30:
@@ -75,8 +74,7 @@ class Cell:
 
     def draw(self, seed: int) -> System:
         """The system of a seed. Larger cells of the same seed begin with the same devices at the same places."""
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise InputError(f"seed = {seed!r}: must be an integer of at least 0")
+        check_integer("seed", seed, 0)
         area = np.random.default_rng([seed, 0]).random(self.devices)  # part of the disc inside; angles do not matter
         shadow = np.random.default_rng([seed, 1]).normal(size=self.devices) * self.shadowing
         nearest = (_NEAREST / self.radius) ** 2

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
@@ -71,16 +72,13 @@ def draw_sweep(sweep: Sweep, rows: Sequence[dict[str, Any]], path: Path) -> None
         for axis, (measure, _) in zip(axes, _MEASURES, strict=True):
             if not drawn or (measure == "above_j" and method in ("global", "brute-force")):
                 continue
-            points = [[row[measure] for row in groups[value]] for value in drawn]
-            x = [value * sweep.scale for value in drawn]
-            mean = [statistics.fmean(point) for point in points]
-            spread = [statistics.stdev(point) / len(point) ** 0.5 if len(point) > 1 else 0.0 for point in points]
-            axis.plot(x, mean, color=colour, marker=marker, markersize=3.5, linewidth=1, label=method, **_top(method))
-            low, high = (
-                [m - s for m, s in zip(mean, spread, strict=True)],
-                [m + s for m, s in zip(mean, spread, strict=True)],
-            )
-            axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+            points = np.array([[row[measure] for row in groups[value]] for value in drawn])
+            x = np.array(drawn) * sweep.scale
+            mean = points.mean(axis=1)
+            spread = points.std(axis=1, ddof=1) / len(seeds) ** 0.5 if len(seeds) > 1 else 0.0
+            top = 5 if method == "global" else 2
+            axis.plot(x, mean, color=colour, marker=marker, markersize=3.5, linewidth=1, label=method, zorder=top)
+            axis.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
     for axis, (_, label) in zip(axes, _MEASURES, strict=True):
         axis.set(xlabel=sweep.label, ylabel=label)
         if sweep.log:
@@ -161,10 +159,6 @@ def draw_allocation(found: Allocation, path: Path) -> None:
         else:
             axis.set_xlabel("device")
     _finish(figure, axes[1], f"{found.method}: {found.energy:.4g} J, objective {found.objective:.4g} J", path)
-
-
-def _top(method: str) -> dict[str, Any]:
-    return {"zorder": 5} if method == "global" else {}
 
 
 def _log_x(axis: Any) -> None:

@@ -40,6 +40,14 @@ def is_number(value: object) -> bool:
     return -_LARGEST <= value <= _LARGEST
 
 
+def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise `InputError` unless this is an integer (and no bool) in the range."""
+    in_range = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if not in_range or (most is not None and value > most):  # type: ignore[operator]
+        allowed = f"of at least {least}" if most is None else f"in [{least}, {most}]"
+        raise InputError(f"{name} = {value!r}: must be an integer {allowed}")
+
+
 def _check(record: Any) -> None:
     """Hold every numeric field to its range; the message names field, value and range."""
     for entry in fields(record):

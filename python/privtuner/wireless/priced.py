@@ -94,7 +94,6 @@ class Priced:
         self.resources = np.array([problem.bandwidth, problem.server_frequency])
         self._steepness = problem.noise_energy**2 / problem.nats
         self._reach_reach = problem.reach**2 / problem.nats
-        self._half_stiffness = 0.5 / problem.capacitance
         self._per_evaluate = 1 / problem.evaluate
         self._y: FloatArray = np.empty(0)  # ln x
         self._full: BoolArray = np.zeros(problem.shape, dtype=bool)  # at full power
@@ -107,7 +106,7 @@ class Priced:
         bandwidth, server = p.bandwidth / p.shape[0], p.server_frequency / p.shape[0]
         second = p.nats / bandwidth
         x_max = np.log1p(p.reach / bandwidth)
-        noise = p.noise_energy * bandwidth / p.nats
+        noise = p.noise(bandwidth)
         longest = np.maximum(p.time - p.encrypt / p.frequency_max - p.evaluate / server, 0.1 * p.time)
         upload = longest
         for _ in range(_START_STEPS):  # all times are worth the same
@@ -115,10 +114,8 @@ class Priced:
             growth = np.expm1(x)
             m = excess(x, growth)
             time_price = noise * m
-            frequency = np.minimum(
-                np.maximum(np.cbrt(time_price * self._half_stiffness), p.frequency_min), p.frequency_max
-            )
-            used = np.minimum(np.cbrt(time_price / max(2 * p.server_capacitance, 1e-300)), server)
+            frequency, _ = p.processor_speed(time_price)
+            used, _ = p.server_speed(time_price, server)
             upload = np.maximum(p.time - p.encrypt / frequency - p.evaluate / used, 0.3 * longest)
         worth = p.noise_energy * m / (x * bandwidth)
         mu = float(np.sqrt(worth).mean()) ** 2  # demand is close to a power -1/2 of the price
@@ -221,14 +218,13 @@ class Priced:
             t_mu, b_mu = np.where(full, 0.0, 1.0), np.where(full, 0.0, -1.0)
             l_mu = np.where(full, lever, -1.0)
         upload = p.nats / (bandwidth * x)
-        wish = np.cbrt(time_price * self._half_stiffness)
-        frequency = np.minimum(np.maximum(wish, p.frequency_min), p.frequency_max)
+        frequency, free = p.processor_speed(time_price)
         encrypt = p.encrypt / frequency
         z, rho, sigma = server_share(nu * self._per_evaluate, p.server_capacitance, time_price)
         serve = p.evaluate * z
         taken = encrypt + upload + serve
         # -d(time) / d ln lambda of processor and server
-        yielding = serve * rho + (frequency == wish) * encrypt * (1 / 3)
+        yielding = serve * rho + free * encrypt * (1 / 3)
         along = upload * t_y - yielding * l_y
         return _State(
             x=x,

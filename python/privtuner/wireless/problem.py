@@ -7,7 +7,6 @@ p = (N0 B / g) (e^x - 1), and the energy of an upload is p t = A h(x) with A = N
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,14 +89,38 @@ class Problem:
         possible: BoolArray = self.least_time(self.bandwidth, self.server_frequency) <= self.time
         return possible
 
+    def least_times(
+        self, bandwidth: FloatArray | float, server: FloatArray | float
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Seconds of encryption, upload and server at full power and processor speed with these shares."""
+        upload = self.nats / (bandwidth * np.log1p(self.reach / bandwidth))
+        return self.encrypt / self.frequency_max, upload, self.evaluate / server
+
     def least_time(self, bandwidth: FloatArray | float, server: FloatArray | float) -> FloatArray:
-        """Seconds at full power and processor speed with these shares, but for the download."""
-        least: FloatArray = (
-            self.encrypt / self.frequency_max
-            + self.nats / (bandwidth * np.log1p(self.reach / bandwidth))
-            + self.evaluate / server
-        )
-        return least
+        """The sum of `least_times`."""
+        encrypt, upload, serve = self.least_times(bandwidth, server)
+        return encrypt + upload + serve
+
+    def processor_speed(self, time_price: FloatArray) -> tuple[FloatArray, BoolArray]:
+        """The f at which a second is worth ``time_price`` (J/s), 2 kappa f^3, and where it is within its range."""
+        wish = np.cbrt(time_price / (2 * self.capacitance))
+        frequency: FloatArray = np.minimum(np.maximum(wish, self.frequency_min), self.frequency_max)
+        return frequency, frequency == wish
+
+    def server_speed(self, time_price: FloatArray, most: FloatArray | float) -> tuple[FloatArray, BoolArray]:
+        """Likewise the server's F, 2 kappa_s F^3, at most ``most``; and where it is below that."""
+        wish = np.cbrt(time_price / max(2 * self.server_capacitance, 1e-300))
+        return np.minimum(wish, most), wish < most
+
+    def noise(self, bandwidth: FloatArray | float) -> FloatArray:
+        """N0 B / g, W: the power that arrives as strong as the noise."""
+        return self.noise_energy * bandwidth / self.nats
+
+    def power(self, bandwidth: FloatArray, upload_time: FloatArray) -> FloatArray:
+        """W that bring the upload through in that time; no more than there is."""
+        wish = self.noise(bandwidth) * np.expm1(self.nats / (bandwidth * upload_time))
+        power: FloatArray = np.minimum(wish, self.power_max)
+        return power
 
     def without(self, impossible: BoolArray) -> Problem:
         """The problem with those choices made harmless copies of the device's first possible one.
@@ -116,7 +139,7 @@ class Problem:
 
     def energies(
         self,
-        server: FloatArray,
+        server: FloatArray | float,
         frequency: FloatArray,
         power: FloatArray,
         upload_time: FloatArray,
@@ -128,6 +151,13 @@ class Problem:
             self.server_capacitance * self.evaluate * server**2,
         )
 
+    def energy(
+        self, server: FloatArray | float, frequency: FloatArray, power: FloatArray, upload_time: FloatArray
+    ) -> FloatArray:
+        """The sum of `energies`."""
+        encrypt, upload, serve = self.energies(server, frequency, power, upload_time)
+        return encrypt + upload + serve
+
     @property
     def shape(self) -> tuple[int, int]:
         """(devices, tiers)."""
@@ -138,11 +168,6 @@ class Problem:
         if self.shape[1] == 1:
             return self
         return self._gather(tiers.reshape(len(tiers), -1))
-
-    def only(self, devices: Sequence[int] | IntArray) -> Problem:
-        """The problem of some of the devices, with all that is shared to themselves."""
-        narrow = [name for name, value in vars(self).items() if isinstance(value, np.ndarray)]
-        return replace(self, **{name: getattr(self, name)[devices] for name in narrow})
 
 
 def excess(x: FloatArray, growth: FloatArray) -> FloatArray:
@@ -207,21 +232,11 @@ def respond(
     bandwidth, server = np.broadcast_to(bandwidth, shape), np.broadcast_to(server, shape)
     second = p.nats / bandwidth
     x_max = np.log1p(p.reach / bandwidth)
-    upload_min = second / x_max
     least = p.least_time(bandwidth, server)
     miss = least - p.time
     met = miss <= tolerance * p.time
     time = np.where(met, np.maximum(p.time, least), least)
-    noise = p.noise_energy * bandwidth / p.nats  # N0 B / g
-    stiff, server_stiff = 2 * p.capacitance, max(2 * p.server_capacitance, 1e-300)
-
-    def speeds(time_price: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray]:
-        wish, server_wish = np.cbrt(time_price / stiff), np.cbrt(time_price / server_stiff)
-        frequency: FloatArray = np.minimum(np.maximum(wish, p.frequency_min), p.frequency_max)
-        used: FloatArray = np.minimum(server_wish, server)
-        free: BoolArray = frequency == wish
-        server_free: BoolArray = server_wish < server
-        return frequency, used, free, server_free
+    noise = p.noise(bandwidth)
 
     def slow(y: FloatArray) -> tuple[FloatArray, FloatArray]:
         past = y > full
@@ -229,7 +244,8 @@ def respond(
         growth = np.expm1(x)
         m = excess(x, growth)
         time_price = noise * m * np.where(past, np.exp(_PAST * (y - full)), 1.0)
-        frequency, used, free, server_free = speeds(time_price)
+        frequency, free = p.processor_speed(time_price)
+        used, server_free = p.server_speed(time_price, server)
         encrypt, upload, serve = p.encrypt / frequency, second / x, p.evaluate / used
         taken = encrypt + upload + serve
         steep = np.where(past, _PAST, x * x * (growth + 1) / m)  # d ln lambda / dy
@@ -239,15 +255,15 @@ def respond(
     full = np.log(x_max)
     price_full = noise * excess(x_max, np.expm1(x_max))
     # Beyond this price there is nothing left to speed up.
-    price_all = np.maximum(stiff * p.frequency_max**3, server_stiff * server**3)
+    price_all = np.maximum(2 * p.capacitance * p.frequency_max**3, 2 * p.server_capacitance * server**3)
     high = full + np.log(np.maximum(price_all / price_full, 1.0)) / _PAST
     with np.errstate(divide="ignore", invalid="ignore"):
         y = falling_root(slow, np.minimum(full, np.log(3 * second / time if x is None else x)), high, 1e-13)
     at = np.exp(np.minimum(y, full))
     time_price = noise * excess(at, np.expm1(at)) * np.exp(_PAST * np.maximum(y - full, 0.0))
-    frequency, used, *_ = speeds(time_price)
-    upload = np.maximum(time - p.encrypt / frequency - p.evaluate / used, upload_min)
-    power = np.minimum(noise * np.expm1(second / upload), p.power_max)
-    energy = p.energies(used, frequency, power, upload)
-    total = np.where(met, energy[0] + energy[1] + energy[2], np.inf)
-    return Choices(bandwidth, used, frequency, power, upload, total, np.where(met, 0.0, miss))
+    frequency, _ = p.processor_speed(time_price)
+    used, _ = p.server_speed(time_price, server)
+    upload = np.maximum(time - p.encrypt / frequency - p.evaluate / used, second / x_max)
+    power = p.power(bandwidth, upload)
+    energy = np.where(met, p.energy(used, frequency, power, upload), np.inf)
+    return Choices(bandwidth, used, frequency, power, upload, energy, np.where(met, 0.0, miss))

@@ -41,14 +41,12 @@ def deadline_error(
     worst = int(np.argmax(part.min(axis=1)))
     tier = int(np.argmin(late[worst]))
     device, best = system.devices[worst], system.tiers[tier]
-    band = float(np.broadcast_to(bandwidth, problem.shape)[worst, tier])
-    cycles = float(np.broadcast_to(server, problem.shape)[worst, tier])
-    one = problem.only([worst])
+    encrypt, upload, serve = (part[worst, tier] for part in problem.least_times(bandwidth, server))
     parts = {
-        f"encryption at {device.frequency_max:.4g} cycles/s": one.encrypt[0, tier] / device.frequency_max,
-        f"upload at {device.power_max:.4g} W": one.nats[0, tier] / (band * np.log1p(one.reach[0, 0] / band)),
-        "server": one.evaluate[0, tier] / cycles,
-        "download": device.deadline - one.time[0, tier],
+        f"encryption at {device.frequency_max:.4g} cycles/s": encrypt,
+        f"upload at {device.power_max:.4g} W": upload,
+        "server": serve,
+        "download": device.deadline - problem.time[worst, tier],
     }
     total = sum(parts.values())
     spelled = ", ".join(f"{name} {seconds:.4g} s" for name, seconds in parts.items() if seconds > 0)

@@ -34,26 +34,26 @@ class _ServerMarket:
     def __init__(self, problem: Problem, left: FloatArray) -> None:
         self.problem, self.left = problem, left
         self.resources = np.array([problem.server_frequency])
-        self._y: FloatArray | None = None  # ln lambda
+        self._typical = 2 * problem.capacitance * (2 * problem.encrypt / left) ** 3  # lambda, half to encrypt
+        self._y = np.log(self._typical)  # ln lambda
 
     def start(self) -> FloatArray:
         """The price at which half of the time goes to an equal share of the server."""
         p = self.problem
         share = p.server_frequency / p.shape[0]
-        time_price = 2 * p.capacitance * (2 * p.encrypt / self.left) ** 3
-        worth = time_price * p.evaluate / share**2 - 2 * p.server_capacitance * p.evaluate * share
-        return np.array([max(float(np.median(worth)), 1e-6 * float(np.median(time_price * p.evaluate)) / share**2)])
+        saved = self._typical * p.evaluate
+        worth = saved / share**2 - 2 * p.server_capacitance * p.evaluate * share
+        return np.array([max(float(np.median(worth)), 1e-6 * float(np.median(saved)) / share**2)])
 
     def respond(self, prices: FloatArray, accuracy: float) -> Response:
         p, (nu,) = self.problem, prices
 
         def evaluate(y: FloatArray) -> tuple[FloatArray, ...]:
             time_price = np.exp(np.maximum(y, _LEAST))
-            wish = np.cbrt(time_price / (2 * p.capacitance))
-            frequency = np.minimum(np.maximum(wish, p.frequency_min), p.frequency_max)
+            frequency, free = p.processor_speed(time_price)
             z, rho, sigma = server_share(nu / p.evaluate, p.server_capacitance, time_price)
             encrypt, serve = p.encrypt / frequency, p.evaluate * z
-            yielding = (frequency == wish) * encrypt * (1 / 3) + serve * rho
+            yielding = free * encrypt * (1 / 3) + serve * rho
             return time_price, frequency, z, rho, sigma, encrypt + serve, yielding
 
         def miss(y: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -62,8 +62,7 @@ class _ServerMarket:
 
         with np.errstate(all="ignore"):  # a step that overflows is taken back
             high = np.full(p.shape, 600.0)
-            start = np.log(2 * p.capacitance * (2 * p.encrypt / self.left) ** 3) if self._y is None else self._y
-            self._y = falling_root(miss, start, high, max(_FINEST, min(accuracy, _COARSE)))
+            self._y = falling_root(miss, self._y, high, max(_FINEST, min(accuracy, _COARSE)))
             time_price, frequency, z, rho, sigma, taken, yielding = evaluate(self._y)
             server = 1 / z
             value = (
@@ -95,12 +94,9 @@ class Computation:
         self.left = self.problem.time - self.upload_time
         self.bandwidth, self.power = bandwidth, power
         p = self.problem
-        sent = power * self.upload_time
-        self.offset = np.where(impossible, np.inf, sent - p.reward)
-        most = p.capacitance * p.encrypt * p.frequency_max**2 + (
-            p.server_capacitance * p.evaluate * p.server_frequency**2
-        )
-        self.ceiling = float((most + sent - p.reward).max(axis=1).sum())
+        self.offset = np.where(impossible, np.inf, power * self.upload_time - p.reward)
+        most = p.energy(p.server_frequency, p.frequency_max, power, self.upload_time)
+        self.ceiling = float((most - p.reward).max(axis=1).sum())
 
     def market(self) -> _ServerMarket:
         """All tiers at once."""
@@ -121,8 +117,7 @@ class Computation:
             wish = np.where(left > 0, p.encrypt / left, np.inf)
         late = wish > p.frequency_max * (1 + 1e-9)
         frequency = np.minimum(np.maximum(wish, p.frequency_min), p.frequency_max)
-        parts = p.energies(server, frequency, self.power, upload_time)
-        each = np.where(late, np.inf, parts[0] + parts[1] + parts[2])
+        each = np.where(late, np.inf, p.energy(server, frequency, self.power, upload_time))
         energy = float(each.sum())
         objective = energy - float(p.reward.sum())
         choices = Choices(self.bandwidth, server, frequency, self.power, upload_time, each, np.zeros_like(each))
@@ -179,9 +174,6 @@ def communicate(problem: Problem, choices: Choices) -> Choices:
     (bandwidth,) = bound.response.demand
     above = np.maximum(bandwidth - market.least, 0.0)
     bandwidth = market.least + above * (room / float(above.sum()))
-    noise = problem.noise_energy * bandwidth / problem.nats
-    power = np.minimum(noise * np.expm1(problem.nats / (bandwidth * upload_time)), problem.power_max)
-    parts = problem.energies(choices.server, choices.frequency, power, upload_time)
-    return replace(
-        choices, bandwidth=bandwidth, power=power, upload_time=upload_time, energy=parts[0] + parts[1] + parts[2]
-    )
+    power = problem.power(bandwidth, upload_time)
+    energy = problem.energy(choices.server, choices.frequency, power, upload_time)
+    return replace(choices, bandwidth=bandwidth, power=power, upload_time=upload_time, energy=energy)

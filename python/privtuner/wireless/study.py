@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InfeasibleError, InputError
-from ..paths import writing
-from .allocation import Allocation, allocate
+from ..errors import InfeasibleError
+from ..paths import ensure_writable, writing
+from .allocation import allocate
 from .cells import Cell, rings
 from .files import default_tiers
 from .methods import METHODS
-from .model import Tier
+from .model import System, Tier, check_integer
 
 __all__ = ["SWEEPS", "Sweep", "run_study"]
 
@@ -80,12 +80,9 @@ def run_study(
     """
     from . import figures  # matplotlib is wanted here alone
 
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or not 1 <= seeds <= _MOST_SEEDS:
-        raise InputError(f"seeds = {seeds!r}: must be an integer in [1, {_MOST_SEEDS}]")
+    check_integer("seeds", seeds, 1, _MOST_SEEDS)
     say = progress or (lambda _: None)
-    folder = Path(folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = ensure_writable(folder)
     table = tuple(default_tiers() if tiers is None else tiers)
     cell = Cell(tiers=rings(table))
     say(f"choosing {seeds} cells that every method can serve")
@@ -94,12 +91,11 @@ def run_study(
 
     def write(name: str, rows: list[dict[str, Any]], draw: Callable[[Path], None]) -> None:
         path = folder / f"{name}.csv"
-        with writing(folder):
-            _write_csv(path, rows)
-            written.append(path)
-            for suffix in (".png", ".pdf"):
-                draw(path.with_suffix(suffix))
-                written.append(path.with_suffix(suffix))
+        _write_csv(path, rows)
+        pictures = [path.with_suffix(suffix) for suffix in (".png", ".pdf")]
+        for picture in pictures:
+            draw(picture)
+        written.extend([path, *pictures])
 
     for sweep in SWEEPS:
         rows = []
@@ -141,14 +137,17 @@ def _point(sweep: Sweep, cell: Cell, value: Any, seeds: Sequence[int]) -> Iterat
         system = cell.draw(seed)
         for method in _methods(len(system.tiers), len(system.devices)):
             row = {"sweep": sweep.name, sweep.field: value, "seed": seed, "method": method}
-            try:
-                yield row | {"feasible": 1} | _numbers(allocate(system, method, seed=seed))
-            except InfeasibleError:
-                yield row | {"feasible": 0}
+            yield row | _outcome(system, method, seed=seed)
 
 
-def _numbers(found: Allocation) -> dict[str, Any]:
+def _outcome(system: System, method: str = "global", **options: Any) -> dict[str, Any]:
+    """The end of a row: whether there is an allocation, and its numbers."""
+    try:
+        found = allocate(system, method, **options)
+    except InfeasibleError:
+        return {"feasible": 0}
     return {
+        "feasible": 1,
         "objective_j": found.objective,
         "energy_j": found.energy,
         "encrypt_j": float(found.encrypt_energy.sum()),
@@ -186,16 +185,13 @@ def _sets(table: Sequence[Tier], seeds: Sequence[int]) -> list[dict[str, Any]]:
         system = Cell(tiers=tuple(table), privacy_price=0.0, deadline=_SETS_DEADLINE).draw(seed)
         for tier in table:
             row = {"set": tier.name, "deadline": _SETS_DEADLINE, "seed": seed}
-            try:
-                rows.append(row | {"feasible": 1} | _numbers(allocate(system, tiers=tier.name)))
-            except InfeasibleError:
-                rows.append(row | {"feasible": 0})
+            rows.append(row | _outcome(system, tiers=tier.name))
     return rows
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with writing(path), path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)

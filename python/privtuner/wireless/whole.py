@@ -29,13 +29,8 @@ class Whole:
         self.problem = problem.without(~allowed)
         self.offset = np.where(allowed, -problem.reward, np.inf)
         p = self.problem
-        most = (
-            p.capacitance * p.encrypt * p.frequency_max**2
-            + p.power_max * p.time
-            + p.server_capacitance * p.evaluate * p.server_frequency**2
-            - p.reward
-        )
-        self.ceiling = float(most.max(axis=1).sum())
+        most = p.energy(p.server_frequency, p.frequency_max, p.power_max, p.time)
+        self.ceiling = float((most - p.reward).max(axis=1).sum())
 
     def market(self) -> Priced:
         """All tiers at once."""
