@@ -35,6 +35,7 @@ inline py::bytes new_bytes(std::size_t size, std::uint8_t*& data) {
 
 void register_errors(py::module_& module);
 void register_system(py::module_& module);
+void register_gemm(py::module_& module);
 void register_linear(py::module_& module);
 void register_ckks(py::module_& module);
 

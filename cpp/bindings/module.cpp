@@ -6,4 +6,5 @@ PYBIND11_MODULE(_core, module) {
   privtuner::bindings::register_system(module);
   privtuner::bindings::register_linear(module);
   privtuner::bindings::register_ckks(module);
+  privtuner::bindings::register_gemm(module);
 }

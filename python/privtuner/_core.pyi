@@ -5,6 +5,7 @@ import numpy.typing as npt
 
 __version__: str
 compiler: str
+openfhe_status: str
 PRESETS: tuple[str, ...]
 
 _Buffer = bytes | bytearray | memoryview
@@ -78,6 +79,17 @@ class Decryption:
     def __init__(self, secret: Secret) -> None: ...
     def feed(self, block: _Buffer) -> None: ...
     def finish(self) -> npt.NDArray[np.float32]: ...
+
+@final
+class ResidueProduct:
+    def __init__(
+        self, weights: Prepared | CkksMatrix, transpose: bool, residues: npt.NDArray[np.uint64], modulus: int
+    ) -> None: ...
+    def multiply(self, begin: int, count: int) -> npt.NDArray[np.uint64]: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
 
 _Doubles = npt.NDArray[np.float64]
 

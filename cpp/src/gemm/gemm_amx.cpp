@@ -100,7 +100,7 @@ template <class Word, int Digits, int Bytes>
 void multiply_tiles(const std::uint8_t* panel, const std::uint8_t* block, std::size_t block_bytes, std::size_t blocks,
                     std::size_t units, const Reducer& reducer, Word* out, std::size_t stride) {
   constexpr std::size_t kDigitSums = std::size_t{Digits} * 256, kBlockSums = 2 * kDigitSums;
-  constexpr std::size_t kBlocksAtOnce = 4;  // their sums, 32 to 56 KB, wait in the L2 between depth chunks
+  constexpr std::size_t kBlocksAtOnce = 4;  // their sums, 32 to 64 KB, wait in the L2 between depth chunks
   alignas(64) std::int32_t sums[kBlocksAtOnce * kBlockSums];
   amx_configure();
   for (std::size_t b = 0; b < blocks; b += kBlocksAtOnce) {
@@ -137,6 +137,7 @@ constexpr Kernel<Word> kKernel = {kRows<Bytes>,
 template <class Word, int Bytes>
 const Kernel<Word>& kernel_of(int digits) {
   if constexpr (sizeof(Word) == 8) {
+    if (digits == 8) return kKernel<Word, 8, Bytes>;
     if (digits == 7) return kKernel<Word, 7, Bytes>;
     if (digits == 6) return kKernel<Word, 6, Bytes>;
     if (digits == 5) return kKernel<Word, 5, Bytes>;

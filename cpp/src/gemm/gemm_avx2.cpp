@@ -105,9 +105,9 @@ void accumulate_all(const std::int32_t* panel, const std::uint8_t* block, std::s
 // V = sum_d 2^(11 d) * (low[d][c] + 2^8 high[d][c]) modulo q, in [0, q), for 4 columns; high is ignored for one-byte
 // weights.
 //
-// V = sum w x over at most 2^13 depths with |w| < 2^15 and 0 <= x < q < 2^52: |V| < 2^28 q, and so is each of its at
-// most ten terms in the double estimate. Less than 16 roundings of sums below 2^32 q put the estimate of V / q off by
-// less than 2^-17, and the rest, exact in words that wrap, is within (1/2 + 2^-17) q of zero: one correction.
+// V = sum w x over at most 2^13 depths with |w| < 2^15 and 0 <= x < q < 2^60: |V| < 2^28 q, and so is each of its at
+// most twelve terms in the double estimate. Less than 16 roundings of sums below 2^32 q put the estimate of V / q off
+// by less than 2^-17, and the rest, exact in words that wrap, is within (1/2 + 2^-17) q of zero: one correction.
 template <int Digits, int Bytes>
 __m256i recombine_4(const std::int32_t* low, const std::int32_t* high, const Reducer& reducer) {
   constexpr std::size_t kStep = kRows * kTileColumns;
@@ -127,11 +127,12 @@ __m256i recombine_4(const std::int32_t* low, const std::int32_t* high, const Red
   }
   const __m256i quotient =
       _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(_mm256_mul_pd(estimate, _mm256_set1_pd(reducer.inverse))));
-  // Signed 32-bit multiplications by the 26-bit halves of q.
+  // Signed 32-bit multiplications by the 30-bit halves of q.
   const auto times = [quotient](std::uint64_t half) {
     return _mm256_mul_epi32(quotient, _mm256_set1_epi64x(static_cast<long long>(half)));
   };
-  const __m256i product = _mm256_add_epi64(times(reducer.q & 0x3ffffff), _mm256_slli_epi64(times(reducer.q >> 26), 26));
+  const __m256i product =
+      _mm256_add_epi64(times(reducer.q & 0x3fffffff), _mm256_slli_epi64(times(reducer.q >> 30), 30));
   const __m256i rest = _mm256_sub_epi64(v, product);
   const __m256i negative = _mm256_cmpgt_epi64(_mm256_setzero_si256(), rest);
   return _mm256_add_epi64(rest, _mm256_and_si256(negative, _mm256_set1_epi64x(static_cast<long long>(reducer.q))));
@@ -175,10 +176,11 @@ constexpr Kernel<Word> kKernel = {kRows,
                                   &pack_blocks<Word, Digits>,
                                   &multiply_tiles<Word, Digits, Bytes>};
 
-// 33, 44 or 55 bits.
+// 33, 44, 55 or 66 bits.
 template <class Word, int Bytes>
 const Kernel<Word>& kernel_of(int digits) {
   if constexpr (sizeof(Word) == 8) {
+    if (digits == 6) return kKernel<Word, 6, Bytes>;
     if (digits == 5) return kKernel<Word, 5, Bytes>;
     if (digits == 4) return kKernel<Word, 4, Bytes>;
   }

@@ -106,6 +106,7 @@ constexpr Kernel<Word> kKernel = {kRows,
 template <class Word, int Bytes>
 const Kernel<Word>& kernel_of(int digits) {
   if constexpr (sizeof(Word) == 8) {
+    if (digits == 8) return kKernel<Word, 8, Bytes>;
     if (digits == 7) return kKernel<Word, 7, Bytes>;
     if (digits == 6) return kKernel<Word, 6, Bytes>;
     if (digits == 5) return kKernel<Word, 5, Bytes>;

@@ -39,7 +39,7 @@ void pack_blocks(const Word* c, std::size_t stride, std::size_t depth, std::size
 template <class Word>
 void multiply_tiles(const std::uint8_t* panel, const std::uint8_t* block, std::size_t block_bytes, std::size_t blocks,
                     std::size_t units, const Reducer& reducer, Word* out, std::size_t stride) {
-  // |sum| < 2^16 * 2^32 * 2^15 in the first case, < 2^16 * 2^52 * 2^15 in the second.
+  // |sum| < 2^16 * 2^32 * 2^15 in the first case, < 2^16 * 2^60 * 2^15 in the second.
   using Sum = std::conditional_t<sizeof(Word) == 4, std::int64_t, __int128>;
   const Sum q = static_cast<Sum>(reducer.q);
   for (std::size_t b = 0; b < blocks; ++b) {

@@ -44,7 +44,7 @@ struct Kernel {
                    std::size_t units, const Reducer& reducer, Word* out, std::size_t stride);
 };
 
-// bytes_per_weight 1 or 2; residues below 2^bits, at most 32 or 52 by Word. The layout of residues follows bits alone.
+// bytes_per_weight 1 or 2; residues below 2^bits, at most 32 or 60 by Word. The layout of residues follows bits alone.
 template <class Word>
 const Kernel<Word>& portable_kernel(int bytes_per_weight, int bits);
 template <class Word>

@@ -54,9 +54,9 @@ enum class Operand {
 };
 
 template <class Word>
-inline constexpr int kMaxBits = sizeof(Word) == 4 ? 32 : 52;  // longest modulus
+inline constexpr int kMaxBits = sizeof(Word) == 4 ? 32 : 60;  // longest modulus
 
-// Residues [depth][columns] laid out for one path's kernel. Word is uint32_t (q < 2^32) or uint64_t (q < 2^52).
+// Residues [depth][columns] laid out for one path's kernel. Word is uint32_t (q < 2^32) or uint64_t (q < 2^60).
 template <class Word>
 class PackedResidues {
  public:

@@ -1,0 +1,191 @@
+// Contexts: making them, and taking them out of OpenFHE's table.
+#include <algorithm>
+#include <mutex>
+
+#include "engine.hpp"
+
+namespace privtuner::openfhe {
+namespace {
+
+using Factory = lbcrypto::CryptoContextFactory<DCRTPoly>;
+
+// How many Context objects hold a context that they brought into OpenFHE's table. Under the exclusive lock.
+std::map<const lbcrypto::CryptoContextImpl<DCRTPoly>*, std::size_t>& holders() {
+  static std::map<const lbcrypto::CryptoContextImpl<DCRTPoly>*, std::size_t> held;
+  return held;
+}
+
+// OpenFHE empties its table only as a whole, together with all keys and transforms, of other users too. The table is no
+// constant, only the view of it that OpenFHE offers is.
+std::vector<CryptoContext>& table() { return const_cast<std::vector<CryptoContext>&>(Factory::GetAllContexts()); }
+
+void forget(const lbcrypto::CryptoContextImpl<DCRTPoly>* context) {
+  auto& all = table();
+  all.erase(std::remove_if(all.begin(), all.end(), [&](const auto& entry) { return entry.get() == context; }),
+            all.end());
+}
+
+lbcrypto::ScalingTechnique scaling_of(const std::string& name) {
+  if (name == "FIXEDMANUAL") return lbcrypto::FIXEDMANUAL;
+  if (name == "FIXEDAUTO") return lbcrypto::FIXEDAUTO;
+  if (name == "FLEXIBLEAUTO") return lbcrypto::FLEXIBLEAUTO;
+  if (name == "FLEXIBLEAUTOEXT") return lbcrypto::FLEXIBLEAUTOEXT;
+  throw std::invalid_argument("scaling_technique '" + name +
+                              "': choose FIXEDMANUAL, FIXEDAUTO, FLEXIBLEAUTO or FLEXIBLEAUTOEXT");
+}
+
+lbcrypto::KeySwitchTechnique switching_of(const std::string& name) {
+  if (name == "HYBRID") return lbcrypto::HYBRID;
+  if (name == "BV") return lbcrypto::BV;
+  throw std::invalid_argument("key_switch_technique '" + name + "': choose HYBRID or BV");
+}
+
+// OpenFHE tells its own error only from the stream it prints to.
+template <class T>
+std::string name_of(const T& value) {
+  std::ostringstream text;
+  text << value;
+  return text.str();
+}
+
+lbcrypto::CCParams<lbcrypto::CryptoContextCKKSRNS> parameters_of(const Settings& s) {
+  lbcrypto::CCParams<lbcrypto::CryptoContextCKKSRNS> p;
+  p.SetSecurityLevel(s.secure ? lbcrypto::HEStd_128_classic : lbcrypto::HEStd_NotSet);
+  p.SetMultiplicativeDepth(s.depth);
+  if (s.scaling_bits != 0) p.SetScalingModSize(s.scaling_bits);
+  if (s.first_bits != 0) p.SetFirstModSize(s.first_bits);
+  if (s.ring_dimension != 0) p.SetRingDim(s.ring_dimension);
+  if (s.batch_size != 0) p.SetBatchSize(s.batch_size);
+  if (s.digits != 0) p.SetNumLargeDigits(s.digits);
+  if (s.digit_bits != 0) p.SetDigitSize(s.digit_bits);
+  if (!s.scaling_technique.empty()) p.SetScalingTechnique(scaling_of(s.scaling_technique));
+  if (!s.key_switching.empty()) p.SetKeySwitchTechnique(switching_of(s.key_switching));
+  // A sparse secret is below the 128 bits that the table of OpenFHE's check states for ternary ones.
+  p.SetSecretKeyDist(lbcrypto::UNIFORM_TERNARY);
+  if (s.complex_data) {
+#ifdef PRIVTUNER_OPENFHE_COMPLEX
+    p.SetCKKSDataType(lbcrypto::COMPLEX);
+#else
+    throw std::invalid_argument("complex values need OpenFHE 1.3 or newer, this module was built with " +
+                                library_version());
+#endif
+  }
+  return p;
+}
+
+}  // namespace
+
+std::shared_ptr<Context> Context::make(const Settings& settings) {
+  const Exclusive lock(library_mutex());
+  TableGuard guard;
+  try {
+    const CryptoContext context = lbcrypto::GenCryptoContext(parameters_of(settings));
+    for (const auto feature : {lbcrypto::PKE, lbcrypto::KEYSWITCH, lbcrypto::LEVELEDSHE, lbcrypto::ADVANCEDSHE}) {
+      context->Enable(feature);
+    }
+    auto made = std::make_shared<Context>(context, guard.grown());
+    guard.keep();
+    return made;
+  } catch (const std::invalid_argument&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw std::invalid_argument("OpenFHE refuses these settings: " + reason(error));
+  }
+}
+
+Context::Context(CryptoContext context, bool fresh)
+    : context_(std::move(context)),
+      parameters_(std::dynamic_pointer_cast<lbcrypto::CryptoParametersRNS>(context_->GetCryptoParameters())) {
+  const auto scheme = std::dynamic_pointer_cast<lbcrypto::CryptoParametersCKKSRNS>(context_->GetCryptoParameters());
+  if (!scheme) throw FormatError("a context of another scheme than CKKS");
+  const auto extra = scaling_technique() == "FLEXIBLEAUTOEXT" ? 1u : 0u;
+  depth_ = static_cast<std::uint32_t>(moduli().size()) - 1 - extra;
+  auto& held = holders();
+  const auto found = held.find(context_.get());
+  if (found != held.end()) {
+    ++found->second;
+  } else if (fresh) {
+    held.emplace(context_.get(), 1);
+  }  // else somebody else's, to whom it is left
+  // Tables that OpenFHE would fill at first use, without a lock.
+  context_->MakeCKKSPackedPlaintext(std::vector<double>{1.0});
+}
+
+Context::~Context() {
+  const Exclusive lock(library_mutex());
+  auto& held = holders();
+  const auto found = held.find(context_.get());
+  if (found == held.end() || --found->second > 0) return;
+  held.erase(found);
+  forget(context_.get());
+}
+
+std::uint32_t Context::slots() const {
+  const std::uint32_t batch = context_->GetEncodingParams()->GetBatchSize();
+  return batch != 0 ? batch : ring_dimension() / 2;
+}
+
+std::uint32_t Context::scaling_bits() const {
+  return static_cast<std::uint32_t>(context_->GetEncodingParams()->GetPlaintextModulus());
+}
+
+bool Context::manual() const { return parameters_->GetScalingTechnique() == lbcrypto::FIXEDMANUAL; }
+
+bool Context::flexible() const {
+  const auto technique = parameters_->GetScalingTechnique();
+  return technique == lbcrypto::FLEXIBLEAUTO || technique == lbcrypto::FLEXIBLEAUTOEXT;
+}
+
+bool Context::complex() const {
+#ifdef PRIVTUNER_OPENFHE_COMPLEX
+  return context_->GetCKKSDataType() == lbcrypto::COMPLEX;
+#else
+  return false;
+#endif
+}
+
+bool Context::secure() const { return parameters_->GetStdLevel() != lbcrypto::HEStd_NotSet; }
+
+std::vector<std::uint64_t> Context::moduli() const {
+  std::vector<std::uint64_t> out;
+  for (const auto& tower : parameters_->GetElementParams()->GetParams()) {
+    out.push_back(tower->GetModulus().ConvertToInt());
+  }
+  return out;
+}
+
+std::vector<std::uint64_t> Context::special_moduli() const {
+  std::vector<std::uint64_t> out;
+  if (const auto& special = parameters_->GetParamsP()) {
+    for (const auto& tower : special->GetParams()) out.push_back(tower->GetModulus().ConvertToInt());
+  }
+  return out;
+}
+
+std::uint32_t Context::digits() const { return parameters_->GetNumPartQ(); }
+
+std::uint32_t Context::digit_bits() const { return parameters_->GetDigitSize(); }
+
+std::string Context::scaling_technique() const { return name_of(parameters_->GetScalingTechnique()); }
+
+std::string Context::key_switching() const { return name_of(parameters_->GetKeySwitchTechnique()); }
+
+void Context::enable_bootstrapping(const std::vector<std::uint32_t>& budget) {
+  const Exclusive lock(library_mutex());
+  try {
+    context_->Enable(lbcrypto::FHE);
+    context_->EvalBootstrapSetup(budget);
+  } catch (const std::exception& error) {
+    throw std::invalid_argument("OpenFHE cannot bootstrap with these parameters: " + reason(error));
+  }
+}
+
+TableGuard::TableGuard() : before_(Factory::GetAllContexts().size()) {}
+
+TableGuard::~TableGuard() {
+  if (!keep_ && grown()) table().resize(before_);
+}
+
+bool TableGuard::grown() const { return Factory::GetAllContexts().size() > before_; }
+
+}  // namespace privtuner::openfhe

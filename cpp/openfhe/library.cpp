@@ -1,0 +1,47 @@
+// What belongs to the process: the lock, the threads, the tables.
+#include "engine.hpp"
+
+#include <atomic>
+
+namespace privtuner::openfhe {
+namespace {
+
+std::atomic<int> thread_count{0};
+
+}  // namespace
+
+std::string reason(const std::exception& error) {
+  const std::string text = error.what();
+  const auto start = text.find("(): ");
+  return start == std::string::npos ? text : text.substr(start + 4);
+}
+
+std::shared_mutex& library_mutex() {
+  static std::shared_mutex mutex;
+  return mutex;
+}
+
+std::string library_version() { return GetOPENFHEVersion(); }
+
+int threads() {
+  const int count = thread_count.load();
+  return count > 0 ? count : lbcrypto::OpenFHEParallelControls.GetMachineThreads();
+}
+
+void set_threads(int count) {
+  if (count < 1) throw std::invalid_argument("num_threads is " + std::to_string(count) + "; give at least 1");
+  const Exclusive lock(library_mutex());
+  thread_count = count;
+  // OpenFHE asks for up to the number of threads that it saw when this object was made.
+  omp_set_num_threads(count);
+  lbcrypto::OpenFHEParallelControls = lbcrypto::ParallelControls();
+}
+
+Counts counts() {
+  const Exclusive lock(library_mutex());
+  using Impl = lbcrypto::CryptoContextImpl<DCRTPoly>;
+  return {static_cast<std::size_t>(lbcrypto::CryptoContextFactory<DCRTPoly>::GetContextCount()),
+          Impl::GetAllEvalMultKeys().size(), Impl::GetAllEvalAutomorphismKeys().size()};
+}
+
+}  // namespace privtuner::openfhe

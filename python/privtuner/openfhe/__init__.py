@@ -1,0 +1,38 @@
+"""OpenFHE's CKKS as a second engine: its keys, ciphertexts and parameters, privtuner's products and training on them.
+
+The same names and the same steps as :mod:`privtuner.ckks`::
+
+    context = openfhe.Context(ckks.parameters(depth=3))        # or Context.from_settings(...), Context.load(path)
+    secret = openfhe.SecretKey(context)                        # data owner
+    keys = secret.evaluation_keys()                            # public, to the server
+    x = secret.encrypt(activations, bound=8.0)                 # (tokens, features), one ciphertext a feature
+
+    engine = openfhe.Evaluator(context, keys)                  # server
+    y = engine.linear(x, weight)                               # an exact integer product of the residues: no level
+
+    secret.decrypt(y)                                          # data owner
+
+Needs a privtuner that was built where OpenFHE 1.2 or newer is installed; importing this package does not.
+"""
+
+from .context import Context, INSECURE_context
+from .evaluator import Evaluator
+from .keys import EvaluationKeys, PublicKey, SecretKey
+from .library import available, num_threads, set_num_threads, status
+# OWNER
+from .tensor import EncryptedTensor
+
+__all__ = [
+    "Context",
+    "EncryptedTensor",
+    "EvaluationKeys",
+    "Evaluator",
+    "INSECURE_context",
+    # "Owner",
+    "PublicKey",
+    "SecretKey",
+    "available",
+    "num_threads",
+    "set_num_threads",
+    "status",
+]

@@ -1,0 +1,231 @@
+"""Contexts: OpenFHE's parameters and everything precomputed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ..ckks import Parameters
+from ..errors import InputError, MessageError
+from .library import Saved, library, read
+
+__all__ = ["Context", "INSECURE_context"]
+
+BytesLike: TypeAlias = bytes | bytearray | memoryview
+
+_SETTINGS = {
+    "multiplicative_depth": "depth",
+    "scaling_mod_size": "scaling_bits",
+    "first_mod_size": "first_bits",
+    "ring_dim": "ring_dimension",
+    "batch_size": "batch_size",
+    "num_large_digits": "digits",
+    "digit_size": "digit_bits",
+    "scaling_technique": "scaling_technique",
+    "key_switch_technique": "key_switching",
+    "ckks_data_type": "complex_data",
+}
+_TEXTS = ("scaling_technique", "key_switch_technique")
+
+
+class Context(Saved):
+    """An OpenFHE context for CKKS with 128 bits of classical security by OpenFHE's own check (HEStd_128_classic).
+
+    Released with the last object that refers to it: OpenFHE's table of contexts does not keep it.
+
+    Args:
+        parameters: ring, depth and scale of a native set. OpenFHE chooses primes of the same sizes, scales every level
+            exactly (FLEXIBLEAUTO), and gets as many digits of key switching as its check needs.
+
+    Attributes:
+        ring_dimension: N. slots: values in a ciphertext, N / 2 unless a batch size was set.
+        depth: multiplications in a row. scale_bits: log2 of the scale.
+        moduli: the primes of the ciphertexts' towers, up to 60 bits each. special_moduli: of key switching.
+        scaling_technique, key_switch_technique, num_large_digits: OpenFHE's.
+        security_bits: 128, or 0 where OpenFHE's check was off.
+        complex: whether slots hold complex numbers; OpenFHE decrypts real parts only otherwise.
+
+    Raises:
+        InputError: OpenFHE refuses the parameters. EngineError: OpenFHE is missing.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        if parameters.security_bits < 128:
+            raise InputError(f"{parameters.name} is not secure; for tests pass it to INSECURE_context")
+        self._hold(_like(parameters, secure=True))
+
+    def _hold(self, core: Any) -> None:
+        self._core = core
+        self.ring_dimension: int = core.ring_dimension
+        self.slots: int = core.slots
+        self.depth: int = core.depth
+        self.scale_bits: int = core.scaling_bits
+        self.moduli: tuple[int, ...] = tuple(core.moduli)
+        self.special_moduli: tuple[int, ...] = tuple(core.special_moduli)
+        self.scaling_technique: str = core.scaling_technique
+        self.key_switch_technique: str = core.key_switching
+        self.num_large_digits: int = core.digits
+        self.complex: bool = core.complex
+        self.security_bits: int = 128 if core.secure else 0
+        self.bootstrapping: bool = False
+        # FLEXIBLEAUTOEXT has a tower above the first level.
+        self._top = self.depth + (self.scaling_technique == "FLEXIBLEAUTOEXT")
+
+    @classmethod
+    def from_settings(cls, multiplicative_depth: int, **settings: Any) -> Context:
+        """A context from OpenFHE's own settings, the ``CCParams`` of CryptoContextCKKSRNS.
+
+        Args:
+            multiplicative_depth: multiplications in a row.
+            **settings: ``scaling_mod_size``, ``first_mod_size`` (bits), ``ring_dim``, ``batch_size``,
+                ``num_large_digits``, ``digit_size`` (bits), ``scaling_technique`` (FIXEDMANUAL, FIXEDAUTO,
+                FLEXIBLEAUTO, FLEXIBLEAUTOEXT), ``key_switch_technique`` (HYBRID, BV), ``ckks_data_type`` (REAL,
+                COMPLEX). What is left out has OpenFHE's default; the security level is HEStd_128_classic and the secret
+                uniform ternary.
+
+        Raises:
+            InputError: an unknown setting or value, or OpenFHE refuses them, with its reason.
+            EngineError: OpenFHE is missing.
+        """
+        return cls._of(_made(multiplicative_depth, settings, secure=True))
+
+    @classmethod
+    def _of(cls, core: Any) -> Context:
+        context = cls.__new__(cls)
+        context._hold(core)
+        return context
+
+    def enable_bootstrapping(self, level_budget: Sequence[int] = (4, 4)) -> None:
+        """Precompute what :meth:`Evaluator.bootstrap` needs.
+
+        Args:
+            level_budget: levels for the two linear transforms, OpenFHE's ``EvalBootstrapSetup``.
+
+        Raises:
+            InputError: OpenFHE cannot bootstrap with these parameters, with its reason.
+        """
+        self._core.enable_bootstrapping(list(level_budget))
+        self.bootstrapping = True
+
+    def galois_element(self, steps: int) -> int:
+        """The automorphism X -> X^k that rotates slots by ``steps``."""
+        return int(self._core.galois_element(steps))
+
+    def level_of(self, level: int, degree: int) -> int:
+        """Multiplications left, of OpenFHE's level (towers gone) and degree of the scale."""
+        return self._top - level - (degree - 1)
+
+    def openfhe_level(self, level: int) -> int:
+        """OpenFHE's level of a fresh ciphertext with ``level`` multiplications left."""
+        return 0 if level == self.depth else self._top - level
+
+    def require_level(self, level: int) -> int:
+        """The level, or InputError."""
+        if not 0 <= level <= self.depth:
+            raise InputError(f"level {level}: this context has levels 0 to {self.depth}")
+        return level
+
+    def scale_deviation(self) -> float:
+        """Largest |prime / scale - 1|: what a rescaling is off by where every level is said to have one scale."""
+        if self.scaling_technique.startswith("FLEXIBLE"):
+            return 0.0
+        return float(max((abs(q / 2.0**self.scale_bits - 1) for q in self.moduli[1:]), default=0.0))
+
+    def to_bytes(self) -> bytes:
+        """OpenFHE's binary serialisation: what other programs read with ``Serial::Deserialize``."""
+        return bytes(self._core.to_bytes())
+
+    @classmethod
+    def from_bytes(cls, data: BytesLike) -> Context:
+        """Read OpenFHE's binary serialisation. It trusts what it reads: use it on bytes whose writer you trust.
+
+        A context whose security check was off is accepted as it is, with ``security_bits`` 0.
+
+        Raises:
+            MessageError: this is no CKKS context of OpenFHE, or it is damaged.
+        """
+        return cls._of(library().Context.from_bytes(bytes(data)))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Context:
+        """As `from_bytes`, from a file."""
+        return cls.from_bytes(read(path))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Context.from_bytes, (self.to_bytes(),))
+
+    def __repr__(self) -> str:
+        return (
+            f"<OpenFHE context: N = {self.ring_dimension}, {self.slots} slots, depth {self.depth}, scale "
+            f"2^{self.scale_bits}, {self.scaling_technique}, {self.key_switch_technique}, "
+            f"{self.security_bits or 'no'} bits of security>"
+        )
+
+
+def INSECURE_context(  # noqa: N802 - the capitals are the warning
+    parameters: Parameters | None = None, **settings: Any
+) -> Context:
+    """As `Context` or :meth:`Context.from_settings`, without the security check: for tests, never for data."""
+    if parameters is not None:
+        return Context._of(_like(parameters, secure=False))
+    if "ring_dim" not in settings:
+        raise InputError("without a security check OpenFHE cannot choose the ring: give ring_dim")
+    return Context._of(_made(settings.pop("multiplicative_depth", 1), settings, secure=False))
+
+
+def same_context(first: Context, second: Context) -> bool:
+    """Whether two objects stand for one context of OpenFHE's."""
+    return first is second or bool(first._core == second._core) or first.to_bytes() == second.to_bytes()
+
+
+def require_message(data: BytesLike, what: str) -> bytes:
+    """``data`` as bytes, if there are any."""
+    if len(data) == 0:
+        raise MessageError(f"{what}: there are no bytes")
+    return bytes(data)
+
+
+def _made(depth: int, settings: dict[str, Any], *, secure: bool) -> Any:
+    unknown = sorted(set(settings) - set(_SETTINGS))
+    if unknown:
+        known = ", ".join(name for name in _SETTINGS if name != "multiplicative_depth")
+        raise InputError(f"unknown settings {unknown}; known: {known}")
+    values: dict[str, Any] = {core: "" if name in _TEXTS else 0 for name, core in _SETTINGS.items()}
+    for name, value in {"multiplicative_depth": depth, **settings}.items():
+        values[_SETTINGS[name]] = str(value) if name in _TEXTS else value
+    data_type = settings.get("ckks_data_type", "REAL")
+    if data_type not in ("REAL", "COMPLEX"):
+        raise InputError(f"ckks_data_type {data_type!r}: choose REAL or COMPLEX")
+    values["complex_data"] = data_type == "COMPLEX"
+    for name, core in _SETTINGS.items():
+        value = values[core]
+        if name in _TEXTS or name == "ckks_data_type":
+            continue
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 0 <= value < 1 << 20:
+            raise InputError(f"{name} is {value!r}; give a whole number that is not negative")
+        values[core] = int(value)
+    return library().Context(**values, secure=secure)
+
+
+def _like(parameters: Parameters, *, secure: bool) -> Any:
+    settings = {
+        "scaling_mod_size": parameters.scale_bits,
+        "first_mod_size": parameters.primes[0].bit_length(),
+        "ring_dim": parameters.ring_dimension,
+        "scaling_technique": "FLEXIBLEAUTO",
+        "key_switch_technique": "HYBRID",
+    }
+    refusal: InputError | None = None
+    # More digits mean fewer special primes, hence a smaller modulus, until OpenFHE's check passes.
+    for digits in range(min(3, parameters.depth + 1), parameters.depth + 2):
+        try:
+            return _made(parameters.depth, {**settings, "num_large_digits": digits}, secure=secure)
+        except InputError as error:
+            refusal = error
+    raise InputError(
+        f"{parameters.name}: {refusal}; OpenFHE's special primes have 60 bits, so give parameters a ring_dimension "
+        f"of {2 * parameters.ring_dimension}"
+    )

@@ -1,0 +1,286 @@
+"""Keys of OpenFHE, each owned by its Python object."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ckks.keys import as_values
+from ..errors import CkksError, InputError, SecretError
+from .context import BytesLike, Context, require_message, same_context
+from .library import Saved, library, read, write
+from .tensor import EncryptedTensor
+
+__all__ = ["EvaluationKeys", "PublicKey", "SecretKey"]
+
+Array = npt.NDArray[Any]
+
+SIGMA = 3.19
+"""Standard deviation of OpenFHE's errors."""
+
+
+def slot_noise(context: Context, coefficient: float, scale: float) -> float:
+    """Standard deviation of a slot's real part, of one of each coefficient."""
+    return coefficient * math.sqrt(context.ring_dimension / 2) / scale
+
+
+def rounding_noise(context: Context) -> float:
+    """Of a coefficient, after a division: uniform rounding times (1, s), s uniform ternary."""
+    return math.sqrt((1 + context.ring_dimension * 2 / 3) / 12)
+
+
+def _encrypted(
+    key: PublicKey | SecretKey, values: npt.ArrayLike, bound: float, level: int | None, fresh: float
+) -> EncryptedTensor:
+    context = key.context
+    re, im = as_values(values)
+    if im is not None and not context.complex:
+        raise InputError(
+            "complex values, and this context decrypts real parts only; make one with ckks_data_type='COMPLEX'"
+        )
+    if not (math.isfinite(bound) and bound > 0):
+        raise InputError(f"bound {bound}: give a positive number")
+    at = context.require_level(context.depth if level is None else level)
+    if len(re) > context.slots:
+        raise CkksError(f"{len(re)} tokens do not fit the {context.slots} slots of this context")
+    size = np.abs(re) if im is None else np.hypot(re, im)
+    if not np.isfinite(size).all():
+        raise CkksError("values hold NaN or infinity")
+    if size.max() > bound:
+        raise CkksError(f"a value is above the bound {bound:g} that was declared; declare a larger one")
+    parts = (np.ascontiguousarray(re.T), None if im is None else np.ascontiguousarray(im.T))
+    core = key._core.encrypt(*parts, context.openfhe_level(at))
+    # Errors, and the rounding of N coefficients.
+    noise = slot_noise(context, math.hypot(fresh, math.sqrt(1 / 12)), core.scaling_factor)
+    # Doubles and OpenFHE's transform of them.
+    bias = bound * 2.0**-44
+    return EncryptedTensor(
+        core, context, len(re), bound, slot_bound=bound, noise=noise, bias=bias, independent=True
+    )
+
+
+class EvaluationKeys:
+    """What the server needs to compute: a relinearisation key, rotation keys. Public.
+
+    OpenFHE finds such keys in tables of the process; these are there only while an operation of theirs runs.
+
+    Attributes:
+        relinearisation, conjugation: whether there is such a key. elements: of the Galois group that have keys.
+        tag: OpenFHE's, of the secret key. nbytes: in memory.
+    """
+
+    def __init__(self, core: Any, context: Context) -> None:
+        self._core, self.context = core, context
+        self.relinearisation: bool = core.relinearisation
+        self.elements: frozenset[int] = frozenset(core.elements)
+        self.conjugation: bool = 2 * context.ring_dimension - 1 in self.elements
+        self.tag: str = core.tag
+        self.nbytes: int = core.nbytes
+
+    def to_bytes(self) -> tuple[bytes, bytes]:
+        """OpenFHE's two serialisations: of ``SerializeEvalMultKey`` and ``SerializeEvalAutomorphismKey``.
+
+        Either is empty where there are no such keys.
+        """
+        return bytes(self._core.multiplication_bytes()), bytes(self._core.automorphism_bytes())
+
+    @classmethod
+    def from_bytes(
+        cls, context: Context, multiplication: BytesLike = b"", automorphisms: BytesLike = b""
+    ) -> EvaluationKeys:
+        """Read OpenFHE's serialisations; as :meth:`Context.from_bytes`, from a writer you trust.
+
+        Raises:
+            MessageError: these are no such keys, keys of several secrets, or of another context.
+        """
+        core = library().EvaluationKeys.from_bytes(context._core, bytes(multiplication), bytes(automorphisms))
+        return cls(core, context)
+
+    def save(self, multiplication: str | Path, automorphisms: str | Path) -> None:
+        """Write the two parts of `to_bytes` to two files, as OpenFHE's examples do."""
+        for path, data in zip((multiplication, automorphisms), self.to_bytes(), strict=True):
+            write(path, data)
+
+    @classmethod
+    def load(
+        cls, context: Context, multiplication: str | Path | None = None, automorphisms: str | Path | None = None
+    ) -> EvaluationKeys:
+        """As `from_bytes`, from files."""
+        parts = [b"" if path is None else read(path) for path in (multiplication, automorphisms)]
+        return cls.from_bytes(context, *parts)
+
+    def __repr__(self) -> str:
+        return (
+            f"<OpenFHE evaluation keys: relinearisation {self.relinearisation}, conjugation {self.conjugation}, "
+            f"{len(self.elements)} automorphisms, {self.nbytes / 1e6:.0f} MB>"
+        )
+
+
+class PublicKey(Saved):
+    """Encrypts without the secret."""
+
+    def __init__(self, core: Any, context: Context) -> None:
+        self._core, self.context = core, context
+        self.tag: str = core.tag
+
+    def encrypt(self, values: npt.ArrayLike, *, bound: float = 1.0, level: int | None = None) -> EncryptedTensor:
+        """As :meth:`SecretKey.encrypt`, and noisier."""
+        return _encrypted(self, values, bound, level, SIGMA * math.sqrt(1 + self.context.ring_dimension * 4 / 3))
+
+    def to_bytes(self) -> bytes:
+        """OpenFHE's binary serialisation."""
+        return bytes(self._core.to_bytes())
+
+    @classmethod
+    def from_bytes(cls, context: Context, data: BytesLike) -> PublicKey:
+        """Read OpenFHE's serialisation; as :meth:`Context.from_bytes`, from a writer you trust.
+
+        Raises:
+            MessageError: this is no public key of this context.
+        """
+        return cls(library().PublicKey.from_bytes(context._core, require_message(data, "public key")), context)
+
+    @classmethod
+    def load(cls, context: Context, path: str | Path) -> PublicKey:
+        """As `from_bytes`, from a file."""
+        return cls.from_bytes(context, read(path))
+
+
+class SecretKey:
+    """A uniform ternary secret, drawn by OpenFHE. Not copied or pickled; wiped when released.
+
+    Args:
+        context: of the key.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._core = library().SecretKey(context._core)
+        self.context = context
+        self.tag: str = self._core.tag
+
+    def encrypt(self, values: npt.ArrayLike, *, bound: float = 1.0, level: int | None = None) -> EncryptedTensor:
+        """Encrypt real values of shape (tokens, features), or (tokens,) for one feature.
+
+        Complex values where the context is complex.
+
+        Args:
+            values: float or integer array; at most ``slots`` tokens.
+            bound: |value| <= bound. **Public**: it travels with the tensor and errors are predicted from it, so declare
+                what is known of the data, not its maximum.
+            level: default the context's depth; a lower one is smaller and faster.
+
+        Raises:
+            CkksError: a value above the bound or not finite, more tokens than slots, or OpenFHE refuses.
+            InputError: unusable shape, dtype, bound or level.
+        """
+        return _encrypted(self, values, bound, level, SIGMA)
+
+    def decrypt(self, tensor: EncryptedTensor, *, complex: bool = False) -> Array:
+        """Return the values, float64 (or complex128) of shape (tokens, features).
+
+        OpenFHE adds noise of the size of the error, so that a decryption can be shown a few times; see its
+        documentation of NOISE_FLOODING for more.
+
+        Raises:
+            CkksError: a value beyond the tensor's bound, or OpenFHE finds the error too large; a tensor of another key.
+            InputError: complex values of a context that has none.
+        """
+        if complex and not self.context.complex:
+            raise InputError("this context decrypts real parts only; make one with ckks_data_type='COMPLEX'")
+        if not same_context(self.context, tensor.context):
+            raise CkksError("the tensor is of another context than the key")
+        if tensor.tag != self.tag:
+            raise CkksError("the tensor was encrypted under another secret key")
+        tokens = tensor.shape[0]
+        # In a complex context OpenFHE does not add noise, and imaginary parts that are not asked for are left out.
+        parts = self._core.decrypt(tensor._core, tokens, complex)
+        slots = parts[0] + 1j * parts[1] if complex else parts
+        values: Array = np.ascontiguousarray((slots * tensor.factor[:, None]).T)
+        limit = tensor.bound + tensor.budget().error
+        largest = float(np.abs(values).max())
+        if not largest <= limit:
+            raise CkksError(
+                f"a decrypted value is {largest:.4g} and the tensor's bound {tensor.bound:.4g}: an input left the "
+                "domain it was declared for, or a promise of assume was wrong"
+            )
+        return values
+
+    def public_key(self) -> PublicKey:
+        """A key for others to encrypt with.
+
+        Raises:
+            SecretError: the secret was read from bytes; its public key is in a file of its own.
+        """
+        core = self._core.public_key()
+        if core is None:
+            raise SecretError("OpenFHE makes both keys at once: load the public key that belongs to this secret")
+        return PublicKey(core, self.context)
+
+    def evaluation_keys(
+        self,
+        *,
+        rotations: Iterable[int] = (),
+        relinearisation: bool = True,
+        conjugation: bool = False,
+        sums: bool = False,
+        bootstrapping: bool = False,
+    ) -> EvaluationKeys:
+        """Make the keys a circuit needs.
+
+        Args:
+            rotations: steps, any sign.
+            relinearisation: for products of ciphertexts.
+            conjugation: for complex conjugates.
+            sums: for :meth:`Evaluator.sum_slots`, log2(slots) keys.
+            bootstrapping: for :meth:`Evaluator.bootstrap`; after :meth:`Context.enable_bootstrapping`.
+
+        Raises:
+            InputError: bootstrapping of a context that was not prepared for it.
+        """
+        if bootstrapping and not self.context.bootstrapping:
+            raise InputError("bootstrapping keys need context.enable_bootstrapping() first")
+        elements = {self.context.galois_element(int(step)) for step in rotations}
+        if sums:
+            slots = self.context.slots
+            elements.update(self.context.galois_element(1 << i) for i in range(slots.bit_length() - 1))
+        if conjugation:
+            elements.add(2 * self.context.ring_dimension - 1)
+        elements.discard(1)
+        core = self._core.evaluation_keys(relinearisation, sorted(elements), bootstrapping)
+        return EvaluationKeys(core, self.context)
+
+    def to_bytes(self) -> bytes:
+        """OpenFHE's serialisation **of the secret**, unprotected: for a store that keeps secrets, never for a wire."""
+        return bytes(self._core.to_bytes())
+
+    @classmethod
+    def from_bytes(cls, context: Context, data: BytesLike) -> SecretKey:
+        """Read OpenFHE's serialisation of a secret key.
+
+        Raises:
+            MessageError: this is no secret key of this context.
+        """
+        key = cls.__new__(cls)
+        key._core = library().SecretKey.from_bytes(context._core, require_message(data, "secret key"))
+        key.context, key.tag = context, key._core.tag
+        return key
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_bytes` to a file that only its owner may read."""
+        write(path, self.to_bytes(), 0o600)
+
+    @classmethod
+    def load(cls, context: Context, path: str | Path) -> SecretKey:
+        """As `from_bytes`, from a file."""
+        return cls.from_bytes(context, read(path))
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise SecretError("a secret key is never copied or pickled: save it, or keep it in the process that made it")
+
+    def __repr__(self) -> str:
+        return f"<OpenFHE secret key, tag {self.tag}>"

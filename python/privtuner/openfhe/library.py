@@ -1,0 +1,121 @@
+"""Whether OpenFHE is there, which, and how many threads it uses. The only module that imports ``_openfhe``."""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import _core
+from ..errors import EngineError, InputError
+
+__all__ = ["Saved", "Status", "available", "library", "num_threads", "set_num_threads", "status"]
+
+_INSTALL = (
+    "install OpenFHE 1.2 or newer with shared libraries (https://openfhe.org), then build privtuner again where CMake "
+    "finds it: CMAKE_PREFIX_PATH=<its prefix> pip install --no-binary privtuner --force-reinstall privtuner"
+)
+
+
+class Status(NamedTuple):
+    """What came of looking for OpenFHE."""
+
+    available: bool
+    version: str
+    """Empty where it is absent."""
+    reason: str
+    """Where it was found; or where it was looked for, and what to install."""
+
+
+@lru_cache(maxsize=1)
+def _module() -> Any:
+    """The extension module, or the text of the error on importing it."""
+    try:
+        return importlib.import_module("privtuner._openfhe")
+    except ModuleNotFoundError:
+        return f"{_core.openfhe_status}; {_INSTALL}"
+    except ImportError as error:
+        return f"the engine was built, but its libraries do not load ({error}): put OpenFHE back, or build again"
+
+
+def status() -> Status:
+    """Say whether the engine is there, which OpenFHE it is, and why not."""
+    module = _module()
+    if isinstance(module, str):
+        return Status(False, "", module)
+    return Status(True, module.version, f"OpenFHE {module.version} in {module.library}")
+
+
+def available() -> bool:
+    """Whether the engine can be used."""
+    return status().available
+
+
+def library() -> Any:
+    """The extension module.
+
+    Raises:
+        EngineError: it is missing; the message says where OpenFHE was looked for and what to install.
+    """
+    module = _module()
+    if isinstance(module, str):
+        raise EngineError(f"the OpenFHE engine is not available: {module}")
+    return module
+
+
+def num_threads() -> int:
+    """How many OpenMP threads OpenFHE uses."""
+    return int(library().num_threads())
+
+
+def set_num_threads(n: int) -> None:
+    """Let OpenFHE use ``n`` OpenMP threads, in the whole process. The default is what OMP_NUM_THREADS says, or all.
+
+    Raises:
+        InputError: n < 1.
+    """
+    if n < 1:
+        raise InputError(f"num_threads is {n}; give at least 1")
+    library().set_num_threads(n)
+
+
+class Saved:
+    """Files that hold what ``to_bytes`` gives, as OpenFHE's ``Serial::SerializeToFile`` in binary writes them."""
+
+    def to_bytes(self) -> bytes:
+        """Serialise."""
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> None:
+        """Write ``to_bytes()`` to a file.
+
+        Raises:
+            InputError: the file cannot be written; what it held before is kept.
+        """
+        write(path, self.to_bytes())
+
+
+def write(path: str | Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file whole or not at all."""
+    file = Path(path)
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        partial.touch(mode)
+        partial.write_bytes(data)
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"cannot write {file}: {error.strerror}; choose another place") from error
+
+
+def read(path: str | Path) -> bytes:
+    """Read a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error

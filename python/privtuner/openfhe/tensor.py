@@ -1,0 +1,201 @@
+"""Encrypted tensors of OpenFHE ciphertexts, feature-major: tokens in the slots, one ciphertext a feature."""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ckks.tensor import Budget
+from ..errors import CkksError, InputError, MessageError
+from .context import BytesLike, Context, require_message
+from .library import Saved, library, read, write
+
+__all__ = ["EncryptedTensor"]
+
+Array = npt.NDArray[np.float64]
+
+_HEAD = struct.Struct("<4sHHIIddddd")
+_MAGIC, _VERSION = b"PVOT", 1
+
+
+class EncryptedTensor(Saved):
+    """An encrypted array of shape (tokens, features). Immutable.
+
+    A value is ``factor`` times what a slot holds: a product with a quantised matrix leaves its scale there, so that it
+    takes no level.
+
+    Attributes:
+        shape: (tokens, features). level: multiplications left.
+        bound: |value| <= bound in every slot, as declared on encryption, derived, or promised by ``assume``.
+        factor: float64 (features,).
+        nbytes: in memory.
+    """
+
+    def __init__(
+        self,
+        core: Any,
+        context: Context,
+        tokens: int,
+        bound: float,
+        *,
+        slot_bound: float,
+        noise: float,
+        bias: float = 0.0,
+        factor: Array | None = None,
+        independent: bool = False,
+    ) -> None:
+        self._core, self.context = core, context
+        self.shape: tuple[int, int] = (tokens, core.features)
+        self.bound = float(bound)
+        self.factor = np.ones(core.features) if factor is None else factor
+        self.level: int = context.level_of(core.level, core.noise_scale_degree)
+        self.nbytes: int = core.nbytes
+        # Of what slots hold: bound, standard deviation of the random error, the systematic error.
+        self._slot_bound, self._noise, self._bias = float(slot_bound), float(noise), float(bias)
+        self._independent = independent  # whether the errors of the features are
+        if self.level < 0:
+            raise CkksError(f"the operation takes {-self.level} more levels than are left; choose a larger depth")
+        room = sum(math.log2(q) for q in core.moduli) - 1 - math.log2(core.scaling_factor)
+        if self._slot_bound > 0 and math.log2(self._slot_bound) >= room:
+            raise CkksError(
+                f"values up to {self._slot_bound:.3g} in the slots outgrow the modulus left at level {self.level}, "
+                f"which holds 2^{room:.1f}; declare a smaller bound, or do this at a higher level"
+            )
+
+    @property
+    def tag(self) -> str:
+        """OpenFHE's tag of the secret key."""
+        return str(self._core.tag)
+
+    @property
+    def moduli(self) -> tuple[int, ...]:
+        """The primes of the towers that are left."""
+        return tuple(self._core.moduli)
+
+    def budget(self) -> Budget:
+        """Level, scale and predicted error; OpenFHE adds noise of the error's own size when it decrypts."""
+        count = self.shape[0] * self.shape[1]
+        n = self.context.ring_dimension
+        # OpenFHE's added noise has at least N^(1/2) / 8 in every coefficient, at the scale it decodes at.
+        scale = 2.0**self.context.scale_bits if len(self.moduli) > 1 else float(self._core.scaling_factor)
+        floor = 0.125 * math.sqrt(n) * math.sqrt(n / 2) / scale
+        spread = math.sqrt(2) * math.hypot(self._noise, floor)
+        worst = math.sqrt(2 * math.log(2e6 * count)) * spread + self._bias
+        error = worst * float(np.abs(self.factor).max())
+        bits = math.log2(self.bound / error) if self.bound > 0 else -math.inf
+        return Budget(self.level, math.log2(self._core.scaling_factor), error, bits)
+
+    def residues(self, tower: int) -> npt.NDArray[np.uint64]:
+        """Residues modulo ``moduli[tower]``: uint64 (features, components, N), in OpenFHE's evaluation format.
+
+        Raises:
+            InputError: there is no such tower.
+        """
+        words: npt.NDArray[np.uint64] = self._core.residues(tower)
+        return words
+
+    def to_bytes(self) -> bytes:
+        """Shape, bounds and scales, then what `to_openfhe` gives."""
+        head = _HEAD.pack(
+            _MAGIC,
+            _VERSION,
+            int(self._independent),
+            *self.shape,
+            self.bound,
+            self._slot_bound,
+            self._noise,
+            self._bias,
+            0.0,
+        )
+        return head + self.factor.astype("<f8").tobytes() + self.to_openfhe()
+
+    @classmethod
+    def from_bytes(cls, context: Context, data: BytesLike) -> EncryptedTensor:
+        """Read what `to_bytes` wrote; as :meth:`Context.from_bytes`, from a writer you trust.
+
+        Raises:
+            MessageError: malformed, truncated, of another version, or of another context.
+        """
+        view = memoryview(require_message(data, "tensor"))
+        if len(view) < _HEAD.size:
+            raise MessageError(f"tensor: {len(view)} bytes are shorter than its head: truncated?")
+        magic, version, flag, tokens, features, bound, slot_bound, noise, bias, zero = _HEAD.unpack_from(view)
+        if magic != _MAGIC:
+            raise MessageError("tensor: this is none; ciphertexts of other programs are read by from_openfhe")
+        if version != _VERSION:
+            raise MessageError(f"tensor: version {version}, this build reads {_VERSION}; install the same privtuner")
+        numbers = (bound, slot_bound, noise, bias)
+        if not all(math.isfinite(number) and number >= 0 for number in numbers) or zero != 0 or flag > 1:
+            raise MessageError(f"tensor: impossible bounds {numbers}")
+        start = _HEAD.size + 8 * features
+        if features < 1 or len(view) < start:
+            raise MessageError(f"tensor: {len(view)} bytes do not hold {features} features: truncated?")
+        factor = np.frombuffer(view[_HEAD.size : start], "<f8").astype(np.float64)
+        core = library().Ciphertexts.from_bytes(context._core, bytes(view[start:]))
+        if core.features != features or not 1 <= tokens <= core.slots or not np.isfinite(factor).all():
+            raise MessageError(f"tensor: shape ({tokens}, {features}) does not fit its {core.features} ciphertexts")
+        return cls(
+            core,
+            context,
+            tokens,
+            bound,
+            slot_bound=slot_bound,
+            noise=noise,
+            bias=bias,
+            factor=factor,
+            independent=bool(flag),
+        )
+
+    @classmethod
+    def load(cls, context: Context, path: str | Path) -> EncryptedTensor:
+        """As `from_bytes`, from a file."""
+        return cls.from_bytes(context, read(path))
+
+    def to_openfhe(self) -> bytes:
+        """The ciphertexts alone, as OpenFHE serialises a ``std::vector<Ciphertext<DCRTPoly>>``."""
+        return bytes(self._core.to_bytes())
+
+    def save_openfhe(self, path: str | Path) -> None:
+        """Write `to_openfhe` to a file."""
+        write(path, self.to_openfhe())
+
+    @classmethod
+    def from_openfhe(
+        cls,
+        context: Context,
+        data: BytesLike,
+        *,
+        bound: float = 1.0,
+        error: float = 0.0,
+        tokens: int | None = None,
+    ) -> EncryptedTensor:
+        """Read the ciphertexts of another program, a ``std::vector<Ciphertext<DCRTPoly>>`` in binary.
+
+        Args:
+            context: theirs.
+            data: bytes, from a writer you trust.
+            bound: what |value| stays below. error: what the values may be off by.
+            tokens: slots in use; all when None.
+
+        Raises:
+            MessageError: these are no ciphertexts of this context. InputError: an unusable bound, error or tokens.
+        """
+        core = library().Ciphertexts.from_bytes(context._core, require_message(data, "ciphertexts"))
+        used = core.slots if tokens is None else tokens
+        if not 1 <= used <= core.slots:
+            raise InputError(f"tokens {used}: the ciphertexts have {core.slots} slots")
+        if not (math.isfinite(bound) and bound > 0 and math.isfinite(error) and error >= 0):
+            raise InputError(f"bound {bound} must be a positive number and error {error} not negative")
+        return cls(core, context, used, bound, slot_bound=bound, noise=0.0, bias=error)
+
+    def __repr__(self) -> str:
+        budget = self.budget()
+        return (
+            f"<OpenFHE tensor {self.shape}, level {budget.level}, scale 2^{budget.scale_bits:.1f}, "
+            f"|value| <= {self.bound:.4g}, {budget.bits:.1f} bits>"
+        )
