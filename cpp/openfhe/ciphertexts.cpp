@@ -146,6 +146,8 @@ Builder::Builder(const Secret& key, std::size_t features, std::size_t towers) : 
   for (std::size_t i = towers; i < count; ++i) parameters->PopLastParam();
   const auto prototype = std::make_shared<lbcrypto::CiphertextImpl<DCRTPoly>>(context_->get(), key.key()->GetKeyTag(),
                                                                               lbcrypto::CKKS_PACKED_ENCODING);
+  prototype->SetElements(
+      std::vector<DCRTPoly>(components_, DCRTPoly(parameters, Format::EVALUATION)));  // SetLevel looks
   prototype->SetLevel(count - towers);
   prototype->SetNoiseScaleDeg(1);
   prototype->SetScalingFactor(context_->parameters()->GetScalingFactorReal(static_cast<std::uint32_t>(count - towers)));

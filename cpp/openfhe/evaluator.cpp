@@ -262,9 +262,8 @@ CiphertextsPtr sum_slots(const Ciphertexts& x, const EvaluationKeys* keys) {
 CiphertextsPtr power_series(const Ciphertexts& x, const std::vector<double>& coefficients, const EvaluationKeys* keys) {
   need_relinearisation(keys);
   const KeysInUse in_use(keys);
-  return mapped(x.context, x.features.size(), "evaluate a polynomial", [&](std::size_t f) {
-    return x.context->get()->EvalPoly(x.features[f], coefficients);
-  });
+  return mapped(x.context, x.features.size(), "evaluate a polynomial",
+                [&](std::size_t f) { return x.context->get()->EvalPoly(x.features[f], coefficients); });
 }
 
 CiphertextsPtr chebyshev_series(const Ciphertexts& x, const std::vector<double>& coefficients, double low, double high,

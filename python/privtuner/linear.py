@@ -223,7 +223,7 @@ def encrypt(
         InputError: wrong shape or dtype, a value that is not finite in float32, or no tokens.
     """
     cache = None if masks is None else masks._core
-    return _core.encrypt(public._core, direction, _as_batch(x, public, direction), cache)
+    return _core.encrypt(public._core, direction, as_batch(x, public, direction), cache)
 
 
 def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = 256) -> Iterator[bytes]:
@@ -300,7 +300,7 @@ def error_bound(public: Public, x: npt.ArrayLike, direction: Direction = "forwar
     Raises:
         InputError: as for `encrypt`.
     """
-    batch = _as_batch(x, public, direction).astype(np.float64)
+    batch = as_batch(x, public, direction).astype(np.float64)
     _require_finite("x", batch)
     forward = direction == "forward"
     if not forward:
@@ -325,7 +325,7 @@ def _require_finite(name: str, values: npt.NDArray[Any]) -> None:
         raise InputError(f"{name}{list(place)} is {values[place]}: every value must be finite")
 
 
-def _as_batch(x: npt.ArrayLike, public: Public, direction: str) -> npt.NDArray[np.float32]:
+def as_batch(x: npt.ArrayLike, public: Public, direction: str) -> npt.NDArray[np.float32]:
     if direction not in ("forward", "backward"):
         raise InputError(f"direction {direction!r}: choose 'forward' or 'backward'")
     features = public.d_in if direction == "forward" else public.d_out

@@ -19,7 +19,7 @@ from .context import Context, INSECURE_context
 from .evaluator import Evaluator
 from .keys import EvaluationKeys, PublicKey, SecretKey
 from .library import available, num_threads, set_num_threads, status
-# OWNER
+from .owner import Owner
 from .tensor import EncryptedTensor
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "EvaluationKeys",
     "Evaluator",
     "INSECURE_context",
-    # "Owner",
+    "Owner",
     "PublicKey",
     "SecretKey",
     "available",

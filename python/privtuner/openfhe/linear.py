@@ -1,0 +1,63 @@
+"""The server's half of a linear layer whose requests carry OpenFHE ciphertexts.
+
+A product with clear integers acts on the residues of a ciphertext alone, so the server needs neither a key nor OpenFHE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from .. import _core
+from ..errors import InputError, MessageError
+from ..linear import Prepared
+from . import messages
+from .messages import BytesLike, Head
+
+__all__ = ["apply_blocks"]
+
+_ROW_STEP = 32  # row ranges of a product start at multiples of it
+
+
+def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = 256) -> Iterator[bytes]:
+    """Answer a request in blocks of ``block_rows`` outputs, as they are computed (model owner).
+
+    Args:
+        prepared: the layer the request is meant for.
+        request: bytes from :meth:`privtuner.openfhe.Owner.encrypt`.
+        block_rows: outputs a block, rounded up to a multiple of 32.
+
+    Returns:
+        An iterator over the blocks of one reply, in order. The request is checked before this function returns.
+
+    Raises:
+        MessageError: the request is malformed, truncated, corrupted, or meant for another layer.
+        InputError: ``block_rows`` is not positive.
+    """
+    if block_rows < 1:
+        raise InputError(f"block_rows = {block_rows}: must be positive")
+    head, residues = messages.read(request, messages.REQUEST)
+    public = prepared.public
+    if head.layer != public.id:
+        raise MessageError("the request is meant for another layer, or for other weights; fetch the bundle again")
+    backward = head.direction == "backward"
+    features, rows = (public.d_out, public.d_in) if backward else (public.d_in, public.d_out)
+    if head.features != features:
+        raise MessageError(f"request: {head.features} features, the layer takes {features} in {head.direction} requests")
+    try:
+        products = [
+            _core.ResidueProduct(prepared._core, backward, np.ascontiguousarray(words).reshape(features, -1), modulus)
+            for group in residues
+            for words, modulus in zip(group, head.moduli, strict=True)
+        ]
+    except InputError as error:
+        raise MessageError(f"request: {error}") from error
+    step = -(-block_rows // _ROW_STEP) * _ROW_STEP
+    return (_block(head, products, begin, min(step, rows - begin), rows) for begin in range(0, rows, step))
+
+
+def _block(head: Head, products: list[_core.ResidueProduct], begin: int, count: int, total: int) -> bytes:
+    block = replace(head, kind=messages.BLOCK, features=count, first=begin, total=total)
+    return messages.write(block, [product.multiply(begin, count) for product in products])
