@@ -48,6 +48,21 @@ ckks::Values values_of(const Doubles& re, const std::optional<Doubles>& im) {
   return values;
 }
 
+// Residues modulo one prime, [feature][component][N].
+py::array_t<std::uint64_t> residues(const Tensor& x, std::size_t limb) {
+  if (x.planned) throw ckks::Error("a planned tensor holds no residues");
+  if (limb >= x.limbs()) {
+    throw std::invalid_argument("limb " + std::to_string(limb) + " of " + std::to_string(x.limbs()));
+  }
+  const std::size_t n = x.parameters->n();
+  py::array_t<std::uint64_t> out({x.features, std::size_t{2}, n});
+  std::uint64_t* data = out.mutable_data();
+  for (std::size_t f = 0; f < x.features; ++f) {
+    for (int c = 0; c < 2; ++c, data += n) std::copy_n(x.row(f, c, limb), n, data);
+  }
+  return out;
+}
+
 template <class T>
 py::bytes message(const T& object) {
   std::uint8_t* out = nullptr;
@@ -298,6 +313,7 @@ void register_ckks(py::module_& module) {
       .def_property_readonly("message_bytes", [](const Tensor& x) { return ckks::message_bytes(x); })
       .def_property_readonly("error", &Tensor::error)
       .def_property_readonly("worst_error", &Tensor::worst_error)
+      .def("residues", &residues)
       .def("to_bytes", &message<Tensor>)
       .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer) {
         const Bytes bytes(buffer);

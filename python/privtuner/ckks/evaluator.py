@@ -47,7 +47,7 @@ class Matrix:
         peak = np.abs(array).max(axis=1) if per_row else np.full(len(array), np.abs(array).max())
         peak[peak == 0] = 1.0
         delta = peak / largest
-        self._hold(np.rint(array / delta[:, None]).astype(kind), delta)
+        self._hold(np.ascontiguousarray(np.rint(array / delta[:, None]), kind), delta)
 
     @classmethod
     def of_integers(cls, integers: npt.NDArray[Any], delta: float) -> Matrix:

@@ -63,6 +63,14 @@ class EncryptedTensor:
         bits = math.inf if error == 0 else math.log2(self.bound / error) if self.bound > 0 else -math.inf
         return Budget(self.level, math.log2(float(self.scale.max())), error, bits)
 
+    def residues(self, limb: int) -> npt.NDArray[np.uint64]:
+        """Residues modulo ``parameters.primes[limb]``: uint64 (features, 2, N), transformed (NTT).
+
+        Raises:
+            InputError: there is no such limb. CkksError: the tensor is a planned one.
+        """
+        return self._core.residues(limb)
+
     def to_bytes(self) -> bytes:
         """Serialise, with a version, a parameter hash, lengths and a checksum.
 

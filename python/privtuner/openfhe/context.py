@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..ckks import Parameters
-from ..errors import InputError, MessageError
+from ..errors import CkksError, InputError, MessageError
 from .library import Saved, library, read
 
 __all__ = ["Context", "INSECURE_context"]
@@ -123,9 +123,9 @@ class Context(Saved):
         return 0 if level == self.depth else self._top - level
 
     def require_level(self, level: int) -> int:
-        """The level, or InputError."""
+        """The level, or CkksError."""
         if not 0 <= level <= self.depth:
-            raise InputError(f"level {level}: this context has levels 0 to {self.depth}")
+            raise CkksError(f"level {level} is outside [0, {self.depth}]")
         return level
 
     def scale_deviation(self) -> float:

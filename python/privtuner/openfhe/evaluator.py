@@ -38,14 +38,14 @@ class Evaluator:
         keys: what products and rotations need; None for operations without keys.
 
     Raises:
-        InputError: keys of another context.
+        CkksError: keys of another context.
     """
 
     name = "openfhe"
 
     def __init__(self, context: Context, keys: EvaluationKeys | None = None) -> None:
         if keys is not None and not same_context(keys.context, context):
-            raise InputError("the evaluation keys are of another context; make or load those of this one")
+            raise CkksError("the evaluation keys are of another context; make or load those of this one")
         self.context, self.keys, self.slots = context, keys, context.slots
         self._lib = library()
         self._keys = None if keys is None else keys._core
@@ -143,7 +143,7 @@ class Evaluator:
     def concatenate(self, tensors: Sequence[EncryptedTensor]) -> EncryptedTensor:
         """The features of all tensors, one after the other, at the lowest level among them. No level."""
         if not tensors:
-            raise InputError("nothing to concatenate; give at least one tensor")
+            raise CkksError("no tensors to concatenate; give at least one")
         self._check(*tensors)
         level = min(x.level for x in tensors)
         parts = [self._settled(self.drop_to(x, level)) for x in tensors]

@@ -175,8 +175,9 @@ class SecretKey:
             level: default the context's depth; a lower one is smaller and faster.
 
         Raises:
-            CkksError: a value above the bound or not finite, more tokens than slots, or OpenFHE refuses.
-            InputError: unusable shape, dtype, bound or level.
+            CkksError: a value above the bound or not finite, more tokens than slots, a level that does not exist, or
+                OpenFHE refuses.
+            InputError: unusable shape, dtype or bound.
         """
         return _encrypted(self, values, bound, level, SIGMA)
 
