@@ -89,7 +89,11 @@ std::shared_ptr<Context> Context::make(const Settings& settings) {
   } catch (const std::invalid_argument&) {
     throw;
   } catch (const std::exception& error) {
-    throw std::invalid_argument("OpenFHE refuses these settings: " + reason(error));
+    const std::string why = reason(error);
+    // A refusal leaves OpenFHE's estimate of the special primes behind, which the next context without a security check
+    // would be measured by (seen in 1.5.1). One that succeeds resets it.
+    lbcrypto::GenCryptoContext(parameters_of(Settings{}));
+    throw std::invalid_argument("OpenFHE refuses these settings: " + why);
   }
 }
 
@@ -172,9 +176,18 @@ std::string Context::key_switching() const { return name_of(parameters_->GetKeyS
 
 void Context::enable_bootstrapping(const std::vector<std::uint32_t>& budget) {
   const Exclusive lock(library_mutex());
+  if (budget.size() != 2 || budget[0] < 1 || budget[1] < 1) {
+    throw std::invalid_argument("level_budget: give two numbers of levels, each at least 1");
+  }
+  // OpenFHE takes it for granted.
+  const auto needed = lbcrypto::FHECKKSRNS::GetBootstrapDepth(budget, lbcrypto::UNIFORM_TERNARY);
+  if (depth() <= needed) {
+    throw std::invalid_argument("bootstrapping takes " + std::to_string(needed) + " levels and this context has " +
+                                std::to_string(depth()) + "; choose a larger multiplicative_depth");
+  }
   try {
     context_->Enable(lbcrypto::FHE);
-    context_->EvalBootstrapSetup(budget);
+    context_->EvalBootstrapSetup(budget, {0, 0}, slots());
   } catch (const std::exception& error) {
     throw std::invalid_argument("OpenFHE cannot bootstrap with these parameters: " + reason(error));
   }

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import _core
 from .errors import EngineError
+from .openfhe import library
 from .system import active_isa, processor_name
 
 __all__ = ["collect", "render"]
@@ -71,11 +72,11 @@ def render(facts: dict[str, Any]) -> str:
 
 
 def _engines() -> list[dict[str, Any]]:
-    later = "not part of this version"
+    openfhe = library.status()
     return [
         {"name": "native", "available": True, "reason": "built in"},
-        {"name": "openfhe", "available": False, "reason": later},
-        {"name": "cuda", "available": False, "reason": later},
+        {"name": "openfhe", "available": openfhe.available, "reason": openfhe.reason},
+        {"name": "cuda", "available": False, "reason": "not part of this version"},
     ]
 
 

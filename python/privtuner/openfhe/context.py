@@ -219,8 +219,8 @@ def _like(parameters: Parameters, *, secure: bool) -> Any:
         "key_switch_technique": "HYBRID",
     }
     refusal: InputError | None = None
-    # More digits mean fewer special primes, hence a smaller modulus, until OpenFHE's check passes.
-    for digits in range(min(3, parameters.depth + 1), parameters.depth + 2):
+    # OpenFHE's default (0) first. More digits mean fewer special primes, until its check passes.
+    for digits in (0, *range(2, parameters.depth + 2)):
         try:
             return _made(parameters.depth, {**settings, "num_large_digits": digits}, secure=secure)
         except InputError as error:
