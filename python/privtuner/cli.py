@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         help="evaluate the feed-forward blocks whole on ciphertexts, biases and activation included: data owners see "
         "none of their linear maps. Slow: minutes a block",
     )
+    _add_engine(serve, "which requests to answer: native (default), or openfhe, for which only owners need OpenFHE")
     _add_threads(serve)
     serve.set_defaults(run=_serve)
 
@@ -124,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--max-length", type=int, default=64, metavar="N", help="tokens a text (default %(default)s)")
     train.add_argument("--seed", type=int, default=0, help="of batches, adapters and head (default %(default)s)")
+    _add_engine(train, "what encrypts: native (default), or openfhe with keys of this run; as the server's")
     train.add_argument("--seal", choices=["mlp"], help="refuse a server that does not seal its feed-forward blocks")
     _add_threads(train)
     train.set_defaults(run=_train)
@@ -182,6 +184,10 @@ def _add_wireless(commands: Any) -> None:
     calibrate.set_defaults(run=_calibrate)
 
 
+def _add_engine(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--engine", choices=["native", "openfhe"], default="native", help=text)
+
+
 def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: all processors)")
 
@@ -225,6 +231,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _serve(arguments: argparse.Namespace) -> int:
     import logging
 
+    from privtuner.engines import engine_of
     from privtuner.nn import split_pretrained
     from privtuner.service import Server
 
@@ -238,6 +245,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         host=arguments.host,
         port=arguments.port,
         name=name,
+        engine=engine_of(arguments.engine),
         allow_plaintext=arguments.allow_plaintext,
     )
     stopped = threading.Event()
@@ -267,6 +275,12 @@ def _train(arguments: argparse.Namespace) -> int:
         raise InputError("--model goes with --plain only; with --server the model is the server's")
     if arguments.plain and arguments.seal:
         raise InputError("--seal goes with --server only: nothing is sealed in the clear")
+    if arguments.plain and arguments.engine != "native":
+        raise InputError("--engine goes with --server only: nothing is encrypted in the clear")
+    if arguments.engine == "openfhe":
+        from privtuner.openfhe.library import library
+
+        library()  # an engine that is missing should show before anything else is done
     if arguments.server:
         # Read when PyTorch loads: its idle threads would spin on cores that encryption and server could use.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -296,7 +310,7 @@ def _train(arguments: argparse.Namespace) -> int:
     transport = _connect(arguments.server) if arguments.server else None
     try:
         model, tokenizer = (
-            _encrypted_model(transport, labels, arguments.seal) if transport else _plain_model(arguments.model, labels)
+            _encrypted_model(transport, labels, arguments) if transport else _plain_model(arguments.model, labels)
         )
         encoded = dataset.encode(train, tokenizer, labels, config.max_length)
         encoded_test = dataset.encode(test, tokenizer, labels, config.max_length) if test else None
@@ -310,6 +324,7 @@ def _train(arguments: argparse.Namespace) -> int:
             raise
         numbers = {**result.to_dict(), "labels": len(labels), "training_texts": len(train.texts)}
         if transport:
+            numbers["engine"] = arguments.engine
             numbers["server"] = transport.counts().to_dict()
     finally:
         if transport:
@@ -343,14 +358,19 @@ def _label_maps(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def _encrypted_model(
-    transport: RemoteTransport, labels: Sequence[str], seal: str | None
+    transport: RemoteTransport, labels: Sequence[str], arguments: argparse.Namespace
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     hello = transport.hello()
-    sealed = hello.get("sealed", 0)
-    if seal and not sealed:
+    sealed, engine = hello.get("sealed", 0), hello.get("engine", "native")
+    if arguments.seal and not sealed:
         raise InputError(
             f"the server at {transport.address} does not seal its feed-forward blocks; start it with "
-            f"'privtuner serve --seal {seal}', or train without --seal"
+            f"'privtuner serve --seal {arguments.seal}', or train without --seal"
+        )
+    if engine != arguments.engine:
+        raise InputError(
+            f"the server at {transport.address} answers requests of the engine {engine}: train with --engine {engine}, "
+            f"or start it with 'privtuner serve --engine {arguments.engine}'"
         )
     print(f"privtuner: fetching what the owner needs of {hello['model']}, preset {hello['preset']}", file=sys.stderr)
     if sealed:
@@ -360,7 +380,7 @@ def _encrypted_model(
         logging.basicConfig(stream=sys.stderr, format="privtuner: %(message)s")
         logging.getLogger("privtuner.nn.session").setLevel(logging.INFO)
     bundle = transport.fetch_bundle()
-    model = bundle.build(transport, num_labels=len(labels), **_label_maps(labels))
+    model = bundle.build(transport, engine=engine, num_labels=len(labels), **_label_maps(labels))
     return model, bundle.tokenizer()
 
 

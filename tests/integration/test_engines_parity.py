@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from engine_cases import BOTH, NEEDS_OPENFHE, Case, evaluator, make
 
+from engine_cases import BOTH, NEEDS_OPENFHE, Case, evaluator, make
 from privtuner import ckks, openfhe
 from privtuner.ckks import circuits
 from privtuner.errors import CkksError, InputError, MessageError, SecretError

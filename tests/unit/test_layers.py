@@ -30,12 +30,13 @@ PYTHON_LAYERS = {
     "_core": set(),
     "system": {"_core", "errors"},
     "linear": {"_core", "errors"},
-    "info": {"system", "_core", "errors"},
     "ckks": {"system", "_core", "errors"},
-    "engines": {"linear", "ckks", "errors"},
+    "openfhe": {"linear", "ckks", "_core", "errors"},
+    "info": {"openfhe", "system", "_core", "errors"},
+    "engines": {"linear", "ckks", "openfhe", "errors"},
     "nn": {"engines", "linear", "ckks", "errors"},
     "lora": {"nn", "engines", "linear", "ckks", "errors"},
-    "service": {"nn", "engines", "linear", "ckks", "errors"},
+    "service": {"nn", "engines", "openfhe", "linear", "ckks", "errors"},
     "calibration": {"wireless", "system", "linear", "ckks", "errors"},
 }
 """Python module or folder -> what it may import from the package."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_cases import NEEDS_OPENFHE
 
+from engine_cases import NEEDS_OPENFHE
 from privtuner import ckks, openfhe
 from privtuner.errors import CkksError, EngineError, InputError, MessageError, SecretError
 from privtuner.openfhe import library
@@ -350,7 +350,10 @@ def readers(context, secret):
     }
 
 
-@pytest.mark.parametrize("what", ["context", "public key", "secret key", "multiplication key", "automorphism keys", "tensor", "ciphertexts"])  # fmt: skip
+OBJECTS = ("context", "public key", "secret key", "multiplication key", "automorphism keys", "tensor", "ciphertexts")
+
+
+@pytest.mark.parametrize("what", OBJECTS)
 def test_damaged_bytes(context, secret, what):
     read, data = readers(context, secret)[what]
     read(data)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from privtuner.linear import Prepared
+from privtuner.linear import Direction, Prepared, Public
 
 if TYPE_CHECKING:
     from privtuner.ckks.exchange import Block
 
-__all__ = ["DEFAULT_BLOCK_ROWS", "CkksEngine", "Engine", "Layer", "Transport"]
+__all__ = ["DEFAULT_BLOCK_ROWS", "CkksEngine", "Engine", "Layer", "Owner", "Transport"]
 
 Layer: TypeAlias = "Prepared | Block"
 """What a server holds under one name: a linear layer, or a block evaluated whole on ciphertexts."""
@@ -55,6 +56,33 @@ class Engine(Protocol):
 
         Raises:
             privtuner.errors.MessageError: the request is malformed or meant for another layer.
+        """
+        ...
+
+
+class Owner(Protocol):
+    """The data owner's half of linear layers: encrypts requests and decrypts replies. Safe to use from several threads.
+
+    Attributes:
+        name: of the engine that answers its requests.
+    """
+
+    name: str
+
+    def encrypt(self, x: NDArray[np.float32], public: Public, direction: Direction) -> tuple[bytes, Any]:
+        """Return the request for ``x @ W.T`` (forward) or ``x @ W`` (backward), and what decrypts its reply.
+
+        Raises:
+            privtuner.errors.InputError: wrong shape or dtype, a NaN or infinity, or no tokens.
+        """
+        ...
+
+    def decrypt(self, blocks: Iterable[bytes], secret: Any) -> NDArray[np.float32]:
+        """Decrypt the blocks of a reply as they arrive; ``secret`` is used up.
+
+        Raises:
+            privtuner.errors.MessageError: a block is malformed, or answers another request.
+            privtuner.errors.SecretError: ``secret`` was used before.
         """
         ...
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
 
 from privtuner import linear
 from privtuner.engines.base import DEFAULT_BLOCK_ROWS, Engine, Layer
 from privtuner.errors import InputError
 
-__all__ = ["LocalTransport", "NativeEngine"]
+__all__ = ["LocalTransport", "NativeEngine", "NativeOwner"]
 
 
 class NativeEngine:
@@ -25,6 +28,32 @@ class NativeEngine:
             yield from prepared.answer(request)
 
 
+class NativeOwner:
+    """Ring learning with errors with secrets of one request; see :mod:`privtuner.linear`.
+
+    Args:
+        mask_cache_bytes: memory for mask products, None for no limit; see :class:`privtuner.linear.MaskCache`.
+
+    Raises:
+        privtuner.errors.InputError: ``mask_cache_bytes`` is negative.
+    """
+
+    name = "native"
+
+    def __init__(self, mask_cache_bytes: int | None = None) -> None:
+        self._masks = linear.MaskCache() if mask_cache_bytes is None else linear.MaskCache(mask_cache_bytes)
+
+    def encrypt(
+        self, x: NDArray[np.float32], public: linear.Public, direction: linear.Direction
+    ) -> tuple[bytes, linear.Secret]:
+        """Encrypt a batch; see :class:`privtuner.engines.Owner`."""
+        return linear.encrypt(x, public, direction=direction, masks=self._masks)
+
+    def decrypt(self, blocks: Iterable[bytes], secret: linear.Secret) -> NDArray[np.float32]:
+        """Decrypt a reply; see :class:`privtuner.engines.Owner`."""
+        return linear.decrypt(blocks, secret)
+
+
 class LocalTransport:
     """Serves prepared layers inside this process, through the same bytes as a remote server.
 
@@ -32,7 +61,7 @@ class LocalTransport:
 
     Args:
         layers: wire name -> prepared layer, e.g. :attr:`privtuner.nn.Split.server`.
-        engine: what computes the product; this package's kernels when None.
+        engine: what computes the product; the native one when None.
         block_rows: output features in one block of a reply, at least 1.
 
     Raises:

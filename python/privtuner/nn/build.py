@@ -33,13 +33,14 @@ def build_model(
     *,
     task: str | None,
     skip_padding: bool | None,
+    engine: str,
     mask_cache_bytes: int | None,
     attn_implementation: str | None,
     allow_insecure: bool,
     overrides: Mapping[str, Any],
 ) -> PreTrainedModel:
     """Build the data owner's model; see :meth:`privtuner.nn.OwnerBundle.build`."""
-    session = Session(transport, mask_cache_bytes=mask_cache_bytes, allow_insecure=allow_insecure)
+    session = Session(transport, engine=engine, mask_cache_bytes=mask_cache_bytes, allow_insecure=allow_insecure)
     config = _configuration(bundle, overrides)
     if task is None and not {"num_labels", "id2label"}.isdisjoint(overrides):
         task = "sequence-classification"

@@ -122,6 +122,7 @@ class OwnerBundle:
         *,
         task: str | None = None,
         skip_padding: bool | None = None,
+        engine: str = "native",
         mask_cache_bytes: int | None = None,
         attn_implementation: str | None = None,
         allow_insecure: bool = False,
@@ -140,6 +141,8 @@ class OwnerBundle:
                 the architecture that was split.
             skip_padding: leave tokens that ``attention_mask`` hides out of requests. The server then learns the number
                 of real tokens in a batch; their results do not change. None does so for model types known to be safe.
+            engine: "native" or "openfhe", what the server was started with; see
+                :class:`privtuner.nn.session.Session`.
             mask_cache_bytes: memory for the products of the public masks, None for no limit; see
                 :class:`privtuner.nn.session.Session`.
             attn_implementation: "sdpa" or "eager"; None for the default of ``transformers``.
@@ -148,8 +151,9 @@ class OwnerBundle:
                 ``pad_token_id``.
 
         Raises:
-            privtuner.errors.InputError: unknown task, model type or configuration entry, or the bundle lacks what the
-                architecture needs.
+            privtuner.errors.InputError: unknown task, engine, model type or configuration entry, or the bundle lacks
+                what the architecture needs.
+            privtuner.errors.EngineError: the engine is missing on this machine.
         """
         from privtuner.nn.build import build_model
 
@@ -158,6 +162,7 @@ class OwnerBundle:
             transport,
             task=task,
             skip_padding=skip_padding,
+            engine=engine,
             mask_cache_bytes=mask_cache_bytes,
             attn_implementation=attn_implementation,
             allow_insecure=allow_insecure,

@@ -130,6 +130,7 @@ class EncryptedLinear(EncryptedLayer, torch.nn.Linear):  # type: ignore[override
         *,
         bias: torch.Tensor | None = None,
         dtype: torch.dtype = torch.float32,
+        engine: str = "native",
         mask_cache_bytes: int | None = None,
     ) -> EncryptedLinear:
         """Return a layer that shares its input with no other.
@@ -140,12 +141,13 @@ class EncryptedLinear(EncryptedLayer, torch.nn.Linear):  # type: ignore[override
             transport: carries requests to the server.
             bias: (out_features,) or None.
             dtype: dtype that ``weight`` reports.
+            engine: see :class:`privtuner.nn.session.Session`.
             mask_cache_bytes: see :class:`privtuner.nn.session.Session`.
 
         Raises:
             privtuner.errors.InputError: ``bias`` has the wrong shape, or ``transport`` is none.
         """
-        session = Session(transport, mask_cache_bytes=mask_cache_bytes)
+        session = Session(transport, engine=engine, mask_cache_bytes=mask_cache_bytes)
         return cls(EncryptedGroup(name, public, [public.d_out], session), bias=bias, dtype=dtype)
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from privtuner import linear
 from privtuner.ckks import Parameters
 from privtuner.ckks.blocks import SealedClient, SealedPublic
-from privtuner.engines.base import Transport
+from privtuner.engines import Owner, Transport, owner_of
 from privtuner.errors import CkksError, InputError
 from privtuner.nn.live import LiveResource
 from privtuner.nn.padding import PaddingTracker
@@ -43,22 +43,31 @@ class _TimedBlocks:
 
 
 class Session(LiveResource):
-    """What all encrypted layers of one model share: transport, mask products, traffic counts, padding.
+    """What all encrypted layers of one model share: transport, keys, mask products, traffic counts, padding.
 
     Args:
         transport: carries requests to the server.
+        engine: "native", or "openfhe" for linear layers on OpenFHE ciphertexts, with keys made here. Sealed blocks use
+            the native CKKS whatever the engine.
         mask_cache_bytes: memory for the products of the public masks with the weights, which are then asked for once a
             layer and direction instead of in every request; see :class:`privtuner.linear.MaskCache`. A layer takes
             8 KB an output feature forward and 8 KB an input feature backward with ``linear-w8``, twice that with
-            ``linear-w16``. None sets no limit, 0 keeps none.
+            ``linear-w16``. None sets no limit, 0 keeps none. OpenFHE's ciphertexts have no masks to keep.
         allow_insecure: accept sealed blocks under INSECURE parameters, for tests.
 
     Raises:
-        privtuner.errors.InputError: ``transport`` lacks ``apply``, or ``mask_cache_bytes`` is negative.
+        privtuner.errors.InputError: ``transport`` lacks ``apply``, ``mask_cache_bytes`` is negative, or there is no
+            such engine.
+        privtuner.errors.EngineError: the engine is missing on this machine.
     """
 
     def __init__(
-        self, transport: Transport, *, mask_cache_bytes: int | None = None, allow_insecure: bool = False
+        self,
+        transport: Transport,
+        *,
+        engine: str = "native",
+        mask_cache_bytes: int | None = None,
+        allow_insecure: bool = False,
     ) -> None:
         if not isinstance(transport, Transport):
             raise InputError(
@@ -68,7 +77,7 @@ class Session(LiveResource):
         self.transport = transport
         self.meter = TrafficMeter()
         self.padding = PaddingTracker()
-        self._masks = linear.MaskCache() if mask_cache_bytes is None else linear.MaskCache(mask_cache_bytes)
+        self._owner: Owner = owner_of(engine, mask_cache_bytes)
         self._allow_insecure = allow_insecure
         self._lock = threading.Lock()
         self._clients: dict[Parameters, SealedClient] = {}
@@ -93,14 +102,14 @@ class Session(LiveResource):
         """
         start = time.perf_counter()
         try:
-            request, secret = linear.encrypt(x, public, direction=direction, masks=self._masks)
+            request, secret = self._owner.encrypt(x, public, direction)
         except InputError as error:
             what = "input" if direction == "forward" else "output gradient"
             raise InputError(f"layer '{layer}', {what}: {error}") from error
         sent = time.perf_counter()
         blocks = _TimedBlocks(self.transport.apply(layer, request))
         opened = time.perf_counter()
-        y: npt.NDArray[np.float32] = linear.decrypt(blocks, secret)
+        y = self._owner.decrypt(blocks, secret)
         traffic = Traffic(
             requests=1,
             tokens=x.shape[0],

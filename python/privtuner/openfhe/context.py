@@ -72,7 +72,7 @@ class Context(Saved):
         self.security_bits: int = 128 if core.secure else 0
         self.bootstrapping: bool = False
         # FLEXIBLEAUTOEXT has a tower above the first level.
-        self._top = self.depth + (self.scaling_technique == "FLEXIBLEAUTOEXT")
+        self._top: int = self.depth + (self.scaling_technique == "FLEXIBLEAUTOEXT")
 
     @classmethod
     def from_settings(cls, multiplicative_depth: int, **settings: Any) -> Context:
@@ -120,7 +120,7 @@ class Context(Saved):
 
     def openfhe_level(self, level: int) -> int:
         """OpenFHE's level of a fresh ciphertext with ``level`` multiplications left."""
-        return 0 if level == self.depth else self._top - level
+        return 0 if level == self.depth else int(self._top - level)
 
     def require_level(self, level: int) -> int:
         """The level, or CkksError."""

@@ -120,7 +120,9 @@ class Evaluator:
         if x.shape != y.shape:
             raise CkksError(f"a dot product of shapes {x.shape} and {y.shape}; both must be the same")
         if not _uniform(x.factor * y.factor):
-            raise CkksError("the features of a dot product have different scales; multiply by 1.0 first (takes a level)")
+            raise CkksError(
+                "the features of a dot product have different scales; multiply by 1.0 first (takes a level)"
+            )
         core = self._lib.dot(x._core, y._core, self._keys)
         return self._product(core, x, y, x.shape[1])
 
@@ -264,7 +266,7 @@ class Evaluator:
         k = np.arange(len(coefficients))
         sizes = np.abs(coefficients)
         reach = 1.0 if chebyshev else max(1.0, x._slot_bound)
-        # |T_k'| <= k^2, |(x^k)'| <= k reach^(k-1); every step adds its rounding, and its key switch after the rescaling.
+        # |T_k'| <= k^2, |(x^k)'| <= k reach^(k-1); every step adds its rounding and its key switch.
         slope = float((sizes * (k * k if chebyshev else k * reach ** np.maximum(k - 1, 0))).sum())
         value = float((sizes * reach**k).sum())
         each = self._rounded + (self._switched + self._lifted) / self._unit**2
@@ -336,7 +338,7 @@ class Evaluator:
             bias=self.slots * x._bias + 2 * self._lifted / float(core.scaling_factor),
         )
 
-    def pack_slot_sums(self, x: EncryptedTensor) -> EncryptedTensor:
+    def pack_slot_sums(self, x: EncryptedTensor) -> EncryptedTensor:  # noqa: ARG002 - the protocol's
         """Not done by this engine: `sum_slots`, or the native one."""
         raise EngineError("the OpenFHE engine does not pack sums of slots; use sum_slots, or the native engine")
 

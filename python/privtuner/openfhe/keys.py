@@ -59,9 +59,7 @@ def _encrypted(
     noise = slot_noise(context, math.hypot(fresh, math.sqrt(1 / 12)), core.scaling_factor)
     # Doubles and OpenFHE's transform of them.
     bias = bound * 2.0**-44
-    return EncryptedTensor(
-        core, context, len(re), bound, slot_bound=bound, noise=noise, bias=bias, independent=True
-    )
+    return EncryptedTensor(core, context, len(re), bound, slot_bound=bound, noise=noise, bias=bias, independent=True)
 
 
 class EvaluationKeys:

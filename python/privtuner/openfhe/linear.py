@@ -45,7 +45,9 @@ def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = 256) 
     backward = head.direction == "backward"
     features, rows = (public.d_out, public.d_in) if backward else (public.d_in, public.d_out)
     if head.features != features:
-        raise MessageError(f"request: {head.features} features, the layer takes {features} in {head.direction} requests")
+        raise MessageError(
+            f"request: {head.features} features, the layer takes {features} in {head.direction} requests"
+        )
     try:
         products = [
             _core.ResidueProduct(prepared._core, backward, np.ascontiguousarray(words).reshape(features, -1), modulus)

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from ..errors import MessageError
 from ..linear import Direction
 
-__all__ = ["BLOCK", "MAGIC", "REQUEST", "Head", "read", "request_shape", "write"]
+__all__ = ["BLOCK", "MAGIC", "REQUEST", "Head", "read", "request_shape", "row_bytes", "write"]
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 Residues: TypeAlias = npt.NDArray[np.uint64]
@@ -101,7 +101,7 @@ def write(head: Head, residues: Sequence[Residues]) -> bytes:
         )
         + struct.pack(f"<{len(head.moduli)}Q", *head.moduli)
     ]
-    parts += [memoryview(np.ascontiguousarray(array, "<u8")).cast("B") for array in residues]
+    parts += [np.ascontiguousarray(array, "<u8").data.cast("B") for array in residues]
     crc = 0
     for part in parts:
         crc = zlib.crc32(part, crc)
@@ -117,7 +117,9 @@ def read(data: BytesLike, kind: int) -> tuple[Head, Residues]:
     what, view = _NAMES[kind], memoryview(data)
     if len(view) < _HEAD.size + _CRC.size:
         raise MessageError(f"{what}: {len(view)} bytes are shorter than a head: truncated?")
-    magic, version, found, direction, layer, request, n, towers, tokens, features, first, total = _HEAD.unpack_from(view)
+    magic, version, found, direction, layer, request, n, towers, tokens, features, first, total = _HEAD.unpack_from(
+        view
+    )
     if magic != MAGIC:
         raise MessageError(f"{what}: this is no message of the OpenFHE engine; use the same --engine on both sides")
     if version != _VERSION:
@@ -148,9 +150,7 @@ def read(data: BytesLike, kind: int) -> tuple[Head, Residues]:
     head = Head(kind, _DIRECTIONS[direction], layer, request, n, moduli, tokens, features, first, total)
     wanted = start + 8 * head.groups * towers * features * 2 * n + _CRC.size
     if len(view) != wanted:
-        raise MessageError(
-            f"{what}: {len(view)} bytes where {wanted} are due: truncated, or with bytes left over"
-        )
+        raise MessageError(f"{what}: {len(view)} bytes where {wanted} are due: truncated, or with bytes left over")
     if zlib.crc32(view[: -_CRC.size]) != _CRC.unpack_from(view, wanted - _CRC.size)[0]:
         raise MessageError(f"{what}: the checksum does not fit: damaged on its way; send it again")
     words = np.frombuffer(view[start : -_CRC.size], "<u8").reshape(head.shape)

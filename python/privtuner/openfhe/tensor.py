@@ -179,7 +179,8 @@ class EncryptedTensor(Saved):
         Args:
             context: theirs.
             data: bytes, from a writer you trust.
-            bound: what |value| stays below. error: what the values may be off by.
+            bound: what |value| stays below.
+            error: what the values may be off by.
             tokens: slots in use; all when None.
 
         Raises:

@@ -56,7 +56,7 @@ class RemoteTransport:
         self._closed = False
 
     def hello(self) -> dict[str, Any]:
-        """Return what the server says of itself: protocol, version, model, preset, layers, sealed.
+        """Return what the server says of itself: protocol, version, model, engine, preset, layers, sealed.
 
         Raises:
             privtuner.errors.ServiceError: nothing answers, or something other than a server of this protocol.

@@ -12,6 +12,7 @@ from typing import Any
 
 from privtuner.ckks import exchange
 from privtuner.errors import MessageError
+from privtuner.openfhe import messages
 
 __all__ = ["Counter", "LayerCounts", "ServerCounts", "request_shape"]
 
@@ -24,6 +25,8 @@ def request_shape(request: bytes) -> tuple[str, int]:
     """Return direction and tokens as the header of ``request`` states them, ("unknown", 0) if it is too short."""
     if request.startswith(exchange.MAGIC):
         return exchange.request_shape(request)
+    if request.startswith(messages.MAGIC):
+        return messages.request_shape(request)
     if len(request) < _TOKENS.size:
         return "unknown", 0
     direction = {0: "forward", 1: "backward"}.get(_DIRECTION.unpack_from(request)[0], "unknown")

@@ -17,6 +17,7 @@ from privtuner.engines import Engine, NativeEngine
 from privtuner.errors import InputError, MessageError, ServiceError
 from privtuner.linear import Prepared
 from privtuner.nn import Split
+from privtuner.openfhe import messages
 from privtuner.service.counts import Counter, ServerCounts, request_shape
 from privtuner.service.protocol import (
     LAYER_KEY,
@@ -57,7 +58,7 @@ class Server:
         host: address to bind.
         port: TCP port, 0 for a free one.
         name: what clients are told the model is called.
-        engine: computes the products; this package's kernels when None.
+        engine: computes the products; the native one when None. It decides which requests are answered.
         max_request_bytes: longest request accepted, so that one client cannot take all memory.
         allow_plaintext: bind an address that other machines can reach.
 
@@ -98,6 +99,7 @@ class Server:
             "protocol": PROTOCOL,
             "version": privtuner.__version__,
             "model": name or split.bundle.architecture,
+            "engine": self._engine.name,
             "preset": ", ".join(presets),
             "layers": len(split.server),
             "sealed": len(split.bundle.sealed),
@@ -189,6 +191,12 @@ class Server:
         if prepared is None:
             raise _Refusal(grpc.StatusCode.NOT_FOUND, f"no layer is called '{layer}'; fetch the bundle of this server")
         request = self._receive(chunks)
+        if request.startswith(messages.MAGIC) and self._engine.name != "openfhe":
+            raise _Refusal(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"this server's engine is {self._engine.name} and the request carries OpenFHE ciphertexts: start it "
+                "with 'privtuner serve --engine openfhe', or train with --engine native",
+            )
         start = time.perf_counter()
         sent = 0
         for block in self._engine.apply_blocks(prepared, request, _block_rows(request)):
@@ -213,8 +221,8 @@ class Server:
 
 def _block_rows(request: bytes) -> int:
     """Return how many output features make a block of about ``MESSAGE_BYTES``, from 32 to 256."""
-    tokens = max(1, request_shape(request)[1])
-    rows = MESSAGE_BYTES // (4 * tokens) // _ROW_STEP * _ROW_STEP
+    row = messages.row_bytes(request) if request.startswith(messages.MAGIC) else 4 * request_shape(request)[1]
+    rows = MESSAGE_BYTES // max(1, row) // _ROW_STEP * _ROW_STEP
     return min(256, max(_ROW_STEP, rows))
 
 

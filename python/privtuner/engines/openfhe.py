@@ -1,0 +1,24 @@
+"""The engine whose requests carry OpenFHE ciphertexts. The data owner needs OpenFHE for it, the server does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from privtuner.engines.base import DEFAULT_BLOCK_ROWS, Layer
+from privtuner.linear import Prepared
+from privtuner.openfhe.linear import apply_blocks
+
+__all__ = ["OpenFheEngine"]
+
+
+class OpenFheEngine:
+    """Multiplies the residues of OpenFHE ciphertexts; sealed blocks have messages of their own, of the native CKKS."""
+
+    name = "openfhe"
+
+    def apply_blocks(self, prepared: Layer, request: bytes, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[bytes]:
+        """Yield the reply to ``request`` in blocks; see :class:`privtuner.engines.Engine`."""
+        if isinstance(prepared, Prepared):
+            yield from apply_blocks(prepared, request, block_rows=block_rows)
+        else:
+            yield from prepared.answer(request)
