@@ -24,10 +24,10 @@ using privtuner::math::Modulus;
 
 __extension__ typedef __int128 Int128;
 
-constexpr std::uint64_t kPreset32 = 4293918721;         // 2^32 - 2^20 + 1
-constexpr std::uint64_t kPreset50 = 1125899903827969;   // 2^50 - 23 * 2^17 + 1
-constexpr std::uint64_t kLargest32 = 4294967291;        // the largest prime below 2^32
-constexpr std::uint64_t kLargest52 = 4503599627370449;  // the largest prime below 2^52
+constexpr std::uint64_t kPreset32 = 4293918721;            // 2^32 - 2^20 + 1
+constexpr std::uint64_t kPreset50 = 1125899903827969;      // 2^50 - 23 * 2^17 + 1
+constexpr std::uint64_t kLargest32 = 4294967291;           // the largest prime below 2^32
+constexpr std::uint64_t kLargest60 = 1152921504606846883;  // the largest prime below 2^60
 
 inline int bit_length(std::uint64_t q) {
   int bits = 0;
@@ -47,7 +47,7 @@ std::vector<std::uint64_t> moduli() {
   if constexpr (sizeof(Word) == 4) {
     return {kPreset32, kLargest32, 97, 3};
   } else {
-    return {kPreset50, kLargest52, kPreset32, 3};
+    return {kPreset50, kLargest60, kPreset32, 3};
   }
 }
 
@@ -103,7 +103,7 @@ void fill_residues(Word* row, std::size_t count, Fill fill, std::uint64_t q, std
   }
 }
 
-// op(W) C mod q, exact: |sum| < 2^16 * 2^16 * 2^52.
+// op(W) C mod q, exact: |sum| < 2^16 * 2^15 * 2^60.
 template <class Weight, class Word>
 std::vector<Word> schoolbook(const std::vector<Weight>& w, std::size_t w_cols, Operand operand, const Shape& shape,
                              const AlignedVector<Word>& c, std::uint64_t q) {
@@ -247,19 +247,20 @@ inline void check_depths(const std::vector<Isa>& isas, const std::vector<std::si
 // size and of one sign, on which the recombination's bounds rest.
 inline void check_digit_counts(const std::vector<Isa>& isas, std::size_t longest, std::size_t columns) {
   std::uint64_t seed = 3500;
-  for (const int bits : {2, 20, 30, 32, 33, 36, 40, 41, 44, 45, 48, 49, 50, 52}) {
+  for (const int bits : {2, 20, 30, 32, 33, 36, 40, 41, 44, 45, 48, 49, 50, 52, 53, 54, 55, 56, 57, 59, 60}) {
     const std::uint64_t q = largest_prime(bits);
-    const Shape shape = {19, 130, 35, 1};
-    for (const int packed : {bits, 52}) {
-      for (const Fill fill : {Fill::random, Fill::mixed}) {
-        check_product<std::int8_t, std::uint64_t>(isas, shape, Operand::plain, fill, fill, q, ++seed, packed);
-        check_product<std::int16_t, std::uint64_t>(isas, shape, Operand::transpose, fill, fill, q, ++seed, packed);
+    const Shape shape = {19, 130, 35, 1}, extreme = {2, longest, columns, 0};
+    for (const Operand operand : {Operand::plain, Operand::transpose}) {
+      for (const int packed : {bits, privtuner::gemm::kMaxBits<std::uint64_t>}) {
+        for (const Fill fill : {Fill::random, Fill::mixed}) {
+          check_product<std::int8_t, std::uint64_t>(isas, shape, operand, fill, fill, q, ++seed, packed);
+          check_product<std::int16_t, std::uint64_t>(isas, shape, operand, fill, fill, q, ++seed, packed);
+        }
       }
-    }
-    for (const Fill fill : {Fill::lowest, Fill::highest}) {
-      const Shape extreme = {2, longest, columns, 0};
-      check_product<std::int8_t, std::uint64_t>(isas, extreme, Operand::plain, fill, Fill::highest, q, ++seed);
-      check_product<std::int16_t, std::uint64_t>(isas, extreme, Operand::plain, fill, Fill::highest, q, ++seed);
+      for (const Fill fill : {Fill::lowest, Fill::highest}) {
+        check_product<std::int8_t, std::uint64_t>(isas, extreme, operand, fill, Fill::highest, q, ++seed);
+        check_product<std::int16_t, std::uint64_t>(isas, extreme, operand, fill, Fill::highest, q, ++seed);
+      }
     }
   }
 }

@@ -64,12 +64,14 @@ TEST(a_product_by_hand) {
   // [[1, -2], [127, -128]] [[q-1, 5], [3, 0]] = [[-1 - 6, 5], [-127 - 384, 635]] mod q.
   const std::int8_t w[] = {1, -2, 127, -128};
   const AlignedVector<std::uint32_t> c32 = {static_cast<std::uint32_t>(kPreset32 - 1), 5, 3, 0};
-  const AlignedVector<std::uint64_t> c64 = {kPreset50 - 1, 5, 3, 0};
+  const AlignedVector<std::uint64_t> c64 = {kPreset50 - 1, 5, 3, 0}, c60 = {kLargest60 - 1, 5, 3, 0};
   for (const Isa isa : usable_isas()) {
     const std::vector<std::uint32_t> want32 = {kPreset32 - 7, 5, kPreset32 - 511, 635};
     const std::vector<std::uint64_t> want64 = {kPreset50 - 7, 5, kPreset50 - 511, 635};
+    const std::vector<std::uint64_t> want60 = {kLargest60 - 7, 5, kLargest60 - 511, 635};
     CHECK(product(Weights(w, 2, 2), c32, 2, isa, kPreset32) == want32);
     CHECK(product(Weights(w, 2, 2), c64, 2, isa, kPreset50) == want64);
+    CHECK(product(Weights(w, 2, 2), c60, 2, isa, kLargest60) == want60);
   }
 }
 
@@ -120,7 +122,7 @@ TEST(memory_is_used_again) {
   for (const Isa isa : usable_isas()) {
     PackedResidues<std::uint64_t> residues;
     for (const auto& [depth, columns, bits] :
-         {std::tuple{9, 20, 40}, std::tuple{131, 100, 50}, std::tuple{5, 33, 30}, std::tuple{131, 99, 36}}) {
+         {std::tuple{9, 20, 40}, std::tuple{131, 100, 60}, std::tuple{5, 33, 30}, std::tuple{131, 99, 36}}) {
       const Shape shape = {13, static_cast<std::size_t>(depth), static_cast<std::size_t>(columns), 2};
       const Modulus q(largest_prime(bits));
       const auto w = weights<std::int8_t>(shape.rows * shape.depth, Fill::random, random);
@@ -172,8 +174,8 @@ TEST(residues_rejects) {
                "residues of 0 bits: must be in [1, 32]");
   CHECK_THROWS(std::invalid_argument, Packed(c.data(), 2, 1, 1, Isa::portable, 33), "residues of 33 bits");
   const AlignedVector<std::uint64_t> wide(8);
-  CHECK_THROWS(std::invalid_argument, PackedResidues<std::uint64_t>(wide.data(), 2, 1, 1, Isa::portable, 53),
-               "residues of 53 bits: must be in [1, 52]");
+  CHECK_THROWS(std::invalid_argument, PackedResidues<std::uint64_t>(wide.data(), 2, 1, 1, Isa::portable, 61),
+               "residues of 61 bits: must be in [1, 60]");
 }
 
 TEST(multiply_rejects) {
@@ -185,7 +187,7 @@ TEST(multiply_rejects) {
   const PackedResidues<std::uint32_t> transpose(c32.data(), 100, 1, 1, Isa::portable);
   const PackedResidues<std::uint64_t> wide(c64.data(), 40, 1, 1, Isa::portable);
   CHECK_EQ(plain.bits(), 32);  // unless told
-  CHECK_EQ(wide.bits(), 52);
+  CHECK_EQ(wide.bits(), 60);
   std::uint32_t out32[100];
   std::uint64_t out64[100];
   const Modulus q(kPreset32);
@@ -203,15 +205,15 @@ TEST(multiply_rejects) {
                "end by 40");
   CHECK_THROWS(std::invalid_argument, multiply(weights, Operand::plain, plain, q, 0, 1, out32, 0),
                "output stride 0 is below the 1 columns");
-  // The smallest primes above 2^32 and 2^52.
+  // The smallest primes above 2^32 and 2^60.
   CHECK_THROWS(std::invalid_argument, multiply(weights, Operand::plain, plain, Modulus(4294967311u), 0, 1, out32, 1),
                "modulus 4294967311 has 33 bits, the residues were packed for 32");
   CHECK_THROWS(std::invalid_argument,
-               multiply(weights, Operand::plain, wide, Modulus(4503599627370517u), 0, 1, out64, 1),
-               "modulus 4503599627370517 has 53 bits, the residues were packed for 52");
+               multiply(weights, Operand::plain, wide, Modulus(1152921504606847009u), 0, 1, out64, 1),
+               "modulus 1152921504606847009 has 61 bits, the residues were packed for 60");
   // One bit short, on every path: also where the digits would have room for it.
   for (const Isa isa : usable_isas()) {
-    for (const int bits : {30, 32, 36, 39, 40, 44, 48, 51}) {
+    for (const int bits : {30, 32, 36, 39, 40, 44, 48, 51, 53, 55, 56, 59}) {
       const PackedResidues<std::uint64_t> narrow(c64.data(), 40, 1, 1, isa, bits);
       multiply(weights, Operand::plain, narrow, Modulus(largest_prime(bits)), 0, 1, out64, 1);
       CHECK_THROWS(std::invalid_argument,

@@ -4,6 +4,7 @@
 #include <random>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
@@ -146,6 +147,19 @@ TEST(powers_and_inverses) {
     }
     CHECK_THROWS(std::invalid_argument, m.inv(0), "0 has no inverse modulo " + std::to_string(q));
   }
+}
+
+TEST(lengths_of_moduli) {
+  const std::pair<std::uint64_t, int> known[] = {{3, 2},
+                                                 {5, 3},
+                                                 {7, 3},
+                                                 {127, 7},
+                                                 {131, 8},
+                                                 {4294967291u, 32},
+                                                 {4294967311u, 33},
+                                                 {1152921504606846883u, 60},
+                                                 {2305843009213693951u, 61}};
+  for (const auto& [q, bits] : known) CHECK_EQ(Modulus(q).bits(), bits);
 }
 
 TEST(moduli_that_are_not_odd_primes_below_2_61_are_refused) {

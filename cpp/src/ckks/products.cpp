@@ -224,12 +224,10 @@ TensorPtr Evaluator::linear(const TensorPtr& x, const Matrix& matrix, gemm::Oper
   gemm::PackedResidues<std::uint64_t> packed;
   for (std::size_t limb = 0; limb < limbs; ++limb) {
     const math::Modulus& q = parameters_->prime(limb).row.modulus();
-    int bits = 0;
-    while ((q.q >> bits) != 0) ++bits;
     for (int component = 0; component < 2; ++component) {
       for (std::size_t column = 0; column < n; column += columns) {
         const std::size_t count = std::min(columns, n - column);
-        packed.assign(x->row(0, component, limb) + column, depth, count, stride, math::active_isa(), bits);
+        packed.assign(x->row(0, component, limb) + column, depth, count, stride, math::active_isa(), q.bits());
         gemm::multiply(weights, operand, packed, q, 0, rows, out->row(0, component, limb) + column, stride);
       }
     }

@@ -66,9 +66,9 @@ void pack_four_depths(const std::uint64_t* c, std::size_t stride, std::size_t ro
 //
 // V = sum w x over at most 2^16 depths, w = l + 2^8 h with |w| < 2^15 and |l|, |h| <= 2^7, 0 <= x < q < 2^60. So
 // |V| < 2^31 q. In V = bottom + 2^32 top, bottom = sum (l (x mod 2^32) + 2^8 h (x mod 2^24)): |bottom| <= 2^56, and
-// |bottom| < 2^32 q; |top| < 2^59 + 2^24, as is every step of its Horner scheme. The conversions, their sum, the
-// inverse and the product are rounded by 2^-53 at most, so the estimate of V / q is off by less than 2^-18 and the
-// rest, exact in words that wrap, is within (1/2 + 2^-18) q of zero: one correction.
+// |bottom| < 2^32 q; so |top| < 2^59 + 2^24, a signed word, and 2^32 |top| < 2^33 q. top, bottom, the sum, q, 1 / q and
+// the product are rounded by 2^-53 of themselves at most, less than 2^-20 + 2^-21 + 4 * 2^-22 in V / q. So the estimate
+// is off by less than 2^-18 and the rest, exact in words that wrap, is within (1/2 + 2^-18) q of zero: one correction.
 template <int Digits, int Bytes>
 __m512i recombine_8(const std::int32_t* low, const std::int32_t* high, std::size_t step, __m512i q, __m512d inverse) {
   constexpr int kSums = Digits + Bytes - 1;

@@ -16,12 +16,6 @@ constexpr std::size_t kGroupBytes = std::size_t{512} << 10;  // packed residues 
 
 std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
-int bit_length(std::uint64_t q) {
-  int bits = 0;
-  for (; q != 0; q >>= 1) ++bits;
-  return bits;
-}
-
 template <class Word>
 const Kernel<Word>& kernel_for(math::Isa isa, int bytes_per_weight, int bits) {
   switch (isa) {
@@ -156,8 +150,8 @@ void multiply(const Weights& weights, Operand operand, const PackedResidues<Word
                                 ") must start at a multiple of " + std::to_string(kRowStep) + " and end by " +
                                 std::to_string(source.rows));
   }
-  if (bit_length(q.q) > residues.bits()) {
-    throw std::invalid_argument("modulus " + std::to_string(q.q) + " has " + std::to_string(bit_length(q.q)) +
+  if (q.bits() > residues.bits()) {
+    throw std::invalid_argument("modulus " + std::to_string(q.q) + " has " + std::to_string(q.bits()) +
                                 " bits, the residues were packed for " + std::to_string(residues.bits()));
   }
   const std::size_t columns = residues.columns();

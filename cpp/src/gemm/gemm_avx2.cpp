@@ -106,8 +106,9 @@ void accumulate_all(const std::int32_t* panel, const std::uint8_t* block, std::s
 // weights.
 //
 // V = sum w x over at most 2^13 depths with |w| < 2^15 and 0 <= x < q < 2^60: |V| < 2^28 q, and so is each of its at
-// most twelve terms in the double estimate. Less than 16 roundings of sums below 2^32 q put the estimate of V / q off
-// by less than 2^-17, and the rest, exact in words that wrap, is within (1/2 + 2^-17) q of zero: one correction.
+// most twelve terms in the double estimate. Less than 16 roundings, those of q and 1 / q among them, of sums below
+// 2^32 q put the estimate of V / q off by less than 2^-17, and the rest, exact in words that wrap, is within
+// (1/2 + 2^-17) q of zero: one correction.
 template <int Digits, int Bytes>
 __m256i recombine_4(const std::int32_t* low, const std::int32_t* high, const Reducer& reducer) {
   constexpr std::size_t kStep = kRows * kTileColumns;

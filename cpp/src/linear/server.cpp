@@ -94,6 +94,7 @@ template <class Word>
 void Job::load(const std::uint8_t* body) {
   const Preset& preset = *prepared_.public_part().preset;
   const math::Isa isa = math::active_isa();
+  const int bits = math::Modulus(preset.q).bits();
   const std::size_t features = header_.features, tokens = header_.tokens;
   math::AlignedVector<Word> aligned;
   if (reinterpret_cast<std::uintptr_t>(body) % alignof(Word) != 0) {
@@ -102,7 +103,7 @@ void Job::load(const std::uint8_t* body) {
     body = reinterpret_cast<const std::uint8_t*>(aligned.data());
   }
   auto operands = std::unique_ptr<Operands<Word>>(new Operands<Word>{
-      gemm::PackedResidues<Word>(reinterpret_cast<const Word*>(body), features, tokens, tokens, isa), nullptr});
+      gemm::PackedResidues<Word>(reinterpret_cast<const Word*>(body), features, tokens, tokens, isa, bits), nullptr});
   if (header_.mask_wanted) {
     ring::Seed seed;
     seed.bytes = header_.seed;
@@ -113,7 +114,7 @@ void Job::load(const std::uint8_t* body) {
                              mask.data() + j * preset.n, preset.n, isa);
       }
     });
-    operands->mask = std::make_unique<gemm::PackedResidues<Word>>(mask.data(), features, preset.n, preset.n, isa);
+    operands->mask = std::make_unique<gemm::PackedResidues<Word>>(mask.data(), features, preset.n, preset.n, isa, bits);
   }
   if constexpr (std::is_same_v<Word, std::uint32_t>) {
     words32_ = std::move(operands);

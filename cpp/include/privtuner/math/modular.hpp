@@ -18,6 +18,13 @@ struct Modulus {
   // Throws std::invalid_argument unless q is an odd prime in (2, 2^61).
   explicit Modulus(std::uint64_t q);
 
+  // The length of q: 2^(bits - 1) < q < 2^bits.
+  int bits() const {
+    int length = 0;
+    while ((q >> length) != 0) ++length;
+    return length;
+  }
+
   std::uint64_t add(std::uint64_t a, std::uint64_t b) const { return add_if_negative(a + b - q); }
   std::uint64_t sub(std::uint64_t a, std::uint64_t b) const { return add_if_negative(a - b); }
   std::uint64_t neg(std::uint64_t a) const { return add_if_negative(0 - a); }
