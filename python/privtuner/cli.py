@@ -277,18 +277,22 @@ def _train(arguments: argparse.Namespace) -> int:
         raise InputError("--seal goes with --server only: nothing is sealed in the clear")
     if arguments.plain and arguments.engine != "native":
         raise InputError("--engine goes with --server only: nothing is encrypted in the clear")
+    if arguments.server:
+        # Read when PyTorch or OpenFHE loads: idle threads would spin on cores that encryption and server could use.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments.engine == "openfhe":
         from privtuner.openfhe.library import library
 
         library()  # an engine that is missing should show before anything else is done
-    if arguments.server:
-        # Read when PyTorch loads: its idle threads would spin on cores that encryption and server could use.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from privtuner.lora import dataset, report
     from privtuner.lora.training import TrainConfig, prepare_model, train_classifier
 
     _quiet_transformers()
     _set_threads(arguments.threads)
+    if arguments.threads and arguments.engine == "openfhe":
+        from privtuner import openfhe
+
+        openfhe.set_num_threads(arguments.threads)
     config = TrainConfig(
         steps=arguments.steps,
         batch_size=arguments.batch_size,

@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import os
 import re
 import signal
 import sys
@@ -13,8 +14,11 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import privtuner
-from privtuner import cli
+from openfhe_cases import ClearOwner
+from privtuner import cli, openfhe
+from privtuner.engines import ENGINES, engine_of
 from privtuner.nn import split_pretrained
+from privtuner.openfhe import library
 from privtuner.service import Server
 from text_cases import one_thread, rows, tiny_model_directory, write_csv
 
@@ -36,6 +40,22 @@ def model(tmp_path_factory):
 def address(model):
     with Server(split_pretrained(model), name="tiny") as server:
         yield server.address
+
+
+@pytest.fixture(scope="module")
+def openfhe_address(model):
+    with Server(split_pretrained(model), name="tiny", engine=engine_of("openfhe")) as server:
+        yield server.address
+
+
+@pytest.fixture
+def clear_owner(monkeypatch):
+    """An owner that does without OpenFHE in place of the one that needs it; the calls that set its threads."""
+    threads = []
+    monkeypatch.setattr(library, "library", lambda: None)
+    monkeypatch.setattr(openfhe, "Owner", ClearOwner)
+    monkeypatch.setattr(openfhe, "set_num_threads", threads.append)
+    return threads
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +125,26 @@ def test_encrypted_training(address, arguments, capsys, tmp_path):
     assert "fetching what the owner needs of tiny" in err
     assert "MB/step" in err
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert written["mode"] == "encrypted"
+    assert (written["mode"], written["engine"]) == ("encrypted", "native")
     assert written["server"]["bundles"] >= 1
+
+
+def test_training_with_the_other_engine(address, openfhe_address, clear_owner, arguments, tmp_path):
+    written = {}
+    for engine, server in (("native", address), ("openfhe", openfhe_address)):
+        line = ["train", "--server", server, "--engine", engine, "--threads", 1]
+        assert run(*line, *flat(arguments, out=tmp_path / engine)) == 0
+        written[engine] = json.loads((tmp_path / engine / "metrics.json").read_text())
+        assert written[engine]["engine"] == engine
+    assert clear_owner == [1]
+    losses = [[step["loss"] for step in written[engine]["steps"]] for engine in ENGINES]
+    # The same rounded weights, batches and start; the native engine's noise is between them.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    server = written["openfhe"]["server"]
+    assert server["refused"] == 0
+    assert {entry["direction"] for entry in server["layers"]} == {"forward", "backward"}
+    # Two components of 1,024 words of 8 bytes for each of at least 32 features, in every request.
+    assert all(entry["bytes_in"] >= entry["requests"] * 32 * 16 * 1024 for entry in server["layers"])
 
 
 def test_both_ways_see_the_same_batches_and_start(model, address, arguments, tmp_path):
@@ -152,6 +190,12 @@ def test_training_without_evaluation(model, arguments, capsys):
         (["train", "--plain", "--server", "a:1", "--data", "a", "--out", "b"], "not allowed with"),
         (["train", "--plain", "--data", "a", "--out", "b"], "--plain needs --model DIR"),
         (["train", "--server", "a:1", "--model", "m", "--data", "a", "--out", "b"], "--model goes with --plain only"),
+        (
+            ["train", "--plain", "--model", "m", "--engine", "openfhe", "--data", "a", "--out", "b"],
+            "--engine goes with",
+        ),
+        (["train", "--server", "a:1", "--engine", "cuda", "--data", "a", "--out", "b"], "invalid choice: 'cuda'"),
+        (["serve", "--model", "x", "--engine", "cuda"], "invalid choice: 'cuda'"),
         (["info", "--loud"], "unrecognized arguments: --loud"),
     ],
 )
@@ -237,6 +281,52 @@ def test_port_taken(model, address, capsys):
 def test_nobody_serves(arguments, capsys):
     line = ["train", "--server", "127.0.0.1:1", *flat(arguments)]
     assert "no privtuner server answers at 127.0.0.1:1" in failed(capsys, 1, line)
+
+
+@pytest.mark.usefixtures("clear_owner")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_server_of_the_other_engine(address, openfhe_address, arguments, capsys, engine):
+    server, other = (openfhe_address, "openfhe") if engine == "native" else (address, "native")
+    complaint = failed(capsys, 2, ["train", "--server", server, "--engine", engine, *flat(arguments)])
+    assert f"the server at {server} answers requests of the engine {other}" in complaint
+    assert f"train with --engine {other}, or start it with 'privtuner serve --engine {engine}'" in complaint
+
+
+@pytest.mark.usefixtures("clear_owner")
+def test_server_that_names_no_engine(address, arguments, capsys, monkeypatch):
+    from privtuner.service import client
+
+    told = client.RemoteTransport.hello
+    monkeypatch.setattr(
+        client.RemoteTransport, "hello", lambda self: {k: v for k, v in told(self).items() if k != "engine"}
+    )
+    line = ["train", "--server", address, *flat(arguments)]
+    assert "requests of the engine native" in failed(capsys, 2, [*line, "--engine", "openfhe"])
+    assert run(*line) == 0
+
+
+def test_openfhe_that_is_missing(arguments, capsys, monkeypatch):
+    policies = []
+
+    def look():
+        policies.append(os.environ.get("OMP_WAIT_POLICY"))
+        return "looked for in no place; install it"
+
+    monkeypatch.setattr(library, "_module", look)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    line = ["train", "--server", "127.0.0.1:1", "--engine", "openfhe", *flat(arguments, data="nowhere.csv")]
+    assert "the OpenFHE engine is not available: looked for in no place; install it" in failed(capsys, 1, line)
+    assert policies == ["PASSIVE"]  # before its threads start
+
+
+@pytest.mark.parametrize("engine", [None, *ENGINES])
+def test_engine_of_a_server(model, capsys, monkeypatch, engine):
+    def refuse(*_, engine, **__):
+        raise privtuner.ServiceError(f"it is {engine.name}")
+
+    monkeypatch.setattr(privtuner.service, "Server", refuse)
+    options = ["--engine", engine] if engine else []
+    assert f"it is {engine or 'native'}" in failed(capsys, 1, ["serve", "--model", model, *options])
 
 
 def test_address_that_is_none(arguments, capsys):

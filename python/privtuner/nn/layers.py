@@ -145,7 +145,8 @@ class EncryptedLinear(EncryptedLayer, torch.nn.Linear):  # type: ignore[override
             mask_cache_bytes: see :class:`privtuner.nn.session.Session`.
 
         Raises:
-            privtuner.errors.InputError: ``bias`` has the wrong shape, or ``transport`` is none.
+            privtuner.errors.InputError: ``bias`` has the wrong shape, ``transport`` is none, or ``engine`` is unknown.
+            privtuner.errors.EngineError: the engine is missing on this machine.
         """
         session = Session(transport, engine=engine, mask_cache_bytes=mask_cache_bytes)
         return cls(EncryptedGroup(name, public, [public.d_out], session), bias=bias, dtype=dtype)

@@ -109,7 +109,9 @@ def write(head: Head, residues: Sequence[Residues]) -> bytes:
 
 
 def read(data: BytesLike, kind: int) -> tuple[Head, Residues]:
-    """Head and residues, the latter a view of ``data``. Words are not compared with their moduli here.
+    """Head and residues, the latter a view of ``data`` where its words are aligned.
+
+    Words are not compared with their moduli here.
 
     Raises:
         MessageError: malformed, truncated, corrupted, of another version or kind, or with impossible values.
@@ -153,7 +155,7 @@ def read(data: BytesLike, kind: int) -> tuple[Head, Residues]:
         raise MessageError(f"{what}: {len(view)} bytes where {wanted} are due: truncated, or with bytes left over")
     if zlib.crc32(view[: -_CRC.size]) != _CRC.unpack_from(view, wanted - _CRC.size)[0]:
         raise MessageError(f"{what}: the checksum does not fit: damaged on its way; send it again")
-    words = np.frombuffer(view[start : -_CRC.size], "<u8").reshape(head.shape)
+    words = np.require(np.frombuffer(view[start : -_CRC.size], "<u8"), requirements="A").reshape(head.shape)
     return head, cast("Residues", words)
 
 

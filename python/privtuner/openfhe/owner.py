@@ -83,12 +83,11 @@ class Owner:
             batch, norm = batch * public.delta, public._core.norm_backward
         tokens, features = batch.shape
         length = np.linalg.norm(batch, axis=1)
-        length[length == 0] = 1.0
         slots, modulus = self.context.slots, self.context.moduli[0]
         # |sum_j W[k, j] e_j| <= |W[k]| sqrt(features) |e|, for every coefficient.
         noise = _LARGEST_ERROR * max(norm, 1.0) * np.sqrt(features)
         reach = (modulus / 2 - noise) / (max(norm, 1.0) * 2.0**self.context.scale_bits)
-        scaled = batch * (reach / length)[:, None]
+        scaled = batch * (reach / np.where(length == 0, 1.0, length))[:, None]
         head = Head(
             messages.REQUEST,
             direction,

@@ -1,0 +1,212 @@
+"""Training through OpenFHE ciphertexts: one layer, one model, two processes."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from engine_cases import NEEDS_OPENFHE
+from privtuner import linear, openfhe
+from privtuner.engines import LocalTransport, OpenFheEngine, owner_of
+from privtuner.errors import InputError, MessageError, SecretError, ServiceError
+from privtuner.nn import EncryptedLinear, split_pretrained
+from privtuner.openfhe.linear import apply_blocks
+from privtuner.service import RemoteTransport, Server
+from text_cases import command, one_thread, rows, server_process, tiny_model_directory, write_csv
+
+pytestmark = [
+    NEEDS_OPENFHE,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
+
+RNG = np.random.default_rng(0)
+PREPARED = linear.prepare(RNG.standard_normal((70, 33)))
+WEIGHT = PREPARED.public.delta[:, None] * PREPARED.quantised()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def owner():
+    return owner_of("openfhe")
+
+
+def batch(tokens: int, direction: str = "forward") -> np.ndarray:
+    return RNG.standard_normal((tokens, 33 if direction == "forward" else 70)).astype(np.float32)
+
+
+def test_the_owners_keys(owner):
+    context = owner.context
+    assert owner.name == "openfhe"
+    assert context.security_bits == 128
+    assert (context.ring_dimension, len(context.moduli), context.special_moduli) == (2048, 1, ())
+    assert context.moduli[0].bit_length() == 53
+    assert openfhe.Owner()._secret.tag != owner._secret.tag
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("tokens", [1, 3, 1024, 1025, 2500])
+def test_products(owner, direction, tokens):
+    x = batch(tokens, direction)
+    request, secret = owner.encrypt(x, PREPARED.public, direction)
+    y = owner.decrypt(apply_blocks(PREPARED, request, 32), secret)
+    exact = x.astype(np.float64) @ (WEIGHT.T if direction == "forward" else WEIGHT)
+    assert y.dtype == np.float32
+    # float32 results, and noise of 2^-36 of |w| |x| a standard deviation: see the next test.
+    assert np.abs(y - exact).max() < 2.0**-20 * np.abs(exact).max()
+
+
+def test_precision_against_theory(owner):
+    """OpenFHE's error of an output is sigma |W_k| a coefficient, and as much again that it adds on decryption."""
+    tokens = 1024
+    x = batch(tokens)
+    request, secret = owner.encrypt(x, PREPARED.public, "forward")
+    # The same in double precision: what decrypt rounds to float32.
+    blocks = list(apply_blocks(PREPARED, request))
+    slots = []
+    for data in blocks:
+        _, words = openfhe.owner.messages.read(data, openfhe.owner.messages.BLOCK)
+        slots.append(owner._slots(words[0][0], tokens))
+    integers = PREPARED.quantised().astype(np.float64)
+    error = np.concatenate(slots).T - (x / secret.unit[:, None]) @ integers.T
+    scale = 2.0**30
+    lengths = np.linalg.norm(integers, axis=1)
+    coefficient = np.hypot(3.19, np.sqrt(1 / 12)) * lengths
+    predicted = np.sqrt(2) * coefficient * np.sqrt(2048 / 2) / scale
+    ratio = error.std(axis=0) / predicted
+    assert 0.8 < np.median(ratio) < 1.2
+
+
+def test_any_values_stay_inside_the_modulus(owner):
+    for x in (
+        np.full((2, 33), 3e38, np.float32),
+        np.full((2, 33), 1e-38, np.float32),
+        np.zeros((2, 33), np.float32),
+        np.vstack([np.full((1, 33), 1e30), np.zeros((1, 33)), np.full((1, 33), -1e-30)]).astype(np.float32),
+        np.eye(33, dtype=np.float32) * 1e20,
+        np.sign(WEIGHT[:5]).astype(np.float32),
+    ):
+        request, secret = owner.encrypt(x, PREPARED.public, "forward")
+        with np.errstate(over="ignore"):
+            y = owner.decrypt(apply_blocks(PREPARED, request), secret)
+        exact = x.astype(np.longdouble) @ WEIGHT.T
+        limit = 2.0**-20 * np.linalg.norm(x.astype(np.longdouble), axis=1)[:, None] * np.abs(WEIGHT).max() * 6
+        finite = np.abs(exact) < 3.4e38
+        assert (np.abs(y - exact)[finite] <= limit.repeat(70, 1)[finite]).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((2, 4), np.float32), "x has shape \\(2, 4\\)"),
+        (np.zeros((0, 33), np.float32), "at least one token"),
+        (np.zeros((2, 33), np.int64), "x has dtype int64"),
+        (np.full((2, 33), np.nan, np.float32), "x\\[0, 0\\] is nan"),
+        (np.full((2, 33), np.inf, np.float32), "x\\[0, 0\\] is inf"),
+    ],
+)
+def test_batches_that_are_refused(owner, x, message):
+    with pytest.raises(InputError, match=message):
+        owner.encrypt(x, PREPARED.public, "forward")
+
+
+def test_replies_that_are_refused(owner):
+    request, secret = owner.encrypt(batch(3), PREPARED.public, "forward")
+    other, _ = owner.encrypt(batch(3), PREPARED.public, "forward")
+    blocks = list(apply_blocks(PREPARED, request, 32))
+    damaged = bytearray(blocks[0])
+    damaged[len(damaged) // 2] ^= 1
+    for wrong, message in (
+        (blocks[:-1], "it ends after 64 of 70 features"),
+        (blocks[::-1], "features from 64 of 70 where those from 0"),
+        (blocks[:1] * 2, "features from 0 of 70 where those from 32"),
+        (apply_blocks(PREPARED, other, 32), "it answers another request"),
+        ([bytes(damaged)], "the checksum does not fit"),
+        ([b""], "truncated"),
+        ([request], "kind 1"),
+        ([], "it ends after 0 of 70 features"),
+    ):
+        with pytest.raises(MessageError, match=message):
+            owner.decrypt(wrong, secret)
+    head, words = openfhe.owner.messages.read(blocks[0], openfhe.owner.messages.BLOCK)
+    large = words.copy()
+    large[0, 0, 0, 0, 0] = owner.context.moduli[0]
+    with pytest.raises(MessageError, match="reply: a residue .* is not below its modulus"):
+        owner.decrypt([openfhe.owner.messages.write(head, [large])], secret)
+    owner.decrypt(blocks, secret)
+    with pytest.raises(SecretError, match="decrypted already"):
+        owner.decrypt(blocks, secret)
+    with pytest.raises(InputError, match="secret is of type str"):
+        owner.decrypt(blocks, "secret")
+
+
+def test_nothing_secret_travels(owner):
+    request, secret = owner.encrypt(batch(3), PREPARED.public, "forward")
+    assert owner._secret.tag.encode() not in request
+    with pytest.raises(SecretError):
+        pickle.dumps(owner)
+    assert "key" not in repr(secret.head)
+
+
+def test_gradients_are_those_of_the_rounded_weight():
+    layer = EncryptedLinear.single(
+        "fc", PREPARED.public, LocalTransport({"fc": PREPARED}, engine=OpenFheEngine()), engine="openfhe"
+    )
+    x = torch.from_numpy(batch(5)).requires_grad_()
+    y = layer(x)
+    g = torch.from_numpy(batch(5, "backward"))
+    y.backward(g)
+    exact = torch.from_numpy(WEIGHT)
+    assert torch.allclose(y.double(), x.double() @ exact.T, rtol=0, atol=1e-5)
+    assert torch.allclose(x.grad.double(), g.double() @ exact, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model_directory(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    train = write_csv(folder / "train.csv", rows(0, 90))
+    test = write_csv(folder / "test.csv", rows(90, 30))
+    files = ["--data", str(train), "--eval", str(test), "--label-column", "category"]
+    return [*files, "--batch-size", "16", "--lora-r", "4", "--lr", "0.02", "--head-lr", "0.05", "--seed", "3"]
+
+
+def test_training_in_two_processes(model, options, tmp_path):
+    losses = {}
+    for engine in ("native", "openfhe"):
+        with server_process(model, "--engine", engine) as (_, address):
+            line = ["train", "--server", address, "--engine", engine, "--steps", 12, "--out", tmp_path / engine]
+            done = command(*line, *options)
+            assert done.returncode == 0, done.stderr
+        numbers = json.loads((tmp_path / engine / "metrics.json").read_text())
+        assert numbers["engine"] == engine
+        assert numbers["server"]["refused"] == 0
+        losses[engine] = np.array([step["loss"] for step in numbers["steps"]])
+    assert losses["openfhe"][-1] < losses["openfhe"][0]
+    # The same rounded weights and batches: encryption noise apart, the same curve.
+    assert np.abs(losses["openfhe"] - losses["native"]).max() < 0.02
+
+
+def test_engines_that_do_not_match(model):
+    split = split_pretrained(model)
+    layer = split.server["pooler.dense"]
+    x = np.ones((2, 32), np.float32)
+    request = owner_of("openfhe").encrypt(x, layer.public, "forward")[0]
+    with Server(split) as server, RemoteTransport(server.address) as transport:
+        assert transport.hello()["engine"] == "native"
+        with pytest.raises(ServiceError, match="this server's engine is native .*serve --engine openfhe"):
+            list(transport.apply("pooler.dense", request))
+    with Server(split, engine=OpenFheEngine()) as server, RemoteTransport(server.address) as transport:
+        assert transport.hello()["engine"] == "openfhe"
+        with pytest.raises(ServiceError, match="no message of the OpenFHE engine; use the same --engine"):
+            list(transport.apply("pooler.dense", linear.encrypt(x, layer.public)[0]))

@@ -1,0 +1,269 @@
+"""Servers and data owners of the engine "openfhe" around its messages: none of this needs OpenFHE."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from nn_cases import tiny_bert, tokens, weight_in_force
+from openfhe_cases import BITS, ClearOwner, N
+from privtuner import _core, ckks, linear, openfhe
+from privtuner.ckks.blocks import SealedMLP as Block
+from privtuner.engines import ENGINES, LocalTransport, NativeEngine, NativeOwner, OpenFheEngine, engine_of, owner_of
+from privtuner.errors import EngineError, InputError, MessageError, ServiceError
+from privtuner.nn import EncryptedLinear, GroupSpec, OwnerBundle, Session, Split, split, traffic_of
+from privtuner.openfhe import library, messages
+from privtuner.openfhe.linear import apply_blocks
+from privtuner.openfhe.messages import BLOCK, REQUEST, Head
+from privtuner.service import RemoteTransport, Server
+from privtuner.service.counts import LayerCounts
+
+D_OUT, D_IN = 300, 40
+PREPARED = linear.prepare(np.random.default_rng(1).standard_normal((D_OUT, D_IN)))
+LARGE = (1152921504606830593, 1152921504606791681)
+"""The largest primes below 2^60 that are 1 modulo 2,048."""
+
+
+def batch(rows=9, features=D_IN):
+    return np.random.default_rng(0).standard_normal((rows, features)).astype(np.float32)
+
+
+def request_of(rows=9, direction="forward"):
+    return ClearOwner().encrypt(batch(rows, D_IN if direction == "forward" else D_OUT), PREPARED.public, direction)[0]
+
+
+@pytest.fixture
+def clear_owner(monkeypatch):
+    monkeypatch.setattr(openfhe, "Owner", ClearOwner)
+
+
+@pytest.fixture
+def without_openfhe(monkeypatch):
+    monkeypatch.setattr(library, "_module", lambda: "looked for in no place; install it")
+
+
+# The product
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("preset", linear.PRESETS)
+def test_both_presets_at_the_largest_moduli(preset, direction):
+    prepared = linear.prepare(np.random.default_rng(2).standard_normal((34, 3)), preset)
+    weights = prepared.quantised().astype(object)
+    weights = weights if direction == "forward" else weights.T
+    head = Head(REQUEST, direction, prepared.public.id, bytes(16), N, LARGE, N // 2 + 1, weights.shape[1])
+    words = np.empty(head.shape, np.uint64)
+    for tower, modulus in enumerate(LARGE):
+        words[:, tower] = np.random.default_rng(tower).integers(0, modulus, words[:, tower].shape, np.uint64)
+        words[0, tower, :, :, ::5] = modulus - 1
+    done = 0
+    for data in apply_blocks(prepared, messages.write(head, [words]), 32):
+        found, received = messages.read(data, BLOCK)
+        assert found == replace(head, kind=BLOCK, features=found.features, first=done, total=len(weights))
+        rows = weights[done : done + found.features]
+        for group in range(2):
+            for tower, modulus in enumerate(LARGE):
+                want = np.tensordot(rows, words[group, tower].astype(object), 1) % modulus
+                assert (received[group, tower].astype(object) == want).all()
+        done += found.features
+    assert done == len(weights)
+
+
+def test_requests_at_any_address():
+    request = request_of()
+    want = list(apply_blocks(PREPARED, request))
+    for offset in (1, 4):
+        assert list(apply_blocks(PREPARED, memoryview(bytes(offset) + request)[offset:])) == want
+
+
+def test_residues_are_packed_once_and_multiplied_block_by_block(monkeypatch):
+    calls, real = [], _core.ResidueProduct
+
+    class Product:
+        def __init__(self, *arguments):
+            self.real = real(*arguments)
+            calls.append("pack")
+
+        def multiply(self, begin, count):
+            calls.append((begin, count))
+            return self.real.multiply(begin, count)
+
+    monkeypatch.setattr(_core, "ResidueProduct", Product)
+    blocks = apply_blocks(PREPARED, request_of(N // 2 + 1), 100)
+    assert calls == ["pack"] * 2  # one for each group
+    next(blocks)
+    assert calls[2:] == [(0, 128)] * 2
+    assert len(list(blocks)) == 2
+    assert calls[4:] == [(128, 128)] * 2 + [(256, 44)] * 2
+
+
+def test_a_fault_is_found_before_any_block():
+    damaged = bytearray(request_of())
+    damaged[-5] ^= 1
+    with pytest.raises(MessageError, match="the checksum does not fit"):
+        apply_blocks(PREPARED, bytes(damaged))
+
+
+# Engines and owners by name
+
+
+def test_engines_by_name():
+    assert [engine_of(name).name for name in ENGINES] == list(ENGINES)
+    assert isinstance(engine_of("native"), NativeEngine)
+    assert isinstance(engine_of("openfhe"), OpenFheEngine)
+    for make in (engine_of, owner_of):
+        with pytest.raises(InputError, match="unknown engine 'OpenFHE'; choose native or openfhe"):
+            make("OpenFHE")
+
+
+@pytest.mark.usefixtures("clear_owner")
+def test_owners_by_name():
+    assert isinstance(owner_of("native"), NativeOwner)
+    assert isinstance(owner_of("openfhe"), ClearOwner)
+    assert owner_of("native").name == "native"
+    with pytest.raises(InputError, match="max_bytes = -1"):
+        owner_of("native", -1)
+
+
+@pytest.mark.usefixtures("without_openfhe")
+def test_servers_do_without_openfhe_and_owners_do_not():
+    assert list(engine_of("openfhe").apply_blocks(PREPARED, request_of(), 256))
+    for make in (lambda: owner_of("openfhe"), lambda: Session(LocalTransport({}), engine="openfhe")):
+        with pytest.raises(EngineError, match="not available: looked for in no place; install it"):
+            make()
+
+
+# Layers and models
+
+
+def close(y, exact):
+    """Up to the rounding of a batch to BITS bits, carried through 300 products, and of results to float32."""
+    return np.abs(y - exact).max() < (D_OUT * 2.0**-BITS + 2.0**-23) * np.abs(exact).max()
+
+
+@pytest.mark.usefixtures("clear_owner")
+@pytest.mark.parametrize("rows", [1, N // 2, N + 1])
+def test_a_layer_forward_and_backward(rows):
+    transport = LocalTransport({"fc": PREPARED}, engine=OpenFheEngine())
+    layer = EncryptedLinear.single("fc", PREPARED.public, transport, engine="openfhe")
+    x, g = torch.from_numpy(batch(rows)).requires_grad_(), torch.from_numpy(batch(rows, D_OUT))
+    y = layer(x)
+    y.backward(g)
+    weight = weight_in_force(PREPARED)
+    assert close(y.detach().numpy(), x.detach().double().numpy() @ weight.T)
+    assert close(x.grad.numpy(), g.double().numpy() @ weight)
+    counted = traffic_of(layer).total()
+    up = len(request_of(rows)) + len(request_of(rows, "backward"))
+    assert (counted.requests, counted.tokens, counted.bytes_up) == (2, 2 * rows, up)
+
+
+@pytest.mark.usefixtures("clear_owner")
+def test_the_session_says_which_layer_refused():
+    session = Session(LocalTransport({"fc": PREPARED}, engine=OpenFheEngine()), engine="openfhe")
+    for direction, what in (("forward", "input"), ("backward", "output gradient")):
+        with pytest.raises(InputError, match=rf"layer 'fc', {what}: x has shape \(2, 7\)"):
+            session.product("fc", PREPARED.public, batch(2, 7), direction)
+    assert session.meter.total().requests == 0
+
+
+@pytest.mark.usefixtures("clear_owner")
+def test_a_whole_model_gives_what_the_native_engine_gives():
+    parts = split(tiny_bert())
+    ids = tokens(2, 5)
+    found = {}
+    for name in ENGINES:
+        model = parts.bundle.build(LocalTransport(parts.server, engine=engine_of(name)), engine=name)
+        with torch.no_grad():
+            found[name] = model(ids).last_hidden_state
+    # Values up to 3.3; the noise of the native engine makes 2e-5 of the difference, fresh in every run.
+    assert torch.allclose(found["openfhe"], found["native"], rtol=0, atol=2e-4)
+    with pytest.raises(InputError, match="unknown engine 'cuda'"):
+        parts.bundle.build(LocalTransport(parts.server), engine="cuda")
+
+
+@pytest.mark.usefixtures("clear_owner")
+def test_sealed_blocks_keep_their_own_messages():
+    rng = np.random.default_rng(5)
+    w1, w2 = 0.3 * rng.standard_normal((3, 2)), 0.3 * rng.standard_normal((2, 3))
+    block = Block(w1, np.zeros(3), w2, np.zeros(2), ckks.gelu((-6.0, 6.0), 15), parameters=ckks.INSECURE_parameters(6))
+    transport = LocalTransport({"mlp": block}, engine=OpenFheEngine())
+    session = Session(transport, engine="openfhe", allow_insecure=True)
+    x = rng.standard_normal((3, 2))
+    assert np.abs(session.sealed("mlp", block.public, x) - block.exact(x)).max() < 1e-3
+    with pytest.raises(MessageError):
+        list(transport.apply("mlp", request_of()))
+
+
+# Over a connection
+
+
+@contextmanager
+def connected(engine):
+    groups = {"fc": GroupSpec("linear", {"fc": D_OUT})}
+    bundle = OwnerBundle({"model_type": "bert"}, "BertModel", "float32", groups, {"fc": PREPARED.public}, {})
+    server = Server(Split({"fc": PREPARED}, bundle), engine=engine_of(engine))
+    with server, RemoteTransport(server.address) as transport:
+        yield server, transport
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_hello_names_the_engine(engine):
+    with connected(engine) as (_, transport):
+        assert transport.hello()["engine"] == engine
+
+
+def test_replies_and_counts_of_a_server():
+    with connected("openfhe") as (server, transport):
+        want = {}
+        for direction, rows in (("forward", 9), ("backward", N // 2 + 1)):
+            request = request_of(rows, direction)
+            blocks = list(transport.apply("fc", request))
+            assert blocks == list(apply_blocks(PREPARED, request, 64 if rows == 9 else 32))
+            size = sum(map(len, blocks))
+            want["fc", direction] = LayerCounts(1, rows, rows, len(request), size)
+        found = server.counts()
+    assert {key: replace(counts, seconds=0.0) for key, counts in found.layers.items()} == want
+    assert found.refused == 0
+
+
+@pytest.mark.usefixtures("clear_owner")
+def test_a_layer_through_a_server():
+    with connected("openfhe") as (_, transport):
+        layer = EncryptedLinear.single("fc", PREPARED.public, transport, engine="openfhe")
+        x = torch.from_numpy(batch())
+        assert close(layer(x).detach().numpy(), x.double().numpy() @ weight_in_force(PREPARED).T)
+
+
+def test_requests_of_the_other_engine_are_refused():
+    with connected("native") as (server, transport):
+        with pytest.raises(ServiceError, match="engine is native .* serve --engine openfhe', or train with --engine"):
+            list(transport.apply("fc", request_of()))
+        assert server.counts().refused == 1
+    with connected("openfhe") as (server, transport):
+        with pytest.raises(ServiceError, match="no message of the OpenFHE engine; use the same --engine on both sides"):
+            list(transport.apply("fc", linear.encrypt(batch(), PREPARED.public)[0]))
+        assert server.counts().refused == 1
+
+
+def test_a_server_survives_requests_that_are_none():
+    request = request_of()
+    longer = bytearray(request)
+    longer[48:52] = (1 << 24).to_bytes(4, "little")
+    with connected("openfhe") as (server, transport):
+        for wrong, reason in (
+            (b"", "shorter than a head"),
+            (request[:70], "truncated"),
+            (request[:-1], f"{len(request) - 1} bytes where {len(request)} are due"),
+            (bytes(longer), "bytes where .* are due"),
+            (request[:-4] + bytes(4), "the checksum does not fit"),
+            (next(apply_blocks(PREPARED, request)), "kind 2"),
+        ):
+            with pytest.raises(ServiceError, match=f"refused layer 'fc': request: .*{reason}"):
+                list(transport.apply("fc", wrong))
+        other = linear.prepare(np.ones((D_OUT, D_IN)))
+        with pytest.raises(ServiceError, match="meant for another layer, or for other weights"):
+            list(transport.apply("fc", ClearOwner().encrypt(batch(), other.public, "forward")[0]))
+        assert list(transport.apply("fc", request))
+        assert server.counts().refused == 7
