@@ -1,5 +1,5 @@
-// AVX2: digits of 11 bits, products and pair sums by vpmaddwd. Only intrinsics and internal linkage in this file: an
-// inline function shared with others could be linked into code that runs on older processors.
+// AVX2: digits of 11 to 15 bits, products and pair sums by vpmaddwd. Only intrinsics and internal linkage in this file:
+// an inline function shared with others could be linked into code that runs on older processors.
 #include <immintrin.h>
 
 #include <cstring>
@@ -11,8 +11,10 @@ namespace {
 
 constexpr std::size_t kRows = 4;
 constexpr std::size_t kUnit = 4;
-constexpr std::size_t kMaxSum = 8192;  // 128 * 2047 * 8192 < 2^31
-constexpr int kDigitBits = 11;
+// Longest depth of digits of Width bits: 128 * (2^Width - 1) * 2^(24 - Width) < 2^31. Wide digits are fewer, and a
+// depth beyond theirs is summed in parts.
+template <int Width>
+constexpr std::size_t kMaxSum = std::size_t{1} << (24 - Width);
 
 // Panel: [depth pair][byte][row] pairs of 16-bit weights.
 template <int Bytes>
@@ -33,7 +35,7 @@ void pack_panel(const PanelSource& source, std::size_t row, std::uint8_t* panel)
 }
 
 // Block: [depth pair][digit][16 columns] pairs of 16-bit digits.
-template <class Word, int Digits>
+template <class Word, int Digits, int Width>
 void pack_blocks(const Word* c, std::size_t stride, std::size_t depth, std::size_t columns, std::uint8_t* blocks,
                  std::size_t block_bytes) {
   for (std::size_t j = 0; j < columns; j += kTileColumns, blocks += block_bytes) {
@@ -51,8 +53,9 @@ void pack_blocks(const Word* c, std::size_t stride, std::size_t depth, std::size
       }
       for (int d = 0; d < Digits; ++d) {
         for (std::size_t x = 0; x < kTileColumns; ++x) {
-          const auto first = static_cast<std::uint32_t>(rows[0][x] >> (kDigitBits * d)) & 0x7ff;
-          const auto second = static_cast<std::uint32_t>(rows[1][x] >> (kDigitBits * d)) & 0x7ff;
+          constexpr std::uint32_t kMask = (1u << Width) - 1;
+          const auto first = static_cast<std::uint32_t>(rows[0][x] >> (Width * d)) & kMask;
+          const auto second = static_cast<std::uint32_t>(rows[1][x] >> (Width * d)) & kMask;
           *out++ = first | second << 16;
         }
       }
@@ -102,14 +105,13 @@ void accumulate_all(const std::int32_t* panel, const std::uint8_t* block, std::s
   if constexpr (kLeft > kCount) accumulate_all<Digits, Bytes, First + kCount>(panel, block, pairs, sums);
 }
 
-// V = sum_d 2^(11 d) * (low[d][c] + 2^8 high[d][c]) modulo q, in [0, q), for 4 columns; high is ignored for one-byte
+// V = sum_d 2^(Width d) * (low[d][c] + 2^8 high[d][c]) modulo q, in [0, q), for 4 columns; high is ignored for one-byte
 // weights.
 //
 // V = sum w x over at most 2^13 depths with |w| < 2^15 and 0 <= x < q < 2^60: |V| < 2^28 q, and so is each of its at
-// most twelve terms in the double estimate. Less than 16 roundings, those of q and 1 / q among them, of sums below
-// 2^32 q put the estimate of V / q off by less than 2^-17, and the rest, exact in words that wrap, is within
-// (1/2 + 2^-17) q of zero: one correction.
-template <int Digits, int Bytes>
+// most eight terms in the double estimate. Less than 16 roundings of sums below 2^31 q put the estimate of V / q off by
+// less than 2^-18, and the rest, exact in words that wrap, is within (1/2 + 2^-18) q of zero: one correction.
+template <int Digits, int Width, int Bytes>
 __m256i recombine_4(const std::int32_t* low, const std::int32_t* high, const Reducer& reducer) {
   constexpr std::size_t kStep = kRows * kTileColumns;
   __m256i v = _mm256_setzero_si256();
@@ -123,8 +125,8 @@ __m256i recombine_4(const std::int32_t* low, const std::int32_t* high, const Red
       wide = _mm256_add_epi64(wide, _mm256_slli_epi64(_mm256_cvtepi32_epi64(tops), 8));
       real = _mm256_add_pd(real, _mm256_mul_pd(_mm256_cvtepi32_pd(tops), _mm256_set1_pd(256.0)));
     }
-    v = _mm256_add_epi64(_mm256_slli_epi64(v, kDigitBits), wide);
-    estimate = _mm256_add_pd(_mm256_mul_pd(estimate, _mm256_set1_pd(2048.0)), real);
+    v = _mm256_add_epi64(_mm256_slli_epi64(v, Width), wide);
+    estimate = _mm256_add_pd(_mm256_mul_pd(estimate, _mm256_set1_pd(1 << Width)), real);
   }
   const __m256i quotient =
       _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(_mm256_mul_pd(estimate, _mm256_set1_pd(reducer.inverse))));
@@ -139,7 +141,7 @@ __m256i recombine_4(const std::int32_t* low, const std::int32_t* high, const Red
   return _mm256_add_epi64(rest, _mm256_and_si256(negative, _mm256_set1_epi64x(static_cast<long long>(reducer.q))));
 }
 
-template <class Word, int Digits, int Bytes>
+template <class Word, int Digits, int Width, int Bytes>
 void multiply_tiles(const std::uint8_t* panel, const std::uint8_t* block, std::size_t block_bytes, std::size_t blocks,
                     std::size_t units, const Reducer& reducer, Word* out, std::size_t stride) {
   alignas(64) std::int32_t sums[Bytes][Digits][kRows][kTileColumns];
@@ -154,7 +156,7 @@ void multiply_tiles(const std::uint8_t* panel, const std::uint8_t* block, std::s
     }
     for (std::size_t r = 0; r < kRows; ++r) {
       for (std::size_t c = 0; c < kTileColumns; c += 4) {
-        const __m256i words = recombine_4<Digits, Bytes>(sums[0][0][r] + c, sums[Bytes - 1][0][r] + c, reducer);
+        const __m256i words = recombine_4<Digits, Width, Bytes>(sums[0][0][r] + c, sums[Bytes - 1][0][r] + c, reducer);
         Word* to = out + r * stride + b * kTileColumns + c;
         if constexpr (sizeof(Word) == 8) {
           _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), words);
@@ -167,33 +169,34 @@ void multiply_tiles(const std::uint8_t* panel, const std::uint8_t* block, std::s
   }
 }
 
-template <class Word, int Digits, int Bytes>
+template <class Word, int Digits, int Width, int Bytes>
 constexpr Kernel<Word> kKernel = {kRows,
                                   kUnit,
-                                  kMaxSum,
+                                  kMaxSum<Width>,
                                   Bytes * 16 * sizeof(std::int16_t),
                                   2 * Digits * 64,
                                   &pack_panel<Bytes>,
-                                  &pack_blocks<Word, Digits>,
-                                  &multiply_tiles<Word, Digits, Bytes>};
+                                  &pack_blocks<Word, Digits, Width>,
+                                  &multiply_tiles<Word, Digits, Width, Bytes>};
 
-// 33, 44, 55 or 66 bits.
+// The fewest digits, as narrow as they may be.
 template <class Word, int Bytes>
-const Kernel<Word>& kernel_of(int digits) {
+const Kernel<Word>& kernel_of(int bits) {
   if constexpr (sizeof(Word) == 8) {
-    if (digits == 6) return kKernel<Word, 6, Bytes>;
-    if (digits == 5) return kKernel<Word, 5, Bytes>;
-    if (digits == 4) return kKernel<Word, 4, Bytes>;
+    if (bits > 52) return kKernel<Word, 4, 15, Bytes>;
+    if (bits > 45) return kKernel<Word, 4, 13, Bytes>;
+    if (bits > 42) return kKernel<Word, 3, 15, Bytes>;
+    if (bits > 39) return kKernel<Word, 3, 14, Bytes>;
+    if (bits > 33) return kKernel<Word, 3, 13, Bytes>;
   }
-  return kKernel<Word, 3, Bytes>;
+  return kKernel<Word, 3, 11, Bytes>;
 }
 
 }  // namespace
 
 template <class Word>
 const Kernel<Word>& avx2_kernel(int bytes_per_weight, int bits) {
-  const int digits = (bits + kDigitBits - 1) / kDigitBits;
-  return bytes_per_weight == 1 ? kernel_of<Word, 1>(digits) : kernel_of<Word, 2>(digits);
+  return bytes_per_weight == 1 ? kernel_of<Word, 1>(bits) : kernel_of<Word, 2>(bits);
 }
 template const Kernel<std::uint32_t>& avx2_kernel(int, int);
 template const Kernel<std::uint64_t>& avx2_kernel(int, int);

@@ -69,8 +69,8 @@ class PackedResidues {
   // Packs other residues in the same memory, which is most of the cost when it is new.
   //
   // c: row-major with `stride` words between rows; every word in [0, q). bits: at least the bit length of q, at most
-  // kMaxBits; products of 64-bit words take time in proportion to ceil(bits / 8), from 4 on, or ceil(bits / 11) on
-  // AVX2. Throws std::invalid_argument for an unusable shape or bits. Runs on the process's threads.
+  // kMaxBits; products of 64-bit words take time in proportion to ceil(bits / 8), from 4 on, or on AVX2 to 3 up to 45
+  // bits and 4 beyond. Throws std::invalid_argument for an unusable shape or bits. Runs on the process's threads.
   void assign(const Word* c, std::size_t depth, std::size_t columns, std::size_t stride, math::Isa isa,
               int bits = kMaxBits<Word>);
 
