@@ -104,14 +104,11 @@ void decrypt(const Secret& key, const Ciphertexts& x, std::size_t tokens, double
   }
 }
 
-void residues_of(const Ciphertexts& x, std::size_t tower, std::uint64_t* out) {
-  const std::size_t n = x.context->ring_dimension(), components = x.components();
+void residues_of(const Ciphertexts& x, const Range& range, std::uint64_t* out) {
   for_each(x.features.size(), [&](std::size_t f) {
-    for (std::size_t c = 0; c < components; ++c) {
-      const auto& words = x.features[f]->GetElements()[c].GetAllElements()[tower].GetValues();
-      std::uint64_t* to = out + (f * components + c) * n;
-      for (std::size_t i = 0; i < n; ++i) to[i] = words[i].ConvertToInt();
-    }
+    const auto& words = x.features[f]->GetElements()[range.component].GetAllElements()[range.tower].GetValues();
+    std::uint64_t* to = out + f * range.count;
+    for (std::size_t i = 0; i < range.count; ++i) to[i] = words[range.begin + i].ConvertToInt();
   });
 }
 
@@ -124,7 +121,7 @@ void Builder::start(const Ciphertext& prototype, std::size_t features,
   for_each(features, [&](std::size_t f) {
     features_[f] = prototype->CloneEmpty();
     std::vector<DCRTPoly> elements;
-    for (std::size_t c = 0; c < components_; ++c) elements.emplace_back(parameters, Format::EVALUATION);
+    for (std::size_t c = 0; c < components_; ++c) elements.emplace_back(parameters, Format::EVALUATION, true);
     features_[f]->SetElements(std::move(elements));
   });
 }
@@ -155,15 +152,12 @@ Builder::Builder(const Secret& key, std::size_t features, std::size_t towers) : 
   start(prototype, features, parameters);
 }
 
-void Builder::set(std::size_t tower, const std::uint64_t* words) {
-  const std::size_t n = ring_dimension_;
-  const lbcrypto::NativeInteger modulus(moduli_[tower]);
+void Builder::set(const Range& range, const std::uint64_t* words) {
   for_each(features_.size(), [&](std::size_t f) {
-    for (std::size_t c = 0; c < components_; ++c) {
-      const std::uint64_t* from = words + (f * components_ + c) * n;
-      lbcrypto::NativeVector values(static_cast<std::uint32_t>(n), modulus);
-      for (std::size_t i = 0; i < n; ++i) values[i] = lbcrypto::NativeInteger(from[i]);
-      features_[f]->GetElements()[c].GetAllElements()[tower].SetValues(std::move(values), Format::EVALUATION);
+    auto& polynomial = features_[f]->GetElements()[range.component].GetAllElements()[range.tower];
+    const std::uint64_t* from = words + f * range.count;
+    for (std::size_t i = 0; i < range.count; ++i) {
+      polynomial[static_cast<std::uint32_t>(range.begin + i)] = lbcrypto::NativeInteger(from[i]);
     }
   });
 }

@@ -238,8 +238,11 @@ CiphertextsPtr encrypt(const Public& key, const Values& values, std::uint32_t le
 // re, and im unless it is null: [feature][token], tokens <= slots.
 void decrypt(const Secret& key, const Ciphertexts& x, std::size_t tokens, double* re, double* im);
 
-// Residues of one tower, [feature][component][N].
-void residues_of(const Ciphertexts& x, std::size_t tower, std::uint64_t* out);
+// A range of one polynomial of every feature, modulo one prime: [feature][count].
+struct Range {
+  std::size_t tower, component, begin, count;
+};
+void residues_of(const Ciphertexts& x, const Range& range, std::uint64_t* out);
 
 // Builds ciphertexts from residues, tower by tower.
 class Builder {
@@ -248,8 +251,8 @@ class Builder {
   Builder(const Ciphertexts& like, std::size_t features, const std::vector<std::uint64_t>& moduli);
   // As fresh ciphertexts of `key`, at the level that has so many towers.
   Builder(const Secret& key, std::size_t features, std::size_t towers);
-  // words: [feature][component][N], each below the tower's modulus, in the evaluation format.
-  void set(std::size_t tower, const std::uint64_t* words);
+  // words: [feature][count], each below the tower's modulus, in the evaluation format.
+  void set(const Range& range, const std::uint64_t* words);
   CiphertextsPtr finish();
 
   std::size_t features() const { return features_.size(); }

@@ -81,38 +81,45 @@ py::object decrypt_array(const Secret& key, const Ciphertexts& x, std::size_t to
   return std::move(re);
 }
 
-py::array_t<std::uint64_t> residues_array(const Ciphertexts& x, std::size_t tower) {
-  const std::size_t towers = x.first().GetElements()[0].GetNumOfElements();
-  if (tower >= towers) {
-    throw std::invalid_argument("tower " + std::to_string(tower) + " of " + std::to_string(towers));
+// The range, if it is inside `towers`, `components` and `n`.
+Range range_of(std::size_t tower, std::size_t component, std::size_t begin, std::size_t count, std::size_t towers,
+               std::size_t components, std::size_t n) {
+  if (tower >= towers) throw std::invalid_argument("tower " + std::to_string(tower) + " of " + std::to_string(towers));
+  if (component >= components || begin >= n || count < 1 || count > n - begin) {
+    throw std::invalid_argument("words [" + std::to_string(begin) + ", " + std::to_string(begin + count) +
+                                ") of component " + std::to_string(component) + ": there are " +
+                                std::to_string(components) + " of " + std::to_string(n));
   }
-  py::array_t<std::uint64_t> out({x.features.size(), x.components(), std::size_t{x.context->ring_dimension()}});
+  return {tower, component, begin, count};
+}
+
+Words residues_array(const Ciphertexts& x, std::size_t tower, std::size_t component, std::size_t begin,
+                     std::size_t count) {
+  const Range range = range_of(tower, component, begin, count, x.first().GetElements()[0].GetNumOfElements(),
+                               x.components(), x.context->ring_dimension());
+  Words out({x.features.size(), count});
   std::uint64_t* data = out.mutable_data();
   const py::gil_scoped_release release;
-  residues_of(x, tower, data);
+  residues_of(x, range, data);
   return out;
 }
 
-void set_tower(Builder& builder, std::size_t tower, const Words& words) {
-  if (tower >= builder.towers()) {
-    throw std::invalid_argument("tower " + std::to_string(tower) + " of " + std::to_string(builder.towers()));
+void set_residues(Builder& builder, std::size_t tower, std::size_t component, std::size_t begin, const Words& words) {
+  if (words.ndim() != 2 || static_cast<std::size_t>(words.shape(0)) != builder.features()) {
+    throw std::invalid_argument("residues must be (" + std::to_string(builder.features()) + ", words)");
   }
-  if (static_cast<std::size_t>(words.size()) != builder.features() * builder.components() * builder.ring_dimension()) {
-    throw std::invalid_argument("residues of " + std::to_string(words.size()) + " words; expected (" +
-                                std::to_string(builder.features()) + ", " + std::to_string(builder.components()) +
-                                ", " + std::to_string(builder.ring_dimension()) + ")");
-  }
+  const Range range = range_of(tower, component, begin, static_cast<std::size_t>(words.shape(1)), builder.towers(),
+                               builder.components(), builder.ring_dimension());
   const std::uint64_t* data = words.data();
   const py::gil_scoped_release release;
   const std::uint64_t modulus = builder.modulus(tower);
-  const auto count = static_cast<std::size_t>(words.size());
   std::uint64_t largest = 0;
-  for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, data[i]);
+  for (std::size_t i = 0; i < builder.features() * range.count; ++i) largest = std::max(largest, data[i]);
   if (largest >= modulus) {
     throw std::invalid_argument("a residue " + std::to_string(largest) + " is not below its modulus " +
                                 std::to_string(modulus));
   }
-  builder.set(tower, data);
+  builder.set(range, data);
 }
 
 template <class Weight>
@@ -271,7 +278,7 @@ void register_ciphertexts(py::module_& module) {
   py::class_<Builder>(module, "Builder")
       .def(py::init<const Ciphertexts&, std::size_t, const std::vector<std::uint64_t>&>(), Release())
       .def(py::init<const Secret&, std::size_t, std::size_t>(), Release())
-      .def("set", &set_tower)
+      .def("set", &set_residues)
       .def("finish", &Builder::finish);
 }
 

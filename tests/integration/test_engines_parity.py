@@ -289,7 +289,9 @@ def test_native_ciphertexts_multiplied_by_both():
     lib = openfhe.library.library()
     builder = lib.Builder(like._core, FEATURES, list(native.parameters.primes[:3]))
     for tower in range(3):
-        builder.set(tower, x.residues(tower))
+        for component in range(2):
+            builder.set(tower, component, 0, np.ascontiguousarray(x.residues(tower)[:, component]))
     theirs = lib.textbook_integers(builder.finish(), MATRIX.integers.astype(np.int64))
+    product_of_theirs = openfhe.EncryptedTensor(theirs, context, 1, 1.0, slot_bound=1.0, noise=0.0)
     for tower in range(3):
-        assert (theirs.residues(tower) == product.residues(tower)).all()
+        assert (product_of_theirs.residues(tower) == product.residues(tower)).all()

@@ -34,12 +34,12 @@ void pack_panel(const PanelSource& source, std::size_t row, std::uint8_t* panel)
   }
 }
 
-// Block: [depth pair][digit][16 columns] pairs of 16-bit digits.
+// Block: [depth pair][half][digit][8 columns] pairs of 16-bit digits: what a pass reads lies together.
 template <class Word, int Digits, int Width>
 void pack_blocks(const Word* c, std::size_t stride, std::size_t depth, std::size_t columns, std::uint8_t* blocks,
                  std::size_t block_bytes) {
   for (std::size_t j = 0; j < columns; j += kTileColumns, blocks += block_bytes) {
-    auto* out = reinterpret_cast<std::uint32_t*>(blocks);
+    auto* const out = reinterpret_cast<std::uint32_t*>(blocks);
     const std::size_t width = columns - j < kTileColumns ? columns - j : kTileColumns;
     for (std::size_t k = 0; k < (depth + kUnit - 1) / kUnit * kUnit; k += 2) {
       Word rows[2][kTileColumns] = {};
@@ -51,12 +51,13 @@ void pack_blocks(const Word* c, std::size_t stride, std::size_t depth, std::size
           std::memcpy(rows[i], from, width * sizeof(Word));
         }
       }
-      for (int d = 0; d < Digits; ++d) {
+      std::uint32_t* const pair = out + k / 2 * (Digits * 16);
+      for (std::size_t d = 0; d < Digits; ++d) {
         for (std::size_t x = 0; x < kTileColumns; ++x) {
           constexpr std::uint32_t kMask = (1u << Width) - 1;
           const auto first = static_cast<std::uint32_t>(rows[0][x] >> (Width * d)) & kMask;
           const auto second = static_cast<std::uint32_t>(rows[1][x] >> (Width * d)) & kMask;
-          *out++ = first | second << 16;
+          pair[x / 8 * (Digits * 8) + d * 8 + x % 8] = first | second << 16;
         }
       }
     }
@@ -80,7 +81,7 @@ void accumulate(const std::int32_t* panel, const std::uint8_t* block, std::size_
       const __m256i w = _mm256_set1_epi32(panel[r]);
 #pragma GCC unroll 3
       for (int d = 0; d < Count; ++d) {
-        const __m256i x = _mm256_load_si256(reinterpret_cast<const __m256i*>(block + d * 64));
+        const __m256i x = _mm256_load_si256(reinterpret_cast<const __m256i*>(block + d * 32));
         acc[d][r] = _mm256_add_epi32(acc[d][r], _mm256_madd_epi16(x, w));
       }
     }
@@ -101,7 +102,7 @@ void accumulate(const std::int32_t* panel, const std::uint8_t* block, std::size_
 template <int Digits, int Bytes, int First = 0>
 void accumulate_all(const std::int32_t* panel, const std::uint8_t* block, std::size_t pairs, std::int32_t* sums) {
   constexpr int kLeft = Digits - First, kCount = kLeft == 4 ? 2 : (kLeft < 3 ? kLeft : 3);
-  accumulate<Digits, kCount, Bytes>(panel, block + First * 64, pairs, sums + First * kRows * kTileColumns);
+  accumulate<Digits, kCount, Bytes>(panel, block + First * 32, pairs, sums + First * kRows * kTileColumns);
   if constexpr (kLeft > kCount) accumulate_all<Digits, Bytes, First + kCount>(panel, block, pairs, sums);
 }
 
@@ -150,7 +151,7 @@ void multiply_tiles(const std::uint8_t* panel, const std::uint8_t* block, std::s
     const std::uint8_t* digits = block + b * block_bytes;
     for (std::size_t byte = 0; byte < Bytes; ++byte) {
       for (std::size_t half = 0; half < 2; ++half) {
-        accumulate_all<Digits, Bytes>(weights + byte * kRows, digits + half * 32, 2 * units,
+        accumulate_all<Digits, Bytes>(weights + byte * kRows, digits + half * (Digits * 32), 2 * units,
                                       &sums[byte][0][0][half * 8]);
       }
     }

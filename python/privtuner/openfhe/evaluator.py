@@ -23,6 +23,7 @@ __all__ = ["Evaluator"]
 
 Array = npt.NDArray[np.float64]
 
+_COLUMN_WORDS = 1 << 21  # of the residues that `linear` works on at a time
 _SAME = 2.0**-40  # factors that differ by less are one
 
 
@@ -183,11 +184,15 @@ class Evaluator:
 
         def run() -> Any:
             builder = self._lib.Builder(x._core, rows, [])
+            n, components = self.context.ring_dimension, x._core.components
+            # A few columns at a time: new memory costs as much as the copies.
+            width = max(256, min(n, _COLUMN_WORDS // max(x.shape[1], rows) // 256 * 256))
             for tower, modulus in enumerate(x.moduli):
-                words = x._core.residues(tower).reshape(x.shape[1], -1)
-                product = _core.ResidueProduct(matrix._core, transpose, words, modulus)
-                del words  # the packed copy is what counts
-                builder.set(tower, product.multiply(0, rows))
+                for component in range(components):
+                    for begin in range(0, n, width):
+                        words = x._core.residues(tower, component, begin, min(width, n - begin))
+                        product = _core.ResidueProduct(matrix._core, transpose, words, modulus)
+                        builder.set(tower, component, begin, product.multiply(0, rows))
             return builder.finish()
 
         return self._matrix_product(x, matrix, transpose, run)

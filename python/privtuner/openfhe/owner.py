@@ -98,10 +98,11 @@ class Owner:
             tokens,
             features,
         )
-        residues = [
-            self._secret._core.encrypt(np.ascontiguousarray(scaled[start : start + slots].T), None, 0).residues(0)
-            for start in range(0, tokens, slots)
-        ]
+        residues = []
+        for start in range(0, tokens, slots):
+            core = self._secret._core.encrypt(np.ascontiguousarray(scaled[start : start + slots].T), None, 0)
+            parts = [core.residues(0, component, 0, self.context.ring_dimension) for component in range(2)]
+            residues.append(np.stack(parts, axis=1))
         return messages.write(head, residues), Pending(public, head, length / reach)
 
     def decrypt(self, blocks: Iterable[BytesLike], secret: Pending) -> npt.NDArray[np.float32]:
@@ -146,7 +147,8 @@ class Owner:
     def _slots(self, words: npt.NDArray[np.uint64], tokens: int) -> Any:
         builder = library().Builder(self._secret._core, len(words), 1)
         try:
-            builder.set(0, np.ascontiguousarray(words))
+            for component in range(2):
+                builder.set(0, component, 0, np.ascontiguousarray(words[:, component]))
         except InputError as error:
             raise MessageError(f"reply: {error}") from error
         return self._secret._core.decrypt(builder.finish(), tokens, False)

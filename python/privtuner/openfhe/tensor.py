@@ -96,8 +96,8 @@ class EncryptedTensor(Saved):
         Raises:
             InputError: there is no such tower.
         """
-        words: npt.NDArray[np.uint64] = self._core.residues(tower)
-        return words
+        n = self.context.ring_dimension
+        return np.stack([self._core.residues(tower, c, 0, n) for c in range(self._core.components)], axis=1)
 
     def to_bytes(self) -> bytes:
         """Shape, bounds and scales, then what `to_openfhe` gives."""
