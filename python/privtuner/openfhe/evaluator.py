@@ -185,8 +185,7 @@ class Evaluator:
         def run() -> Any:
             builder = self._lib.Builder(x._core, rows, [])
             n, components = self.context.ring_dimension, x._core.components
-            # A few columns at a time: new memory costs as much as the copies.
-            width = max(256, min(n, _COLUMN_WORDS // max(x.shape[1], rows) // 256 * 256))
+            width = column_width(n, x.shape[1], rows)
             for tower, modulus in enumerate(x.moduli):
                 for component in range(components):
                     for begin in range(0, n, width):
@@ -567,6 +566,11 @@ class Evaluator:
 
     def __repr__(self) -> str:
         return f"<OpenFHE evaluator of {self.context!r}, keys: {self.keys!r}>"
+
+
+def column_width(n: int, features: int, rows: int) -> int:
+    """Coefficients that `Evaluator.linear` works on at a time: new memory for all would cost as much as the copies."""
+    return max(256, min(n, _COLUMN_WORDS // max(features, rows) // 256 * 256))
 
 
 def _uniform(factor: Array) -> bool:
