@@ -14,7 +14,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 BUILD_FILES := pyproject.toml constraints.txt CMakeLists.txt README.md LICENSE $(wildcard cmake/*)
-SOURCES := $(shell find cpp/include cpp/src cpp/bindings -name '*.[ch]pp') \
+SOURCES := $(shell find cpp/include cpp/src cpp/bindings cpp/openfhe -name '*.[ch]pp') \
            $(shell find python -name '*.py' -o -name '*.pyi' -o -name '*.csv' -o -name '*.toml' -o -name py.typed)
 
 .DEFAULT_GOAL := help
@@ -52,6 +52,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/linear.py --json out/linear.json --plot out/linear.png
 	$(BIN)/python benchmarks/training.py --json out/training.json --plot out/training.png
 	$(BIN)/python benchmarks/ckks.py --json out/ckks.json --plot out/ckks.png
+	$(BIN)/python benchmarks/engines.py --json out/engines.json --plot out/engines.png
 	$(BIN)/python benchmarks/activation.py --json out/activation.json
 	$(BIN)/python benchmarks/wireless.py --json out/wireless.json
 

@@ -1,23 +1,16 @@
-"""How fast is the CKKS engine? Against OpenFHE in the same run, where its program is at hand.
+"""How fast is the CKKS engine? ``benchmarks/engines.py`` has it beside OpenFHE.
 
-    python benchmarks/ckks.py [--quick] [--json F] [--plot F.png] [--threads N] [--openfhe PROGRAM]
+    python benchmarks/ckks.py [--quick] [--json F] [--plot F.png] [--threads N]
 
-PROGRAM is what ``benchmarks/openfhe`` builds; without it OpenFHE is left out. The figures to reach are absolute times
-of one thread on the processor the engine was designed on.
+The figures to reach are absolute times of one thread on the processor the engine was designed on.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import resource
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,22 +29,6 @@ TARGETS = {
     (16384, 8, "decrypt, decode"): 3.0,
     (32768, 16, "multiply, relinearise, rescale"): 40.0,
 }
-OPENFHE_NAMES = {
-    "encode, encrypt": "encode_encrypt",
-    "decrypt, decode": "decrypt_decode",
-    "multiply, relinearise, rescale": "multiply_relinearise_rescale",
-    "rotate": "rotate",
-    "Chebyshev, degree 27": "chebyshev_27",
-}
-# log2 N : limbs : scale bits : digits; with so many digits OpenFHE passes its own check of 128 bits.
-OPENFHE_SETTINGS = ("14:8:40", "14:8:40:8", "15:16:40:6")
-
-
-def options_of() -> argparse.Namespace:
-    """The harness's options and ``--openfhe``."""
-    parser = harness.parser_of(__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--openfhe", type=Path, help="the program that benchmarks/openfhe builds")
-    return parser.parse_args()
 
 
 def milliseconds(run: Callable[[], object], runs: int) -> float:
@@ -89,25 +66,8 @@ def primitives(ring: int, limbs: int, runs: int) -> dict[str, float]:
     return times
 
 
-def openfhe(program: Path | None, threads: int) -> dict[tuple[int, int, str], dict[str, Any]]:
-    """OpenFHE's figures by (ring, limbs, security check)."""
-    if program is None:
-        progress("no --openfhe: OpenFHE is left out")
-        return {}
-    progress(f"OpenFHE, {threads} threads")
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    result = subprocess.run([program, *OPENFHE_SETTINGS], capture_output=True, text=True, check=True, env=environment)
-    report = json.loads(result.stdout)
-    return {
-        (1 << entry["log2_n"], entry["limbs"], entry["security"]): entry["median_ms"]
-        | {"version": f"{report['library']} {report['version']} ({report['compiler']})"}
-        for entry in report["settings"]
-        if "median_ms" in entry
-    }
-
-
-def one_ciphertext(peer: dict[tuple[int, int, str], dict[str, Any]], threads: int, runs: int) -> Iterator[Record]:
-    """Every primitive, each beside the figure to reach and beside OpenFHE's."""
+def one_ciphertext(threads: int, runs: int) -> Iterator[Record]:
+    """Every primitive, each beside the figure to reach."""
     privtuner.set_num_threads(threads)
     for ring, limbs in RING_LIMBS:
         progress(f"N = {ring}, {limbs} limbs, {threads} threads")
@@ -115,22 +75,6 @@ def one_ciphertext(peer: dict[tuple[int, int, str], dict[str, Any]], threads: in
             what = f"{name}, N = {ring}, {limbs} limbs"
             target = TARGETS.get((ring, limbs, name)) if threads == 1 else None
             yield Record(what, value, "ms", target=target, threads=threads, isa=privtuner.active_isa())
-            for security in ("HEStd_128_classic", "HEStd_NotSet"):
-                theirs = peer.get((ring, limbs, security), {})
-                if theirs.get(OPENFHE_NAMES.get(name, "")) is None:
-                    continue
-                reference = theirs[OPENFHE_NAMES[name]]
-                checked = "128 bits" if security == "HEStd_128_classic" else "below 128 bits, fewer digits"
-                yield Record(
-                    what,
-                    value,
-                    "ms",
-                    reference=f"{theirs['version']}, {checked}",
-                    ratio=value / reference,
-                    threads=threads,
-                    isa=privtuner.active_isa(),
-                    note=f"there {reference:.4g} ms",
-                )
 
 
 def transform(runs: int) -> Record:
@@ -142,7 +86,7 @@ def transform(runs: int) -> Record:
     return Record("forward NTT, N = 16384, one limb", value, "us", target=35.0, threads=1, isa=privtuner.active_isa())
 
 
-def matrix(peer: dict[tuple[int, int, str], dict[str, Any]], threads: int, runs: int) -> Iterator[Record]:
+def matrix(threads: int, runs: int) -> Iterator[Record]:
     """A clear 768 x 768 matrix times 8,192 tokens of 768 features."""
     progress(f"768 x 768 matrix, {threads} threads")
     privtuner.set_num_threads(threads)
@@ -158,19 +102,6 @@ def matrix(peer: dict[tuple[int, int, str], dict[str, Any]], threads: int, runs:
         rate = 768 * 768 * parameters.slots / seconds
         name = f"768 x 768 matrix of {bits}-bit weights times tensor, 8192 tokens, 8 limbs"
         yield Record(name, seconds, "s", threads=threads, isa=privtuner.active_isa(), note=f"{rate / 1e9:.3g} G MAC/s")
-        for (ring, limbs, security), theirs in peer.items():
-            if (ring, limbs) != (16384, 8) or bits != 8:
-                continue
-            their_rate = parameters.slots / (theirs["scalar_multiply_add"] / 1e3)
-            yield Record(
-                "multiply-adds on slots a second, times OpenFHE's scalar products and additions",
-                rate / their_rate,
-                "x (200 to reach)",
-                reference=f"{theirs['version']}, {security}",
-                threads=threads,
-                isa=privtuner.active_isa(),
-                note=f"there {theirs['scalar_multiply_add']:.3g} ms each",
-            )
 
 
 def sealed(threads: int, tokens: int) -> Iterator[Record]:
@@ -210,13 +141,12 @@ def sealed(threads: int, tokens: int) -> Iterator[Record]:
 
 def main() -> None:
     """Measure everything and write what was asked for."""
-    options = options_of()
+    options = harness.arguments((__doc__ or "").splitlines()[0])
     runs = 5 if options.quick else 15
     records: list[Record] = []
     for threads in sorted({1, options.threads}):
-        peer = openfhe(options.openfhe, threads)
-        records += one_ciphertext(peer, threads, runs)
-        records += matrix(peer, threads, 3)
+        records += one_ciphertext(threads, runs)
+        records += matrix(threads, 3)
     privtuner.set_num_threads(1)
     records.append(transform(runs))
     if not options.quick:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from engine_cases import NEEDS_OPENFHE
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 SCRIPTS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -28,8 +30,8 @@ def run(script: str, folder: Path) -> str:
     return result.stdout
 
 
-def test_there_are_four_scripts():
-    assert len(SCRIPTS) == README.count("```python") == 4
+def test_there_are_five_scripts():
+    assert len(SCRIPTS) == README.count("```python") == 5
 
 
 def test_the_training_loop_learns_and_leaves_an_adapter(tmp_path):
@@ -47,9 +49,15 @@ def test_the_encrypted_circuit(tmp_path):
     assert "levels      6 used, 1 left" in run(SCRIPTS[2], tmp_path)
 
 
+@NEEDS_OPENFHE
+def test_the_second_engine(tmp_path):
+    off, predicted = map(float, re.findall(r"[\d.]+e-\d+", run(SCRIPTS[3], tmp_path)))
+    assert off < predicted < 1e-3
+
+
 def test_the_wireless_cell(tmp_path):
     certified, better = (
-        float(word) for word in re.findall(r"([\d.e-]+) J(?: better|$)", run(SCRIPTS[3], tmp_path), re.M)
+        float(word) for word in re.findall(r"([\d.e-]+) J(?: better|$)", run(SCRIPTS[4], tmp_path), re.M)
     )
     assert 0 <= certified <= 1e-5
     assert better > 0
@@ -65,7 +73,7 @@ def test_the_wireless_system(tmp_path):
 @pytest.mark.parametrize("command", ["serve", "train", "allocate"])
 def test_the_command_lines_use_options_that_exist(command):
     lines = re.findall(rf"^    privtuner {command} ((?:.*\\\n)*.*)$", README, re.MULTILINE)
-    assert len(lines) == 2
+    assert len(lines) == (2 if command == "allocate" else 3)
     help_text = run(f"from privtuner.cli import main; main(['{command}', '--help'])", Path())
     options = {option for line in lines for option in re.findall(r"--[\w-]+", line)}
     assert options
