@@ -42,12 +42,14 @@ def owner_of(name: str, mask_cache_bytes: int | None = None) -> Owner:
         mask_cache_bytes: of the native engine, see :class:`NativeOwner`; the others have no masks.
 
     Raises:
-        privtuner.errors.InputError: there is none of that name.
+        privtuner.errors.InputError: there is none of that name, or ``mask_cache_bytes`` is negative.
         privtuner.errors.EngineError: it is missing on this machine; the message says what to install.
     """
     if _known(name) == "openfhe":
         from privtuner import openfhe
 
+        if mask_cache_bytes is not None and mask_cache_bytes < 0:
+            raise InputError(f"mask_cache_bytes = {mask_cache_bytes}: must not be negative")
         return openfhe.Owner()
     return NativeOwner(mask_cache_bytes)
 

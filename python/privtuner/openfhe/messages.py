@@ -28,20 +28,22 @@ import numpy.typing as npt
 from ..errors import MessageError
 from ..linear import Direction
 
-__all__ = ["BLOCK", "MAGIC", "REQUEST", "Head", "read", "request_shape", "row_bytes", "write"]
+__all__ = ["BLOCK", "MAGIC", "MAX_TOKENS", "REQUEST", "Head", "read", "request_shape", "row_bytes", "write"]
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 Residues: TypeAlias = npt.NDArray[np.uint64]
 
 MAGIC = b"PVOR"
 REQUEST, BLOCK = 1, 2
+MAX_TOKENS = 1 << 24
+"""In one request."""
 
 _VERSION = 1
 _HEAD = struct.Struct("<4sHBB16s16sIIIIII")
 _CRC = struct.Struct("<I")
 _DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 _NAMES = {REQUEST: "request", BLOCK: "reply"}
-_LARGEST = {"tokens": 1 << 24, "features": 1 << 16, "towers": 64, "total": 1 << 16}
+_LARGEST = {"tokens": MAX_TOKENS, "features": 1 << 16, "towers": 64, "total": 1 << 16}
 
 
 @dataclass(frozen=True)

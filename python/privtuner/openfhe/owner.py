@@ -82,6 +82,8 @@ class Owner:
         if direction == "backward":
             batch, norm = batch * public.delta, public._core.norm_backward
         tokens, features = batch.shape
+        if tokens > messages.MAX_TOKENS:
+            raise InputError(f"x has {tokens} tokens: a request carries 1 to {messages.MAX_TOKENS}")
         length = np.linalg.norm(batch, axis=1)
         slots, modulus = self.context.slots, self.context.moduli[0]
         # |sum_j W[k, j] e_j| <= |W[k]| sqrt(features) |e|, for every coefficient.

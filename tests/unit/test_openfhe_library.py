@@ -1,0 +1,81 @@
+"""Whether OpenFHE is there, and what is said where it is not: nothing here needs it."""
+
+import importlib
+
+import pytest
+
+from privtuner import _core, ckks, info, openfhe
+from privtuner.engines import owner_of
+from privtuner.errors import EngineError, InputError
+from privtuner.openfhe import library
+
+
+@pytest.fixture
+def missing(monkeypatch, request):
+    """OpenFHE's module cannot be imported."""
+    genuine = importlib.import_module
+
+    def import_module(name, *rest):
+        if name == "privtuner._openfhe":
+            raise request.param
+        return genuine(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    library._module.cache_clear()
+    yield request.param
+    library._module.cache_clear()
+
+
+ABSENT = ModuleNotFoundError("No module named 'privtuner._openfhe'", name="privtuner._openfhe")
+BROKEN = ImportError("libOPENFHEpke.so.1: cannot open shared object file")
+
+
+@pytest.mark.parametrize("missing", [ABSENT], indirect=True)
+def test_a_build_without_it_says_where_it_looked_and_what_to_install(missing):
+    assert not openfhe.available()
+    status = openfhe.status()
+    assert (status.available, status.version) == (False, "")
+    assert _core.openfhe_status in status.reason
+    assert "install OpenFHE 1.2 or newer" in status.reason
+    assert "CMAKE_PREFIX_PATH" in status.reason
+    (entry,) = [engine for engine in info.collect()["engines"] if engine["name"] == "openfhe"]
+    assert (entry["available"], entry["reason"]) == (False, status.reason)
+    assert "openfhe  absent" in info.render(info.collect())
+
+
+@pytest.mark.parametrize("missing", [BROKEN], indirect=True)
+def test_libraries_that_do_not_load(missing):
+    assert "libOPENFHEpke.so.1: cannot open" in openfhe.status().reason
+    assert "put OpenFHE back, or build again" in openfhe.status().reason
+
+
+@pytest.mark.parametrize("missing", [ABSENT, BROKEN], indirect=True)
+def test_every_use_is_refused(missing):
+    for use in (
+        lambda: openfhe.Context(ckks.parameters(1)),
+        lambda: openfhe.Context.from_settings(1),
+        lambda: openfhe.INSECURE_context(ckks.INSECURE_parameters(1)),
+        lambda: openfhe.Context.from_bytes(b"bytes"),
+        openfhe.num_threads,
+        lambda: openfhe.set_num_threads(1),
+        openfhe.Owner,
+        lambda: owner_of("openfhe"),
+    ):
+        with pytest.raises(EngineError, match="the OpenFHE engine is not available: "):
+            use()
+
+
+def test_the_build_says_what_it_found():
+    assert _core.openfhe_status
+    if openfhe.available():
+        assert openfhe.status().reason == f"OpenFHE {openfhe.status().version} in {library.library().library}"
+        assert openfhe.status().version >= "1.2"
+
+
+def test_names_of_owners():
+    assert owner_of("native").name == "native"
+    with pytest.raises(InputError, match="unknown engine 'seal'; choose native or openfhe"):
+        owner_of("seal")
+    for name in ("native", "openfhe"):
+        with pytest.raises(InputError, match="-1"):
+            owner_of(name, -1)
