@@ -39,17 +39,15 @@ void register_errors() {
   });
 }
 
-py::bytes bytes_of(const std::string& text) { return py::bytes(text); }
-
-// to_bytes as a method without the GIL but for the copy into Python's object.
-template <class T>
+// What `write` gives as bytes: without the GIL but for the copy into Python's object.
+template <class T, std::string (T::*write)() const = &T::to_bytes>
 py::bytes serialised(const T& object) {
   std::string text;
   {
     const py::gil_scoped_release release;
-    text = object.to_bytes();
+    text = (object.*write)();
   }
-  return bytes_of(text);
+  return py::bytes(text);
 }
 
 Values values_of(const Doubles& re, const std::optional<Doubles>& im) {
@@ -180,24 +178,8 @@ void register_keys(py::module_& module) {
             return EvaluationKeys::from_bytes(context, multiplication, automorphisms);
           },
           Release())
-      .def("multiplication_bytes",
-           [](const EvaluationKeys& keys) {
-             std::string text;
-             {
-               const py::gil_scoped_release release;
-               text = keys.multiplication_bytes();
-             }
-             return bytes_of(text);
-           })
-      .def("automorphism_bytes",
-           [](const EvaluationKeys& keys) {
-             std::string text;
-             {
-               const py::gil_scoped_release release;
-               text = keys.automorphism_bytes();
-             }
-             return bytes_of(text);
-           })
+      .def("multiplication_bytes", &serialised<EvaluationKeys, &EvaluationKeys::multiplication_bytes>)
+      .def("automorphism_bytes", &serialised<EvaluationKeys, &EvaluationKeys::automorphism_bytes>)
       .def_readonly("tag", &EvaluationKeys::tag)
       .def_property_readonly("nbytes", &EvaluationKeys::bytes)
       .def_property_readonly("relinearisation", [](const EvaluationKeys& keys) { return !keys.multiplication.empty(); })
