@@ -10,7 +10,7 @@ namespace {
 
 template <class Key>
 CiphertextsPtr encrypted(const ContextPtr& context, const Key& key, const Values& values, std::uint32_t level) {
-  const Shared lock(library_mutex());
+  const ContextInUse in_use(*context);
   auto out = std::make_shared<Ciphertexts>();
   out->context = context;
   out->features.resize(values.features);
@@ -83,7 +83,7 @@ CiphertextsPtr encrypt(const Public& key, const Values& values, std::uint32_t le
 }
 
 void decrypt(const Secret& key, const Ciphertexts& x, std::size_t tokens, double* re, double* im) {
-  const Shared lock(library_mutex());
+  const ContextInUse in_use(*key.context());
   try {
     for_each(x.features.size(), [&](std::size_t f) {
       lbcrypto::Plaintext plain;

@@ -1,5 +1,6 @@
 // Contexts: making them, and taking them out of OpenFHE's table.
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 
 #include "engine.hpp"
@@ -23,6 +24,35 @@ void forget(const lbcrypto::CryptoContextImpl<DCRTPoly>* context) {
   auto& all = table();
   all.erase(std::remove_if(all.begin(), all.end(), [&](const auto& entry) { return entry.get() == context; }),
             all.end());
+}
+
+// Rings of the contexts that live, for each prime; and whether a prime has two. Changed under the exclusive lock.
+std::map<std::uint64_t, std::map<std::uint32_t, std::size_t>>& rings() {
+  static std::map<std::uint64_t, std::map<std::uint32_t, std::size_t>> all;
+  return all;
+}
+
+std::atomic<bool> mixed{false};
+
+void count_rings(const Context& context, bool enter) {
+  auto primes = context.moduli();
+  const auto special = context.special_moduli();
+  primes.insert(primes.end(), special.begin(), special.end());
+  for (const std::uint64_t prime : primes) {
+    auto& of = rings()[prime];
+    if (enter) {
+      ++of[context.ring_dimension()];
+    } else if (--of[context.ring_dimension()] == 0) {
+      of.erase(context.ring_dimension());
+      if (of.empty()) rings().erase(prime);
+    }
+  }
+  mixed = std::any_of(rings().begin(), rings().end(), [](const auto& entry) { return entry.second.size() > 1; });
+}
+
+std::map<const lbcrypto::CryptoContextImpl<DCRTPoly>*, std::vector<std::uint32_t>>& budgets() {
+  static std::map<const lbcrypto::CryptoContextImpl<DCRTPoly>*, std::vector<std::uint32_t>> all;
+  return all;
 }
 
 lbcrypto::ScalingTechnique scaling_of(const std::string& name) {
@@ -102,8 +132,15 @@ Context::Context(CryptoContext context, bool fresh)
       parameters_(std::dynamic_pointer_cast<lbcrypto::CryptoParametersRNS>(context_->GetCryptoParameters())) {
   const auto scheme = std::dynamic_pointer_cast<lbcrypto::CryptoParametersCKKSRNS>(context_->GetCryptoParameters());
   if (!scheme) throw FormatError("a context of another scheme than CKKS");
-  const auto extra = scaling_technique() == "FLEXIBLEAUTOEXT" ? 1u : 0u;
+  const std::string technique = scaling_technique();
+  if (technique != "FIXEDMANUAL" && technique != "FIXEDAUTO" && technique != "FLEXIBLEAUTO" &&
+      technique != "FLEXIBLEAUTOEXT") {
+    throw FormatError("a context of scaling technique " + technique + ", which this engine does not know");
+  }
+  const auto extra = technique == "FLEXIBLEAUTOEXT" ? 1u : 0u;
   depth_ = static_cast<std::uint32_t>(moduli().size()) - 1 - extra;
+  // Tables that OpenFHE would fill at first use, without a lock.
+  context_->MakeCKKSPackedPlaintext(std::vector<double>{1.0});
   auto& held = holders();
   const auto found = held.find(context_.get());
   if (found != held.end()) {
@@ -111,16 +148,17 @@ Context::Context(CryptoContext context, bool fresh)
   } else if (fresh) {
     held.emplace(context_.get(), 1);
   }  // else somebody else's, to whom it is left
-  // Tables that OpenFHE would fill at first use, without a lock.
-  context_->MakeCKKSPackedPlaintext(std::vector<double>{1.0});
+  count_rings(*this, true);
 }
 
 Context::~Context() {
   const Exclusive lock(library_mutex());
+  count_rings(*this, false);
   auto& held = holders();
   const auto found = held.find(context_.get());
   if (found == held.end() || --found->second > 0) return;
   held.erase(found);
+  budgets().erase(context_.get());
   forget(context_.get());
 }
 
@@ -148,7 +186,11 @@ bool Context::complex() const {
 #endif
 }
 
-bool Context::secure() const { return parameters_->GetStdLevel() != lbcrypto::HEStd_NotSet; }
+bool Context::secure() const {
+  // OpenFHE's table is for ternary secrets that are not sparse.
+  return parameters_->GetStdLevel() != lbcrypto::HEStd_NotSet &&
+         parameters_->GetSecretKeyDist() == lbcrypto::UNIFORM_TERNARY;
+}
 
 std::vector<std::uint64_t> Context::moduli() const {
   std::vector<std::uint64_t> out;
@@ -185,12 +227,37 @@ void Context::enable_bootstrapping(const std::vector<std::uint32_t>& budget) {
     throw std::invalid_argument("bootstrapping takes " + std::to_string(needed) + " levels and this context has " +
                                 std::to_string(depth()) + "; choose a larger multiplicative_depth");
   }
+  const auto before = budgets().find(context_.get());
+  if (before != budgets().end() && before->second != budget) {
+    throw std::invalid_argument("bootstrapping was enabled with another level_budget, for which keys may exist");
+  }
+  take_tables(*this);
   try {
     context_->Enable(lbcrypto::FHE);
     context_->EvalBootstrapSetup(budget, {0, 0}, slots());
+    budgets()[context_.get()] = budget;
   } catch (const std::exception& error) {
     throw std::invalid_argument("OpenFHE cannot bootstrap with these parameters: " + reason(error));
   }
+}
+
+ContextInUse::ContextInUse(const Context& context) : shared_(library_mutex()) {
+  if (!mixed) return;
+  shared_.unlock();
+  exclusive_ = Exclusive(library_mutex());
+  take_tables(context);
+}
+
+void take_tables(const Context& context) {
+  if (!mixed) return;
+  const auto fill = [&](const auto& parameters) {
+    for (const auto& tower : parameters->GetParams()) {
+      ChineseRemainderTransformFTT<lbcrypto::NativeVector>().PreCompute(
+          tower->GetRootOfUnity(), 2 * context.ring_dimension(), tower->GetModulus());
+    }
+  };
+  fill(context.parameters()->GetElementParams());
+  if (context.parameters()->GetParamsP()) fill(context.parameters()->GetParamsP());
 }
 
 TableGuard::TableGuard() : before_(Factory::GetAllContexts().size()) {}

@@ -5,6 +5,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <complex>
 #include <cstddef>
 #include <cstdint>
@@ -50,8 +51,11 @@ using Exclusive = std::unique_lock<std::shared_mutex>;
 
 std::string library_version();
 int threads();
-// Of OpenFHE's loops and of ours over features. Throws std::invalid_argument below 1.
+// Of OpenFHE's loops and of ours over features. Throws std::invalid_argument outside 1 to kMaxThreads.
+inline constexpr int kMaxThreads = 1024;
 void set_threads(int count);
+// In a child process: the threads of the parent are not there.
+void after_fork();
 
 // What OpenFHE's tables hold now: for finding leaks.
 struct Counts {
@@ -63,8 +67,8 @@ Counts counts();
 template <class Run>
 void for_each(std::size_t count, const Run& run) {
   std::exception_ptr first;
-  const int team = threads();
-  omp_set_num_threads(team);  // also for OpenFHE's own loops where there is one feature
+  omp_set_num_threads(threads());  // for OpenFHE's own loops where there is one feature
+  const int team = static_cast<int>(std::min<std::size_t>(static_cast<std::size_t>(threads()), count));
 #pragma omp parallel for schedule(dynamic) num_threads(team) if (count > 1)
   for (std::size_t f = 0; f < count; ++f) {
     try {
@@ -118,7 +122,8 @@ class Context {
   std::uint32_t digit_bits() const;  // of BV key switching, 0 for whole towers
   std::string scaling_technique() const, key_switching() const;
 
-  // Precomputes what bootstrapping needs.
+  // Precomputes what bootstrapping needs. Throws std::invalid_argument if there are too few levels, or if it was done
+  // for another budget.
   void enable_bootstrapping(const std::vector<std::uint32_t>& budget);
 
  private:
@@ -160,10 +165,25 @@ struct EvaluationKeys {
                                                     const std::string& automorphisms);
 };
 
+// Held by every operation of a context. Shared by all, unless contexts of two rings have a prime in common: OpenFHE
+// keeps one transform table a prime, of the ring that used it last, and fills it anew while others read it. Then
+// operations run one at a time, with the tables filled before they start.
+class ContextInUse {
+ public:
+  explicit ContextInUse(const Context& context);
+
+ private:
+  Shared shared_;
+  Exclusive exclusive_;
+};
+
+// Fills OpenFHE's transform tables for this context if another ring may have taken them. Under the exclusive lock.
+void take_tables(const Context& context);
+
 // Puts these keys, and no others, into OpenFHE's tables, and puts back what was there when it ends.
 class KeysInUse {
  public:
-  explicit KeysInUse(const EvaluationKeys* keys);
+  KeysInUse(const Context& context, const EvaluationKeys* keys);
   ~KeysInUse();
   KeysInUse(const KeysInUse&) = delete;
   KeysInUse& operator=(const KeysInUse&) = delete;

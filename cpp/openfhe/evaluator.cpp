@@ -71,38 +71,38 @@ std::uint32_t galois_element(const Context& context, std::int32_t step) {
 }
 
 CiphertextsPtr add(const Ciphertexts& x, const Ciphertexts& y) {
-  const Shared lock(library_mutex());
+  const ContextInUse in_use(*x.context);
   return mapped(x.context, broadcast(x, y), "add these",
                 [&](std::size_t f) { return x.context->get()->EvalAdd(of(x, f), of(y, f)); });
 }
 
 CiphertextsPtr subtract(const Ciphertexts& x, const Ciphertexts& y) {
-  const Shared lock(library_mutex());
+  const ContextInUse in_use(*x.context);
   return mapped(x.context, broadcast(x, y), "subtract these",
                 [&](std::size_t f) { return x.context->get()->EvalSub(of(x, f), of(y, f)); });
 }
 
 CiphertextsPtr negate(const Ciphertexts& x) {
-  const Shared lock(library_mutex());
+  const ContextInUse in_use(*x.context);
   return mapped(x.context, x.features.size(), "negate this",
                 [&](std::size_t f) { return x.context->get()->EvalNegate(x.features[f]); });
 }
 
 CiphertextsPtr add_constant(const Ciphertexts& x, const std::vector<double>& constants) {
-  const Shared lock(library_mutex());
+  const ContextInUse in_use(*x.context);
   return mapped(x.context, std::max(x.features.size(), constants.size()), "add a constant",
                 [&](std::size_t f) { return x.context->get()->EvalAdd(of(x, f), constant(constants, f)); });
 }
 
 CiphertextsPtr multiply_constant(const Ciphertexts& x, const std::vector<double>& constants) {
-  const Shared lock(library_mutex());
+  const ContextInUse in_use(*x.context);
   return mapped(x.context, std::max(x.features.size(), constants.size()), "multiply by a constant", [&](std::size_t f) {
     return x.context->get()->Rescale(x.context->get()->EvalMult(of(x, f), constant(constants, f)));
   });
 }
 
 CiphertextsPtr multiply_plain(const Ciphertexts& x, const Values& values) {
-  const Shared lock(library_mutex());
+  const ContextInUse in_use(*x.context);
   const auto& context = x.context->get();
   return mapped(x.context, x.features.size(), "multiply by clear values", [&](std::size_t f) {
     const auto level = static_cast<std::uint32_t>(x.features[f]->GetLevel());
@@ -114,7 +114,7 @@ CiphertextsPtr multiply_plain(const Ciphertexts& x, const Values& values) {
 CiphertextsPtr multiply(const Ciphertexts& x, const Ciphertexts& y, const EvaluationKeys* keys, int times) {
   const std::size_t features = broadcast(x, y);
   need_relinearisation(keys);
-  const KeysInUse in_use(keys);
+  const KeysInUse in_use(*x.context, keys);
   const auto& context = x.context->get();
   CiphertextsPtr out;
   for (int i = 0; i < std::max(times, 1); ++i) {
@@ -130,7 +130,7 @@ CiphertextsPtr dot(const Ciphertexts& x, const Ciphertexts& y, const EvaluationK
                 " features; both must have as many");
   }
   need_relinearisation(keys);
-  const KeysInUse in_use(keys);
+  const KeysInUse in_use(*x.context, keys);
   const auto& context = x.context->get();
   const auto products = mapped(x.context, x.features.size(), "multiply these",
                                [&](std::size_t f) { return context->EvalMultNoRelin(x.features[f], y.features[f]); });
@@ -142,7 +142,7 @@ CiphertextsPtr dot(const Ciphertexts& x, const Ciphertexts& y, const EvaluationK
 }
 
 CiphertextsPtr sum_features(const Ciphertexts& x) {
-  const Shared lock(library_mutex());
+  const ContextInUse in_use(*x.context);
   return mapped(x.context, 1, "add features", [&](std::size_t) {
     auto sum = x.features[0]->Clone();
     for (std::size_t f = 1; f < x.features.size(); ++f) x.context->get()->EvalAddInPlace(sum, x.features[f]);
@@ -152,7 +152,7 @@ CiphertextsPtr sum_features(const Ciphertexts& x) {
 
 CiphertextsPtr linear_combination(const std::vector<CiphertextsPtr>& terms,
                                   const std::vector<std::vector<double>>& weights) {
-  const Shared lock(library_mutex());
+  const ContextInUse in_use(*terms.front()->context);
   std::size_t features = 1;
   for (const auto& term : terms) features = std::max(features, term->features.size());
   for (const auto& row : weights) features = std::max(features, row.size());
@@ -173,13 +173,13 @@ CiphertextsPtr linear_combination(const std::vector<CiphertextsPtr>& terms,
 }
 
 CiphertextsPtr rescale(const Ciphertexts& x) {
-  const Shared lock(library_mutex());
+  const ContextInUse in_use(*x.context);
   return mapped(x.context, x.features.size(), "rescale this",
                 [&](std::size_t f) { return x.context->get()->Rescale(x.features[f]); });
 }
 
 CiphertextsPtr settle(const Ciphertexts& x) {
-  const Shared lock(library_mutex());
+  const ContextInUse in_use(*x.context);
   return mapped(x.context, x.features.size(), "rescale this", [&](std::size_t f) {
     const auto scheme = x.context->get()->GetScheme();
     const auto degree = x.features[f]->GetNoiseScaleDeg();
@@ -188,7 +188,7 @@ CiphertextsPtr settle(const Ciphertexts& x) {
 }
 
 CiphertextsPtr drop(const Ciphertexts& x, std::uint32_t level) {
-  const Shared lock(library_mutex());
+  const ContextInUse in_use(*x.context);
   const auto& context = x.context->get();
   const auto now = static_cast<std::uint32_t>(x.first().GetLevel());
   if (level == now) return std::make_shared<Ciphertexts>(x);
@@ -212,7 +212,7 @@ std::vector<CiphertextsPtr> rotate(const Ciphertexts& x, const std::vector<std::
     elements.push_back(galois_element(*x.context, step));
     if (elements.back() != 1) need_galois(keys, elements.back(), "a rotation by " + std::to_string(step));
   }
-  const KeysInUse in_use(keys);
+  const KeysInUse in_use(*x.context, keys);
   const auto& context = x.context->get();
   const auto slots = static_cast<std::int64_t>(x.context->ring_dimension() / 2);
   std::vector<CiphertextsPtr> out;
@@ -236,7 +236,7 @@ std::vector<CiphertextsPtr> rotate(const Ciphertexts& x, const std::vector<std::
 CiphertextsPtr conjugate(const Ciphertexts& x, const EvaluationKeys* keys) {
   const std::uint32_t element = 2 * x.context->ring_dimension() - 1;
   need_galois(keys, element, "a conjugation");
-  const KeysInUse in_use(keys);
+  const KeysInUse in_use(*x.context, keys);
   return mapped(x.context, x.features.size(), "conjugate this",
                 [&](std::size_t f) { return automorphism(x, f, element, *keys); });
 }
@@ -248,7 +248,7 @@ CiphertextsPtr sum_slots(const Ciphertexts& x, const EvaluationKeys* keys) {
     elements.push_back(galois_element(*x.context, step));
     need_galois(keys, elements.back(), "the sum of slots rotates by " + std::to_string(step) + " and");
   }
-  const KeysInUse in_use(keys);
+  const KeysInUse in_use(*x.context, keys);
   const auto& context = x.context->get();
   return mapped(x.context, x.features.size(), "sum slots", [&](std::size_t f) {
     auto sum = x.features[f]->Clone();
@@ -261,7 +261,7 @@ CiphertextsPtr sum_slots(const Ciphertexts& x, const EvaluationKeys* keys) {
 
 CiphertextsPtr power_series(const Ciphertexts& x, const std::vector<double>& coefficients, const EvaluationKeys* keys) {
   need_relinearisation(keys);
-  const KeysInUse in_use(keys);
+  const KeysInUse in_use(*x.context, keys);
   return mapped(x.context, x.features.size(), "evaluate a polynomial",
                 [&](std::size_t f) { return x.context->get()->EvalPoly(x.features[f], coefficients); });
 }
@@ -271,7 +271,7 @@ CiphertextsPtr chebyshev_series(const Ciphertexts& x, const std::vector<double>&
   need_relinearisation(keys);
   std::vector<double> halved = coefficients;  // OpenFHE's series has c_0 / 2
   halved[0] *= 2;
-  const KeysInUse in_use(keys);
+  const KeysInUse in_use(*x.context, keys);
   return mapped(x.context, x.features.size(), "evaluate a Chebyshev series",
                 [&](std::size_t f) { return x.context->get()->EvalChebyshevSeries(x.features[f], halved, low, high); });
 }
@@ -279,13 +279,13 @@ CiphertextsPtr chebyshev_series(const Ciphertexts& x, const std::vector<double>&
 CiphertextsPtr bootstrap(const Ciphertexts& x, const EvaluationKeys* keys) {
   need_relinearisation(keys);
   need_galois(keys, 2 * x.context->ring_dimension() - 1, "bootstrapping");
-  const KeysInUse in_use(keys);
+  const KeysInUse in_use(*x.context, keys);
   return mapped(x.context, x.features.size(), "bootstrap this",
                 [&](std::size_t f) { return x.context->get()->EvalBootstrap(x.features[f]); });
 }
 
 CiphertextsPtr textbook_product(const Ciphertexts& x, const std::int64_t* weights, std::size_t rows) {
-  const Shared lock(library_mutex());
+  const ContextInUse in_use(*x.context);
   const std::size_t features = x.features.size();
   const auto& context = x.context->get();
   const auto scheme = context->GetScheme();
@@ -308,7 +308,7 @@ CiphertextsPtr textbook_product(const Ciphertexts& x, const std::int64_t* weight
 }
 
 CiphertextsPtr textbook_product(const Ciphertexts& x, const double* weights, std::size_t rows) {
-  const Shared lock(library_mutex());
+  const ContextInUse in_use(*x.context);
   const std::size_t features = x.features.size();
   const auto& context = x.context->get();
   return mapped(x.context, rows, "multiply by a matrix", [&](std::size_t r) {

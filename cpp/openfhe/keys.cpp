@@ -36,7 +36,8 @@ std::size_t EvaluationKeys::bytes() const {
   return total;
 }
 
-KeysInUse::KeysInUse(const EvaluationKeys* keys) : lock_(library_mutex()) {
+KeysInUse::KeysInUse(const Context& context, const EvaluationKeys* keys) : lock_(library_mutex()) {
+  take_tables(context);
   std::map<std::string, std::vector<EvalKey>> multiplication;
   std::map<std::string, std::shared_ptr<GaloisKeys>> automorphisms;
   if (keys != nullptr && !keys->multiplication.empty()) multiplication[keys->tag] = keys->multiplication;
@@ -55,6 +56,7 @@ KeysInUse::~KeysInUse() {
 Secret::Secret(const ContextPtr& context) : context_(context) {
   const Exclusive lock(library_mutex());
   omp_set_num_threads(threads());
+  take_tables(*context);
   const auto pair = context->get()->KeyGen();
   key_ = pair.secretKey;
   public_ = std::make_shared<Public>(Public{context, pair.publicKey});
@@ -70,6 +72,7 @@ std::shared_ptr<EvaluationKeys> Secret::evaluation_keys(bool relinearisation,
   // These functions of the scheme return keys without entering them into any table.
   const Exclusive lock(library_mutex());
   omp_set_num_threads(threads());
+  take_tables(*context_);
   auto keys = std::make_shared<EvaluationKeys>();
   keys->context = context_;
   keys->tag = key_->GetKeyTag();

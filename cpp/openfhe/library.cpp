@@ -13,7 +13,11 @@ std::atomic<int> thread_count{0};
 std::string reason(const std::exception& error) {
   const std::string text = error.what();
   const auto start = text.find("(): ");
-  return start == std::string::npos ? text : text.substr(start + 4);
+  std::string kept = start == std::string::npos ? text : text.substr(start + 4);
+  for (char& c : kept) {  // texts about damaged bytes quote them
+    if (static_cast<unsigned char>(c) >= 128) c = '?';
+  }
+  return kept;
 }
 
 std::shared_mutex& library_mutex() {
@@ -29,11 +33,21 @@ int threads() {
 }
 
 void set_threads(int count) {
-  if (count < 1) throw std::invalid_argument("num_threads is " + std::to_string(count) + "; give at least 1");
+  if (count < 1 || count > kMaxThreads) {
+    throw std::invalid_argument("num_threads is " + std::to_string(count) + "; give 1 to " +
+                                std::to_string(kMaxThreads));
+  }
   const Exclusive lock(library_mutex());
   thread_count = count;
   // OpenFHE asks for up to the number of threads that it saw when this object was made.
   omp_set_num_threads(count);
+  lbcrypto::OpenFHEParallelControls = lbcrypto::ParallelControls();
+}
+
+void after_fork() {
+  // No lock: who held it is not in this process. One thread needs no team, and the parent's would never answer.
+  thread_count = 1;
+  omp_set_num_threads(1);
   lbcrypto::OpenFHEParallelControls = lbcrypto::ParallelControls();
 }
 

@@ -243,6 +243,12 @@ void register_ciphertexts(py::module_& module) {
                     auto out = std::make_shared<Ciphertexts>();
                     out->context = parts.front()->context;
                     for (const auto& part : parts) {
+                      const auto &a = part->first(), &b = parts.front()->first();
+                      if (a.GetLevel() != b.GetLevel() || a.GetNoiseScaleDeg() != b.GetNoiseScaleDeg() ||
+                          part->components() != parts.front()->components() ||
+                          part->moduli() != parts.front()->moduli()) {
+                        throw std::invalid_argument("ciphertexts of different levels or sizes cannot be one tensor");
+                      }
                       out->features.insert(out->features.end(), part->features.begin(), part->features.end());
                     }
                     return out;
@@ -307,6 +313,7 @@ PYBIND11_MODULE(_openfhe, module) {
   module.attr("library") = PRIVTUNER_OPENFHE_LIBRARY;
   module.def("num_threads", &threads);
   module.def("set_num_threads", &set_threads, Release());
+  module.def("after_fork", &after_fork);
   module.def("counts", [] {
     const Counts now = counts();
     return pybind11::make_tuple(now.contexts, now.multiplication_keys, now.automorphism_keys);

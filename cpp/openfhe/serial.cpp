@@ -46,6 +46,10 @@ auto taken(const std::string& data, const char* what, const Read& read) {
 
 template <class T>
 T object(const std::string& data, const char* what) {
+  // One byte for the order of bytes, then the number of the first pointer: 0 is null, which OpenFHE takes for granted.
+  if (data.size() < 5 || data.compare(1, 4, std::string(4, '\0')) == 0) {
+    throw FormatError(std::string("this is no ") + what + " of OpenFHE: it begins with nothing");
+  }
   return taken(data, what, [&](std::istream& stream) {
     T result;
     Serial::Deserialize(result, stream, BINARY);
@@ -121,13 +125,21 @@ std::shared_ptr<Ciphertexts> Ciphertexts::from_bytes(const ContextPtr& context, 
         feature->GetElements()[0].GetNumOfElements() != first.GetElements()[0].GetNumOfElements()) {
       throw FormatError("ciphertexts of different levels, scales, sizes or keys; make them alike first");
     }
+    if (feature->GetElements().size() != 2) {
+      throw FormatError("a ciphertext of " + std::to_string(feature->GetElements().size()) +
+                        " components: relinearise it first");
+    }
+    if (feature->GetSlots() != context->slots()) {
+      throw FormatError("a ciphertext of " + std::to_string(feature->GetSlots()) + " slots in a context of " +
+                        std::to_string(context->slots()) + "; encode with the context's own number");
+    }
   }
   return out;
 }
 
 std::string EvaluationKeys::multiplication_bytes() const {
   if (multiplication.empty()) return {};
-  const KeysInUse in_use(this);
+  const KeysInUse in_use(*context, this);
   std::ostringstream stream;
   Impl::SerializeEvalMultKey(stream, BINARY, tag);
   return stream.str();
@@ -135,7 +147,7 @@ std::string EvaluationKeys::multiplication_bytes() const {
 
 std::string EvaluationKeys::automorphism_bytes() const {
   if (!automorphisms) return {};
-  const KeysInUse in_use(this);
+  const KeysInUse in_use(*context, this);
   std::ostringstream stream;
   Impl::SerializeEvalAutomorphismKey(stream, BINARY, tag);
   return stream.str();
@@ -144,7 +156,7 @@ std::string EvaluationKeys::automorphism_bytes() const {
 std::shared_ptr<EvaluationKeys> EvaluationKeys::from_bytes(const ContextPtr& context,
                                                            const std::string& multiplication_data,
                                                            const std::string& automorphism_data) {
-  const KeysInUse empty(nullptr);  // OpenFHE reads into its tables, which are emptied for that and restored
+  const KeysInUse empty(*context, nullptr);  // OpenFHE reads into its tables, which are emptied for that and restored
   const TableGuard guard;
   auto keys = std::make_shared<EvaluationKeys>();
   keys->context = context;

@@ -205,6 +205,7 @@ MISUSE = {
     "no level for a number": (CkksError, lambda c, x: c.engine.multiply(c.engine.drop_to(x, 0), 0.5)),
     "no level for clear values": (CkksError, lambda c, x: c.engine.multiply_plain(c.engine.drop_to(x, 0), [[0.5]])),
     "no level for a polynomial": (CkksError, lambda c, x: c.engine.polynomial(c.engine.drop_to(x, 1), ckks.gelu())),
+    "a domain that is too small": (CkksError, lambda c, x: c.engine.polynomial(x, ckks.fit(np.tanh, (-0.5, 0.5), 3))),
     "no level for a combination": (CkksError, lambda c, x: c.engine.linear_combination([c.engine.drop_to(x, 0)], [1])),
     "no relinearisation key": (CkksError, lambda c, x: c.without_keys().multiply(x, x)),
     "no relinearisation key for a dot product": (CkksError, lambda c, x: c.without_keys().dot(x, x)),

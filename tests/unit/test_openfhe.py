@@ -2,10 +2,13 @@
 
 import copy
 import gc
+import os
 import pickle
 import resource
+import signal
 import stat
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +106,8 @@ def test_the_users_own_settings(technique):
     [
         ({"scaling_mod_size": 70}, "OpenFHE refuses these settings: "),
         ({"ring_dim": 2048}, "OpenFHE refuses these settings: .*does not comply with HE standards"),
-        ({"ring_dim": 3000}, "OpenFHE refuses"),
+        ({"ring_dim": 3000}, "ring_dim 3000 is not a power of two from 16 on"),
+        ({"ring_dim": 1}, "ring_dim 1 is not a power of two"),
         ({"batch_size": 3}, "OpenFHE refuses"),
         ({"scaling_technique": "EXACT"}, "scaling_technique 'EXACT': choose FIXEDMANUAL"),
         ({"key_switch_technique": "GHS"}, "key_switch_technique 'GHS': choose HYBRID or BV"),
@@ -136,14 +140,132 @@ def test_insecure_contexts_say_so(context):
 
 
 def test_a_native_set_whose_ring_is_too_small_for_openfhe():
-    # Special primes of 60 bits: what fits the native engine may not fit OpenFHE; the error says which ring does.
-    tight = ckks.parameters(8, 38)
+    # Special primes of 60 bits do not fit beside 49 + 50 bits at N = 4096 where the native ones do.
+    tight = ckks.parameters(0, 40, ring_dimension=4096)
+    with pytest.raises(InputError, match=f"{tight.name}: .*give parameters a ring_dimension of 8192"):
+        openfhe.Context(tight)
+
+
+def test_settings_beside_parameters_are_refused():
+    with pytest.raises(InputError, match="settings \\['scaling_technique'\\] beside parameters"):
+        openfhe.INSECURE_context(PARAMETERS, scaling_technique="FIXEDMANUAL")
+
+
+TECHNIQUES = ["FIXEDMANUAL", "FIXEDAUTO", "FLEXIBLEAUTO", "FLEXIBLEAUTOEXT"]
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_operands_of_levels_far_apart(technique):
+    context = openfhe.INSECURE_context(
+        multiplicative_depth=4, ring_dim=2048, scaling_mod_size=40, first_mod_size=60, scaling_technique=technique
+    )
+    secret = openfhe.SecretKey(context)
+    engine = openfhe.Evaluator(context, secret.evaluation_keys())
+    x, y = values(context), 100 * values(context, seed=1)
+    high, low = secret.encrypt(x), secret.encrypt(y, bound=100.0, level=2)
+    square = engine.square(high)
+    for tensor, want in (
+        (engine.multiply(high, low), x * y),
+        (engine.multiply(low, high), x * y),
+        (engine.add(high, low), x + y),
+        (engine.subtract(low, high), y - x),
+        (engine.add(square, low), x * x + y),
+        (engine.multiply(high, engine.drop_to(square, 1)), x**3),
+        (engine.dot(high, low), (x * y).sum(1, keepdims=True)),
+        (engine.linear_combination([high, low], [2.0, 0.5]), 2 * x + 0.5 * y),
+    ):
+        assert np.abs(secret.decrypt(tensor) - want).max() <= tensor.budget().error < 0.05
+
+
+def test_errors_of_one_feature_made_many(context, secret):
+    engine = openfhe.Evaluator(context)
+    x = values(context, features=1)
+    tensor = secret.encrypt(x)
+    for many, factor in ((engine.add(tensor, np.zeros(256)), 1.0), (engine.multiply(tensor, np.ones(256)), 1.0)):
+        total = engine.sum_features(many)
+        assert np.abs(secret.decrypt(total) - 256 * factor * x).max() <= total.budget().error
+
+
+def test_small_clear_values(context, secret):
+    x = np.full((context.slots, 1), 60.0)
+    small = np.zeros_like(x)
+    small[3] = 0.24 * context.ring_dimension / 2.0**40
+    product = openfhe.Evaluator(context).multiply_plain(secret.encrypt(x, bound=64.0), small)
+    assert np.abs(secret.decrypt(product) - x * small).max() <= product.budget().error
+
+
+@pytest.mark.parametrize("bits", [10, 20])
+def test_rotations_by_bv_key_switching(bits):
+    context = openfhe.INSECURE_context(
+        multiplicative_depth=1,
+        ring_dim=4096,
+        scaling_mod_size=40,
+        first_mod_size=50,
+        scaling_technique="FLEXIBLEAUTO",
+        key_switch_technique="BV",
+        digit_size=bits,
+    )
+    secret = openfhe.SecretKey(context)
+    x = values(context)
+    turned = openfhe.Evaluator(context, secret.evaluation_keys(rotations=[1])).rotate(secret.encrypt(x), 1)
+    assert np.abs(secret.decrypt(turned) - np.roll(x, -1, 0)).max() <= turned.budget().error
+
+
+def test_two_rings_with_a_common_prime():
+    """OpenFHE has one transform table a prime, whatever the ring: operations of both must not disturb each other."""
+    rings = [
+        openfhe.INSECURE_context(multiplicative_depth=1, ring_dim=n, scaling_mod_size=40, first_mod_size=60)
+        for n in (1024, 2048)
+    ]
+    assert set(rings[0].moduli + rings[0].special_moduli) & set(rings[1].moduli + rings[1].special_moduli)
+    secrets = [openfhe.SecretKey(context) for context in rings]
+    before, faults = openfhe.num_threads(), []
+
+    def work(secret: openfhe.SecretKey) -> None:
+        x = values(secret.context, features=8)
+        for _ in range(40):
+            try:
+                error = np.abs(secret.decrypt(secret.encrypt(x)) - x).max()
+            except CkksError as fault:
+                faults.append(fault)
+                return
+            if error > 1e-6:
+                faults.append(error)
+
     try:
-        context = openfhe.Context(tight)
-    except InputError as error:
-        assert f"ring_dimension of {2 * tight.ring_dimension}" in str(error)  # noqa: PT017
+        openfhe.set_num_threads(4)
+        for count in (1, 2):
+            threads = [threading.Thread(target=work, args=(secret,)) for secret in secrets * count]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        openfhe.set_num_threads(before)
+    assert faults == []
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_child_process_computes(context, secret):
+    tensor = secret.encrypt(values(context, features=8))
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            secret.decrypt(openfhe.Evaluator(context).add(tensor, tensor))
+            status = 0
+        finally:
+            os._exit(status)
+    for _ in range(300):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
     else:
-        assert context.ring_dimension == tight.ring_dimension
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child hangs")
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 # Keys and OpenFHE's tables
@@ -265,8 +387,9 @@ def test_threads_of_openfhe():
             assert openfhe.num_threads() == n
     finally:
         openfhe.set_num_threads(before)
-    with pytest.raises(InputError, match="num_threads is 0"):
-        openfhe.set_num_threads(0)
+    for wrong in (0, 1025, 1.5, 2**40):
+        with pytest.raises(InputError, match="num_threads is "):
+            openfhe.set_num_threads(wrong)
 
 
 # Serialisation
@@ -363,9 +486,21 @@ def test_damaged_bytes(context, secret, what):
             read(data[:size])
     with pytest.raises(MessageError):
         read(data + b"x")
-    with pytest.raises(MessageError):
-        read(b"hello, world")
+    for wrong in (b"hello, world", bytes(8), bytes(100)):
+        with pytest.raises(MessageError):
+            read(wrong)
+    with pytest.raises((InputError, TypeError)):
+        read(10)
     assert counts() == before
+
+
+def test_a_flipped_bit_of_a_tensor_is_seen(context, secret):
+    data = secret.encrypt([0.5]).to_bytes()
+    for at in [*range(90), *range(90, len(data), 997)]:
+        changed = bytearray(data)
+        changed[at] ^= 4
+        with pytest.raises(MessageError):
+            openfhe.EncryptedTensor.from_bytes(context, changed)
 
 
 @pytest.mark.parametrize("what", ["public key", "secret key", "multiplication key", "automorphism keys", "ciphertexts"])
@@ -390,6 +525,15 @@ def test_files_that_cannot_be_used(context, tmp_path):
     with pytest.raises(InputError, match="cannot write"):
         context.save(target)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_files_get_their_mode_whatever_was_there(context, secret, tmp_path):
+    path = tmp_path / "key"
+    context.save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    secret.save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in tmp_path.iterdir()] == ["key"]
 
 
 def test_secrets_stay(secret):
@@ -476,13 +620,17 @@ def test_bootstrapping():
     assert np.abs(secret.decrypt(result) - x).max() < result.budget().error < 2**-7
     square = engine.square(result)
     assert np.abs(secret.decrypt(square) - x * x).max() < square.budget().error
-    with pytest.raises(CkksError, match="bootstrapping needs a key"):
-        openfhe.Evaluator(context, secret.evaluation_keys()).bootstrap(low)
+    with pytest.raises(CkksError, match="lack some that bootstrapping needs"):
+        openfhe.Evaluator(context, secret.evaluation_keys()).bootstrap(low, precision_bits=8)
+    with pytest.raises(CkksError, match="lack some that bootstrapping needs"):
+        openfhe.Evaluator(context, secret.evaluation_keys(conjugation=True)).bootstrap(low, precision_bits=8)
+    with pytest.raises(InputError, match="another level_budget"):
+        context.enable_bootstrapping((2, 2))
 
 
 def test_bootstrapping_needs_preparation(context, secret):
     with pytest.raises(CkksError, match="enable_bootstrapping"):
-        openfhe.Evaluator(context, secret.evaluation_keys()).bootstrap(secret.encrypt([0.5]))
+        openfhe.Evaluator(context, secret.evaluation_keys()).bootstrap(secret.encrypt([0.5]), precision_bits=8)
     with pytest.raises(InputError, match="bootstrapping takes [0-9]+ levels and this context has 1; choose a larger"):
         openfhe.INSECURE_context(ckks.INSECURE_parameters(1)).enable_bootstrapping()
     for budget in ((), (1,), (0, 3), (3, 0), (1, 2, 3)):

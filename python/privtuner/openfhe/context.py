@@ -10,7 +10,7 @@ import numpy as np
 
 from ..ckks import Parameters
 from ..errors import CkksError, InputError, MessageError
-from .library import Saved, library, read
+from .library import Saved, library, read, whole
 
 __all__ = ["Context", "INSECURE_context"]
 
@@ -71,6 +71,7 @@ class Context(Saved):
         self.complex: bool = core.complex
         self.security_bits: int = 128 if core.secure else 0
         self.bootstrapping: bool = False
+        self.bootstrapping_elements: frozenset[int] | None = None  # what its keys must hold, once some were made
         # FLEXIBLEAUTOEXT has a tower above the first level.
         self._top: int = self.depth + (self.scaling_technique == "FLEXIBLEAUTOEXT")
 
@@ -107,12 +108,12 @@ class Context(Saved):
         Raises:
             InputError: OpenFHE cannot bootstrap with these parameters, with its reason.
         """
-        self._core.enable_bootstrapping(list(level_budget))
+        self._core.enable_bootstrapping([whole("level_budget", levels) for levels in level_budget])
         self.bootstrapping = True
 
     def galois_element(self, steps: int) -> int:
         """The automorphism X -> X^k that rotates slots by ``steps``."""
-        return int(self._core.galois_element(steps))
+        return int(self._core.galois_element(whole("a rotation", steps)))
 
     def level_of(self, level: int, degree: int) -> int:
         """Multiplications left, of OpenFHE's level (towers gone) and degree of the scale."""
@@ -124,9 +125,10 @@ class Context(Saved):
 
     def require_level(self, level: int) -> int:
         """The level, or CkksError."""
-        if not 0 <= level <= self.depth:
-            raise CkksError(f"level {level} is outside [0, {self.depth}]")
-        return level
+        number = whole("level", level)
+        if not 0 <= number <= self.depth:
+            raise CkksError(f"level {number} is outside [0, {self.depth}]")
+        return number
 
     def scale_deviation(self) -> float:
         """Largest |prime / scale - 1|: what a rescaling is off by where every level is said to have one scale."""
@@ -145,9 +147,9 @@ class Context(Saved):
         A context whose security check was off is accepted as it is, with ``security_bits`` 0.
 
         Raises:
-            MessageError: this is no CKKS context of OpenFHE, or it is damaged.
+            MessageError: this is no CKKS context of OpenFHE, or damaged in a way that OpenFHE notices.
         """
-        return cls._of(library().Context.from_bytes(bytes(data)))
+        return cls._of(library().Context.from_bytes(require_message(data, "context")))
 
     @classmethod
     def load(cls, path: str | Path) -> Context:
@@ -170,6 +172,8 @@ def INSECURE_context(  # noqa: N802 - the capitals are the warning
 ) -> Context:
     """As `Context` or :meth:`Context.from_settings`, without the security check: for tests, never for data."""
     if parameters is not None:
+        if settings:
+            raise InputError(f"settings {sorted(settings)} beside parameters; give one or the other")
         return Context._of(_like(parameters, secure=False))
     if "ring_dim" not in settings:
         raise InputError("without a security check OpenFHE cannot choose the ring: give ring_dim")
@@ -182,7 +186,9 @@ def same_context(first: Context, second: Context) -> bool:
 
 
 def require_message(data: BytesLike, what: str) -> bytes:
-    """``data`` as bytes, if there are any."""
+    """``data`` as bytes, if it is some."""
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise InputError(f"{what}: a {type(data).__name__}; expected bytes")
     if len(data) == 0:
         raise MessageError(f"{what}: there are no bytes")
     return bytes(data)
@@ -207,6 +213,9 @@ def _made(depth: int, settings: dict[str, Any], *, secure: bool) -> Any:
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 0 <= value < 1 << 20:
             raise InputError(f"{name} is {value!r}; give a whole number that is not negative")
         values[core] = int(value)
+    ring = values["ring_dimension"]
+    if ring and (ring < 16 or ring & (ring - 1)):
+        raise InputError(f"ring_dim {ring} is not a power of two from 16 on")
     return library().Context(**values, secure=secure)
 
 

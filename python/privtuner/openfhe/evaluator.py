@@ -16,7 +16,7 @@ from ..ckks.keys import as_values
 from ..errors import CkksError, EngineError, InputError
 from .context import Context, same_context
 from .keys import SIGMA, EvaluationKeys, rounding_noise, slot_noise
-from .library import library
+from .library import library, whole
 from .tensor import EncryptedTensor
 
 __all__ = ["Evaluator"]
@@ -78,6 +78,7 @@ class Evaluator:
             return self._multiply_constant(x, _numbers(y))
         self._check(x, y)
         self._need_level("a product", x, y)
+        x, y = self._met(x, y)
         core = self._lib.multiply(x._core, y._core, self._keys)
         return self._product(core, x, y, 1)
 
@@ -104,6 +105,9 @@ class Evaluator:
         core = self._lib.multiply_plain(x._core, *scaled)
         largest = float((size * x.factor).max()) if size.shape[1] > 1 else float(size.max() * x.factor.max())
         encoding = slot_noise(self.context, math.sqrt(1 / 12), self._scale(x))
+        # Columns so small that OpenFHE would refuse them count as zero.
+        column = (size * x.factor).max(axis=0)
+        lost = float(column[column * self._scale(x) < self.context.ring_dimension].max(initial=0.0))
         bound = x.bound * float(size.max())
         return self._tensor(
             core,
@@ -111,7 +115,7 @@ class Evaluator:
             bound,
             slot_bound=bound,
             noise=largest * self._ready(x) + x._slot_bound * encoding + self._rounded,
-            bias=largest * x._bias + bound * self._deviation,
+            bias=largest * x._bias + bound * self._deviation + lost * x._slot_bound,
         )
 
     def dot(self, x: EncryptedTensor, y: EncryptedTensor) -> EncryptedTensor:
@@ -124,6 +128,7 @@ class Evaluator:
             raise CkksError(
                 "the features of a dot product have different scales; multiply by 1.0 first (takes a level)"
             )
+        x, y = self._met(x, y)
         core = self._lib.dot(x._core, y._core, self._keys)
         return self._product(core, x, y, x.shape[1])
 
@@ -227,6 +232,7 @@ class Evaluator:
         features = max(rows.shape[1], *(x.shape[1] for x in tensors))
         if any(x.shape[1] not in (1, features) for x in tensors) or rows.shape[1] not in (1, features):
             raise CkksError(f"tensors of {[x.shape[1] for x in tensors]} features do not combine with {rows.shape}")
+        tensors = self._met(*tensors)
         scaled = [np.broadcast_to(row * x.factor, (features,)) for row, x in zip(rows, tensors, strict=True)]
         core = self._lib.linear_combination([x._core for x in tensors], [row.tolist() for row in scaled])
         sizes = [float(np.abs(row).max()) for row in scaled]
@@ -255,6 +261,11 @@ class Evaluator:
             constant = self._multiply_constant(x, np.zeros(1))
             return self._add_constant(constant, np.array(polynomial.coefficients[:1]))
         low, high = polynomial.domain
+        if polynomial.basis == "chebyshev" and x.bound > max(abs(low), abs(high)) * (1 + 1e-9):
+            raise CkksError(
+                f"values up to {x.bound:g} may leave the domain [{low:g}, {high:g}]; fit a wider one, or promise "
+                "smaller values with assume"
+            )
         coefficients = [float(c) for c in polynomial.coefficients]
         chebyshev = polynomial.basis == "chebyshev"
         if not _uniform(x.factor) or (not chebyshev and abs(x.factor[0] - 1) > _SAME):
@@ -300,6 +311,7 @@ class Evaluator:
             CkksError: x is below that level already, or it does not exist.
         """
         self._check(x)
+        level = whole("level", level)
         if not 0 <= level <= x.level:
             raise CkksError(f"a tensor of level {x.level} cannot be brought to level {level}")
         if level == x.level:
@@ -318,8 +330,8 @@ class Evaluator:
         Several steps are hoisted: the decomposition of x is computed once, and a list comes back.
         """
         self._check(x)
-        several = not isinstance(steps, (int, np.integer))
-        wanted = [int(step) for step in steps] if several else [int(steps)]  # type: ignore[union-attr,arg-type]
+        several = isinstance(steps, Sequence) and not isinstance(steps, str)
+        wanted = [whole("a rotation", step) for step in (steps if several else [steps])]  # type: ignore[union-attr]
         cores = self._lib.rotate(x._core, wanted, self._keys)
         results = [self._switched_key(x, core) for core in cores]
         return results if several else results[0]
@@ -346,7 +358,7 @@ class Evaluator:
         """Not done by this engine: `sum_slots`, or the native one."""
         raise EngineError("the OpenFHE engine does not pack sums of slots; use sum_slots, or the native engine")
 
-    def bootstrap(self, x: EncryptedTensor, *, precision_bits: float = 8.0) -> EncryptedTensor:
+    def bootstrap(self, x: EncryptedTensor, *, precision_bits: float) -> EncryptedTensor:
         """X with levels to compute on, by OpenFHE's ``EvalBootstrap``. |x| must be at most about 1.
 
         Args:
@@ -362,6 +374,9 @@ class Evaluator:
             raise CkksError("bootstrapping needs context.enable_bootstrapping() and keys with bootstrapping=True")
         if not _uniform(np.append(x.factor, 1.0)):
             raise CkksError("bootstrapping needs factors of 1; multiply by 1.0 first (takes a level)")
+        needed = self.context.bootstrapping_elements
+        if needed is not None and self.keys is not None and not needed <= self.keys.elements:
+            raise CkksError("the evaluation keys lack some that bootstrapping needs; make them with bootstrapping=True")
         core = self._lib.bootstrap(x._core, self._keys)
         return self._like(x, core, bias=x._bias + x.bound * 2.0**-precision_bits)
 
@@ -451,7 +466,9 @@ class Evaluator:
         largest = max(self.context.moduli).bit_length()
         bits = self.context._core.digit_bits or largest
         digits = len(self.context.moduli) * -(-largest // bits)
-        return slot_noise(self.context, SIGMA * 2.0**bits * math.sqrt(digits * n / 3), 1.0), 0.0
+        # The digits are not negative: their mean times an error has its peak where that of HYBRID has.
+        mean = 2.0 ** (bits - 1) * (2 * n / math.pi) * 5 * SIGMA * math.sqrt(n / 2) * math.sqrt(digits)
+        return slot_noise(self.context, SIGMA * 2.0**bits * math.sqrt(digits * n / 3), 1.0), mean
 
     def _switched_key(self, x: EncryptedTensor, core: Any) -> EncryptedTensor:
         """X after an automorphism."""
@@ -470,7 +487,7 @@ class Evaluator:
             raise CkksError(f"tensors of {x.shape[1]} and {y.shape[1]} features do not fit")
         if not np.allclose(x.factor, y.factor, rtol=_SAME, atol=0):
             x, y = (self._multiply_constant(tensor, np.ones(1)) for tensor in (x, y))
-        # Levels that differ are adjusted by a product with a number near 1, hence the rounding.
+        x, y = self._met(x, y)
         core = run(x._core, y._core)
         return self._tensor(
             core,
@@ -481,6 +498,11 @@ class Evaluator:
             bias=x._bias + y._bias,
             factor=np.broadcast_to(x.factor if len(x.factor) > 1 else y.factor, (core.features,)).copy(),
         )
+
+    def _met(self, *tensors: EncryptedTensor) -> list[EncryptedTensor]:
+        """The tensors at the lowest level among them: OpenFHE 1.5.1 does not bring them there under FIXEDAUTO."""
+        level = min(x.level for x in tensors)
+        return [self.drop_to(x, level) for x in tensors]
 
     def _add_constant(self, x: EncryptedTensor, constants: Array) -> EncryptedTensor:
         self._check(x)
@@ -498,6 +520,7 @@ class Evaluator:
             slot_bound=x._slot_bound + slots,
             bias=x._bias + slots * 2.0**-50 + 1 / self._scale(x),
             factor=factor,
+            independent=x._independent and features == x.shape[1],
         )
 
     def _multiply_constant(self, x: EncryptedTensor, constants: Array) -> EncryptedTensor:
@@ -518,6 +541,7 @@ class Evaluator:
             noise=size * self._ready(x) + self._rounded,
             bias=size * x._bias + x._slot_bound / self._scale(x) + bound * self._deviation,
             factor=np.ones(features),
+            independent=x._independent and features == x.shape[1],
         )
 
     def _product(self, core: Any, x: EncryptedTensor, y: EncryptedTensor, terms: int) -> EncryptedTensor:

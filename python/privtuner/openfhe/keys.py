@@ -96,7 +96,10 @@ class EvaluationKeys:
         Raises:
             MessageError: these are no such keys, keys of several secrets, or of another context.
         """
-        core = library().EvaluationKeys.from_bytes(context._core, bytes(multiplication), bytes(automorphisms))
+        parts = [
+            require_message(data, "evaluation keys") if len(data) else b"" for data in (multiplication, automorphisms)
+        ]
+        core = library().EvaluationKeys.from_bytes(context._core, *parts)
         return cls(core, context)
 
     def save(self, multiplication: str | Path, automorphisms: str | Path) -> None:
@@ -243,7 +246,7 @@ class SecretKey:
         """
         if bootstrapping and not self.context.bootstrapping:
             raise InputError("bootstrapping keys need context.enable_bootstrapping() first")
-        elements = {self.context.galois_element(int(step)) for step in rotations}
+        elements = {self.context.galois_element(step) for step in rotations}
         if sums:
             slots = self.context.slots
             elements.update(self.context.galois_element(1 << i) for i in range(slots.bit_length() - 1))
@@ -251,10 +254,16 @@ class SecretKey:
             elements.add(2 * self.context.ring_dimension - 1)
         elements.discard(1)
         core = self._core.evaluation_keys(relinearisation, sorted(elements), bootstrapping)
-        return EvaluationKeys(core, self.context)
+        keys = EvaluationKeys(core, self.context)
+        if bootstrapping:
+            self.context.bootstrapping_elements = keys.elements - elements
+        return keys
 
     def to_bytes(self) -> bytes:
-        """OpenFHE's serialisation **of the secret**, unprotected: for a store that keeps secrets, never for a wire."""
+        """OpenFHE's serialisation **of the secret**, unprotected: for a store that keeps secrets, never for a wire.
+
+        The bytes, and what OpenFHE made them from, are not wiped.
+        """
         return bytes(self._core.to_bytes())
 
     @classmethod

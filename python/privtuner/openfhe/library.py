@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import operator
+import os
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +35,10 @@ class Status(NamedTuple):
 def _module() -> Any:
     """The extension module, or the text of the error on importing it."""
     try:
-        return importlib.import_module("privtuner._openfhe")
+        module = importlib.import_module("privtuner._openfhe")
+        # A child of fork has none of the parent's OpenMP threads and would wait for them for ever.
+        os.register_at_fork(after_in_child=module.after_fork)
+        return module
     except ModuleNotFoundError:
         return f"{_core.openfhe_status}; {_INSTALL}"
     except ImportError as error:
@@ -72,12 +78,26 @@ def num_threads() -> int:
 def set_num_threads(n: int) -> None:
     """Let OpenFHE use ``n`` OpenMP threads, in the whole process. The default is what OMP_NUM_THREADS says, or all.
 
+    A child process made by ``fork`` begins with one.
+
     Raises:
-        InputError: n < 1.
+        InputError: n outside 1 to 1024.
     """
-    if n < 1:
-        raise InputError(f"num_threads is {n}; give at least 1")
-    library().set_num_threads(n)
+    count = whole("num_threads", n)
+    if not 1 <= count <= 1024:
+        raise InputError(f"num_threads is {n}; give 1 to 1024")
+    library().set_num_threads(count)
+
+
+def whole(name: str, value: object) -> int:
+    """A whole number of 31 bits, or InputError."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"{name} is {value!r}; give a whole number") from None
+    if abs(number) >= 1 << 31:
+        raise InputError(f"{name} is {number}; give a number below 2^31 in size")
+    return number
 
 
 class Saved:
@@ -97,15 +117,19 @@ class Saved:
 
 
 def write(path: str | Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all; ``mode`` is what it gets, whatever was there."""
     file = Path(path)
-    partial = file.with_name(f".{file.name}.partial")
+    partial: Path | None = None
     try:
-        partial.touch(mode)
-        partial.write_bytes(data)
+        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # new, and its owner's alone
+        partial = Path(name)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+        partial.chmod(mode)
         partial.replace(file)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
         raise InputError(f"cannot write {file}: {error.strerror}; choose another place") from error
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError, MessageError, SecretError
+from ..errors import CkksError, InputError, MessageError, SecretError
 from ..linear import Direction, Public, as_batch
 from . import messages
 from .context import Context
@@ -30,7 +30,7 @@ class Pending:
 
     public: Public
     head: Head
-    unit: npt.NDArray[np.float64]  # value = slot * unit, (tokens,)
+    unit: npt.NDArray[np.float64] = field(repr=False)  # value = slot * unit, (tokens,): it tells of the values
     used: bool = False
 
 
@@ -153,7 +153,10 @@ class Owner:
                 builder.set(0, component, 0, np.ascontiguousarray(words[:, component]))
         except InputError as error:
             raise MessageError(f"reply: {error}") from error
-        return self._secret._core.decrypt(builder.finish(), tokens, False)
+        try:
+            return self._secret._core.decrypt(builder.finish(), tokens, False)
+        except CkksError as error:
+            raise MessageError(f"reply: these are no products of what was sent: {error}") from error
 
     @staticmethod
     def _require_answer(head: Head, asked: Head) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ import numpy.typing as npt
 from ..ckks.tensor import Budget
 from ..errors import CkksError, InputError, MessageError
 from .context import BytesLike, Context, require_message
-from .library import Saved, library, read, write
+from .library import Saved, library, read, whole, write
 
 __all__ = ["EncryptedTensor"]
 
 Array = npt.NDArray[np.float64]
 
-_HEAD = struct.Struct("<4sHHIIddddd")
+_HEAD = struct.Struct("<4sHHIIddddII")
 _MAGIC, _VERSION = b"PVOT", 1
 
 
@@ -101,18 +102,11 @@ class EncryptedTensor(Saved):
 
     def to_bytes(self) -> bytes:
         """Shape, bounds and scales, then what `to_openfhe` gives."""
-        head = _HEAD.pack(
-            _MAGIC,
-            _VERSION,
-            int(self._independent),
-            *self.shape,
-            self.bound,
-            self._slot_bound,
-            self._noise,
-            self._bias,
-            0.0,
-        )
-        return head + self.factor.astype("<f8").tobytes() + self.to_openfhe()
+        body = self.factor.astype("<f8").tobytes() + self.to_openfhe()
+        numbers = (self.bound, self._slot_bound, self._noise, self._bias)
+        fields = (_MAGIC, _VERSION, int(self._independent), *self.shape, *numbers)
+        crc = zlib.crc32(body, zlib.crc32(_HEAD.pack(*fields, 0, 0)))
+        return _HEAD.pack(*fields, crc, 0) + body
 
     @classmethod
     def from_bytes(cls, context: Context, data: BytesLike) -> EncryptedTensor:
@@ -124,11 +118,15 @@ class EncryptedTensor(Saved):
         view = memoryview(require_message(data, "tensor"))
         if len(view) < _HEAD.size:
             raise MessageError(f"tensor: {len(view)} bytes are shorter than its head: truncated?")
-        magic, version, flag, tokens, features, bound, slot_bound, noise, bias, zero = _HEAD.unpack_from(view)
+        *fields, crc, zero = _HEAD.unpack_from(view)
+        magic, version, flag, tokens, features, bound, slot_bound, noise, bias = fields
         if magic != _MAGIC:
             raise MessageError("tensor: this is none; ciphertexts of other programs are read by from_openfhe")
         if version != _VERSION:
             raise MessageError(f"tensor: version {version}, this build reads {_VERSION}; install the same privtuner")
+        # What OpenFHE reads below had better be what OpenFHE wrote.
+        if zlib.crc32(view[_HEAD.size :], zlib.crc32(_HEAD.pack(*fields, 0, 0))) != crc:
+            raise MessageError("tensor: the checksum does not fit: truncated or damaged; send it again")
         numbers = (bound, slot_bound, noise, bias)
         if not all(math.isfinite(number) and number >= 0 for number in numbers) or zero != 0 or flag > 1:
             raise MessageError(f"tensor: impossible bounds {numbers}")
@@ -137,7 +135,7 @@ class EncryptedTensor(Saved):
             raise MessageError(f"tensor: {len(view)} bytes do not hold {features} features: truncated?")
         factor = np.frombuffer(view[_HEAD.size : start], "<f8").astype(np.float64)
         core = library().Ciphertexts.from_bytes(context._core, bytes(view[start:]))
-        if core.features != features or not 1 <= tokens <= core.slots or not np.isfinite(factor).all():
+        if core.features != features or not 1 <= tokens <= core.slots or not (np.isfinite(factor) & (factor > 0)).all():
             raise MessageError(f"tensor: shape ({tokens}, {features}) does not fit its {core.features} ciphertexts")
         return cls(
             core,
@@ -187,7 +185,7 @@ class EncryptedTensor(Saved):
             MessageError: these are no ciphertexts of this context. InputError: an unusable bound, error or tokens.
         """
         core = library().Ciphertexts.from_bytes(context._core, require_message(data, "ciphertexts"))
-        used = core.slots if tokens is None else tokens
+        used = core.slots if tokens is None else whole("tokens", tokens)
         if not 1 <= used <= core.slots:
             raise InputError(f"tokens {used}: the ciphertexts have {core.slots} slots")
         if not (math.isfinite(bound) and bound > 0 and math.isfinite(error) and error >= 0):
