@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,6 +160,8 @@ def test_server_that_stands_still_is_noticed(model):
             public = transport.fetch_bundle().publics["pooler.dense"]
             request, _ = linear.encrypt(np.ones((1, 32), np.float32), public)
             os.kill(server.pid, signal.SIGSTOP)
+            while Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+                time.sleep(0.01)  # on a busy machine its threads run on for a while
             with pytest.raises(ServiceError, match="went away during layer 'pooler.dense'"):
                 list(transport.apply("pooler.dense", request))
         os.kill(server.pid, signal.SIGCONT)
