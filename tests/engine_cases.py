@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,5 +50,3 @@ def make(name: str, depth: int, *, scale_bits: int = 40, rotations: Iterable[int
     made = secret.evaluation_keys(rotations=steps, **keys)
     return Case(name, parameters, secret, made, evaluator(name, parameters, made))
 
-
-Operation = Callable[[Any], Any]
