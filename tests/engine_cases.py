@@ -49,4 +49,3 @@ def make(name: str, depth: int, *, scale_bits: int = 40, rotations: Iterable[int
     steps = [1 << i for i in range(native.slots.bit_length() - 1)] if rotations == "sums" else rotations
     made = secret.evaluation_keys(rotations=steps, **keys)
     return Case(name, parameters, secret, made, evaluator(name, parameters, made))
-
