@@ -10,7 +10,9 @@ import pytest
 
 from privtuner import ckks, openfhe
 
-NEEDS_OPENFHE = pytest.mark.skipif(not openfhe.available(), reason=openfhe.status().reason)
+NEEDS_OPENFHE = pytest.mark.skipif(
+    not openfhe.available(), reason="needs the OpenFHE engine; the first lines of this run say why it is absent"
+)
 
 BOTH = [pytest.param("native"), pytest.param("openfhe", marks=NEEDS_OPENFHE)]
 """Parameters of a test that runs over both engines."""
