@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -98,7 +99,7 @@ def product(threads: int, quick: bool, runs: int) -> Iterator[Record]:
     )
 
 
-def copy_residues(core: object) -> object:
+def copy_residues(core: Any) -> object:
     """What the product copies, in the same pieces, without the product."""
     from privtuner.openfhe import evaluator
 
@@ -107,7 +108,7 @@ def copy_residues(core: object) -> object:
     for tower in range(3):
         for component in range(2):
             for begin in range(0, 8192, width):
-                builder.set(tower, component, begin, core.residues(tower, component, begin, width))  # type: ignore[attr-defined]
+                builder.set(tower, component, begin, core.residues(tower, component, begin, width))
     return builder.finish()
 
 
@@ -191,24 +192,23 @@ def primitives(threads: int, runs: int) -> Iterator[Record]:
             )
 
 
-def operations(engine: object, secret: object, values: object, polynomial: object) -> dict[str, Callable[[], object]]:
+def operations(e: Any, s: Any, values: object, polynomial: object) -> dict[str, Callable[[], object]]:
     """The primitives of one engine by name."""
-    e, s = engine, secret
-    x, y = s.encrypt(values), s.encrypt(values)  # type: ignore[attr-defined]
-    public = s.public_key()  # type: ignore[attr-defined]
+    x, y = s.encrypt(values), s.encrypt(values)
+    public = s.public_key()
     runs: dict[str, Callable[[], object]] = {
-        "encrypt, secret key": lambda: s.encrypt(values),  # type: ignore[attr-defined]
+        "encrypt, secret key": lambda: s.encrypt(values),
         "encrypt, public key": lambda: public.encrypt(values),
-        "decrypt": lambda: s.decrypt(x),  # type: ignore[attr-defined]
-        "add": lambda: e.add(x, y),  # type: ignore[attr-defined]
-        "multiply by a number, rescale": lambda: e.multiply(x, 0.3),  # type: ignore[attr-defined]
-        "multiply by clear values, rescale": lambda: e.multiply_plain(x, values),  # type: ignore[attr-defined]
-        "multiply, relinearise, rescale": lambda: e.multiply(x, y),  # type: ignore[attr-defined]
-        "rotate": lambda: e.rotate(x, 1),  # type: ignore[attr-defined]
-        "rotate by 1, 2, 4, 8, hoisted": lambda: e.rotate(x, [1, 2, 4, 8]),  # type: ignore[attr-defined]
+        "decrypt": lambda: s.decrypt(x),
+        "add": lambda: e.add(x, y),
+        "multiply by a number, rescale": lambda: e.multiply(x, 0.3),
+        "multiply by clear values, rescale": lambda: e.multiply_plain(x, values),
+        "multiply, relinearise, rescale": lambda: e.multiply(x, y),
+        "rotate": lambda: e.rotate(x, 1),
+        "rotate by 1, 2, 4, 8, hoisted": lambda: e.rotate(x, [1, 2, 4, 8]),
     }
     if x.level >= 7:
-        runs["Chebyshev, degree 27"] = lambda: e.polynomial(x, polynomial)  # type: ignore[attr-defined]
+        runs["Chebyshev, degree 27"] = lambda: e.polynomial(x, polynomial)
     return runs
 
 

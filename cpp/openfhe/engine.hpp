@@ -85,7 +85,7 @@ void for_each(std::size_t count, const Run& run) {
 struct Settings {
   std::uint32_t depth = 0, scaling_bits = 0, first_bits = 0, ring_dimension = 0, batch_size = 0, digits = 0,
                 digit_bits = 0;
-  std::string scaling_technique, key_switching, secret_distribution;
+  std::string scaling_technique, key_switching;
   bool complex_data = false, secure = true;
 };
 

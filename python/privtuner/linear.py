@@ -241,11 +241,20 @@ def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = 256) 
         MessageError: the request is malformed, truncated, corrupted, or meant for another layer.
         InputError: ``block_rows`` is not positive.
     """
-    if block_rows < 1:
-        raise InputError(f"block_rows = {block_rows}: must be positive")
-    step = -(-block_rows // _ROW_STEP) * _ROW_STEP
+    step = row_step(block_rows)
     job = _core.Job(prepared._core, request)
     return (job.rows(begin, min(step, job.features_out - begin)) for begin in range(0, job.features_out, step))
+
+
+def row_step(block_rows: int) -> int:
+    """``block_rows`` rounded up to where row ranges of a product may start.
+
+    Raises:
+        InputError: it is not positive.
+    """
+    if block_rows < 1:
+        raise InputError(f"block_rows = {block_rows}: must be positive")
+    return -(-block_rows // _ROW_STEP) * _ROW_STEP
 
 
 def apply(prepared: Prepared, request: BytesLike) -> bytes:

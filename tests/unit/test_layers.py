@@ -31,7 +31,7 @@ PYTHON_LAYERS = {
     "system": {"_core", "errors"},
     "linear": {"_core", "errors"},
     "ckks": {"system", "_core", "errors"},
-    "openfhe": {"linear", "ckks", "_core", "errors"},
+    "openfhe": {"linear", "ckks", "paths", "_core", "errors"},
     "info": {"openfhe", "system", "_core", "errors"},
     "engines": {"linear", "ckks", "openfhe", "errors"},
     "nn": {"engines", "linear", "ckks", "errors"},

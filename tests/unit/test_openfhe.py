@@ -22,6 +22,7 @@ from privtuner.openfhe import library
 pytestmark = NEEDS_OPENFHE
 
 PARAMETERS = ckks.INSECURE_parameters(2)
+TECHNIQUES = ["FIXEDMANUAL", "FIXEDAUTO", "FLEXIBLEAUTO", "FLEXIBLEAUTOEXT"]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_a_secure_context_like_a_native_set():
     assert total <= {8192: 218, 16384: 438}[context.ring_dimension]
 
 
-@pytest.mark.parametrize("technique", ["FIXEDMANUAL", "FIXEDAUTO", "FLEXIBLEAUTO", "FLEXIBLEAUTOEXT"])
+@pytest.mark.parametrize("technique", TECHNIQUES)
 def test_the_users_own_settings(technique):
     context = openfhe.Context.from_settings(
         2, scaling_mod_size=45, first_mod_size=60, scaling_technique=technique, num_large_digits=2
@@ -149,9 +150,6 @@ def test_a_native_set_whose_ring_is_too_small_for_openfhe():
 def test_settings_beside_parameters_are_refused():
     with pytest.raises(InputError, match="settings \\['scaling_technique'\\] beside parameters"):
         openfhe.INSECURE_context(PARAMETERS, scaling_technique="FIXEDMANUAL")
-
-
-TECHNIQUES = ["FIXEDMANUAL", "FIXEDAUTO", "FLEXIBLEAUTO", "FLEXIBLEAUTOEXT"]
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)

@@ -117,13 +117,13 @@ class Evaluator:
         """X + y; y a tensor, a number, or numbers of shape (features,). No level, unless the scales need one."""
         if isinstance(y, EncryptedTensor):
             return self._wrap(self._core.add(x._core, y._core))
-        return self._wrap(self._core.add_constant(x._core, _numbers(y)))
+        return self._wrap(self._core.add_constant(x._core, as_numbers(y)))
 
     def subtract(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
         """X - y, as `add`."""
         if isinstance(y, EncryptedTensor):
             return self._wrap(self._core.subtract(x._core, y._core))
-        return self._wrap(self._core.add_constant(x._core, -_numbers(y)))
+        return self._wrap(self._core.add_constant(x._core, -as_numbers(y)))
 
     def negate(self, x: EncryptedTensor) -> EncryptedTensor:
         """-x. No level."""
@@ -133,7 +133,7 @@ class Evaluator:
         """X y slot by slot; y a tensor, a number, or numbers of shape (features,). One level."""
         if isinstance(y, EncryptedTensor):
             return self._wrap(self._core.multiply(x._core, y._core))
-        return self._wrap(self._core.multiply_constant(x._core, _numbers(y)))
+        return self._wrap(self._core.multiply_constant(x._core, as_numbers(y)))
 
     def square(self, x: EncryptedTensor) -> EncryptedTensor:
         """X x. One level."""
@@ -183,7 +183,7 @@ class Evaluator:
         if rows.ndim != 2 or len(rows) != len(tensors):
             raise InputError(f"weights of shape {rows.shape} for {len(tensors)} tensors; pass (t,) or (t, features)")
         core = self._core.linear_combination(
-            [x._core for x in tensors], rows.tolist(), np.atleast_1d(_numbers(constant)).tolist()
+            [x._core for x in tensors], rows.tolist(), np.atleast_1d(as_numbers(constant)).tolist()
         )
         return self._wrap(core)
 
@@ -243,7 +243,8 @@ class Evaluator:
         return f"<CKKS evaluator of {self.parameters.name}, keys: {self.keys!r}>"
 
 
-def _numbers(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def as_numbers(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """A number, or numbers of shape (features,), as finite float64 of one dimension."""
     array = np.asarray(values)
     if array.dtype.kind not in "fiub" or array.ndim > 1:
         raise InputError(f"expected a number or numbers of shape (features,), got {array.dtype} of shape {array.shape}")

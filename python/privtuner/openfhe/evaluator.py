@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .. import _core
 from ..ckks import Matrix, Polynomial
-from ..ckks.evaluator import _numbers
+from ..ckks.evaluator import as_numbers
 from ..ckks.keys import as_values
 from ..errors import CkksError, EngineError, InputError
 from .context import Context, same_context
@@ -59,13 +59,13 @@ class Evaluator:
         """X + y; y a tensor, a number, or numbers of shape (features,). No level, unless the factors differ."""
         if isinstance(y, EncryptedTensor):
             return self._sum(x, y, self._lib.add)
-        return self._add_constant(x, _numbers(y))
+        return self._add_constant(x, as_numbers(y))
 
     def subtract(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
         """X - y, as `add`."""
         if isinstance(y, EncryptedTensor):
             return self._sum(x, y, self._lib.subtract)
-        return self._add_constant(x, -_numbers(y))
+        return self._add_constant(x, -as_numbers(y))
 
     def negate(self, x: EncryptedTensor) -> EncryptedTensor:
         """-x. No level."""
@@ -75,7 +75,7 @@ class Evaluator:
     def multiply(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
         """X y slot by slot; y a tensor, a number, or numbers of shape (features,). One level."""
         if not isinstance(y, EncryptedTensor):
-            return self._multiply_constant(x, _numbers(y))
+            return self._multiply_constant(x, as_numbers(y))
         self._check(x, y)
         self._need_level("a product", x, y)
         x, y = self._met(x, y)
@@ -103,10 +103,10 @@ class Evaluator:
             for part in (re, im)
         ]
         core = self._lib.multiply_plain(x._core, *scaled)
-        largest = float((size * x.factor).max()) if size.shape[1] > 1 else float(size.max() * x.factor.max())
+        column = (size * x.factor).max(axis=0)
+        largest = float(column.max())
         encoding = slot_noise(self.context, math.sqrt(1 / 12), self._scale(x))
         # Columns so small that OpenFHE would refuse them count as zero.
-        column = (size * x.factor).max(axis=0)
         lost = float(column[column * self._scale(x) < self.context.ring_dimension].max(initial=0.0))
         bound = x.bound * float(size.max())
         return self._tensor(
@@ -174,7 +174,7 @@ class Evaluator:
         if begin >= end:
             raise CkksError(f"features {features} of {x.shape[1]}: there are none")
         core = x._core.select(begin, end)
-        return self._like(x, core, factor=x.factor[begin:end], independent=x._independent)
+        return self._like(x, core, factor=x.factor[begin:end])
 
     def linear(
         self, x: EncryptedTensor, weights: Matrix | npt.ArrayLike, *, transpose: bool = False
@@ -247,7 +247,7 @@ class Evaluator:
             bias=sum(s * x._bias + x._slot_bound / scale for s, x in zip(sizes, tensors, strict=True))
             + bound * self._deviation,
         )
-        numbers = _numbers(constant)
+        numbers = as_numbers(constant)
         return self._add_constant(result, numbers) if numbers.any() else result
 
     def polynomial(self, x: EncryptedTensor, polynomial: Polynomial) -> EncryptedTensor:
@@ -261,13 +261,13 @@ class Evaluator:
             constant = self._multiply_constant(x, np.zeros(1))
             return self._add_constant(constant, np.array(polynomial.coefficients[:1]))
         low, high = polynomial.domain
-        if polynomial.basis == "chebyshev" and x.bound > max(abs(low), abs(high)) * (1 + 1e-9):
+        chebyshev = polynomial.basis == "chebyshev"
+        if chebyshev and x.bound > max(abs(low), abs(high)) * (1 + 1e-9):
             raise CkksError(
                 f"values up to {x.bound:g} may leave the domain [{low:g}, {high:g}]; fit a wider one, or promise "
                 "smaller values with assume"
             )
         coefficients = [float(c) for c in polynomial.coefficients]
-        chebyshev = polynomial.basis == "chebyshev"
         if not _uniform(x.factor) or (not chebyshev and abs(x.factor[0] - 1) > _SAME):
             x = self._multiply_constant(x, np.ones(1))
         factor = float(x.factor[0])
@@ -318,7 +318,7 @@ class Evaluator:
             return x
         x = self._settled(x)
         core = self._lib.drop(x._core, self.context._top - level)
-        return self._like(x, core, noise=x._noise + self._rounded, independent=x._independent)
+        return self._like(x, core, noise=x._noise + self._rounded)
 
     @overload
     def rotate(self, x: EncryptedTensor, steps: int) -> EncryptedTensor: ...
@@ -390,31 +390,10 @@ class Evaluator:
         if not (math.isfinite(bound) and bound > 0):
             raise CkksError(f"bound {bound}: give a positive number")
         slot_bound = bound / float(x.factor.min())
-        return self._like(x, x._core, bound=bound, slot_bound=slot_bound, independent=x._independent)
+        return self._like(x, x._core, bound=bound, slot_bound=slot_bound)
 
-    def _tensor(
-        self,
-        core: Any,
-        tokens: int,
-        bound: float,
-        *,
-        slot_bound: float,
-        noise: float,
-        bias: float,
-        factor: Array | None = None,
-        independent: bool = False,
-    ) -> EncryptedTensor:
-        return EncryptedTensor(
-            core,
-            self.context,
-            tokens,
-            bound,
-            slot_bound=slot_bound,
-            noise=noise,
-            bias=bias,
-            factor=factor,
-            independent=independent,
-        )
+    def _tensor(self, core: Any, tokens: int, bound: float, **values: Any) -> EncryptedTensor:
+        return EncryptedTensor(core, self.context, tokens, bound, **values)
 
     def _like(self, x: EncryptedTensor, core: Any, **changes: Any) -> EncryptedTensor:
         """X with another core, and what changes with it."""
@@ -479,7 +458,7 @@ class Evaluator:
         if x._core.noise_scale_degree == 1:
             return x
         core = self._lib.settle(x._core)
-        return self._like(x, core, noise=x._noise + self._rounded, independent=x._independent)
+        return self._like(x, core, noise=x._noise + self._rounded)
 
     def _sum(self, x: EncryptedTensor, y: EncryptedTensor, run: Any) -> EncryptedTensor:
         self._check(x, y)
@@ -506,9 +485,7 @@ class Evaluator:
 
     def _add_constant(self, x: EncryptedTensor, constants: Array) -> EncryptedTensor:
         self._check(x)
-        features = max(x.shape[1], len(constants))
-        if len(constants) not in (1, features) or x.shape[1] not in (1, features):
-            raise CkksError(f"{len(constants)} constants do not fit {x.shape[1]} features")
+        features = _broadcast(x, constants)
         factor = np.broadcast_to(x.factor, (features,)).copy()
         core = self._lib.add_constant(x._core, (constants / x.factor).tolist())
         size = float(np.abs(constants).max())
@@ -526,9 +503,7 @@ class Evaluator:
     def _multiply_constant(self, x: EncryptedTensor, constants: Array) -> EncryptedTensor:
         self._check(x)
         self._need_level("a product with a number", x)
-        features = max(x.shape[1], len(constants))
-        if len(constants) not in (1, features) or x.shape[1] not in (1, features):
-            raise CkksError(f"{len(constants)} constants do not fit {x.shape[1]} features")
+        features = _broadcast(x, constants)
         scaled = np.broadcast_to(constants * x.factor, (features,))
         core = self._lib.multiply_constant(x._core, scaled.tolist())
         size = float(np.abs(scaled).max())
@@ -595,6 +570,14 @@ class Evaluator:
 def column_width(n: int, features: int, rows: int) -> int:
     """Coefficients that `Evaluator.linear` works on at a time: new memory for all would cost as much as the copies."""
     return max(256, min(n, _COLUMN_WORDS // max(features, rows) // 256 * 256))
+
+
+def _broadcast(x: EncryptedTensor, constants: Array) -> int:
+    """Features of x with constants, one a feature or one for all."""
+    features = max(x.shape[1], len(constants))
+    if len(constants) not in (1, features) or x.shape[1] not in (1, features):
+        raise CkksError(f"{len(constants)} constants do not fit {x.shape[1]} features")
+    return features
 
 
 def _uniform(factor: Array) -> bool:

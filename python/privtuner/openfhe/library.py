@@ -6,12 +6,14 @@ import importlib
 import operator
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import _core
 from ..errors import EngineError, InputError
+from ..paths import writing
 
 __all__ = ["Saved", "Status", "available", "library", "num_threads", "set_num_threads", "status"]
 
@@ -83,10 +85,7 @@ def set_num_threads(n: int) -> None:
     Raises:
         InputError: n outside 1 to 1024.
     """
-    count = whole("num_threads", n)
-    if not 1 <= count <= 1024:
-        raise InputError(f"num_threads is {n}; give 1 to 1024")
-    library().set_num_threads(count)
+    library().set_num_threads(whole("num_threads", n))
 
 
 def whole(name: str, value: object) -> int:
@@ -100,12 +99,12 @@ def whole(name: str, value: object) -> int:
     return number
 
 
-class Saved:
+class Saved(ABC):
     """Files that hold what ``to_bytes`` gives, as OpenFHE's ``Serial::SerializeToFile`` in binary writes them."""
 
+    @abstractmethod
     def to_bytes(self) -> bytes:
         """Serialise."""
-        raise NotImplementedError
 
     def save(self, path: str | Path) -> None:
         """Write ``to_bytes()`` to a file.
@@ -119,18 +118,17 @@ class Saved:
 def write(path: str | Path, data: bytes, mode: int = 0o644) -> None:
     """Write a file whole or not at all; ``mode`` is what it gets, whatever was there."""
     file = Path(path)
-    partial: Path | None = None
-    try:
+    with writing(file):
         descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # new, and its owner's alone
         partial = Path(name)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-        partial.chmod(mode)
-        partial.replace(file)
-    except OSError as error:
-        if partial is not None:
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+            partial.chmod(mode)
+            partial.replace(file)
+        except OSError:
             partial.unlink(missing_ok=True)
-        raise InputError(f"cannot write {file}: {error.strerror}; choose another place") from error
+            raise
 
 
 def read(path: str | Path) -> bytes:

@@ -12,13 +12,11 @@ import numpy as np
 
 from .. import _core
 from ..errors import InputError, MessageError
-from ..linear import Prepared
+from ..linear import Prepared, row_step
 from . import messages
 from .messages import BytesLike, Head
 
 __all__ = ["apply_blocks"]
-
-_ROW_STEP = 32  # row ranges of a product start at multiples of it
 
 
 def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = 256) -> Iterator[bytes]:
@@ -36,8 +34,7 @@ def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = 256) 
         MessageError: the request is malformed, truncated, corrupted, or meant for another layer.
         InputError: ``block_rows`` is not positive.
     """
-    if block_rows < 1:
-        raise InputError(f"block_rows = {block_rows}: must be positive")
+    step = row_step(block_rows)
     head, residues = messages.read(request, messages.REQUEST)
     public = prepared.public
     if head.layer != public.id:
@@ -56,7 +53,6 @@ def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = 256) 
         ]
     except InputError as error:
         raise MessageError(f"request: {error}") from error
-    step = -(-block_rows // _ROW_STEP) * _ROW_STEP
     return (_block(head, products, begin, min(step, rows - begin), rows) for begin in range(0, rows, step))
 
 
