@@ -152,6 +152,7 @@ void register_context(py::module_& module) {
       .def("to_bytes", &serialised<Context>)
       .def("enable_bootstrapping", &Context::enable_bootstrapping, Release())
       .def("galois_element", &galois_element)
+      .def("same", [](const Context& a, const Context& b) { return a.get() == b.get(); })
       .def("scaling_factor", [](const Context& context,
                                 std::uint32_t level) { return context.parameters()->GetScalingFactorReal(level); })
       .def_property_readonly("ring_dimension", &Context::ring_dimension)

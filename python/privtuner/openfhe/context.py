@@ -182,7 +182,7 @@ def INSECURE_context(  # noqa: N802 - the capitals are the warning
 
 def same_context(first: Context, second: Context) -> bool:
     """Whether two objects stand for one context of OpenFHE's."""
-    return first is second or bool(first._core == second._core) or first.to_bytes() == second.to_bytes()
+    return first is second or bool(first._core.same(second._core))
 
 
 def require_message(data: BytesLike, what: str) -> bytes:
