@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -248,9 +248,10 @@ def _serve(arguments: argparse.Namespace) -> int:
         engine=engine_of(arguments.engine),
         allow_plaintext=arguments.allow_plaintext,
     )
-    stopped = threading.Event()
+    # No threading.Event: its lock may be held by the very thread that a signal interrupts.
+    signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+        signal.signal(number, lambda number, _: signals.append(number))
     with server:
         layers = server.hello["layers"]
         if arguments.seal:
@@ -261,8 +262,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             )
         print(f"privtuner: serving {name}, {layers} layers, at {server.address}; Ctrl-C stops", flush=True)
         # A signal that another thread takes does not wake the main one, so it looks from time to time.
-        while not stopped.wait(0.5):
-            pass
+        while not signals:
+            time.sleep(0.2)
     total = server.counts().total()
     print(f"privtuner: stopped after {total.requests} requests", flush=True)
     return 0
