@@ -1,0 +1,314 @@
+"""A GPU: what is missing to use one, its memory, its streams, launching kernels. The only module that imports CuPy."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import threading
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import EngineError, InputError
+from . import sources
+
+__all__ = ["CudaDevice", "Device", "Status", "Stream", "available", "devices", "open_device", "status"]
+
+_MINIMUM_CAPABILITY = (8, 0)
+_INSTALL = "pip install 'privtuner[cuda13]' (driver 580 or newer) or 'privtuner[cuda12]' (driver 525 or newer)"
+_OPTIONS = ("--std=c++17", "--fmad=false")  # a product and a sum round twice, as on the processor
+
+
+class Status(NamedTuple):
+    """What came of looking for a GPU."""
+
+    available: bool
+    reason: str
+    """The devices found; or what is missing (CuPy, driver, device) and what to install."""
+
+
+class Stream(Protocol):
+    """Work in order. Of two streams neither waits for the other, unless told to."""
+
+    def __enter__(self) -> Any:
+        """Launches, uploads and downloads inside go to this stream."""
+        ...
+
+    def __exit__(self, *_: object) -> None:
+        """Back to the stream before."""
+        ...
+
+    def wait(self, other: Stream) -> None:
+        """What follows waits for everything that is in ``other`` by now."""
+        ...
+
+    def synchronize(self) -> None:
+        """Block until everything in it is done."""
+        ...
+
+
+class Device(Protocol):
+    """What the kernels' callers need of a device; arrays are those of ``xp``, which follows NumPy.
+
+    Attributes:
+        name: "cuda:0" and so on. xp: the array module. multiprocessors: how many blocks run at once, at least.
+    """
+
+    name: str
+    xp: Any
+    multiprocessors: int
+
+    def launch(self, kernel: str, grid: tuple[int, ...], threads: int, *arguments: Any, shared: int = 0) -> None:
+        """Run ``kernel`` on ``grid`` blocks of ``threads`` threads, with ``shared`` bytes of dynamic shared memory.
+
+        Does not wait for it. Arguments are checked against the kernel's signature: contiguous device arrays of the
+        right dtype, and numbers.
+
+        Raises:
+            InputError: they do not fit it.
+        """
+        ...
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, what: str = "a work array") -> Any:
+        """An uninitialised array.
+
+        Raises:
+            EngineError: the device, or the limit set for it, has not that much memory left; names the bytes and `what`.
+        """
+        ...
+
+    def upload(self, array: npt.NDArray[Any], what: str = "an array") -> Any:
+        """A copy on the device. The host array may be changed once the call returns."""
+        ...
+
+    def download(self, array: Any) -> npt.NDArray[Any]:
+        """A copy on the host; waits for what the current stream holds."""
+        ...
+
+    def page_locked(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """Host memory that is copied from and to without a detour, while kernels run."""
+        ...
+
+    def copy_in(self, host: npt.NDArray[Any], array: Any) -> None:
+        """Start a copy from page-locked memory; ``host`` must stay as it is until the stream has done it."""
+        ...
+
+    def copy_out(self, array: Any, host: npt.NDArray[Any]) -> None:
+        """Start a copy to page-locked memory; it is there once the stream has done it."""
+        ...
+
+    def stream(self) -> Stream:
+        """A new stream."""
+        ...
+
+    def active(self) -> contextlib.AbstractContextManager[Any]:
+        """Makes this the current device of the thread, with this device's memory."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Memory that is left, within the limit."""
+        ...
+
+
+@lru_cache(maxsize=1)
+def _cupy() -> Any:
+    """CuPy, or the text of what is missing."""
+    try:
+        cupy = importlib.import_module("cupy")
+    except ModuleNotFoundError:
+        return f"CuPy is not installed: {_INSTALL}"
+    except ImportError as error:
+        return f"CuPy is installed but does not load ({error}): {_INSTALL}"
+    if not hasattr(cupy, "cuda"):
+        return f"a folder called cupy is in the way of CuPy, or CuPy is not installed: {_INSTALL}"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return (
+            f"CuPy {cupy.__version__} is installed, but no NVIDIA driver or device answers ({error}): install the "
+            "NVIDIA driver, and in a container pass the GPU on (docker run --gpus all)"
+        )
+    if count == 0:
+        return "the NVIDIA driver reports no device; CUDA_VISIBLE_DEVICES may hide it"
+    return cupy
+
+
+def status() -> Status:
+    """Say whether a GPU can be used, which, and why not."""
+    cupy = _cupy()
+    if isinstance(cupy, str):
+        return Status(False, cupy)
+    names = []
+    for index in range(cupy.cuda.runtime.getDeviceCount()):
+        properties = cupy.cuda.runtime.getDeviceProperties(index)
+        names.append(f"cuda:{index} {properties['name'].decode()}")
+    return Status(True, f"{', '.join(names)}; CuPy {cupy.__version__}")
+
+
+def available() -> bool:
+    """Whether a GPU can be used."""
+    return status().available
+
+
+def devices(names: str = "cuda", memory_bytes: int | None = None) -> list[CudaDevice]:
+    """Open the devices that ``names`` lists: "cuda" for all, "cuda:1" for one, "cuda:0,cuda:2" for several.
+
+    Args:
+        names: as above.
+        memory_bytes: the most memory taken on each, all that is free when None.
+
+    Raises:
+        InputError: not of that form, or a device twice.
+        EngineError: CuPy, the driver or the device is missing; says which and what to install.
+    """
+    parts = names.split(",")
+    if names != "cuda" and not all(part.startswith("cuda:") and part[5:].isdecimal() for part in parts):
+        raise InputError(f"device {names!r}: choose cpu, cuda (every GPU), cuda:0, or several as cuda:0,cuda:1")
+    if len(set(parts)) != len(parts):
+        raise InputError(f"device {names!r} names a GPU twice")
+    if memory_bytes is not None and memory_bytes < 1:
+        raise InputError(f"memory_bytes is {memory_bytes}; give at least 1")
+    cupy = _cupy()
+    if isinstance(cupy, str):
+        raise EngineError(f"no GPU can be used: {cupy}")
+    count = cupy.cuda.runtime.getDeviceCount()
+    indices = range(count) if names == "cuda" else [int(part[5:]) for part in parts]
+    return [open_device(index, memory_bytes) for index in indices]
+
+
+def open_device(index: int = 0, memory_bytes: int | None = None) -> CudaDevice:
+    """Open one GPU; see `devices`."""
+    cupy = _cupy()
+    if isinstance(cupy, str):
+        raise EngineError(f"no GPU can be used: {cupy}")
+    count = cupy.cuda.runtime.getDeviceCount()
+    if not 0 <= index < count:
+        raise EngineError(f"there is no device cuda:{index}: this machine shows {count}, cuda:0 to cuda:{count - 1}")
+    return CudaDevice(cupy, index, memory_bytes)
+
+
+class _CudaStream:
+    def __init__(self, cupy: Any, device: Any) -> None:
+        self._cupy = cupy
+        with device:
+            self.raw = cupy.cuda.Stream(non_blocking=True)
+
+    def __enter__(self) -> Any:
+        return self.raw.__enter__()
+
+    def __exit__(self, *details: object) -> None:
+        self.raw.__exit__(*details)
+
+    def wait(self, other: Stream) -> None:
+        self.raw.wait_event(other.raw.record())  # type: ignore[attr-defined]
+
+    def synchronize(self) -> None:
+        self.raw.synchronize()
+
+
+class CudaDevice:
+    """An NVIDIA GPU through CuPy; see :class:`Device`. Safe to use from several threads."""
+
+    def __init__(self, cupy: Any, index: int, memory_bytes: int | None = None) -> None:
+        self.xp = cupy
+        self.name = f"cuda:{index}"
+        self._device = cupy.cuda.Device(index)
+        major, minor = divmod(int(self._device.compute_capability), 10)
+        if (major, minor) < _MINIMUM_CAPABILITY:
+            raise EngineError(
+                f"{self.name} has compute capability {major}.{minor}; the kernels need 8.0 (A100 and newer), whose "
+                "tensor cores multiply bytes"
+            )
+        self.capability = (major, minor)
+        self.multiprocessors = int(self._device.attributes["MultiProcessorCount"])
+        self._pool = cupy.cuda.MemoryPool()
+        if memory_bytes is not None:
+            self._pool.set_limit(size=memory_bytes)
+        self._limit = memory_bytes
+        self._modules: dict[str, Any] = {}
+        self._functions: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """See :class:`Device`."""
+        with self._device, self.xp.cuda.using_allocator(self._pool.malloc):
+            yield
+
+    def launch(self, kernel: str, grid: tuple[int, ...], threads: int, *arguments: Any, shared: int = 0) -> None:
+        """See :class:`Device`."""
+        entry = sources.kernels()[kernel]
+        if threads > entry.max_threads:
+            raise InputError(f"kernel {kernel} takes blocks of at most {entry.max_threads} threads, got {threads}")
+        function = self._functions.get(kernel) or self._load(entry, shared)
+        if shared > function.max_dynamic_shared_size_bytes:
+            function.max_dynamic_shared_size_bytes = shared
+        function(grid, (threads,), entry.arguments(arguments), shared_mem=shared)
+
+    def _load(self, entry: sources.Kernel, shared: int) -> Any:
+        with self._lock:
+            module = self._modules.get(entry.unit)
+            if module is None:
+                module = self.xp.RawModule(code=sources.source(entry.unit), options=_OPTIONS, backend="nvrtc")
+                self._modules[entry.unit] = module
+            with self._device:
+                function = module.get_function(entry.name)
+            if shared > function.max_dynamic_shared_size_bytes:
+                function.max_dynamic_shared_size_bytes = shared
+            self._functions[entry.name] = function
+            return function
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, what: str = "a work array") -> Any:
+        """See :class:`Device`."""
+        try:
+            return self.xp.empty(shape, dtype)
+        except self.xp.cuda.memory.OutOfMemoryError as error:
+            raise self._too_large(int(np.prod(shape)) * np.dtype(dtype).itemsize, what) from error
+
+    def upload(self, array: npt.NDArray[Any], what: str = "an array") -> Any:
+        """See :class:`Device`."""
+        out = self.empty(array.shape, array.dtype, what)
+        out.set(np.ascontiguousarray(array))
+        return out
+
+    def download(self, array: Any) -> npt.NDArray[Any]:
+        """See :class:`Device`."""
+        host: npt.NDArray[Any] = self.xp.asnumpy(array)
+        return host
+
+    def page_locked(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """See :class:`Device`."""
+        memory = self.xp.cuda.alloc_pinned_memory(max(1, nbytes))
+        return np.frombuffer(memory, np.uint8, nbytes)
+
+    def copy_in(self, host: npt.NDArray[Any], array: Any) -> None:
+        """See :class:`Device`."""
+        stream = self.xp.cuda.get_current_stream()
+        array.data.copy_from_host_async(host.ctypes.data, array.nbytes, stream)
+
+    def copy_out(self, array: Any, host: npt.NDArray[Any]) -> None:
+        """See :class:`Device`."""
+        stream = self.xp.cuda.get_current_stream()
+        array.data.copy_to_host_async(host.ctypes.data, array.nbytes, stream)
+
+    def stream(self) -> Stream:
+        """See :class:`Device`."""
+        return _CudaStream(self.xp, self._device)
+
+    def free_bytes(self) -> int:
+        """See :class:`Device`."""
+        with self._device:
+            free, _ = self.xp.cuda.runtime.memGetInfo()
+        free += self._pool.free_bytes()
+        return int(free if self._limit is None else min(free, self._limit - self._pool.used_bytes()))
+
+    def _too_large(self, nbytes: int, what: str) -> EngineError:
+        limit = "" if self._limit is None else f", of a limit of {self._limit}"
+        return EngineError(
+            f"{what} takes {nbytes} bytes and {self.name} has {self.free_bytes()} left{limit}: use a GPU with more "
+            "memory, several of them, fewer tokens at once, or a larger limit"
+        )

@@ -1,0 +1,116 @@
+"""The kernels' sources and signatures, read from the package: nothing here needs CUDA."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from ..errors import EngineError, InputError
+
+__all__ = ["Kernel", "UNITS", "kernels", "source"]
+
+UNITS = ("elementwise_probe",)
+"""Translation units: each compiles on its own, when one of its kernels is first used."""
+
+_TYPES: dict[str, Any] = {
+    "i8": np.int8,
+    "u8": np.uint8,
+    "u16": np.uint16,
+    "i32": np.int32,
+    "u32": np.uint32,
+    "i64": np.int64,
+    "u64": np.uint64,
+    "float": np.float32,
+    "double": np.float64,
+}
+_KERNEL = re.compile(r"^PT_KERNEL\((\w+),\s*(\d+),\s*\(([^)]*)\)", re.MULTILINE)
+_PARAMETER = re.compile(r"^(?:const\s+)?(?:pt::)?(\w+)\s*(\*?)\s*(\w+)$")
+_INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One argument of a kernel."""
+
+    name: str
+    dtype: np.dtype[Any]
+    pointer: bool
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An entry point: where its source is, the most threads a block of it has, what it takes."""
+
+    name: str
+    unit: str
+    max_threads: int
+    parameters: tuple[Parameter, ...]
+
+    def arguments(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Numbers as the types the kernel takes them in, arrays checked: a GPU would read anything.
+
+        Raises:
+            InputError: another number of arguments, a number out of range, an array of another dtype or not contiguous.
+        """
+        if len(given) != len(self.parameters):
+            raise InputError(f"kernel {self.name} takes {len(self.parameters)} arguments, got {len(given)}")
+        return tuple(self._argument(parameter, value) for parameter, value in zip(self.parameters, given, strict=True))
+
+    def _argument(self, parameter: Parameter, value: Any) -> Any:
+        where = f"kernel {self.name}, argument {parameter.name}"
+        if parameter.pointer:
+            dtype = getattr(value, "dtype", None)
+            if dtype != parameter.dtype:
+                raise InputError(
+                    f"{where}: expected an array of {parameter.dtype}, got {dtype or type(value).__name__}"
+                )
+            if not value.flags.c_contiguous:
+                raise InputError(f"{where}: the array is not contiguous")
+            return value
+        if parameter.dtype.kind in "iu" and not np.iinfo(parameter.dtype).min <= value <= np.iinfo(parameter.dtype).max:
+            raise InputError(f"{where}: {value} does not fit {parameter.dtype}")
+        return parameter.dtype.type(value)
+
+
+@lru_cache(maxsize=None)
+def source(unit: str) -> str:
+    """The whole source of a unit, what it includes from the package in place of the lines that include it.
+
+    One text, so that whoever caches the compiled code by its source sees every change.
+    """
+    return _expanded(f"{unit}.cu", set())
+
+
+@lru_cache(maxsize=1)
+def kernels() -> dict[str, Kernel]:
+    """Every kernel of every unit by name."""
+    found = {}
+    for unit in UNITS:
+        for name, threads, parameters in _KERNEL.findall(source(unit)):
+            listed = tuple(_parameter(name, text) for text in parameters.split(","))
+            found[name] = Kernel(name, unit, int(threads), listed)
+    return found
+
+
+def _parameter(kernel: str, text: str) -> Parameter:
+    match = _PARAMETER.match(" ".join(text.split()))
+    if match is None or match[1] not in _TYPES:
+        raise EngineError(
+            f"kernel {kernel}: parameter '{text.strip()}' is of no known type; this is a bug in privtuner"
+        )
+    return Parameter(match[3], np.dtype(_TYPES[match[1]]), bool(match[2]))
+
+
+def _expanded(name: str, seen: set[str]) -> str:
+    seen.add(name)
+    text = (resources.files(__package__) / "kernels" / name).read_text(encoding="utf-8")
+
+    def included(match: re.Match[str]) -> str:
+        return "" if match[1] in seen else _expanded(match[1], seen)
+
+    return _INCLUDE.sub(included, text.replace("#pragma once\n", ""))

@@ -1,0 +1,143 @@
+"""The CUDA kernels on the host: compiled as C++, run thread by thread, on NumPy arrays in place of device arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from privtuner.cuda import sources
+from privtuner.errors import EngineError, InputError
+
+_RUNNER = r"""
+extern "C" int pt_launch(const char* name, unsigned gx, unsigned gy, unsigned gz, unsigned threads,
+                         unsigned long shared, int backwards, void** args) {
+  for (const pt::Entry* entry = pt::entries(); entry; entry = entry->next) {
+    if (std::strcmp(entry->name, name) != 0) continue;
+    std::vector<unsigned long long> memory(shared / 8 + 2);
+    for (unsigned i = 0; i < gx * gy * gz; ++i) {
+      const unsigned b = backwards ? gx * gy * gz - 1 - i : i;
+      for (auto& word : memory) word = 0xabcdef0123456789u;
+      unsigned char* base = reinterpret_cast<unsigned char*>(memory.data());
+      base += (16 - reinterpret_cast<unsigned long>(base) % 16) % 16;
+      const pt::Block block{b % gx, b / gx % gy, b / gx / gy, threads, base, backwards != 0};
+      entry->run(block, args);
+    }
+    return 0;
+  }
+  return 1;
+}
+"""
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL:
+    """Compile every unit as C++ (fails the test that asks when there is no compiler: building privtuner needs one)."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or "c++"
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "kernels.cpp", Path(folder) / "kernels.so"
+        seen: set[str] = set()
+        text = "".join(sources._expanded(f"{unit}.cu", seen) for unit in sources.UNITS)
+        source.write_text(text + _RUNNER)
+        flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
+        flags += ["-Wno-unknown-pragmas"]
+        subprocess.run([compiler, *flags, str(source), "-o", str(target)], check=True)
+        return ctypes.CDLL(str(target))
+
+
+class _NoStream:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def wait(self, other: Any) -> None:
+        return None
+
+    def synchronize(self) -> None:
+        return None
+
+
+class HostDevice:
+    """A :class:`privtuner.cuda.device.Device` without a GPU. Memory: ``memory_bytes`` at most in one array.
+
+    ``backwards`` runs blocks and threads in the other order, which must change nothing.
+    """
+
+    xp = np
+    multiprocessors = 2
+    capability = (9, 0)
+
+    def __init__(self, name: str = "cuda:0", memory_bytes: int | None = None, backwards: bool = False) -> None:
+        self.name = name
+        self.backwards = backwards
+        self._limit = memory_bytes
+        self.launched: list[str] = []
+
+    def launch(self, kernel: str, grid: tuple[int, ...], threads: int, *arguments: Any, shared: int = 0) -> None:
+        entry = sources.kernels()[kernel]
+        if threads > entry.max_threads:
+            raise InputError(f"kernel {kernel} takes blocks of at most {entry.max_threads} threads, got {threads}")
+        if threads % 32 != 0:
+            raise InputError(f"{threads} threads are no whole warps")
+        if shared > 227 << 10:
+            raise InputError(f"{shared} bytes of shared memory: an H100 has 227 KiB a block, an A100 163")
+        values = entry.arguments(arguments)
+        kept = [
+            ctypes.c_void_p(value.ctypes.data) if parameter.pointer else np.array(value)
+            for parameter, value in zip(entry.parameters, values, strict=True)
+        ]
+        pointers = (ctypes.c_void_p * max(1, len(kept)))(
+            *(ctypes.addressof(value) if isinstance(value, ctypes.c_void_p) else value.ctypes.data for value in kept)
+        )
+        self.launched.append(kernel)
+        x, y, z = (*grid, 1, 1)[:3]
+        if not (0 < x < 1 << 31 and 0 < y < 1 << 16 and 0 < z < 1 << 16):
+            raise InputError(f"kernel {kernel}: a grid of {grid} blocks")
+        failed = library().pt_launch(
+            kernel.encode(), x, y, z, threads, ctypes.c_ulong(shared), int(self.backwards), pointers
+        )
+        assert not failed, kernel
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, what: str = "a work array") -> Any:
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if self._limit is not None and nbytes > self._limit:
+            raise EngineError(f"{what} takes {nbytes} bytes and {self.name} has {self._limit} left")
+        out = np.empty(shape, dtype)
+        out.view(np.uint8).fill(0xA5)  # nobody may count on zeros
+        return out
+
+    def upload(self, array: Any, what: str = "an array") -> Any:
+        out = self.empty(array.shape, array.dtype, what)
+        out[...] = array
+        return out
+
+    def download(self, array: Any) -> Any:
+        return np.array(array)
+
+    def page_locked(self, nbytes: int) -> Any:
+        return np.empty(nbytes, np.uint8)
+
+    def copy_in(self, host: Any, array: Any) -> None:
+        array.reshape(-1).view(np.uint8)[:] = host.reshape(-1).view(np.uint8)[: array.nbytes]
+
+    def copy_out(self, array: Any, host: Any) -> None:
+        host.reshape(-1).view(np.uint8)[: array.nbytes] = array.reshape(-1).view(np.uint8)
+
+    def stream(self) -> Any:
+        return _NoStream()
+
+    def active(self) -> Any:
+        return contextlib.nullcontext()
+
+    def free_bytes(self) -> int:
+        return 1 << 40 if self._limit is None else self._limit
