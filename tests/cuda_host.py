@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from privtuner.cuda import sources
 from privtuner.errors import EngineError, InputError
 
 _RUNNER = r"""
-extern "C" int pt_launch(const char* name, unsigned gx, unsigned gy, unsigned gz, unsigned threads,
+extern "C" __attribute__((visibility("default"))) int pt_launch(const char* name, unsigned gx, unsigned gy, unsigned gz, unsigned threads,
                          unsigned long shared, int backwards, void** args) {
   for (const pt::Entry* entry = pt::entries(); entry; entry = entry->next) {
     if (std::strcmp(entry->name, name) != 0) continue;
@@ -38,17 +38,15 @@ extern "C" int pt_launch(const char* name, unsigned gx, unsigned gy, unsigned gz
 """
 
 
-@lru_cache(maxsize=1)
-def library() -> ctypes.CDLL:
-    """Compile every unit as C++ (fails the test that asks when there is no compiler: building privtuner needs one)."""
+@cache
+def library(unit: str) -> ctypes.CDLL:
+    """Compile a unit as C++; fails the test that asks when there is no compiler: building privtuner needs one."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or "c++"
     with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "kernels.cpp", Path(folder) / "kernels.so"
-        seen: set[str] = set()
-        text = "".join(sources._expanded(f"{unit}.cu", seen) for unit in sources.UNITS)
-        source.write_text(text + _RUNNER)
-        flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
-        flags += ["-Wno-unknown-pragmas"]
+        source, target = Path(folder) / f"{unit}.cpp", Path(folder) / f"{unit}.so"
+        source.write_text(sources.source(unit) + _RUNNER)
+        flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"]
+        flags += ["-fno-gnu-unique", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
         subprocess.run([compiler, *flags, str(source), "-o", str(target)], check=True)
         return ctypes.CDLL(str(target))
 
@@ -103,7 +101,7 @@ class HostDevice:
         x, y, z = (*grid, 1, 1)[:3]
         if not (0 < x < 1 << 31 and 0 < y < 1 << 16 and 0 < z < 1 << 16):
             raise InputError(f"kernel {kernel}: a grid of {grid} blocks")
-        failed = library().pt_launch(
+        failed = library(entry.unit).pt_launch(
             kernel.encode(), x, y, z, threads, ctypes.c_ulong(shared), int(self.backwards), pointers
         )
         assert not failed, kernel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -12,10 +12,7 @@ import numpy as np
 
 from ..errors import EngineError, InputError
 
-__all__ = ["Kernel", "UNITS", "kernels", "source"]
-
-UNITS = ("elementwise_probe",)
-"""Translation units: each compiles on its own, when one of its kernels is first used."""
+__all__ = ["Kernel", "kernels", "source", "units"]
 
 _TYPES: dict[str, Any] = {
     "i8": np.int8,
@@ -77,7 +74,14 @@ class Kernel:
         return parameter.dtype.type(value)
 
 
-@lru_cache(maxsize=None)
+@cache
+def units() -> tuple[str, ...]:
+    """Names of the translation units: each compiles on its own, when one of its kernels is first used."""
+    folder = resources.files(__package__) / "kernels"
+    return tuple(sorted(file.name[:-3] for file in folder.iterdir() if file.name.endswith(".cu")))
+
+
+@cache
 def source(unit: str) -> str:
     """The whole source of a unit, what it includes from the package in place of the lines that include it.
 
@@ -86,11 +90,11 @@ def source(unit: str) -> str:
     return _expanded(f"{unit}.cu", set())
 
 
-@lru_cache(maxsize=1)
+@cache
 def kernels() -> dict[str, Kernel]:
     """Every kernel of every unit by name."""
     found = {}
-    for unit in UNITS:
+    for unit in units():
         for name, threads, parameters in _KERNEL.findall(source(unit)):
             listed = tuple(_parameter(name, text) for text in parameters.split(","))
             found[name] = Kernel(name, unit, int(threads), listed)
