@@ -16,11 +16,13 @@ import numpy.typing as npt
 from ..errors import EngineError, InputError
 from . import sources
 
-__all__ = ["CudaDevice", "Device", "Status", "Stream", "available", "devices", "open_device", "status"]
+__all__ = ["OPTIONS", "CudaDevice", "Device", "Status", "Stream", "available", "devices", "open_device", "status"]
 
 _MINIMUM_CAPABILITY = (8, 0)
 _INSTALL = "pip install 'privtuner[cuda13]' (driver 580 or newer) or 'privtuner[cuda12]' (driver 525 or newer)"
-_OPTIONS = ("--std=c++17", "--fmad=false")  # a product and a sum round twice, as on the processor
+_SHARED_BYTES = 48 << 10  # what a block may have without being asked
+OPTIONS = ("--std=c++17", "--fmad=false")
+"""Of the compiler. Without fused steps a product and a sum round twice, as on the processor."""
 
 
 class Status(NamedTuple):
@@ -226,11 +228,12 @@ class CudaDevice:
         self.capability = (major, minor)
         self.multiprocessors = int(self._device.attributes["MultiProcessorCount"])
         self._pool = cupy.cuda.MemoryPool()
-        if memory_bytes is not None:
-            self._pool.set_limit(size=memory_bytes)
         self._limit = memory_bytes
+        if memory_bytes is not None:
+            with self._device:  # a pool's limits are those of the current device
+                self._pool.set_limit(size=memory_bytes)
         self._modules: dict[str, Any] = {}
-        self._functions: dict[str, Any] = {}
+        self._functions: dict[str, tuple[Any, int]] = {}  # by kernel, with the dynamic shared memory it may have
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -244,22 +247,22 @@ class CudaDevice:
         entry = sources.kernels()[kernel]
         if threads > entry.max_threads:
             raise InputError(f"kernel {kernel} takes blocks of at most {entry.max_threads} threads, got {threads}")
-        function = self._functions.get(kernel) or self._load(entry, shared)
-        if shared > function.max_dynamic_shared_size_bytes:
-            function.max_dynamic_shared_size_bytes = shared
+        function, allowed = self._functions.get(kernel, (None, 0))
+        if function is None or shared > allowed:
+            function = self._load(entry, shared)
         function(grid, (threads,), entry.arguments(arguments), shared_mem=shared)
 
     def _load(self, entry: sources.Kernel, shared: int) -> Any:
-        with self._lock:
-            module = self._modules.get(entry.unit)
-            if module is None:
-                module = self.xp.RawModule(code=sources.source(entry.unit), options=_OPTIONS, backend="nvrtc")
-                self._modules[entry.unit] = module
-            with self._device:
-                function = module.get_function(entry.name)
-            if shared > function.max_dynamic_shared_size_bytes:
+        with self._lock, self._device:
+            function, allowed = self._functions.get(entry.name, (None, _SHARED_BYTES))
+            if function is None:
+                if entry.unit not in self._modules:
+                    code = sources.source(entry.unit)
+                    self._modules[entry.unit] = self.xp.RawModule(code=code, options=OPTIONS, backend="nvrtc")
+                function = self._modules[entry.unit].get_function(entry.name)
+            if shared > allowed:
                 function.max_dynamic_shared_size_bytes = shared
-            self._functions[entry.name] = function
+            self._functions[entry.name] = (function, max(shared, allowed))
             return function
 
     def empty(self, shape: tuple[int, ...], dtype: Any, what: str = "a work array") -> Any:
@@ -302,9 +305,8 @@ class CudaDevice:
     def free_bytes(self) -> int:
         """See :class:`Device`."""
         with self._device:
-            free, _ = self.xp.cuda.runtime.memGetInfo()
-        free += self._pool.free_bytes()
-        return int(free if self._limit is None else min(free, self._limit - self._pool.used_bytes()))
+            free = self.xp.cuda.runtime.memGetInfo()[0] + self._pool.free_bytes()
+            return int(free if self._limit is None else min(free, self._limit - self._pool.used_bytes()))
 
     def _too_large(self, nbytes: int, what: str) -> EngineError:
         limit = "" if self._limit is None else f", of a limit of {self._limit}"
