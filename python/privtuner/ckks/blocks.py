@@ -30,6 +30,7 @@ from .evaluator import Evaluator, Matrix
 from .exchange import (
     VERSION,
     Block,
+    MakeEvaluator,
     Pending,
     computed,
     read_keys,
@@ -219,10 +220,10 @@ class SealedMLP(Block):
             backward_level=backward_level,
         )
 
-    def answer(self, request: BytesLike) -> Iterator[bytes]:
+    def answer(self, request: BytesLike, evaluator: MakeEvaluator = Evaluator) -> Iterator[bytes]:
         """Yield the reply to ``request``, see :class:`Block`."""
         direction, request_id, tokens, parts = read_request(request, self.id)
-        result = computed(self._runner(direction, tokens, parts))
+        result = computed(self._runner(direction, tokens, parts, evaluator))
         yield from write_reply(result, direction, self.id, request_id)
 
     def forward(self, engine: Evaluator, x: EncryptedTensor) -> EncryptedTensor:
@@ -259,7 +260,9 @@ class SealedMLP(Block):
         low, high = self.activation.domain
         return engine.assume(z, max(abs(low), abs(high)))
 
-    def _runner(self, direction: str, tokens: int, parts: list[memoryview]) -> Callable[[], EncryptedTensor]:
+    def _runner(
+        self, direction: str, tokens: int, parts: list[memoryview], evaluator: MakeEvaluator
+    ) -> Callable[[], EncryptedTensor]:
         """Read and check everything, and return what computes the result."""
         public = self.public
         if direction not in ("forward", "backward"):
@@ -272,12 +275,12 @@ class SealedMLP(Block):
             )
         x = read_tensor(parts[1], public.parameters, (tokens, public.d_in), public.input_layout(direction), "input")
         keys = read_keys(parts[0], public.parameters)
-        engine = Evaluator(public.parameters, keys)
+        engine = evaluator(public.parameters, keys)
         if direction == "forward":
-            return lambda: self.forward(engine, x)
+            return lambda: engine.download(self.forward(engine, engine.upload(x)))
         shape = (tokens, public.d_out)
         g = read_tensor(parts[2], public.parameters, shape, public.gradient_layout(), "output gradient")
-        return lambda: self.backward(engine, x, g)
+        return lambda: engine.download(self.backward(engine, engine.upload(x), engine.upload(g)))
 
     def __repr__(self) -> str:
         shape = f"d_in={self.public.d_in}, hidden={len(self.b1)}, d_out={self.public.d_out}"

@@ -113,6 +113,14 @@ class Evaluator:
         at = self.parameters.depth if level is None else level
         return self._wrap(self._core.planned(tokens, features, at, bound, as_scales(scale), public_key))
 
+    def upload(self, x: EncryptedTensor) -> EncryptedTensor:
+        """What this evaluator computes on: the tensor itself. Evaluators of other devices copy it there."""
+        return x
+
+    def download(self, x: EncryptedTensor) -> EncryptedTensor:
+        """The tensor that can be serialised and decrypted: the tensor itself."""
+        return x
+
     def add(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
         """X + y; y a tensor, a number, or numbers of shape (features,). No level, unless the scales need one."""
         if isinstance(y, EncryptedTensor):

@@ -14,6 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +62,10 @@ _SAME = 1e-9  # relative; scales that agree differ by roundings of doubles
 _working = threading.Lock()
 
 
+MakeEvaluator: TypeAlias = Callable[[Parameters, "EvaluationKeys | None"], Any]
+"""Makes an `Evaluator`, or another engine with its operations, ``upload`` and ``download``."""
+
+
 class Block(ABC):
     """Something a server holds and evaluates on ciphertexts: answers requests."""
 
@@ -68,8 +73,12 @@ class Block(ABC):
     """16 bytes that name the block; every message carries it."""
 
     @abstractmethod
-    def answer(self, request: BytesLike) -> Iterator[bytes]:
+    def answer(self, request: BytesLike, evaluator: MakeEvaluator = Evaluator) -> Iterator[bytes]:
         """Yield the reply to ``request``, some features in each message. All is computed before the first.
+
+        Args:
+            request: what the block's client made.
+            evaluator: makes what computes, from parameters and evaluation keys: `Evaluator`, or one on a GPU.
 
         Raises:
             MessageError: the request is malformed, meant for another block, or its tensors have other shapes, levels

@@ -28,6 +28,7 @@ from . import exchange
 from .evaluator import Evaluator, Matrix
 from .exchange import (
     Block,
+    MakeEvaluator,
     Pending,
     computed,
     read_keys,
@@ -211,7 +212,7 @@ class HeldLora(Block):
         ]
         return engine.concatenate(rows)
 
-    def answer(self, request: BytesLike) -> Iterator[bytes]:
+    def answer(self, request: BytesLike, evaluator: MakeEvaluator = Evaluator) -> Iterator[bytes]:
         """Yield the reply to ``request``; see :class:`Block`. A step is answered by an empty message."""
         if exchange.request_shape(request)[0] == "describe":
             yield self.public.to_bytes()
@@ -224,11 +225,11 @@ class HeldLora(Block):
             self._step(device, parts[1:])
             yield exchange.reply_head(direction, self.id, request_id)
             return
-        run = self._runner(device, direction, tokens, parts[1:])
+        run = self._runner(device, direction, tokens, parts[1:], evaluator)
         yield from write_reply(computed(run), direction, self.id, request_id)
 
     def _runner(
-        self, device: bytes, direction: str, tokens: int, parts: list[memoryview]
+        self, device: bytes, direction: str, tokens: int, parts: list[memoryview], evaluator: MakeEvaluator
     ) -> Callable[[], EncryptedTensor]:
         public = self.public
         wanted = {"forward": 1, "gradient": 3}.get(direction)
@@ -241,11 +242,11 @@ class HeldLora(Block):
         layout = (level, public.parameters.scale(level))
         x = read_tensor(parts[-2 if wanted == 3 else -1], public.parameters, (tokens, public.d_in), layout, "input")
         if direction == "forward":
-            engine = Evaluator(public.parameters)
-            return lambda: self.forward(engine, self.adapter(device), x)
+            engine = evaluator(public.parameters, None)
+            return lambda: engine.download(self.forward(engine, self.adapter(device), engine.upload(x)))
         g = read_tensor(parts[2], public.parameters, (tokens, public.d_out), layout, "output gradient")
-        engine = Evaluator(public.parameters, read_keys(parts[0], public.parameters, packing=True))
-        return lambda: self.gradient(engine, self.adapter(device), x, g)
+        engine = evaluator(public.parameters, read_keys(parts[0], public.parameters, packing=True))
+        return lambda: engine.download(self.gradient(engine, self.adapter(device), engine.upload(x), engine.upload(g)))
 
     def _step(self, device: bytes, parts: list[memoryview]) -> None:
         r, d_in, d_out = self.public.r, self.public.d_in, self.public.d_out
