@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 BUILD_FILES := pyproject.toml constraints.txt CMakeLists.txt README.md LICENSE $(wildcard cmake/*)
 SOURCES := $(shell find cpp/include cpp/src cpp/bindings cpp/openfhe -name '*.[ch]pp') \
-           $(shell find python -name '*.py' -o -name '*.pyi' -o -name '*.csv' -o -name '*.toml' -o -name py.typed)
+           $(shell find python -name '*.py' -o -name '*.pyi' -o -name '*.csv' -o -name '*.toml' -o -name '*.cu*' -o -name py.typed)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cpp test-sanitize bench lint wheel develop clean

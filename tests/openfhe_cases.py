@@ -28,6 +28,7 @@ class ClearOwner:
     """
 
     name = "openfhe"
+    on_device = False
 
     def encrypt(self, x: np.ndarray, public: linear.Public, direction: linear.Direction) -> tuple[bytes, Any]:
         batch = linear.as_batch(x, public, direction).astype(np.float64)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import privtuner
-from privtuner.errors import InputError, PrivtunerError, ServiceError
+from privtuner.errors import EngineError, InputError, PrivtunerError, ServiceError
 from privtuner.paths import ensure_writable, ensure_writable_file, writing
 
 if TYPE_CHECKING:
@@ -101,6 +101,15 @@ def _parser() -> argparse.ArgumentParser:
         "none of their linear maps. Slow: minutes a block",
     )
     _add_engine(serve, "which requests to answer: native (default), or openfhe, for which only owners need OpenFHE")
+    serve.add_argument(
+        "--device",
+        default="cpu",
+        metavar="D",
+        help="what computes: cpu (default), cuda for every GPU, cuda:1, or cuda:0,cuda:1; owners need not know",
+    )
+    serve.add_argument(
+        "--device-memory", type=float, metavar="GIB", help="most memory to take on each GPU (default: all that is free)"
+    )
     _add_threads(serve)
     serve.set_defaults(run=_serve)
 
@@ -126,6 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--max-length", type=int, default=64, metavar="N", help="tokens a text (default %(default)s)")
     train.add_argument("--seed", type=int, default=0, help="of batches, adapters and head (default %(default)s)")
     _add_engine(train, "what encrypts: native (default), or openfhe with keys of this run; as the server's")
+    train.add_argument(
+        "--device", default="cpu", metavar="D", help="what trains and encrypts: cpu (default), cuda, or cuda:1"
+    )
     train.add_argument("--seal", choices=["mlp"], help="refuse a server that does not seal its feed-forward blocks")
     _add_threads(train)
     train.set_defaults(run=_train)
@@ -228,6 +240,38 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _memory_bytes(arguments: argparse.Namespace) -> int | None:
+    if arguments.device_memory is None:
+        return None
+    if arguments.device == "cpu":
+        raise InputError("--device-memory goes with --device cuda: the processor's memory is not limited")
+    if not 0 < arguments.device_memory < 1 << 20:
+        raise InputError(f"--device-memory is {arguments.device_memory:g} GiB; give a number above 0")
+    return int(arguments.device_memory * (1 << 30))
+
+
+def _training_device(name: str) -> str:
+    """The device as PyTorch calls it, once it is known that PyTorch and CuPy can use it.
+
+    Raises:
+        InputError: no such name. EngineError: PyTorch, CuPy, the driver or the GPU is missing.
+    """
+    if name == "cpu":
+        return name
+    from privtuner import cuda
+
+    if "," in name:
+        raise InputError(f"--device {name}: training takes one GPU, cuda or cuda:1")
+    device = cuda.devices("cuda:0" if name == "cuda" else name)[0].name
+    import torch
+
+    if not torch.cuda.is_available():
+        raise EngineError(
+            f"PyTorch {torch.__version__} cannot use a GPU: install its CUDA build (https://pytorch.org/get-started)"
+        )
+    return device
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     import logging
 
@@ -238,6 +282,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     _set_threads(arguments.threads)
     _quiet_transformers()
+    # A GPU that is missing should show before a model is loaded.
+    engine = engine_of(arguments.engine, arguments.device, _memory_bytes(arguments))
     print(f"privtuner: preparing {arguments.model}", file=sys.stderr)
     name = Path(arguments.model).resolve().name
     server = Server(
@@ -245,7 +291,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         host=arguments.host,
         port=arguments.port,
         name=name,
-        engine=engine_of(arguments.engine),
+        engine=engine,
         allow_plaintext=arguments.allow_plaintext,
     )
     # No threading.Event: its lock may be held by the very thread that a signal interrupts.
@@ -260,6 +306,8 @@ def _serve(arguments: argparse.Namespace) -> int:
                 "one at a time",
                 file=sys.stderr,
             )
+        for device, held in server.placement.items():
+            print(f"privtuner: {device} holds {held / 1e6:,.0f} MB of layers", file=sys.stderr)
         print(f"privtuner: serving {name}, {layers} layers, at {server.address}; Ctrl-C stops", flush=True)
         # A signal that another thread takes does not wake the main one, so it looks from time to time.
         while not signals:
@@ -281,6 +329,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.server:
         # Read when PyTorch or OpenFHE loads: idle threads would spin on cores that encryption and server could use.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    device = _training_device(arguments.device)
     if arguments.engine == "openfhe":
         from privtuner.openfhe.library import library
 
@@ -320,7 +369,7 @@ def _train(arguments: argparse.Namespace) -> int:
         encoded = dataset.encode(train, tokenizer, labels, config.max_length)
         encoded_test = dataset.encode(test, tokenizer, labels, config.max_length) if test else None
         model.config.pad_token_id = encoded.pad_id
-        adapted = prepare_model(model, config)
+        adapted = prepare_model(model, config).to(device)
         try:
             result = train_classifier(adapted, encoded, encoded_test, config)
         except (ServiceError, KeyboardInterrupt):
@@ -385,7 +434,9 @@ def _encrypted_model(
         logging.basicConfig(stream=sys.stderr, format="privtuner: %(message)s")
         logging.getLogger("privtuner.nn.session").setLevel(logging.INFO)
     bundle = transport.fetch_bundle()
-    model = bundle.build(transport, engine=engine, num_labels=len(labels), **_label_maps(labels))
+    names = _label_maps(labels)
+    # The GPU is PyTorch's and CuPy's: what one computes the other reads where it lies.
+    model = bundle.build(transport, engine=engine, device=arguments.device, num_labels=len(labels), **names)
     return model, bundle.tokenizer()
 
 

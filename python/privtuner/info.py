@@ -7,7 +7,7 @@ import importlib.util
 import platform
 from typing import Any
 
-from . import _core
+from . import _core, cuda
 from .errors import EngineError
 from .openfhe import library
 from .system import active_isa, processor_name
@@ -18,7 +18,7 @@ _OPTIONAL = ("torch", "transformers", "peft", "grpc")
 
 
 def collect() -> dict[str, Any]:
-    """Gather the facts, JSON-serialisable. Imports no optional package.
+    """Gather the facts, JSON-serialisable. Imports CuPy, if it is there, and no other optional package.
 
     Keys: ``version``, ``python``, ``numpy``, ``compiler``, ``machine``, ``processor``, ``threads``, ``isa`` (``paths``
     with name, compiled, usable, obstacle; ``active``; ``error`` if PRIVTUNER_ISA is unusable), ``engines`` (name,
@@ -72,11 +72,11 @@ def render(facts: dict[str, Any]) -> str:
 
 
 def _engines() -> list[dict[str, Any]]:
-    openfhe = library.status()
+    openfhe, gpus = library.status(), cuda.status()
     return [
         {"name": "native", "available": True, "reason": "built in"},
         {"name": "openfhe", "available": openfhe.available, "reason": openfhe.reason},
-        {"name": "cuda", "available": False, "reason": "not part of this version"},
+        {"name": "cuda", "available": gpus.available, "reason": gpus.reason},
     ]
 
 

@@ -279,7 +279,7 @@ def test_transport_and_cache_size_are_checked() -> None:
     _, prepared, transport = make_layer()
     with pytest.raises(InputError, match="transport is a dict without an apply"):
         EncryptedLinear.single("fc", prepared.public, {"fc": prepared})  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="max_bytes = -1"):
+    with pytest.raises(InputError, match="mask_cache_bytes = -1"):
         EncryptedLinear.single("fc", prepared.public, transport, mask_cache_bytes=-1)
 
 

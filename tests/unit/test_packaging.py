@@ -55,6 +55,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(files):
         assert f"privtuner/{name}" in files
     assert [name for name in files if re.fullmatch(r"privtuner/data/\w+\.csv", name)]
     assert "privtuner/wireless/tiers.toml" in files
+    kernels = (ROOT / "python" / "privtuner" / "cuda" / "kernels").iterdir()
+    assert {f"privtuner/cuda/kernels/{file.name}" for file in kernels} <= files
     assert [name for name in files if re.fullmatch(r"privtuner/_core\..*so", name)]
     assert [name for name in files if name.endswith("licenses/LICENSE")]
     tops = {name.split("/")[0] for name in files if not name.startswith("..")}
@@ -74,7 +76,7 @@ def test_numpy_is_the_only_hard_requirement(distribution):
 
 def test_extras(distribution):
     extras = set(distribution.metadata.get_all("Provides-Extra"))
-    assert extras == {"train", "service", "wireless", "demo", "test", "bench", "lint"}
+    assert extras == {"train", "service", "wireless", "cuda12", "cuda13", "demo", "test", "bench", "lint"}
 
 
 def test_constraints_pin_every_direct_requirement(distribution):

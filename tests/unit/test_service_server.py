@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from privtuner import linear
+from privtuner.engines import NativeEngine
 from privtuner.errors import InputError, MessageError, ServiceError
 from privtuner.nn import GroupSpec, OwnerBundle, Split
 from privtuner.service import RemoteTransport, Server, client, server
@@ -49,7 +50,7 @@ def batch(tokens=9, features=D_IN, seed=0):
     return np.random.default_rng(seed).standard_normal((tokens, features)).astype(np.float32)
 
 
-class Engine:
+class Engine(NativeEngine):
     """Calls ``behave(blocks)`` in place of yielding the right blocks."""
 
     name = "test"

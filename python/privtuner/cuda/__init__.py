@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .device import available, devices, status
+from .device import Device, available, devices, status
 
-__all__ = ["available", "devices", "status"]
+__all__ = ["Device", "available", "devices", "status"]

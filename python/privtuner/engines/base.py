@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from privtuner.linear import Direction, Prepared, Public
 
@@ -47,9 +46,24 @@ class Transport(Protocol):
 
 
 class Engine(Protocol):
-    """Computes the reply of one layer, block by block."""
+    """Computes the reply of one layer, block by block. Safe to use from several threads."""
 
     name: str
+
+    def hold(self, layers: Mapping[str, Layer]) -> Mapping[str, int]:
+        """Get ready for ``layers``, all that will be asked for: an engine with memories of its own copies them there.
+
+        Returns:
+            Bytes of layers in each such memory, by its name; empty where there is none.
+
+        Raises:
+            privtuner.errors.EngineError: they do not fit.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of threads and the like. A later request still works."""
+        ...
 
     def apply_blocks(self, prepared: Layer, request: bytes, block_rows: int) -> Iterator[bytes]:
         """Yield the reply to ``request``: of a linear layer in blocks of at most ``block_rows`` output features.
@@ -65,20 +79,27 @@ class Owner(Protocol):
 
     Attributes:
         name: of the engine that answers its requests.
+        on_device: whether batches and results are arrays of a GPU, exchanged by DLPack; else they are NumPy's.
     """
 
     name: str
+    on_device: bool
 
-    def encrypt(self, x: NDArray[np.float32], public: Public, direction: Direction) -> tuple[bytes, Any]:
+    def encrypt(self, x: Any, public: Public, direction: Direction) -> tuple[bytes, Any]:
         """Return the request for ``x @ W.T`` (forward) or ``x @ W`` (backward), and what decrypts its reply.
+
+        Args:
+            x: float32 (tokens, features), a NumPy array, or if ``on_device`` anything with ``__dlpack__``.
+            public: of the layer.
+            direction: "forward" or "backward".
 
         Raises:
             privtuner.errors.InputError: wrong shape or dtype, a NaN or infinity, or no tokens.
         """
         ...
 
-    def decrypt(self, blocks: Iterable[bytes], secret: Any) -> NDArray[np.float32]:
-        """Decrypt the blocks of a reply as they arrive; ``secret`` is used up.
+    def decrypt(self, blocks: Iterable[bytes], secret: Any) -> Any:
+        """Decrypt the blocks of a reply as they arrive; ``secret`` is used up. Returns float32 (tokens, features).
 
         Raises:
             privtuner.errors.MessageError: a block is malformed, or answers another request.

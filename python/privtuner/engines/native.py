@@ -20,6 +20,13 @@ class NativeEngine:
 
     name = "native"
 
+    def hold(self, layers: Mapping[str, Layer]) -> Mapping[str, int]:  # noqa: ARG002 - the protocol's signature
+        """Nothing to do: the layers lie in memory already."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing."""
+
     def apply_blocks(self, prepared: Layer, request: bytes, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[bytes]:
         """Yield the reply to ``request`` in blocks; see :class:`privtuner.engines.Engine`."""
         if isinstance(prepared, linear.Prepared):
@@ -39,6 +46,7 @@ class NativeOwner:
     """
 
     name = "native"
+    on_device = False
 
     def __init__(self, mask_cache_bytes: int | None = None) -> None:
         self._masks = linear.MaskCache() if mask_cache_bytes is None else linear.MaskCache(mask_cache_bytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from privtuner.engines.base import DEFAULT_BLOCK_ROWS, Layer
 from privtuner.linear import Prepared
@@ -15,6 +15,13 @@ class OpenFheEngine:
     """Multiplies the residues of OpenFHE ciphertexts; sealed blocks have messages of their own, of the native CKKS."""
 
     name = "openfhe"
+
+    def hold(self, layers: Mapping[str, Layer]) -> Mapping[str, int]:  # noqa: ARG002 - the protocol's signature
+        """Nothing to do: the layers lie in memory already."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing."""
 
     def apply_blocks(self, prepared: Layer, request: bytes, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[bytes]:
         """Yield the reply to ``request`` in blocks; see :class:`privtuner.engines.Engine`."""

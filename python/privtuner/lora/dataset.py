@@ -80,6 +80,10 @@ class Batch:
         """Tokens that are no padding."""
         return int(self.attention_mask.sum())
 
+    def to(self, device: torch.device) -> Batch:
+        """The same rows on ``device``."""
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.targets.to(device))
+
 
 def read_csv(path: str | Path, text_column: str = "text", label_column: str = "label") -> TextTable:
     """Read a CSV file in UTF-8 with a header line.

@@ -237,8 +237,8 @@ def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, prog
     batches = shuffled(train, config.batch_size, config.seed)
     with tqdm(total=config.steps, desc=mode, unit="step", disable=not progress, dynamic_ncols=True) as bar:
         for number in range(1, config.steps + 1):
-            batch = next(batches)
             start, sent = time.perf_counter(), meter.total()
+            batch = next(batches).to(model.device)
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             loss = torch.nn.functional.cross_entropy(logits.float(), batch.targets)
             if not math.isfinite(loss.item()):
@@ -277,7 +277,7 @@ def evaluate(model: PeftModel, data: Encoded, *, progress: bool = False, title: 
     start, sent = time.perf_counter(), meter.total()
     right = tokens = 0
     with tqdm(total=len(data), desc=f"accuracy {title}", unit="text", disable=not progress, leave=False) as bar:
-        for batch in length_batches(data, EVAL_TOKENS):
+        for batch in (batch.to(model.device) for batch in length_batches(data, EVAL_TOKENS)):
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             right += int((logits.argmax(-1) == batch.targets).sum())
             tokens += batch.tokens

@@ -22,6 +22,8 @@ from privtuner.nn.split import canonical_names
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from privtuner.cuda import Device
+
 __all__ = ["build_model"]
 
 _LABELS = frozenset({"num_labels", "id2label", "label2id", "problem_type"})
@@ -37,10 +39,13 @@ def build_model(
     mask_cache_bytes: int | None,
     attn_implementation: str | None,
     allow_insecure: bool,
+    device: str | Device,
     overrides: Mapping[str, Any],
 ) -> PreTrainedModel:
     """Build the data owner's model; see :meth:`privtuner.nn.OwnerBundle.build`."""
-    session = Session(transport, engine=engine, mask_cache_bytes=mask_cache_bytes, allow_insecure=allow_insecure)
+    session = Session(
+        transport, engine=engine, mask_cache_bytes=mask_cache_bytes, allow_insecure=allow_insecure, device=device
+    )
     config = _configuration(bundle, overrides)
     if task is None and not {"num_labels", "id2label"}.isdisjoint(overrides):
         task = "sequence-classification"

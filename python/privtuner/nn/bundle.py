@@ -20,6 +20,8 @@ from privtuner.nn.sealed import SealedSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from privtuner.cuda import Device
+
 __all__ = ["TOKENIZER_FILES", "GroupSpec", "OwnerBundle", "describing_entries"]
 
 TOKENIZER_FILES = frozenset(
@@ -126,6 +128,7 @@ class OwnerBundle:
         mask_cache_bytes: int | None = None,
         attn_implementation: str | None = None,
         allow_insecure: bool = False,
+        device: str | Device = "cpu",
         **config: Any,
     ) -> PreTrainedModel:
         """Return the data owner's ``transformers`` model, its frozen linear layers computed through ``transport``.
@@ -147,13 +150,15 @@ class OwnerBundle:
                 :class:`privtuner.nn.session.Session`.
             attn_implementation: "sdpa" or "eager"; None for the default of ``transformers``.
             allow_insecure: accept sealed blocks under INSECURE parameters, for tests.
+            device: where linear layers are encrypted and decrypted, see :class:`privtuner.nn.session.Session`. The
+                model itself comes on the processor, as from ``transformers``; move it with ``.to``.
             **config: entries of the configuration to change, such as ``num_labels``, ``id2label`` or
                 ``pad_token_id``.
 
         Raises:
             privtuner.errors.InputError: unknown task, engine, model type or configuration entry, or the bundle lacks
                 what the architecture needs.
-            privtuner.errors.EngineError: the engine is missing on this machine.
+            privtuner.errors.EngineError: the engine, or what a GPU needs, is missing on this machine.
         """
         from privtuner.nn.build import build_model
 
@@ -166,6 +171,7 @@ class OwnerBundle:
             mask_cache_bytes=mask_cache_bytes,
             attn_implementation=attn_implementation,
             allow_insecure=allow_insecure,
+            device=device,
             overrides=config,
         )
 

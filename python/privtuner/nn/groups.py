@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.utils.dlpack
 
 from privtuner import linear
 from privtuner.errors import InputError
@@ -145,7 +146,8 @@ class EncryptedGroup(LiveResource):
     ) -> torch.Tensor:
         """Return ``sum_k G_k @ W_k`` (..., in_features) in one request; None among ``grads`` counts as zeros."""
         tokens = int(torch.Size(leading).numel()) if rows is None else rows.numel()
-        stacked = torch.zeros(tokens, int(self.public.d_out), dtype=torch.float32)
+        where = device if self.session.on_device else "cpu"
+        stacked = torch.zeros(tokens, int(self.public.d_out), dtype=torch.float32, device=where)
         start = 0
         for features, grad in zip(self.out_features, grads, strict=True):
             if grad is not None:
@@ -157,12 +159,13 @@ class EncryptedGroup(LiveResource):
         return spread(self._run(stacked, "backward"), rows, leading, dtype, device)
 
     def _run(self, flat: torch.Tensor, direction: linear.Direction) -> torch.Tensor:
-        """Return the product of ``flat`` (tokens, features) as float32 on the processor; no tokens, no request."""
+        """Return the product of ``flat`` (tokens, features) as float32, where it is computed; no tokens, no request."""
         if flat.shape[0] == 0:
             features = self.public.d_out if direction == "forward" else self.public.d_in
             return torch.zeros(0, int(features))
-        x = flat.to(device="cpu", dtype=torch.float32).contiguous().numpy()
-        return torch.from_numpy(self.session.product(self.name, self.public, x, direction))
+        x = flat.to(torch.float32).contiguous()
+        batch = x if self.session.on_device else x.cpu().numpy()
+        return torch.utils.dlpack.from_dlpack(self.session.product(self.name, self.public, batch, direction))
 
     def _check(self, x: torch.Tensor) -> None:
         if x.dtype not in DTYPES:

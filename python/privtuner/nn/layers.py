@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,9 @@ from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.session import Session
 from privtuner.nn.traffic import TrafficMeter
 from privtuner.nn.withheld import WithheldWeight
+
+if TYPE_CHECKING:
+    from privtuner.cuda import Device
 
 __all__ = ["EncryptedLayer", "EncryptedLinear", "traffic_of"]
 
@@ -132,6 +135,7 @@ class EncryptedLinear(EncryptedLayer, torch.nn.Linear):  # type: ignore[override
         dtype: torch.dtype = torch.float32,
         engine: str = "native",
         mask_cache_bytes: int | None = None,
+        device: str | Device = "cpu",
     ) -> EncryptedLinear:
         """Return a layer that shares its input with no other.
 
@@ -143,12 +147,13 @@ class EncryptedLinear(EncryptedLayer, torch.nn.Linear):  # type: ignore[override
             dtype: dtype that ``weight`` reports.
             engine: see :class:`privtuner.nn.session.Session`.
             mask_cache_bytes: see :class:`privtuner.nn.session.Session`.
+            device: see :class:`privtuner.nn.session.Session`.
 
         Raises:
             privtuner.errors.InputError: ``bias`` has the wrong shape, ``transport`` is none, or ``engine`` is unknown.
-            privtuner.errors.EngineError: the engine is missing on this machine.
+            privtuner.errors.EngineError: the engine, or what a GPU needs, is missing on this machine.
         """
-        session = Session(transport, engine=engine, mask_cache_bytes=mask_cache_bytes)
+        session = Session(transport, engine=engine, mask_cache_bytes=mask_cache_bytes, device=device)
         return cls(EncryptedGroup(name, public, [public.d_out], session), bias=bias, dtype=dtype)
 
 

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ from privtuner.errors import CkksError, InputError
 from privtuner.nn.live import LiveResource
 from privtuner.nn.padding import PaddingTracker
 from privtuner.nn.traffic import Traffic, TrafficMeter
+
+if TYPE_CHECKING:
+    from privtuner.cuda import Device
 
 __all__ = ["Session"]
 
@@ -54,11 +58,13 @@ class Session(LiveResource):
             8 KB an output feature forward and 8 KB an input feature backward with ``linear-w8``, twice that with
             ``linear-w16``. None sets no limit, 0 keeps none. OpenFHE's ciphertexts have no masks to keep.
         allow_insecure: accept sealed blocks under INSECURE parameters, for tests.
+        device: where linear layers are encrypted and decrypted: "cpu", or with the native engine "cuda", "cuda:1".
+            Tensors on that GPU are then read and made there, without a copy through the processor's memory.
 
     Raises:
         privtuner.errors.InputError: ``transport`` lacks ``apply``, ``mask_cache_bytes`` is negative, or there is no
-            such engine.
-        privtuner.errors.EngineError: the engine is missing on this machine.
+            such engine or device.
+        privtuner.errors.EngineError: the engine, or what a GPU needs, is missing on this machine.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class Session(LiveResource):
         engine: str = "native",
         mask_cache_bytes: int | None = None,
         allow_insecure: bool = False,
+        device: str | Device = "cpu",
     ) -> None:
         if not isinstance(transport, Transport):
             raise InputError(
@@ -77,24 +84,28 @@ class Session(LiveResource):
         self.transport = transport
         self.meter = TrafficMeter()
         self.padding = PaddingTracker()
-        self._owner: Owner = owner_of(engine, mask_cache_bytes)
+        self._owner: Owner = owner_of(engine, mask_cache_bytes, device)
         self._allow_insecure = allow_insecure
         self._lock = threading.Lock()
         self._clients: dict[Parameters, SealedClient] = {}
 
-    def product(
-        self, layer: str, public: linear.Public, x: npt.NDArray[np.float32], direction: linear.Direction
-    ) -> npt.NDArray[np.float32]:
+    @property
+    def on_device(self) -> bool:
+        """Whether `product` takes and returns arrays of a GPU, see :class:`privtuner.engines.Owner`."""
+        return self._owner.on_device
+
+    def product(self, layer: str, public: linear.Public, x: Any, direction: linear.Direction) -> Any:
         """Return ``x @ W.T`` (forward) or ``x @ W`` (backward), computed by the server on encrypted rows.
 
         Args:
             layer: wire name.
             public: the layer's public part.
-            x: float32 (tokens, d_in) forward, (tokens, d_out) backward; at least one token.
+            x: float32 (tokens, d_in) forward, (tokens, d_out) backward; at least one token. A NumPy array, or if
+                ``on_device`` anything with ``__dlpack__``, such as a CUDA tensor.
             direction: "forward" or "backward".
 
         Returns:
-            float32 (tokens, d_out) forward, (tokens, d_in) backward.
+            float32 (tokens, d_out) forward, (tokens, d_in) backward, with ``__dlpack__``.
 
         Raises:
             privtuner.errors.InputError: ``x`` holds a NaN or an infinity, or has the wrong shape.

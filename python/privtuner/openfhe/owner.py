@@ -46,6 +46,7 @@ class Owner:
     """
 
     name = "openfhe"
+    on_device = False
 
     def __init__(self) -> None:
         self.context = Context.from_settings(

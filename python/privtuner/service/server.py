@@ -65,6 +65,7 @@ class Server:
     Raises:
         privtuner.errors.InputError: a port outside 0..65535, a limit below 1, or an address that is not loopback
             without ``allow_plaintext``.
+        privtuner.errors.EngineError: the engine has not the memory for the layers.
         privtuner.errors.ServiceError: the address cannot be bound, e.g. because another program has the port.
     """
 
@@ -92,6 +93,8 @@ class Server:
         self._layers = split.server
         self._files = split.bundle.to_files()
         self._engine: Engine = NativeEngine() if engine is None else engine
+        self.placement = self._engine.hold(split.server)
+        """Bytes of layers on each GPU, by its name."""
         self._max_request_bytes = max_request_bytes
         self._counter = Counter()
         presets = sorted({layer.public.preset for layer in split.server.values() if isinstance(layer, Prepared)})
@@ -125,6 +128,7 @@ class Server:
     def stop(self, grace_seconds: float = 2.0) -> None:
         """Refuse new requests, let those in progress end within ``grace_seconds``, then cut them off."""
         self._server.stop(grace_seconds).wait()
+        self._engine.close()
 
     def counts(self) -> ServerCounts:
         """Return what this server has seen."""

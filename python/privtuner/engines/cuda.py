@@ -1,0 +1,221 @@
+"""The native scheme on GPUs: the same bytes on the wire, so that either side may have one or not."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from privtuner.cuda import linear as kernels
+from privtuner.cuda.ckks import CudaEvaluator
+from privtuner.cuda.device import Device
+from privtuner.engines.base import DEFAULT_BLOCK_ROWS, Layer
+from privtuner.errors import EngineError, InputError
+from privtuner.linear import Direction, Prepared, Public
+
+__all__ = ["CudaEngine", "CudaOwner"]
+
+_BATCH_TOKENS = 16384
+"""Requests that wait for one layer are multiplied together up to so many tokens."""
+
+
+@dataclass
+class _Ticket:
+    """One request on its way through a device's worker."""
+
+    layer: kernels.DeviceLayer
+    request: kernels.Opened
+    block_rows: int
+    blocks: queue.SimpleQueue[bytes | BaseException | None] = field(default_factory=queue.SimpleQueue)
+    dropped: bool = False  # nobody waits for the reply any more
+
+    def answers_with(self, other: _Ticket) -> bool:
+        """Whether one product can serve both."""
+        mine, theirs = self.request, other.request
+        return self.layer is other.layer and mine.direction == theirs.direction and self.block_rows == other.block_rows
+
+
+class _Worker:
+    """One device: its layers, and a thread that multiplies what waits for it."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.held = 0  # bytes of layers
+        self._tickets: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
+        self._next: _Ticket | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def submit(self, ticket: _Ticket) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=f"privtuner-{self.device.name}", daemon=True)
+                self._thread.start()
+        self._tickets.put(ticket)
+
+    def close(self) -> None:
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            self._tickets.put(None)
+            thread.join()
+
+    def _run(self) -> None:
+        with self.device.active():
+            while (first := self._next or self._tickets.get()) is not None:
+                self._next = None
+                self._answer(self._batch(first))
+
+    def _batch(self, first: _Ticket) -> list[_Ticket]:
+        """``first`` and what waits behind it for the same layer and direction, in order."""
+        batch, tokens = [first], first.request.tokens
+        while not self._tickets.empty():
+            ticket = self._tickets.get()
+            if ticket is None:
+                self._tickets.put(None)  # the end, once this batch is done
+                break
+            tokens += ticket.request.tokens
+            if not ticket.answers_with(first) or tokens > _BATCH_TOKENS:
+                self._next = ticket
+                break
+            batch.append(ticket)
+        return batch
+
+    def _answer(self, batch: list[_Ticket]) -> None:
+        waiting = [ticket for ticket in batch if not ticket.dropped]
+        if not waiting:
+            return
+        first = waiting[0]
+        sent = False
+        try:
+            for blocks in kernels.answer(first.layer, [ticket.request for ticket in waiting], first.block_rows):
+                for ticket, block in zip(waiting, blocks, strict=True):
+                    ticket.blocks.put(block)
+                sent = True
+                if all(ticket.dropped for ticket in waiting):
+                    return
+        except EngineError as error:
+            if sent or len(waiting) == 1:
+                for ticket in waiting:
+                    ticket.blocks.put(error)
+            else:  # what does not fit together may fit one by one
+                for ticket in waiting:
+                    self._answer([ticket])
+            return
+        except BaseException as error:
+            for ticket in waiting:
+                ticket.blocks.put(error)
+            return
+        for ticket in waiting:
+            ticket.blocks.put(None)
+
+
+class CudaEngine:
+    """Answers requests of the native engine on one or several GPUs.
+
+    A layer lies on one device, one or two bytes a weight, where it stays. Requests that wait for the same layer are
+    multiplied together. Replies are kept in memory until they are taken.
+
+    Args:
+        devices: from :func:`privtuner.cuda.devices`.
+
+    Raises:
+        privtuner.errors.InputError: no device.
+    """
+
+    name = "native"
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        if not devices:
+            raise InputError("no device was given; privtuner.cuda.devices() lists those of this machine")
+        self._workers = [_Worker(device) for device in devices]
+        self._placed: dict[bytes, tuple[_Worker, kernels.DeviceLayer]] = {}
+        self._lock = threading.Lock()
+        self._sealed = 0
+
+    def hold(self, layers: Mapping[str, Layer]) -> Mapping[str, int]:
+        """Put every linear layer on a device, the largest first, each where the most memory is left.
+
+        Returns:
+            Bytes of layers on each device, by its name.
+
+        Raises:
+            privtuner.errors.EngineError: they do not fit; the message says how many bytes each device has left.
+        """
+        linear = [layer for layer in layers.values() if isinstance(layer, Prepared)]
+        for prepared in sorted(linear, key=lambda layer: -layer.public.d_out * layer.public.d_in):
+            self._resident(prepared)
+        return {worker.device.name: worker.held for worker in self._workers}
+
+    def apply_blocks(self, prepared: Layer, request: bytes, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[bytes]:
+        """Yield the reply to ``request`` in blocks; see :class:`privtuner.engines.Engine`."""
+        if not isinstance(prepared, Prepared):
+            yield from prepared.answer(request, self._evaluator)
+            return
+        worker, layer = self._resident(prepared)
+        ticket = _Ticket(layer, kernels.open_request(layer, request), block_rows)
+        worker.submit(ticket)
+        try:
+            while (block := ticket.blocks.get()) is not None:
+                if isinstance(block, BaseException):
+                    raise block
+                yield block
+        finally:
+            ticket.dropped = True
+
+    def close(self) -> None:
+        """End the devices' threads; a later request starts them again."""
+        for worker in self._workers:
+            worker.close()
+
+    def _resident(self, prepared: Prepared) -> tuple[_Worker, kernels.DeviceLayer]:
+        with self._lock:
+            found = self._placed.get(prepared.public.id)
+            if found is None:
+                worker = max(self._workers, key=lambda worker: (worker.device.free_bytes(), -worker.held))
+                with worker.device.active():
+                    found = (worker, kernels.DeviceLayer(worker.device, prepared))
+                worker.held += found[1].nbytes
+                self._placed[prepared.public.id] = found
+            return found
+
+    def _evaluator(self, parameters: Any, keys: Any) -> CudaEvaluator:
+        """An evaluator for one sealed request, on the devices in turn."""
+        with self._lock:
+            device = self._workers[self._sealed % len(self._workers)].device
+            self._sealed += 1
+        return CudaEvaluator(device, parameters, keys)
+
+
+class CudaOwner:
+    """The data owner's half of the native engine on a GPU: secrets of one request, made, used and wiped there.
+
+    Args:
+        device: from :func:`privtuner.cuda.devices`.
+        mask_cache_bytes: device memory for mask products, None for no limit; see :class:`privtuner.linear.MaskCache`.
+
+    Raises:
+        privtuner.errors.InputError: ``mask_cache_bytes`` is negative.
+    """
+
+    name = "native"
+    on_device = True
+
+    def __init__(self, device: Device, mask_cache_bytes: int | None = None) -> None:
+        if mask_cache_bytes is not None and mask_cache_bytes < 0:
+            raise InputError(f"mask_cache_bytes = {mask_cache_bytes}: must not be negative")
+        self.device = device
+        with device.active():
+            self._masks = kernels.DeviceMasks(device, mask_cache_bytes)
+
+    def encrypt(self, x: Any, public: Public, direction: Direction) -> tuple[bytes, kernels.DeviceSecret]:
+        """Encrypt a batch; see :class:`privtuner.engines.Owner`. A CUDA tensor is taken without a copy (DLPack)."""
+        with self.device.active():
+            return kernels.encrypt(self.device, x, public, direction, masks=self._masks)
+
+    def decrypt(self, blocks: Iterable[bytes], secret: kernels.DeviceSecret) -> Any:
+        """Decrypt a reply; see :class:`privtuner.engines.Owner`. Returns a device array, for ``torch.from_dlpack``."""
+        with self.device.active():
+            return kernels.decrypt(blocks, secret, on_device=True)
