@@ -18,8 +18,9 @@ from privtuner.cuda import sources
 from privtuner.errors import EngineError, InputError
 
 _RUNNER = r"""
-extern "C" __attribute__((visibility("default"))) int pt_launch(const char* name, unsigned gx, unsigned gy, unsigned gz, unsigned threads,
-                         unsigned long shared, int backwards, void** args) {
+extern "C" __attribute__((visibility("default")))
+int pt_launch(const char* name, unsigned gx, unsigned gy, unsigned gz, unsigned threads, unsigned long shared,
+              int backwards, void** args) {
   for (const pt::Entry* entry = pt::entries(); entry; entry = entry->next) {
     if (std::strcmp(entry->name, name) != 0) continue;
     std::vector<unsigned long long> memory(shared / 8 + 2);
