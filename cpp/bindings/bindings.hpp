@@ -5,6 +5,9 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
 
 namespace privtuner::bindings {
 
@@ -25,6 +28,33 @@ class Bytes {
   py::buffer_info info_;
 };
 
+// A view of a writable buffer of bytes (bytearray, memoryview, uint8 array), valid as long as it lives.
+class WritableBytes {
+ public:
+  explicit WritableBytes(const py::buffer& buffer) : info_(buffer.request()) {
+    if (info_.readonly || info_.ndim != 1 || info_.itemsize != 1 || (info_.size > 1 && info_.strides[0] != 1)) {
+      throw py::type_error("expected writable, contiguous bytes (bytearray, memoryview or an array of uint8)");
+    }
+  }
+  std::uint8_t* data() const { return static_cast<std::uint8_t*>(info_.ptr); }
+  std::size_t size() const { return static_cast<std::size_t>(info_.size); }
+
+ private:
+  py::buffer_info info_;
+};
+
+// A read-only array over memory that `owner` holds; it keeps the owner alive.
+template <class Word, class Owner>
+py::array_t<Word> view_of(std::shared_ptr<const Owner> owner, const Word* data, std::vector<py::ssize_t> shape) {
+  using Held = std::shared_ptr<const Owner>;
+  auto held = std::make_unique<Held>(std::move(owner));
+  const py::capsule base(held.get(), [](void* pointer) { delete static_cast<Held*>(pointer); });
+  held.release();
+  py::array_t<Word> view(std::move(shape), data, base);
+  view.attr("setflags")(py::arg("write") = false);
+  return view;
+}
+
 // A new bytes object of uninitialised content and where to write it.
 inline py::bytes new_bytes(std::size_t size, std::uint8_t*& data) {
   PyObject* object = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size));
@@ -35,6 +65,7 @@ inline py::bytes new_bytes(std::size_t size, std::uint8_t*& data) {
 
 void register_errors(py::module_& module);
 void register_system(py::module_& module);
+void register_ring(py::module_& module);
 void register_gemm(py::module_& module);
 void register_linear(py::module_& module);
 void register_ckks(py::module_& module);

@@ -2,7 +2,10 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <initializer_list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +16,8 @@
 #include "privtuner/ckks/evaluator.hpp"
 #include "privtuner/ckks/messages.hpp"
 #include "privtuner/ckks/secret.hpp"
+#include "privtuner/math/parallel.hpp"
+#include "steps.hpp"
 
 namespace privtuner::bindings {
 namespace {
@@ -29,8 +34,13 @@ std::vector<double> vector_of(const Doubles& array) {
   return std::vector<double>(array.data(), array.data() + array.size());
 }
 
-py::array_t<double> array_of(const std::vector<double>& values) {
-  return py::array_t<double>(static_cast<py::ssize_t>(values.size()), values.data());
+template <class T>
+py::array_t<T> array_of(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+std::vector<py::ssize_t> shape_of(std::initializer_list<std::size_t> lengths) {
+  return std::vector<py::ssize_t>(lengths.begin(), lengths.end());
 }
 
 // (tokens, features) values that live as long as the arrays do.
@@ -61,6 +71,96 @@ py::array_t<std::uint64_t> residues(const Tensor& x, std::size_t limb) {
     for (int c = 0; c < 2; ++c, data += n) std::copy_n(x.row(f, c, limb), n, data);
   }
   return out;
+}
+
+// All words, [feature][component][limb][N], where they lie.
+py::array_t<std::uint64_t> words_of(const std::shared_ptr<Tensor>& x) {
+  if (x->planned) throw ckks::Error("a planned tensor holds no words");
+  return view_of<std::uint64_t, Tensor>(x, x->row(0, 0, 0), shape_of({x->features, 2, x->limbs(), x->parameters->n()}));
+}
+
+// A planned tensor filled with words that were computed elsewhere.
+TensorPtr with_words(const Tensor& planned, const py::array& array) {
+  if (!planned.planned) throw ckks::Error("only a planned tensor takes words; this one holds its own");
+  if (!py::isinstance<py::array_t<std::uint64_t, py::array::c_style>>(array) ||
+      reinterpret_cast<std::uintptr_t>(array.data()) % sizeof(std::uint64_t) != 0) {
+    throw std::invalid_argument("words must be a C-contiguous, aligned array of uint64, not one of " +
+                                static_cast<std::string>(py::str(array.dtype())));
+  }
+  const std::size_t limbs = planned.limbs(), n = planned.parameters->n();
+  const std::vector<py::ssize_t> shape = shape_of({planned.features, 2, limbs, n});
+  if (!std::equal(shape.begin(), shape.end(), array.shape(), array.shape() + array.ndim())) {
+    throw std::invalid_argument("words of shape " + static_cast<std::string>(py::str(array.attr("shape"))) +
+                                " for a tensor of shape (" + std::to_string(planned.features) + ", 2, " +
+                                std::to_string(limbs) + ", " + std::to_string(n) + ")");
+  }
+  const auto* words = static_cast<const std::uint64_t*>(array.data());
+  const py::gil_scoped_release release;
+  auto out = std::make_shared<Tensor>(planned.with_room());
+  math::parallel_for(planned.features * 2 * limbs, 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::uint64_t q = planned.parameters->prime(i % limbs).q;
+      const std::uint64_t* from = words + i * n;
+      std::uint64_t* to = out->row(0, 0, 0) + i * n;
+      std::uint64_t over = 0;  // no branch a word
+      for (std::size_t k = 0; k < n; ++k) {
+        over |= static_cast<std::uint64_t>(from[k] >= q);
+        to[k] = from[k];
+      }
+      if (over != 0) throw std::invalid_argument("a word is not below its prime " + std::to_string(q));
+    }
+  });
+  return out;
+}
+
+// The constants of one base conversion. a, b: digit and limbs, limbs and whether the last one too, or limbs and 0.
+py::dict conversion(const ckks::Parameters& p, const std::string& kind, std::size_t a, std::size_t b) {
+  const std::size_t limbs = kind == "digit" ? b : a;
+  if (limbs < 1 || limbs > p.max_limbs()) {
+    throw std::invalid_argument(std::to_string(limbs) + " limbs; choose 1 to " + std::to_string(p.max_limbs()));
+  }
+  const ckks::BaseConversion* c = nullptr;
+  if (kind == "digit") {
+    if (a >= p.digits(limbs)) {
+      throw std::invalid_argument("digit " + std::to_string(a) + " of " + std::to_string(p.digits(limbs)));
+    }
+    c = &p.digit_conversion(a, limbs);
+  } else if (kind == "special") {
+    if (b > 1) throw std::invalid_argument("with the last limb: 1, without: 0, not " + std::to_string(b));
+    c = &p.special_conversion(limbs, b == 1);
+  } else if (kind == "last") {
+    c = &p.last_conversion(limbs);
+  } else {
+    throw std::invalid_argument("conversion '" + kind + "': choose digit, special or last");
+  }
+  py::array_t<std::uint64_t> weights({p.prime_count(), c->from.size() + 1});
+  std::uint64_t* at = weights.mutable_data();
+  for (const std::vector<std::uint64_t>& row : c->weights) at = std::copy(row.begin(), row.end(), at);
+  py::dict out;
+  out["from"] = c->from;
+  out["inverse_cofactor"] = array_of(c->inverse_cofactor);
+  out["inverse_prime"] = array_of(c->inverse_prime);
+  out["weights"] = weights;
+  out["inverse_product"] = array_of(c->inverse_product);
+  return out;
+}
+
+py::array_t<std::uint32_t> permutation(const ckks::Parameters& p, std::uint32_t element) {
+  if (element % 2 == 0 || element >= 2 * p.n()) {
+    throw std::invalid_argument(std::to_string(element) + " is no automorphism; pass an odd number below " +
+                                std::to_string(2 * p.n()));
+  }
+  return array_of(ckks::galois_permutation(p, element));
+}
+
+// The words of one key, [digit][component][prime][N], where they lie.
+py::array_t<std::uint64_t> key_words(const std::shared_ptr<ckks::EvaluationKeys>& keys,
+                                     std::optional<std::uint32_t> element) {
+  if (element == ckks::kRelinearisation) throw std::invalid_argument("0 is no automorphism; None: relinearisation");
+  const ckks::Parameters& p = *keys->parameters;
+  const ckks::SwitchingKey& key = ckks::require_key(p, keys.get(), element.value_or(ckks::kRelinearisation));
+  return view_of<std::uint64_t, ckks::EvaluationKeys>(keys, key.row(0, 0, 0),
+                                                      shape_of({key.digits(), 2, p.prime_count(), p.n()}));
 }
 
 template <class T>
@@ -153,10 +253,14 @@ using Release = py::call_guard<py::gil_scoped_release>;
 
 void register_evaluator(py::module_& module) {
   py::class_<Evaluator, std::shared_ptr<Evaluator>>(module, "CkksEvaluator")
-      .def(py::init([](const ParametersPtr& parameters, const std::shared_ptr<ckks::EvaluationKeys>& keys) {
-             return std::make_shared<Evaluator>(parameters, keys);
+      .def(py::init([](const ParametersPtr& parameters, const std::shared_ptr<ckks::EvaluationKeys>& keys, bool record,
+                       std::size_t batch) {
+             const auto recording = record ? std::make_shared<ckks::Recording>(batch) : nullptr;
+             return std::make_shared<Evaluator>(parameters, keys, recording);
            }),
-           py::arg("parameters"), py::arg("keys"))
+           py::arg("parameters"), py::arg("keys"), py::arg("record") = false, py::arg("batch") = 1)
+      .def("take_steps",
+           [](const Evaluator& e) { return e.recording() == nullptr ? py::list() : list_of(e.recording()->take()); })
       .def("add", &Evaluator::add, Release())
       .def("subtract", &Evaluator::subtract, Release())
       .def("negate", &Evaluator::negate, Release())
@@ -272,6 +376,17 @@ void register_ckks(py::module_& module) {
       .def("keys_bytes",
            [](const ckks::Parameters& p, std::size_t count) { return ckks::keys_message_bytes(p, count); })
       .def("galois_element", [](const ckks::Parameters& p, long long steps) { return ckks::galois_element(p, steps); })
+      .def_property_readonly("max_limbs", &ckks::Parameters::max_limbs)
+      .def_property_readonly("special_count", &ckks::Parameters::special_count)
+      .def_property_readonly("digit_limbs", &ckks::Parameters::digit_limbs)
+      .def_property_readonly("special_products",
+                             [](const ckks::Parameters& p) {
+                               std::vector<std::uint64_t> products;
+                               for (std::size_t i = 0; i < p.max_limbs(); ++i) products.push_back(p.special_product(i));
+                               return products;
+                             })
+      .def("conversion", &conversion, py::arg("kind"), py::arg("a"), py::arg("b"))
+      .def("galois_permutation", &permutation, py::arg("element"))
       .def_property_readonly("conjugation_element", &ckks::conjugation_element)
       .def_property_readonly("packing_elements", &circuits::packing_elements)
       .def(
@@ -313,7 +428,11 @@ void register_ckks(py::module_& module) {
       .def_property_readonly("message_bytes", [](const Tensor& x) { return ckks::message_bytes(x); })
       .def_property_readonly("error", &Tensor::error)
       .def_property_readonly("worst_error", &Tensor::worst_error)
+      .def_property_readonly("ref", [](const Tensor& x) { return tuple_of(x.ref()); })
       .def("residues", &residues)
+      .def("words", &words_of)
+      .def("as_planned", [](const Tensor& x) { return std::make_shared<Tensor>(x.as_planned()); })
+      .def("with_words", &with_words, py::arg("words"))
       .def("to_bytes", &message<Tensor>)
       .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer) {
         const Bytes bytes(buffer);
@@ -346,6 +465,7 @@ void register_ckks(py::module_& module) {
                                return elements;
                              })
       .def_property_readonly("nbytes", &ckks::EvaluationKeys::bytes)
+      .def("words", &key_words, py::arg("element").none(true))
       .def("to_bytes", &message<ckks::EvaluationKeys>)
       .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer) {
         const Bytes bytes(buffer);

@@ -1,5 +1,6 @@
 // The linear scheme: arrays are checked here, the GIL is released around all arithmetic.
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -22,12 +23,20 @@ Direction direction_of(const std::string& name) {
   throw std::invalid_argument("direction '" + name + "': choose forward or backward");
 }
 
-linear::LayerId layer_id(const py::bytes& id) {
-  const std::string text = id;
-  linear::LayerId result;
-  if (text.size() != result.size()) throw std::invalid_argument("a layer id has 16 bytes");
-  std::memcpy(result.data(), text.data(), result.size());
+template <std::size_t kSize>
+std::array<std::uint8_t, kSize> fixed(const py::bytes& bytes, const char* what) {
+  const std::string text = bytes;
+  std::array<std::uint8_t, kSize> result;
+  if (text.size() != kSize) throw std::invalid_argument(std::string(what) + " has " + std::to_string(kSize) + " bytes");
+  std::memcpy(result.data(), text.data(), kSize);
   return result;
+}
+
+linear::LayerId layer_id(const py::bytes& id) { return fixed<16>(id, "a layer id"); }
+
+template <std::size_t kSize>
+py::bytes bytes_of(const std::array<std::uint8_t, kSize>& data) {
+  return py::bytes(reinterpret_cast<const char*>(data.data()), kSize);
 }
 
 template <class T>
@@ -127,6 +136,124 @@ class PyDecryption {
   std::unique_ptr<linear::Decryption> decryption_;
 };
 
+void require_range(const char* what, std::uint32_t value, std::uint32_t low, std::uint32_t high) {
+  if (value >= low && value <= high) return;
+  throw std::invalid_argument(std::to_string(value) + " " + what + ": choose " + std::to_string(low) + " to " +
+                              std::to_string(high));
+}
+
+void require_size(const char* what, std::size_t size, std::size_t expected) {
+  if (size == expected) return;
+  throw std::invalid_argument("a buffer of " + std::to_string(size) + " bytes for a " + what + " of " +
+                              std::to_string(expected));
+}
+
+constexpr auto kMaxFeatures = static_cast<std::uint32_t>(gemm::kMaxDepth);
+
+std::size_t request_bytes(const std::string& preset, std::uint32_t features, std::uint32_t tokens) {
+  require_range("features", features, 1, kMaxFeatures);
+  require_range("tokens", tokens, 1, linear::kMaxTokens);
+  return linear::request_bytes(linear::preset(preset), features, tokens);
+}
+
+std::size_t block_bytes(const std::string& preset, std::uint32_t rows, std::uint32_t tokens, bool mask) {
+  require_range("rows", rows, 1, kMaxFeatures);
+  require_range("tokens", tokens, 1, linear::kMaxTokens);
+  return linear::block_bytes(linear::preset(preset), rows, tokens, mask);
+}
+
+py::dict open_request(const std::string& preset, const py::buffer& data) {
+  const Bytes bytes(data);
+  const linear::RequestHeader header = [&] {
+    const py::gil_scoped_release release;
+    return linear::open_request(linear::preset(preset), bytes.data(), bytes.size());
+  }();
+  py::dict fields;
+  fields["direction"] = linear::direction_name(header.direction);
+  fields["layer"] = bytes_of(header.layer);
+  fields["request"] = bytes_of(header.request);
+  fields["seed"] = bytes_of(header.seed);
+  fields["tokens"] = header.tokens;
+  fields["features"] = header.features;
+  fields["mask_wanted"] = header.mask_wanted;
+  return fields;
+}
+
+py::dict open_block(const std::string& preset, const py::buffer& data) {
+  const Bytes bytes(data);
+  std::size_t size = 0;
+  const linear::BlockHeader header = [&] {
+    const py::gil_scoped_release release;
+    return linear::open_block(linear::preset(preset), bytes.data(), bytes.size(), size);
+  }();
+  py::dict fields;
+  fields["direction"] = linear::direction_name(header.direction);
+  fields["layer"] = bytes_of(header.layer);
+  fields["request"] = bytes_of(header.request);
+  fields["tokens"] = header.tokens;
+  fields["features"] = header.features;
+  fields["row_begin"] = header.row_begin;
+  fields["row_count"] = header.row_count;
+  fields["mask_present"] = header.mask_present;
+  fields["size"] = size;
+  return fields;
+}
+
+void seal_request(const std::string& preset, const py::buffer& buffer, const std::string& direction,
+                  const py::bytes& layer, const py::bytes& request, const py::bytes& seed, std::uint32_t tokens,
+                  std::uint32_t features, bool mask_wanted) {
+  const linear::RequestHeader header{direction_of(direction),
+                                     layer_id(layer),
+                                     fixed<16>(request, "a request id"),
+                                     fixed<32>(seed, "a mask seed"),
+                                     tokens,
+                                     features,
+                                     mask_wanted};
+  const WritableBytes message(buffer);
+  require_size("request", message.size(), request_bytes(preset, features, tokens));
+  const py::gil_scoped_release release;
+  linear::seal_request(linear::preset(preset), header, message.data(), message.size());
+}
+
+void seal_block(const std::string& preset, const py::buffer& buffer, const std::string& direction,
+                const py::bytes& layer, const py::bytes& request, std::uint32_t tokens, std::uint32_t features,
+                std::uint32_t row_begin, std::uint32_t row_count, bool mask_present) {
+  const linear::BlockHeader header{direction_of(direction),
+                                   layer_id(layer),
+                                   fixed<16>(request, "a request id"),
+                                   tokens,
+                                   features,
+                                   row_begin,
+                                   row_count,
+                                   mask_present};
+  require_range("features", features, 1, kMaxFeatures);
+  if (row_begin > features || row_count > features - row_begin) {
+    throw std::invalid_argument(std::to_string(row_count) + " rows from " + std::to_string(row_begin) + ": there are " +
+                                std::to_string(features));
+  }
+  const WritableBytes message(buffer);
+  require_size("reply block", message.size(), block_bytes(preset, row_count, tokens, mask_present));
+  const py::gil_scoped_release release;
+  linear::seal_block(linear::preset(preset), header, message.data(), message.size());
+}
+
+// Messages whose bodies another engine reads and writes.
+void register_messages(py::module_& module) {
+  module.attr("LINEAR_REQUEST_PREFIX") = linear::kRequestPrefix;
+  module.attr("LINEAR_BLOCK_PREFIX") = linear::kBlockPrefix;
+  module.def("linear_request_bytes", &request_bytes, py::arg("preset"), py::arg("features"), py::arg("tokens"));
+  module.def("linear_block_bytes", &block_bytes, py::arg("preset"), py::arg("rows"), py::arg("tokens"),
+             py::arg("mask"));
+  module.def("linear_open_request", &open_request, py::arg("preset"), py::arg("data"));
+  module.def("linear_open_block", &open_block, py::arg("preset"), py::arg("data"));
+  module.def("linear_seal_request", &seal_request, py::arg("preset"), py::arg("buffer"), py::arg("direction"),
+             py::arg("layer"), py::arg("request"), py::arg("seed"), py::arg("tokens"), py::arg("features"),
+             py::arg("mask_wanted"));
+  module.def("linear_seal_block", &seal_block, py::arg("preset"), py::arg("buffer"), py::arg("direction"),
+             py::arg("layer"), py::arg("request"), py::arg("tokens"), py::arg("features"), py::arg("row_begin"),
+             py::arg("row_count"), py::arg("mask_present"));
+}
+
 }  // namespace
 
 void register_linear(py::module_& module) {
@@ -208,6 +335,7 @@ void register_linear(py::module_& module) {
       .def("feed", &PyDecryption::feed, py::arg("block"))
       .def("finish", &PyDecryption::finish);
 
+  register_messages(module);
   module.def("encrypt", &encrypt, py::arg("public"), py::arg("direction"), py::arg("x"), py::arg("masks"));
   module.def(
       "noise_bound",
@@ -228,6 +356,7 @@ void register_linear(py::module_& module) {
         info["dropped_bits"] = p.dropped_bits;
         info["word_bytes"] = p.word_bytes;
         info["reply_bytes"] = p.reply_bytes;
+        info["hash"] = p.hash;
         return info;
       },
       py::arg("name"));

@@ -24,7 +24,14 @@ class Packing {
 
   TensorPtr run() const {
     const std::size_t count = round_up_to_power(x_->features), n = evaluator_.parameters()->n();
-    // Subtrees side by side, each on one thread; then their merges.
+    TensorPtr packed = evaluator_.batch(*x_) > 1 ? by_levels(count) : by_subtrees(count);
+    for (std::size_t power = 2 * count; power <= n; power *= 2) packed = merge(packed, nullptr, power);
+    return packed;
+  }
+
+ private:
+  // Subtrees side by side, each on one thread; then their merges.
+  TensorPtr by_subtrees(std::size_t count) const {
     const std::size_t parts = std::min<std::size_t>(count, 16);
     std::vector<TensorPtr> trees(parts);
     math::parallel_for(parts, 1, [&](std::size_t begin, std::size_t end) {
@@ -33,12 +40,26 @@ class Packing {
     for (std::size_t half = parts / 2; half >= 1; half /= 2) {
       for (std::size_t i = 0; i < half; ++i) trees[i] = merge(trees[i], trees[i + half], count / half);
     }
-    TensorPtr packed = trees[0];
-    for (std::size_t power = 2 * count; power <= n; power *= 2) packed = merge(packed, nullptr, power);
-    return packed;
+    return trees[0];
   }
 
- private:
+  // The same merges with the whole of a level before the next one, a batch of its pairs at a time: feature f of a level
+  // meets feature f + half, or nothing where there is none.
+  TensorPtr by_levels(std::size_t count) const {
+    TensorPtr level = x_;
+    for (std::size_t half = count / 2; half >= 1; half /= 2) {
+      const std::size_t pairs = level->features - half;
+      std::vector<TensorPtr> merged;
+      for (std::size_t begin = 0, end; begin < half; begin = end) {
+        end = std::min(begin + evaluator_.batch(*x_), begin < pairs ? pairs : half);
+        const TensorPtr odd = begin < pairs ? evaluator_.select(level, half + begin, half + end) : nullptr;
+        merged.push_back(merge(evaluator_.select(level, begin, end), odd, count / half));
+      }
+      level = merged.size() == 1 ? merged[0] : evaluator_.concatenate(merged);
+    }
+    return level;
+  }
+
   // Features start, start + stride, ..., `count` of them; null if none of them exists.
   TensorPtr subtree(std::size_t start, std::size_t stride, std::size_t count) const {
     if (start >= x_->features) return nullptr;

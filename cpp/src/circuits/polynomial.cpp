@@ -314,13 +314,15 @@ TensorPtr evaluate(const Evaluator& evaluator, const TensorPtr& x, const Polynom
   }
   const bool normalise = levels > std::max(1, polynomial.depth());
   const double slope = steepest(polynomial);
-  if (x->features == 1) return evaluate_part(evaluator, x, polynomial, slope, normalise);
   // Feature by feature: the powers of one fit the caches, those of all would not fit the memory.
-  std::vector<TensorPtr> parts(x->features);
+  const std::size_t batch = evaluator.batch(*x), count = (x->features + batch - 1) / batch;
+  if (count == 1) return evaluate_part(evaluator, x, polynomial, slope, normalise);
+  std::vector<TensorPtr> parts(count);
   // A planned tensor is one chunk: nothing to share out, and the same memory at every run.
-  math::parallel_for(x->features, x->planned ? x->features : 1, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t f = begin; f < end; ++f) {
-      parts[f] = evaluate_part(evaluator, evaluator.select(x, f, f + 1), polynomial, slope, normalise);
+  math::parallel_for(count, x->planned ? count : 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const TensorPtr part = evaluator.select(x, i * batch, std::min((i + 1) * batch, x->features));
+      parts[i] = evaluate_part(evaluator, part, polynomial, slope, normalise);
     }
   });
   return evaluator.concatenate(parts, true);

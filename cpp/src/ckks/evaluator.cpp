@@ -8,8 +8,13 @@
 #include "evaluator_work.hpp"
 
 namespace privtuner::ckks {
-Evaluator::Evaluator(ParametersPtr parameters, std::shared_ptr<const EvaluationKeys> keys)
-    : parameters_(std::move(parameters)), keys_(std::move(keys)), ledger_(std::make_shared<Ledger>()) {
+
+Evaluator::Evaluator(ParametersPtr parameters, std::shared_ptr<const EvaluationKeys> keys,
+                     std::shared_ptr<Recording> recording)
+    : parameters_(std::move(parameters)),
+      keys_(std::move(keys)),
+      recording_(std::move(recording)),
+      ledger_(std::make_shared<Ledger>()) {
   if (!keys_) return;
   if (keys_->parameters->hash() != parameters_->hash()) {
     throw Error("evaluation keys of " + keys_->parameters->name() + " do not fit " + parameters_->name());
@@ -120,6 +125,11 @@ TensorPtr Evaluator::concatenate(const std::vector<TensorPtr>& tensors, bool ind
       }
     }
   }
+  if (out->planned && recording_) {
+    std::vector<TensorRef> parts;
+    for (const TensorPtr& x : tensors) parts.push_back(x->ref());
+    recording_->add(step::Copy{out->ref(), std::move(parts)});
+  }
   return out;
 }
 
@@ -135,6 +145,7 @@ TensorPtr Evaluator::drop(const TensorPtr& x, int level) const {
   out->scale = x->scale;
   out->noise = x->noise;
   out->shared = x->shared;
+  if (x->planned && recording_) recording_->add(step::Copy{out->ref(), {x->ref()}});
   for (std::size_t f = 0; f < x->features && !x->planned; ++f) {
     for (int c = 0; c < 2; ++c) {
       std::memcpy(out->row(f, c, 0), x->row(f, c, 0), out->limbs() * parameters_->n() * sizeof(std::uint64_t));
@@ -221,7 +232,10 @@ TensorPtr Evaluator::add_rows(const TensorPtr& left, const TensorPtr& right, boo
     out->noise[f] += apart * (x->features >= y->features ? y->bound : x->bound);
   }
   trace_.count(Work::term, x->limbs(), static_cast<double>(features));
-  if (out->planned) return out;
+  if (out->planned) {
+    if (recording_) recording_->add(step::Add{out->ref(), x->ref(), y->ref(), minus});
+    return out;
+  }
   const math::Isa isa = math::active_isa();
   math::parallel_for(features * 2 * x->limbs(), 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
@@ -314,6 +328,20 @@ TensorPtr Evaluator::linear_combination(const std::vector<TensorPtr>& tensors,
   return combine(c, level, std::vector<double>(features, target), bound, true);
 }
 
+// The combination as combine_row adds it up.
+step::Terms Evaluator::terms_of(const Combination& c, std::size_t features, std::size_t limbs) const {
+  step::Terms out;
+  for (const TensorPtr& x : c.tensors) out.terms.push_back(x->ref());
+  for (std::size_t limb = 0; limb < limbs; ++limb) {
+    const math::Modulus& q = parameters_->prime(limb).row.modulus();
+    for (const std::vector<double>& weights : c.weights) {
+      for (std::size_t f = 0; f < features; ++f) out.weights.push_back(residue_of(weights[f], q));
+    }
+    for (const double constant : c.constants) out.constants.push_back(residue_of(constant, q));
+  }
+  return out;
+}
+
 void Evaluator::combine_row(const Combination& c, std::size_t feature, int component, std::size_t limb,
                             std::uint64_t* accumulator) const {
   const ring::ResidueRow& row = parameters_->prime(limb).row;
@@ -360,7 +388,10 @@ TensorPtr Evaluator::combine(const Combination& c, int level, const std::vector<
   }
   trace_.count(Work::term, limbs, static_cast<double>(features * std::max<std::size_t>(1, c.tensors.size())));
   if (rescaled) trace_.count(Work::rescale, limbs, static_cast<double>(features));
-  if (out->planned) return out;
+  if (out->planned) {
+    if (recording_) recording_->add(step::Combine{out->ref(), terms_of(c, features, limbs), rescaled, limbs});
+    return out;
+  }
   for_features(features, [&](std::size_t f) {
     Scratch sums(*this, rescaled ? limbs * n : 0);
     for (int component = 0; component < 2; ++component) {
@@ -404,7 +435,10 @@ TensorPtr Evaluator::sum_features(const TensorPtr& x) const {
   out->noise[0] = std::sqrt(square) + common;
   out->bound = x->bound * static_cast<double>(x->features);
   trace_.count(Work::term, x->limbs(), static_cast<double>(x->features));
-  if (x->planned) return out;
+  if (x->planned) {
+    if (recording_) recording_->add(step::Sum{out->ref(), x->ref()});
+    return out;
+  }
   const std::size_t n = parameters_->n();
   math::parallel_for(2 * x->limbs(), 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {

@@ -1,11 +1,28 @@
 #include "privtuner/ckks/keys.hpp"
 
+#include <string>
 #include <utility>
 
 #include "privtuner/math/parallel.hpp"
 #include "privtuner/ring/sampling.hpp"
 
 namespace privtuner::ckks {
+namespace {
+
+std::string missing_key(const Parameters& parameters, std::uint32_t element) {
+  if (element == kRelinearisation)
+    return "a product of ciphertexts needs the relinearisation key; make evaluation keys with it";
+  if (element == conjugation_element(parameters))
+    return "conjugation needs its key; make evaluation keys with conjugation";
+  for (std::size_t step = 1; step < parameters.slots(); ++step) {
+    if (galois_element(parameters, static_cast<long long>(step)) != element) continue;
+    return "a rotation by " + std::to_string(step) + " needs its key; make evaluation keys with " +
+           std::to_string(step) + " among the rotations (a plan lists what a circuit needs)";
+  }
+  return "the automorphism X -> X^" + std::to_string(element) + " needs its key; make evaluation keys with packing";
+}
+
+}  // namespace
 
 void expand_mask(const Parameters& parameters, const SeedBytes& seed_bytes, std::uint32_t index, std::size_t prime,
                  std::uint64_t* out) {
@@ -39,6 +56,15 @@ std::size_t EvaluationKeys::bytes() const {
   std::size_t total = relinearisation ? relinearisation->words.size() : 0;
   for (const auto& entry : galois) total += entry.second.key->words.size();
   return total * sizeof(std::uint64_t);
+}
+
+const SwitchingKey& require_key(const Parameters& parameters, const EvaluationKeys* keys, std::uint32_t element) {
+  if (keys != nullptr) {
+    if (element == kRelinearisation && keys->relinearisation) return *keys->relinearisation;
+    const auto found = keys->galois.find(element);
+    if (found != keys->galois.end()) return *found->second.key;
+  }
+  throw Error(missing_key(parameters, element));
 }
 
 std::uint32_t galois_element(const Parameters& parameters, long long steps) {

@@ -38,11 +38,20 @@ TensorPtr Evaluator::multiply_plain(const TensorPtr& x, const Values& values) co
   }
   trace_.count(Work::plain, limbs, static_cast<double>(x->features));
   trace_.count(Work::rescale, limbs, static_cast<double>(x->features));
-  if (out->planned) return out;
+  const auto encode_feature = [&](std::size_t f, std::int64_t* coefficients) {
+    encode(*parameters_, values, values.features == 1 ? 0 : f, target / x->scale[f], coefficients);
+  };
+  if (out->planned) {
+    if (!recording_) return out;
+    math::SecretBuffer<std::int64_t> coefficients(x->features * n);
+    for_features(x->features, [&](std::size_t f) { encode_feature(f, coefficients.data() + f * n); });
+    recording_->add(step::Plain{out->ref(), x->ref(), std::move(coefficients), limbs});
+    return out;
+  }
   for_features(x->features, [&](std::size_t f) {
     math::SecretBuffer<std::int64_t> coefficients(n);
     Scratch plain(*this, limbs * n), product(*this, limbs * n);
-    encode(*parameters_, values, values.features == 1 ? 0 : f, target / x->scale[f], coefficients.data());
+    encode_feature(f, coefficients.data());
     math::parallel_for(limbs, 1, [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) to_row(*parameters_, i, coefficients.data(), plain.data() + i * n);
     });
@@ -130,9 +139,16 @@ TensorPtr Evaluator::products(const TensorPtr& x, const TensorPtr& y, bool summe
     trace_.count(Work::term, limbs, static_cast<double>(features * addend.tensors.size()));
   }
   trace_.need_relinearisation();
-  if (out->planned) return out;
-  if (!keys_ || !keys_->relinearisation) {
-    throw Error("a product of ciphertexts needs the relinearisation key; make evaluation keys with it");
+  if (out->planned && !recording_) return out;
+  const SwitchingKey& key = require_key(*parameters_, keys_.get(), kRelinearisation);
+  if (out->planned) {
+    step::Product product{out->ref(), x->ref(), y->ref(), summed, {}, terms_of(addend, features, limbs), limbs};
+    for (std::size_t limb = 0; limb < limbs; ++limb) {
+      const math::Modulus& modulus = parameters_->prime(limb).row.modulus();
+      for (const double value : multipliers) product.multipliers.push_back(residue_of(value, modulus));
+    }
+    recording_->add(std::move(product));
+    return out;
   }
 
   for_features(features, [&](std::size_t f) {
@@ -168,7 +184,7 @@ TensorPtr Evaluator::products(const TensorPtr& x, const TensorPtr& y, bool summe
     Decomposition decomposition{nullptr, 0, scaled.data(), quotients.data()};
     decompose(d2, limbs, decomposition);
     std::uint64_t *sum0 = sums.data(), *sum1 = sum0 + targets * n;
-    switch_key(decomposition, nullptr, *keys_->relinearisation, sum0, sum1);
+    switch_key(decomposition, nullptr, key, sum0, sum1);
     // P d + switched, divided by P and the last prime at once.
     add_raised(d0, limbs, sum0);
     add_raised(d1, limbs, sum1);
@@ -217,7 +233,10 @@ TensorPtr Evaluator::linear(const TensorPtr& x, const Matrix& matrix, gemm::Oper
   trace_.count(Work::matrix, limbs,
                static_cast<double>(weights.bytes_per_weight()) * static_cast<double>(rows) *
                    static_cast<double>(depth) * static_cast<double>(2 * limbs * n) / 1e6);
-  if (x->planned) return out;
+  if (x->planned) {
+    if (recording_) recording_->add(step::Matrix{out->ref(), x->ref(), !plain});
+    return out;
+  }
   // Columns at a time: the packed copy stays small whatever the depth.
   constexpr std::size_t kPackedWords = std::size_t{1} << 23;
   const std::size_t columns = std::clamp<std::size_t>(kPackedWords / depth / 256 * 256, 256, n);

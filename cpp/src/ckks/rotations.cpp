@@ -6,20 +6,6 @@
 #include "evaluator_work.hpp"
 
 namespace privtuner::ckks {
-namespace {
-
-std::string missing_key(const Parameters& parameters, std::uint32_t element) {
-  if (element == conjugation_element(parameters))
-    return "conjugation needs its key; make evaluation keys with conjugation";
-  for (std::size_t step = 1; step < parameters.slots(); ++step) {
-    if (galois_element(parameters, static_cast<long long>(step)) != element) continue;
-    return "a rotation by " + std::to_string(step) + " needs its key; make evaluation keys with " +
-           std::to_string(step) + " among the rotations (a plan lists what a circuit needs)";
-  }
-  return "the automorphism X -> X^" + std::to_string(element) + " needs its key; make evaluation keys with packing";
-}
-
-}  // namespace
 
 std::vector<TensorPtr> Evaluator::rotate(const TensorPtr& x, const std::vector<long long>& steps) const {
   check(*x);
@@ -46,7 +32,10 @@ TensorPtr Evaluator::multiply_monomial(const TensorPtr& x, std::size_t power) co
   out->noise = x->noise;
   out->shared = x->shared;
   trace_.count(Work::term, limbs, static_cast<double>(x->features));
-  if (x->planned) return out;
+  if (x->planned) {
+    if (recording_) recording_->add(step::Monomial{out->ref(), x->ref(), power});
+    return out;
+  }
   math::parallel_for(limbs, 1, [&](std::size_t begin, std::size_t end) {
     Scratch monomial(*this, n);
     for (std::size_t i = begin; i < end; ++i) {
@@ -89,16 +78,21 @@ std::vector<TensorPtr> Evaluator::galois(const TensorPtr& x, const std::vector<s
       ++switched;
       for (double& noise : out->noise) noise = norm(noise, added);
       trace_.need_galois(element);
-      if (!x->planned && (!keys_ || keys_->galois.count(element) == 0)) {
-        throw Error(missing_key(*parameters_, element));
-      }
+      if (!x->planned || recording_) require_key(*parameters_, keys_.get(), element);
     }
     outs.push_back(std::move(out));
   }
   trace_.count(Work::decompose, limbs, static_cast<double>(switched == 0 ? 0 : x->features));
   trace_.count(Work::rotate, limbs, static_cast<double>(switched * x->features));
   std::vector<TensorPtr> results(outs.begin(), outs.end());
-  if (x->planned) return results;
+  if (x->planned) {
+    if (recording_ && !outs.empty()) {
+      std::vector<TensorRef> refs;
+      for (const TensorPtr& out : results) refs.push_back(out->ref());
+      recording_->add(step::Galois{x->ref(), std::move(refs), elements});
+    }
+    return results;
+  }
 
   for_features(x->features, [&](std::size_t f) {
     const math::Isa isa = math::active_isa();

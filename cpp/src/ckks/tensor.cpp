@@ -6,6 +6,11 @@
 namespace privtuner::ckks {
 
 struct Tensor::Storage {
+  static std::uint64_t next_number() {
+    static std::atomic<std::uint64_t> last{0};
+    return ++last;
+  }
+  const std::uint64_t number = next_number();
   math::AlignedVector<std::uint64_t> words;
   std::size_t bytes;
   std::shared_ptr<Ledger> ledger;
@@ -41,9 +46,24 @@ Tensor Tensor::view(std::size_t begin, std::size_t end) const {
   part.noise.assign(noise.begin() + first, noise.begin() + last);
   part.shared.assign(shared.begin() + first, shared.begin() + last);
   if (begin != 0) part.seed.reset();
+  part.first_ = first_ + begin;
   if (!planned) part.words_ = part.words_ + begin * 2 * limbs() * parameters->n();
   return part;
 }
+
+TensorRef Tensor::ref() const { return {storage_->number, first_, features, level}; }
+
+Tensor Tensor::moved(bool without_words) const {
+  Tensor out(parameters, tokens, features, level, without_words, nullptr);
+  out.bound = bound;
+  out.scale = scale;
+  out.noise = noise;
+  out.shared = shared;
+  return out;  // without the seed: words that come from elsewhere need not be its
+}
+
+Tensor Tensor::as_planned() const { return moved(true); }
+Tensor Tensor::with_room() const { return moved(false); }
 
 double Tensor::error() const {
   double worst = 0;

@@ -1,5 +1,5 @@
 // Arithmetic on encrypted tensors. Every operation carries level, scale, bound and predicted error; on planned tensors
-// it carries nothing else, so a dry run is the run itself without the words.
+// it carries nothing else, so a dry run is the run itself without the words; it may record what happens to them.
 #pragma once
 
 #include <cstddef>
@@ -13,6 +13,7 @@
 
 #include "privtuner/ckks/keys.hpp"
 #include "privtuner/ckks/plaintext.hpp"
+#include "privtuner/ckks/recording.hpp"
 #include "privtuner/ckks/tensor.hpp"
 #include "privtuner/gemm/gemm.hpp"
 
@@ -76,12 +77,17 @@ struct Combination {
 // feature combines with one of many.
 class Evaluator {
  public:
-  // keys may be null: then only operations without keys, or dry runs.
-  explicit Evaluator(ParametersPtr parameters, std::shared_ptr<const EvaluationKeys> keys = nullptr);
+  // keys may be null: then only operations without keys, or dry runs. With a recording, operations on planned tensors
+  // add their steps to it, and need the keys that the steps need.
+  explicit Evaluator(ParametersPtr parameters, std::shared_ptr<const EvaluationKeys> keys = nullptr,
+                     std::shared_ptr<Recording> recording = nullptr);
 
   const ParametersPtr& parameters() const { return parameters_; }
   Trace& trace() const { return trace_; }
   const std::shared_ptr<Ledger>& ledger() const { return ledger_; }
+  Recording* recording() const { return recording_.get(); }  // null: none
+  // Features of x that a circuit takes at a time where it goes through them one after the other.
+  std::size_t batch(const Tensor& x) const { return recording_ && x.planned ? recording_->batch() : 1; }
 
   TensorPtr add(const TensorPtr& x, const TensorPtr& y) const;
   TensorPtr subtract(const TensorPtr& x, const TensorPtr& y) const;
@@ -141,6 +147,7 @@ class Evaluator {
   TensorPtr products(const TensorPtr& x, const TensorPtr& y, bool summed, const std::vector<double>& multipliers,
                      const Combination& addend, int level, double bound) const;
   std::vector<TensorPtr> galois(const TensorPtr& x, const std::vector<std::uint32_t>& elements) const;
+  step::Terms terms_of(const Combination& c, std::size_t features, std::size_t limbs) const;
   void combine_row(const Combination& c, std::size_t feature, int component, std::size_t limb,
                    std::uint64_t* accumulator) const;
 
@@ -158,6 +165,7 @@ class Evaluator {
 
   ParametersPtr parameters_;
   std::shared_ptr<const EvaluationKeys> keys_;
+  std::shared_ptr<Recording> recording_;
   std::map<std::uint32_t, std::vector<std::uint32_t>> permutations_;
   mutable Trace trace_;
   std::shared_ptr<Ledger> ledger_;

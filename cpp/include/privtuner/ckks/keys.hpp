@@ -55,6 +55,12 @@ struct EvaluationKeys {
   std::size_t bytes() const;  // in memory
 };
 
+// The element that stands for relinearisation where keys are named by their automorphisms, which are odd.
+inline constexpr std::uint32_t kRelinearisation = 0;
+
+// The key of one automorphism, or of relinearisation. keys may be null. Throws Error naming what is missing.
+const SwitchingKey& require_key(const Parameters& parameters, const EvaluationKeys* keys, std::uint32_t element);
+
 // An encryption of zero, for those who encrypt without the secret: [component 2][limb][N].
 struct PublicKey {
   ParametersPtr parameters;

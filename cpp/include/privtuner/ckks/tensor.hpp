@@ -36,6 +36,14 @@ class Ledger {
   std::atomic<std::size_t> live_{0}, peak_{0};
 };
 
+// Features [first, first + features) of the words that storage number `storage` holds, or would hold. No number is
+// given twice in one process.
+struct TensorRef {
+  std::uint64_t storage;
+  std::size_t first, features;
+  int level;
+};
+
 // `features` ciphertexts of one level, [feature][component 2][limb][N], NTT domain, every word below its prime.
 //
 // A feature f holds values = slots / scale[f], with an error of standard deviation noise[f] / scale[f] in the real part
@@ -61,13 +69,20 @@ struct Tensor {
   double own_noise(std::size_t f) const {
     return std::sqrt(std::max(0.0, noise[f] * noise[f] - shared[f] * shared[f]));
   }
-  // Whether two tensors hold the same words but not the same features: then their errors meet crosswise.
+  // Whether two tensors are of the same words but not the same features: then their errors meet crosswise.
   bool overlaps(const Tensor& other) const {
-    return storage_ == other.storage_ && (words_ != other.words_ || features != other.features);
+    return storage_ == other.storage_ && (first_ != other.first_ || features != other.features);
   }
 
   // Features [begin, end), sharing the words. begin < end <= features.
   Tensor view(std::size_t begin, std::size_t end) const;
+
+  // Which words these are, with or without words at hand.
+  TensorRef ref() const;
+  // A tensor of its own that knows all about these words but has none.
+  Tensor as_planned() const;
+  // A tensor of its own with all that this planned one knows, and uninitialised words.
+  Tensor with_room() const;
 
   std::size_t limbs() const { return parameters->limbs(level); }
   std::size_t bytes() const { return features * 2 * limbs() * parameters->n() * sizeof(std::uint64_t); }
@@ -84,7 +99,9 @@ struct Tensor {
 
  private:
   struct Storage;
+  Tensor moved(bool without_words) const;
   std::shared_ptr<Storage> storage_;
+  std::size_t first_ = 0;  // feature of the storage that is feature 0 here
   std::uint64_t* words_ = nullptr;
 };
 

@@ -1,6 +1,7 @@
 // Negacyclic number-theoretic transform over Z_q[X]/(X^N + 1).
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -33,13 +34,24 @@ class Ntt {
   // out[i] = a[i] * b[i] mod q; out may be a.
   void multiply(const Word* a, const Word* prepared, Word* out, math::Isa isa) const;
 
+  // The tables, as they are described below: what a transform on another device works with.
+  using Table = math::AlignedVector<Word>;
+  const Table& roots() const { return roots_; }
+  const Table& roots_companion() const { return roots_companion_; }
+  const Table& inverse_roots() const { return inverse_roots_; }
+  const Table& inverse_roots_companion() const { return inverse_roots_companion_; }
+  // n_inverse, its companion, last_root, its companion.
+  std::array<Word, 4> last_stage() const {
+    return {n_inverse_, n_inverse_companion_, last_root_, last_root_companion_};
+  }
+
  private:
   std::size_t n_;
   math::Modulus modulus_;
   // Entry k in [1, N): psi^brv(k) and psi^-brv(k) (Longa, Naehrig, "Speeding up the number theoretic transform", 2016).
   // 32-bit words hold Montgomery forms w 2^32 mod q with companions (w 2^32 mod q) q^-1 mod 2^32; 64-bit words hold w
   // with Shoup companions floor(w 2^64 / q).
-  math::AlignedVector<Word> roots_, roots_companion_, inverse_roots_, inverse_roots_companion_;
+  Table roots_, roots_companion_, inverse_roots_, inverse_roots_companion_;
   // 1/N, and inverse_roots_[1] / N: the last inverse stage scales as well.
   Word n_inverse_, n_inverse_companion_, last_root_, last_root_companion_;
 };
