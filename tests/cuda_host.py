@@ -1,4 +1,8 @@
-"""The CUDA kernels on the host: compiled as C++, run thread by thread, on NumPy arrays in place of device arrays."""
+"""The CUDA kernels on the host: compiled as C++, run thread by thread, on NumPy arrays in place of device arrays.
+
+With ``PRIVTUNER_TEST_GPU=1`` the kernels run on the first GPU instead, every launch with its arrays copied there and
+back, so that the same tests prove the same bits of the GPU's code.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from privtuner.cuda import sources
+from privtuner.cuda.device import CudaDevice, open_device
 from privtuner.errors import EngineError, InputError
 
 _RUNNER = r"""
@@ -50,6 +55,41 @@ def library(unit: str) -> ctypes.CDLL:
         flags += ["-fno-gnu-unique", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
         subprocess.run([compiler, *flags, str(source), "-o", str(target)], check=True)
         return ctypes.CDLL(str(target))
+
+
+ON_GPU = os.environ.get("PRIVTUNER_TEST_GPU") == "1"
+
+
+@cache
+def _gpu() -> CudaDevice:
+    return open_device(0)
+
+
+def launch_on_gpu(
+    entry: sources.Kernel, grid: tuple[int, ...], threads: int, values: tuple[Any, ...], shared: int
+) -> None:
+    """Copy the arrays there, whole, as kernels reach beyond a view; launch; copy back."""
+    gpu = _gpu()
+    with gpu.active():
+        memory: dict[int, tuple[Any, Any]] = {}
+        arguments = []
+        for parameter, value in zip(entry.parameters, values, strict=True):
+            if not parameter.pointer:
+                arguments.append(value)
+                continue
+            root = value
+            while isinstance(root.base, np.ndarray):
+                root = root.base
+            start = root.ctypes.data
+            if start not in memory:
+                data = root.reshape(-1).view(np.uint8)
+                memory[start] = data, gpu.upload(data)
+            place = memory[start][1][value.ctypes.data - start :][: value.nbytes]
+            arguments.append(place.view(parameter.dtype))
+        gpu.launch(entry.name, grid, threads, *arguments, shared=shared)
+        for data, copy in memory.values():
+            if data.flags.writeable:
+                data[...] = gpu.download(copy)
 
 
 class _NoStream:
@@ -91,6 +131,10 @@ class HostDevice:
         if shared > 227 << 10:
             raise InputError(f"{shared} bytes of shared memory: an H100 has 227 KiB a block, an A100 163")
         values = entry.arguments(arguments)
+        self.launched.append(kernel)
+        if ON_GPU:
+            launch_on_gpu(entry, grid, threads, values, shared)
+            return
         kept = [
             ctypes.c_void_p(value.ctypes.data) if parameter.pointer else np.array(value)
             for parameter, value in zip(entry.parameters, values, strict=True)
@@ -98,7 +142,6 @@ class HostDevice:
         pointers = (ctypes.c_void_p * max(1, len(kept)))(
             *(ctypes.addressof(value) if isinstance(value, ctypes.c_void_p) else value.ctypes.data for value in kept)
         )
-        self.launched.append(kernel)
         x, y, z = (*grid, 1, 1)[:3]
         if not (0 < x < 1 << 31 and 0 < y < 1 << 16 and 0 < z < 1 << 16):
             raise InputError(f"kernel {kernel}: a grid of {grid} blocks")

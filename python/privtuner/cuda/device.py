@@ -84,7 +84,7 @@ class Device(Protocol):
         ...
 
     def upload(self, array: npt.NDArray[Any], what: str = "an array") -> Any:
-        """A copy on the device. The host array may be changed once the call returns."""
+        """A copy on the device, in the current stream. The array, not page-locked, may be changed once this returns."""
         ...
 
     def download(self, array: Any) -> npt.NDArray[Any]:
@@ -274,8 +274,9 @@ class CudaDevice:
 
     def upload(self, array: npt.NDArray[Any], what: str = "an array") -> Any:
         """See :class:`Device`."""
-        out = self.empty(array.shape, array.dtype, what)
-        out.set(np.ascontiguousarray(array))
+        host, out = np.ascontiguousarray(array), self.empty(array.shape, array.dtype, what)
+        if host.nbytes:  # pageable: CUDA has taken a copy when the call returns, and the stream orders what follows
+            out.data.copy_from_host_async(host.ctypes.data, host.nbytes, self.xp.cuda.get_current_stream())
         return out
 
     def download(self, array: Any) -> npt.NDArray[Any]:
