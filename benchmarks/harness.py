@@ -22,10 +22,12 @@ class Record:
 
     ``ratio`` is value / reference value, both from the same run; below 1 is faster (or smaller) than the reference.
     ``target`` is the ratio (or value, where there is no reference) to reach; None where the figure is only reported.
+    ``value`` is None where it could not be measured; ``note`` says why. ``of_roof`` is the time that ``bytes`` and
+    ``operations`` take at the ceilings of the hardware, as a part of the time that was measured.
     """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     reference: str | None = None
     ratio: float | None = None
@@ -35,6 +37,10 @@ class Record:
     tokens: int | None = None
     threads: int | None = None
     isa: str | None = None
+    device: str | None = None
+    bytes: float | None = None
+    operations: float | None = None
+    of_roof: float | None = None
     note: str = ""
 
 
@@ -91,17 +97,19 @@ def arguments(description: str) -> argparse.Namespace:
 
 def table(records: list[Record]) -> str:
     """The records as aligned text."""
-    header = ("what", "value", "ratio", "to reach", "reference", "isa", "note")
+    header = ("what", "value", "ratio", "to reach", "of roof", "reference", "isa", "note")
     rows = [header]
     for record in records:
         target = "" if record.target is None else f"<= {record.target:g}"
         ratio = "" if record.ratio is None else f"{record.ratio:.3g}"
+        roof = "" if record.of_roof is None else f"{record.of_roof:.0%}"
         rows.append(
             (
                 record.name,
-                f"{record.value:.4g} {record.unit}",
+                "not measured" if record.value is None else f"{record.value:.4g} {record.unit}",
                 ratio,
                 target,
+                roof,
                 record.reference or "",
                 record.isa or "",
                 record.note,

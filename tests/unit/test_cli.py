@@ -14,8 +14,10 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import privtuner
+from cuda_host import HostDevice
 from openfhe_cases import ClearOwner
-from privtuner import cli, openfhe
+from privtuner import cli, cuda, openfhe
+from privtuner.cuda import device
 from privtuner.engines import ENGINES, engine_of
 from privtuner.nn import split_pretrained
 from privtuner.openfhe import library
@@ -327,6 +329,46 @@ def test_engine_of_a_server(model, capsys, monkeypatch, engine):
     monkeypatch.setattr(privtuner.service, "Server", refuse)
     options = ["--engine", engine] if engine else []
     assert f"it is {engine or 'native'}" in failed(capsys, 1, ["serve", "--model", model, *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "reason"),
+    [
+        (["--device", "gpu"], 2, "device 'gpu': choose cpu, cuda (every GPU), cuda:0"),
+        (["--device", "cuda:0,cuda:0"], 2, "names a GPU twice"),
+        (["--device", "cuda", "--engine", "openfhe"], 2, "the engine openfhe does not run on cuda"),
+        (["--device-memory", "4"], 2, "--device-memory goes with --device cuda"),
+        (["--device", "cuda", "--device-memory", "0"], 2, "--device-memory is 0 GiB; give a number above 0"),
+        (["--device", "cuda"], 1, "no GPU can be used: CuPy is gone: pip install it"),
+    ],
+)
+def test_devices_of_a_server(capsys, monkeypatch, options, status, reason):
+    monkeypatch.setattr(device, "_cupy", lambda: "CuPy is gone: pip install it")
+    assert reason in failed(capsys, status, ["serve", "--model", "unread", *options])
+
+
+def test_devices_of_training(arguments, capsys, monkeypatch):
+    line = ["train", "--server", "127.0.0.1:1", *flat(arguments), "--device"]
+    monkeypatch.setattr(device, "_cupy", lambda: "CuPy is gone: pip install it")
+    assert "no GPU can be used: CuPy is gone: pip install it" in failed(capsys, 1, [*line, "cuda"])
+    assert "choose cpu, cuda" in failed(capsys, 2, [*line, "tpu"])
+    assert "training takes one GPU" in failed(capsys, 2, [*line, "cuda:0,cuda:1"])
+    monkeypatch.setattr(cuda, "devices", lambda *_: [HostDevice()])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "cannot use a GPU: install its CUDA build" in failed(capsys, 1, [*line, "cuda"])
+
+
+def test_training_with_gpus_on_both_sides(model, arguments, monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda, "devices", lambda *_: [HostDevice()])
+    monkeypatch.setattr(cli, "_training_device", lambda _: "cpu")
+    with Server(split_pretrained(model), name="tiny", engine=engine_of("native", "cuda")) as server:
+        assert set(server.placement) == {"cuda:0"}
+        line = ["train", "--server", server.address, "--device", "cuda"]
+        assert run(*line, *flat(arguments, out=tmp_path / "gpu", steps=1, eval=None)) == 0
+        line = ["train", "--server", server.address]  # the same server, an owner without one
+        assert run(*line, *flat(arguments, out=tmp_path / "cpu", steps=1, eval=None)) == 0
+    losses = [json.loads((tmp_path / name / "metrics.json").read_text())["steps"][0]["loss"] for name in ("gpu", "cpu")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_address_that_is_none(arguments, capsys):

@@ -20,6 +20,7 @@ __all__ = ["OPTIONS", "CudaDevice", "Device", "Status", "Stream", "available", "
 
 _MINIMUM_CAPABILITY = (8, 0)
 _INSTALL = "pip install 'privtuner[cuda13]' (driver 580 or newer) or 'privtuner[cuda12]' (driver 525 or newer)"
+_SMALLER = "use a GPU with more memory, several of them, fewer tokens at once, or a larger limit"
 _SHARED_BYTES = 48 << 10  # what a block may have without being asked
 OPTIONS = ("--std=c++17", "--fmad=false")
 """Of the compiler. Without fused steps a product and a sum round twice, as on the processor."""
@@ -240,7 +241,10 @@ class CudaDevice:
     def active(self) -> Iterator[None]:
         """See :class:`Device`."""
         with self._device, self.xp.cuda.using_allocator(self._pool.malloc):
-            yield
+            try:
+                yield
+            except self.xp.cuda.memory.OutOfMemoryError as error:  # of an array that CuPy made on its own
+                raise EngineError(f"{self.name}: {error}; {_SMALLER}") from error
 
     def launch(self, kernel: str, grid: tuple[int, ...], threads: int, *arguments: Any, shared: int = 0) -> None:
         """See :class:`Device`."""
@@ -312,6 +316,5 @@ class CudaDevice:
     def _too_large(self, nbytes: int, what: str) -> EngineError:
         limit = "" if self._limit is None else f", of a limit of {self._limit}"
         return EngineError(
-            f"{what} takes {nbytes} bytes and {self.name} has {self.free_bytes()} left{limit}: use a GPU with more "
-            "memory, several of them, fewer tokens at once, or a larger limit"
+            f"{what} takes {nbytes} bytes and {self.name} has {self.free_bytes()} left{limit}: {_SMALLER}"
         )

@@ -1,0 +1,392 @@
+"""How fast is the GPU engine? Against PyTorch's plain product, against the roofline, against this machine's processor.
+
+    python benchmarks/gpu.py --all [--json F] [--plot F.png] [--device cuda:0]
+    python benchmarks/gpu.py ntt ckks                     # some parts: linear, llama, ntt, ckks, chebyshev
+
+Needs a GPU, CuPy, and for the plain products PyTorch's CUDA build. Where one is missing, what cannot be measured is
+listed as such, with the reason. Times are of the device, by events, with data and weights resident; what copies to and
+from the processor add is measured on its own. Before a part is timed, its results are compared with the processor's,
+bit for bit. Ceilings are measured in the same run: a copy for memory, PyTorch's int8 product for the tensor cores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import harness
+import privtuner
+from harness import Record, progress
+from privtuner import ckks, cuda, linear
+from privtuner.cuda import linear as kernels
+from privtuner.cuda import ntt
+from privtuner.cuda.ckks import CudaEvaluator
+
+TOKENS = 8192
+SEED = bytes(range(32))
+
+# Stacked layers of one transformer block, (d_out, d_in): query/key/value, output, gate/up, down.
+MODELS = {
+    "Llama-3.2-1B": (16, ((3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192))),
+    "Llama-3-8B": (32, ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))),
+}
+Models = dict[str, tuple[int, tuple[tuple[int, int], ...]]]
+SETS = ((1 << 14, 8, (None, None)), (1 << 16, 24, (1.5, 1.2)))
+"""Ring, limbs, milliseconds to reach of a product and a rotation."""
+Sets = tuple[tuple[int, int, tuple[float | None, float | None]], ...]
+TOKENS_A_SECOND = {"Llama-3.2-1B": 20_000, "Llama-3-8B": 3_000}
+LANES = 64  # 32-bit multiply-adds a cycle of a multiprocessor
+BUTTERFLY = 24  # 32-bit operations: a 64-bit high product, two low ones, two corrections
+
+
+class Gpu:
+    """The device, its ceilings, and times by its events."""
+
+    def __init__(self, device: Any) -> None:
+        self.device, self.cupy = device, device.xp
+        self.torch = _torch()
+        self.memory = self._memory_bandwidth()
+        self.bytes_multiplied = self._int8_rate()
+        clock = self.cupy.cuda.runtime.getDeviceProperties(int(device.name[5:]))["clockRate"] * 1e3
+        self.integers = device.multiprocessors * LANES * clock
+
+    def milliseconds(self, run: Callable[[], object], runs: int = 7) -> float:
+        """Median of ``runs`` after two that do not count."""
+        events = [(self.cupy.cuda.Event(), self.cupy.cuda.Event()) for _ in range(runs + 2)]
+        for start, end in events:
+            start.record()
+            run()
+            end.record()
+        events[-1][1].synchronize()
+        return statistics.median(self.cupy.cuda.get_elapsed_time(*pair) for pair in events[2:])
+
+    def _memory_bandwidth(self) -> float:
+        """Bytes a second, read and written, of a copy."""
+        words = self.device.empty((1 << 27,), np.uint64)
+        copy = self.device.empty((1 << 27,), np.uint64)
+        words.fill(1)
+
+        def run() -> None:
+            copy[...] = words
+
+        return 2 * words.nbytes / self.milliseconds(run) * 1e3
+
+    def _int8_rate(self) -> float | None:
+        """Operations a second of PyTorch's int8 product with 32-bit sums."""
+        if self.torch is None:
+            return None
+        a = self.torch.ones(8192, 8192, dtype=self.torch.int8, device=self.device.name)
+        return 2 * 8192**3 / self.milliseconds(lambda: self.torch._int_mm(a, a.T)) * 1e3
+
+    def roof(self, nbytes: float, operations: float, peak: float | None) -> float:
+        """The least milliseconds that so many bytes and operations take."""
+        return 1e3 * max(nbytes / self.memory, operations / peak if peak else 0.0)
+
+
+def _torch() -> Any:
+    """PyTorch if it can use the GPU."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return None
+    return torch if torch.cuda.is_available() else None
+
+
+class Layer:
+    """A layer of random weights on the device, and requests of random words of ``tokens`` tokens in both directions."""
+
+    def __init__(self, gpu: Gpu, d_out: int, d_in: int, tokens: int = TOKENS) -> None:
+        rng = np.random.default_rng(0)
+        self.gpu, self.d_out, self.d_in, self.tokens = gpu, d_out, d_in, tokens
+        self.prepared = linear.prepare(rng.standard_normal((d_out, d_in), np.float32))
+        self.layer = kernels.DeviceLayer(gpu.device, self.prepared)
+        self.x = {
+            "forward": gpu.device.upload(rng.standard_normal((tokens, d_in), np.float32)),
+            "backward": gpu.device.upload(rng.standard_normal((tokens, d_out), np.float32)),
+        }
+
+    def encrypt(self, direction: Any) -> tuple[Any, Any]:
+        """The owner's encryption of a batch on the device: words and what decrypts them."""
+        return kernels.encrypt_words(
+            self.gpu.device, self.x[direction], self.prepared.public, direction, mask_seed=SEED
+        )
+
+    def milliseconds(self, direction: Any, mask: bool) -> float:
+        """Of the server's product, with the product of the mask or without it (the owner knows it)."""
+        words, _ = self.encrypt(direction)
+        seed = SEED if mask else None
+        return self.gpu.milliseconds(lambda: kernels.apply(self.layer, direction, words, seed))
+
+    def operations(self, mask: bool) -> int:
+        """Byte operations: four planes of a 32-bit residue."""
+        return 2 * 4 * self.d_out * self.d_in * (self.tokens + (linear.ring("linear-w8")[0] if mask else 0))
+
+    def bytes(self, mask: bool) -> int:
+        """That must be read or written: words in, a reply out, weights."""
+        columns = self.tokens + (linear.ring("linear-w8")[0] if mask else 0)
+        return 4 * columns * self.d_in + 3 * self.tokens * self.d_out + self.d_out * self.d_in
+
+    def record(self, name: str, milliseconds: float, mask: bool, **other: Any) -> Record:
+        """A record with the roofline beside it."""
+        nbytes, operations = self.bytes(mask), self.operations(mask)
+        return Record(
+            name,
+            milliseconds,
+            "ms",
+            d_in=self.d_in,
+            d_out=self.d_out,
+            tokens=self.tokens,
+            bytes=nbytes,
+            operations=operations,
+            of_roof=self.gpu.roof(nbytes, operations, self.gpu.bytes_multiplied) / milliseconds,
+            **other,
+        )
+
+
+def check_linear(gpu: Gpu, size: int) -> None:
+    """The reply to a request is the processor's, bit for bit, in both directions, with a mask."""
+    layer = Layer(gpu, size, size, tokens=256)
+    for direction in ("forward", "backward"):
+        x = gpu.device.download(layer.x[direction])
+        request, secret = linear.encrypt(x, layer.prepared.public, direction=direction)
+        reply = b"".join(kernels.apply_blocks(layer.layer, request))
+        assert reply == linear.apply(layer.prepared, request), f"{direction}: the replies differ"
+        linear.decrypt(reply, secret)
+
+
+def linear_part(gpu: Gpu, size: int = 4096, tokens: int = TOKENS) -> Iterator[Record]:
+    """One square layer: the server's product, both halves of the owner, and all of it with copies."""
+    check_linear(gpu, size)
+    layer = Layer(gpu, size, size, tokens)
+    plain = _plain_product(gpu, layer)
+    for mask in (True, False):
+        what = "apply, linear-w8" + (", with the product of the mask" if mask else ", mask product known")
+        time_taken = layer.milliseconds("forward", mask)
+        against = {} if plain is None else {"reference": "PyTorch bf16", "ratio": time_taken / plain}
+        yield layer.record(what, time_taken, mask, target=4.0 if mask else None, **against)
+    if plain is not None:
+        yield Record("PyTorch bf16 product of that shape", plain, "ms", d_in=size, d_out=size, tokens=tokens)
+    yield from _owner(gpu, layer)
+    start = time.perf_counter()
+    request, secret = kernels.encrypt(gpu.device, layer.x["forward"], layer.prepared.public)
+    sent = time.perf_counter()
+    blocks = list(kernels.apply_blocks(layer.layer, request))
+    answered = time.perf_counter()
+    kernels.decrypt(blocks, secret)
+    seconds = (sent - start, answered - sent, time.perf_counter() - answered)
+    for name, value in zip(("encrypt", "apply", "decrypt"), seconds, strict=True):
+        yield Record(f"{name} to and from bytes on the host, first call", 1e3 * value, "ms", tokens=tokens)
+
+
+def _plain_product(gpu: Gpu, layer: Layer) -> float | None:
+    if gpu.torch is None:
+        return None
+    options = {"dtype": gpu.torch.bfloat16, "device": gpu.device.name}
+    x, w = gpu.torch.ones(layer.tokens, layer.d_in, **options), gpu.torch.ones(layer.d_out, layer.d_in, **options)
+    return gpu.milliseconds(lambda: gpu.torch.nn.functional.linear(x, w))
+
+
+def _owner(gpu: Gpu, layer: Layer) -> Iterator[Record]:
+    apply_time = layer.milliseconds("forward", mask=True)
+    words, secret = layer.encrypt("forward")
+    data, mask = kernels.apply(layer.layer, "forward", words, SEED)
+    kernels.decrypt_words(data, mask, secret)
+    encrypting = gpu.milliseconds(lambda: layer.encrypt("forward"))
+    waiting = [layer.encrypt("forward")[1] for _ in range(9)]
+    decrypting = gpu.milliseconds(lambda: kernels.decrypt_words(data, mask, waiting.pop()))
+    ratio = (encrypting + decrypting) / apply_time
+    shape = {"d_in": layer.d_in, "d_out": layer.d_out, "tokens": layer.tokens}
+    yield Record(
+        "owner's encrypt + decrypt",
+        encrypting + decrypting,
+        "ms",
+        reference="apply, with the product of the mask",
+        ratio=ratio,
+        target=0.5,
+        note=f"{encrypting:.3g} + {decrypting:.3g} ms",
+        **shape,
+    )
+
+
+def llama_part(gpu: Gpu, models: Models = MODELS, tokens: int = TOKENS) -> Iterator[Record]:
+    """All frozen linear layers of two models, forward and backward: the server's tokens a second."""
+    for name, (blocks, shapes) in models.items():
+        for mask in (False, True):
+            total = roof = 0.0
+            for d_out, d_in in shapes:
+                progress(f"{name}: {d_out} x {d_in}")
+                layer = Layer(gpu, d_out, d_in, tokens)
+                for direction in ("forward", "backward"):
+                    total += layer.milliseconds(direction, mask)
+                    roof += gpu.roof(layer.bytes(mask), layer.operations(mask), gpu.bytes_multiplied)
+                if mask and (d_out, d_in) == shapes[0]:
+                    yield from _owner(gpu, layer)
+            yield Record(
+                f"{name}, forward + backward, " + ("with mask products" if mask else "mask products known"),
+                tokens / (total * blocks) * 1e3,
+                "tokens/s",
+                tokens=tokens,
+                of_roof=roof / total,
+                note="" if mask else f"to reach: {TOKENS_A_SECOND.get(name)} or more",
+            )
+
+
+def ntt_part(gpu: Gpu, n: int = 1 << 16, rows: int = 1000) -> Iterator[Record]:
+    """Many transforms at once."""
+    parameters = ckks.parameters(depth=1, ring_dimension=n)
+    rng = np.random.default_rng(0)
+    small = ntt.Transforms(gpu.device, n, parameters._core.primes, 8)
+    words = rng.integers(0, parameters._core.primes[0], n, dtype=np.uint64)
+    got = gpu.device.upload(words)
+    small.forward(got, gpu.device.upload(np.zeros(1, np.uint32)))
+    parameters._core.transform(0, words)
+    assert (gpu.device.download(got) == words).all(), "the transforms differ"
+    primes = _primes(61, n, 8)
+    transforms = ntt.Transforms(gpu.device, n, primes, 8)
+    batch = gpu.device.upload(rng.integers(0, primes[-1], (rows, n), dtype=np.uint64))
+    order = gpu.device.upload(np.arange(len(primes), dtype=np.uint32))
+    for name, run in (("forward", transforms.forward), ("inverse", transforms.inverse)):
+        taken = gpu.milliseconds(lambda run=run: run(batch, order))
+        nbytes, operations = 4 * rows * n * 8, rows * n // 2 * (n.bit_length() - 1) * BUTTERFLY
+        yield Record(
+            f"{name} NTT, N = {n}, {rows} rows of 61 bits, {len(primes)} primes",
+            taken,
+            "ms",
+            target=2.5 if name == "forward" else None,
+            bytes=nbytes,
+            operations=operations,
+            of_roof=gpu.roof(nbytes, operations, gpu.integers) / taken,
+        )
+
+
+def _primes(bits: int, n: int, count: int) -> list[int]:
+    """The largest primes below 2^bits that are 1 modulo 2 n."""
+    found: list[int] = []
+    candidate = (1 << bits) - (1 << bits) % (2 * n) + 1
+    while len(found) < count:
+        candidate -= 2 * n
+        if candidate % 3 and pow(2, candidate - 1, candidate) == 1 and pow(3, candidate - 1, candidate) == 1:
+            found.append(candidate)
+    return found
+
+
+def _circuit(ring: int, limbs: int) -> tuple[Any, Any, Any]:
+    parameters = ckks.parameters(depth=limbs - 1, ring_dimension=ring)
+    secret = ckks.SecretKey(parameters)
+    return parameters, secret, secret.evaluation_keys(rotations=(1,))
+
+
+def ckks_part(gpu: Gpu, sets: Sets = SETS) -> Iterator[Record]:
+    """Multiplication and rotation of one ciphertext."""
+    for ring, limbs, targets in sets:
+        progress(f"CKKS keys, N = {ring}, {limbs} limbs")
+        yield from _primitives(gpu, ring, limbs, targets)
+
+
+def _primitives(gpu: Gpu, ring: int, limbs: int, targets: tuple[float | None, float | None]) -> Iterator[Record]:
+    parameters, secret, keys = _circuit(ring, limbs)
+    native, engine = ckks.Evaluator(parameters, keys), CudaEvaluator(gpu.device, parameters, keys)
+    values = np.random.default_rng(0).uniform(-1, 1, (parameters.slots, 1))
+    x, y = secret.encrypt(values), secret.encrypt(values)
+    a, b = engine.upload(x), engine.upload(y)
+    specials = parameters._core.special_count
+    digits = -(-limbs // parameters._core.digit_limbs)
+    key_bytes = 2 * digits * (limbs + specials) * ring * 8
+    product = ("multiply, relinearise, rescale", lambda: engine.multiply(a, b), lambda: native.multiply(x, y))
+    rotation = ("rotate", lambda: engine.rotate(a, 1), lambda: native.rotate(x, 1))
+    for (name, ours, theirs), target in zip((product, rotation), targets, strict=True):
+        assert engine.download(ours()).to_bytes() == theirs().to_bytes(), f"{name}: the ciphertexts differ"
+        taken = gpu.milliseconds(ours)
+        start = time.perf_counter()
+        theirs()
+        processor = 1e3 * (time.perf_counter() - start)
+        # Limbs taken apart, digits in all other primes, what is divided out of two components, what is left of it.
+        divided = specials + (name != "rotate")
+        rows = limbs + digits * (limbs + specials) - limbs + 2 * divided + 2 * (limbs - divided + specials)
+        operations = rows * ring // 2 * (ring.bit_length() - 1) * BUTTERFLY
+        nbytes = key_bytes + 4 * rows * ring * 8
+        yield Record(
+            f"{name}, N = {ring}, {limbs} limbs",
+            taken,
+            "ms",
+            reference="this processor",
+            ratio=taken / processor,
+            bytes=nbytes,
+            operations=operations,
+            of_roof=gpu.roof(nbytes, operations, gpu.integers) / taken,
+            note="" if target is None else f"to reach: {target} ms",
+        )
+
+
+def chebyshev_part(gpu: Gpu, ring: int = 1 << 14, times: int = 64) -> Iterator[Record]:
+    """A polynomial of degree 27 on many ciphertexts; the processor's time is that of 8, times 64."""
+    parameters, secret, keys = _circuit(ring, 8)
+    native, engine = ckks.Evaluator(parameters, keys), CudaEvaluator(gpu.device, parameters, keys)
+    polynomial = ckks.Polynomial(np.random.default_rng(0).uniform(-0.1, 0.1, 28), "chebyshev", (-1.0, 1.0))
+    x = secret.encrypt(np.random.default_rng(1).uniform(-1, 1, (parameters.slots, 8)))
+    some = engine.upload(x)
+    assert (
+        engine.download(engine.polynomial(some, polynomial)).to_bytes() == native.polynomial(x, polynomial).to_bytes()
+    )
+    many = engine.concatenate([some] * times)
+    taken = gpu.milliseconds(lambda: engine.polynomial(many, polynomial), runs=3)
+    privtuner.set_num_threads(2)
+    start = time.perf_counter()
+    native.polynomial(x, polynomial)
+    processor = times * 1e3 * (time.perf_counter() - start)
+    yield Record(
+        f"Chebyshev, degree 27, {8 * times} ciphertexts, N = {ring}, 8 limbs",
+        taken,
+        "ms",
+        reference=f"this processor, 2 threads, 8 ciphertexts times {times}",
+        ratio=taken / processor,
+    )
+
+
+PARTS: dict[str, Callable[[Gpu], Iterator[Record]]] = {
+    "linear": linear_part,
+    "llama": llama_part,
+    "ntt": ntt_part,
+    "ckks": ckks_part,
+    "chebyshev": chebyshev_part,
+}
+
+
+def main() -> int:
+    """Measure what was asked for; 1 if there is no GPU to measure it on."""
+    parser = harness.parser_of(__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--all", action="store_true", help="every part")
+    parser.add_argument("--device", default="cuda:0", metavar="D", help="(default %(default)s)")
+    options = parser.parse_args()
+    unknown = set(options.parts) - set(PARTS)
+    if unknown or not (options.parts or options.all):
+        parser.error(f"name parts among {', '.join(PARTS)}, or pass --all")
+    status = cuda.status()
+    if not status.available:
+        records = [Record(name, None, "", note=status.reason) for name in (PARTS if options.all else options.parts)]
+        harness.finish(records, options, "GPU engine")
+        return 1
+    (device,) = cuda.devices(options.device)
+    records = []
+    with device.active():
+        gpu = Gpu(device)
+        for name in PARTS if options.all else options.parts:
+            progress(f"{name} ...")
+            records += PARTS[name](gpu)
+    records.append(Record("ceiling: memory, a copy", gpu.memory / 1e12, "TB/s"))
+    if gpu.bytes_multiplied:
+        records.append(Record("ceiling: int8 product of PyTorch", gpu.bytes_multiplied / 1e12, "T operations/s"))
+    records = [dataclasses.replace(record, device=status.reason) for record in records]
+    harness.finish(records, options, f"GPU engine on {status.reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""The engine and the owner on GPUs, here on stand-ins for them: placement, batches, memory, the way to PyTorch."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import linear_cases as cases
+from cuda_host import HostDevice
+from privtuner import ckks, linear
+from privtuner.ckks.blocks import SealedClient, SealedMLP
+from privtuner.cuda import linear as kernels
+from privtuner.engines import LocalTransport, NativeEngine, NativeOwner, owner_of
+from privtuner.engines.cuda import CudaEngine, CudaOwner
+from privtuner.errors import EngineError, InputError, MessageError
+from privtuner.nn import EncryptedLinear
+
+PRESETS, DIRECTIONS = cases.PRESETS, cases.DIRECTIONS
+
+
+@pytest.fixture
+def engine():
+    engine = CudaEngine([HostDevice()])
+    yield engine
+    engine.close()
+
+
+def request_for(prepared, tokens=3, direction="forward", seed=1):
+    x = cases.batch(tokens, cases.features_in(prepared, direction), seed)
+    return linear.encrypt(x, prepared.public, direction=direction)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_replies_are_the_native_ones(engine, preset, direction):
+    prepared = cases.layer(preset=preset)
+    request, _ = request_for(prepared, direction=direction)
+    blocks = list(engine.apply_blocks(prepared, request, 32))
+    assert b"".join(blocks) == b"".join(NativeEngine().apply_blocks(prepared, request, 32))
+    assert len(blocks) == -(-cases.features_out(prepared, direction) // 32)
+
+
+def test_a_bad_request_is_refused_before_any_work(engine):
+    prepared = cases.layer()
+    request, _ = request_for(prepared)
+    for bad in (request[:-1], request[:200] + bytes([request[200] ^ 1]) + request[201:], b""):
+        with pytest.raises(MessageError):
+            list(engine.apply_blocks(prepared, bad))
+    with pytest.raises(MessageError, match="another layer"):
+        list(engine.apply_blocks(cases.layer(seed=5), request))
+
+
+def test_layers_go_where_memory_is_left():
+    class Small(HostDevice):
+        """Has ``room`` bytes for what is uploaded as weights."""
+
+        def __init__(self, name, room):
+            super().__init__(name)
+            self.room = room
+
+        def empty(self, shape, dtype, what="a work array"):
+            if np.dtype(dtype) == np.int8 and len(shape) > 1:
+                self.room -= int(np.prod(shape))
+            return super().empty(shape, dtype, what)
+
+        def free_bytes(self):
+            return self.room
+
+    layers = {f"layer {i}": cases.layer(d_out=32, d_in=32 * (i + 1), seed=i) for i in range(6)}
+    devices = [Small("cuda:0", 1 << 30), Small("cuda:1", (1 << 30) + 4096)]
+    engine = CudaEngine(devices)
+    placed = engine.hold(layers)
+    assert set(placed) == {"cuda:0", "cuda:1"}
+    assert sum(placed.values()) == sum(layer.public.d_out * layer.public.d_in for layer in layers.values())
+    assert abs(placed["cuda:1"] - placed["cuda:0"]) <= 4096 + 32 * 192
+    assert engine.hold(layers) == placed  # again: they lie there already
+    for name, prepared in layers.items():
+        request, secret = request_for(prepared)
+        reply = list(engine.apply_blocks(prepared, request))
+        assert linear.decrypt(reply, secret).shape == (3, 32), name
+    engine.close()
+
+
+def test_what_does_not_fit_is_named_with_its_bytes():
+    engine = CudaEngine([HostDevice(memory_bytes=20_000)])
+    with pytest.raises(EngineError, match=r"\d+ bytes and cuda:0 has 20000 left"):
+        engine.hold({"large": cases.layer(d_out=256, d_in=256)})
+    with pytest.raises(InputError, match="no device was given"):
+        CudaEngine([])
+
+
+class Slow(HostDevice):
+    """Starts nothing before ``go``, so that requests pile up."""
+
+    def __init__(self):
+        super().__init__()
+        self.go, self.waiting = threading.Event(), threading.Event()
+
+    def launch(self, kernel, *arguments, **options):
+        if threading.current_thread().name.startswith("privtuner-"):
+            self.waiting.set()
+            assert self.go.wait(30)
+        super().launch(kernel, *arguments, **options)
+
+
+def test_requests_that_wait_for_a_layer_are_multiplied_together():
+    device = Slow()
+    engine = CudaEngine([device])
+    prepared = cases.layer()
+    requests = [request_for(prepared, tokens, seed=tokens) for tokens in (2, 3, 4, 5)]
+    backward, _ = request_for(prepared, 2, "backward")
+    replies = {}
+
+    def ask(name, request):
+        replies[name] = b"".join(engine.apply_blocks(prepared, request))
+
+    threads = [threading.Thread(target=ask, args=("first", requests[0][0]))]
+    threads[0].start()
+    assert device.waiting.wait(30)  # at work on the first one
+    for number, (request, _) in enumerate(requests[1:]):
+        threads.append(threading.Thread(target=ask, args=(number, request)))
+    for thread in threads[1:]:
+        thread.start()
+    wait_for(lambda: engine._workers[0]._tickets.qsize() == 3)
+    threads.append(threading.Thread(target=ask, args=("backward", backward)))
+    threads[-1].start()
+    wait_for(lambda: engine._workers[0]._tickets.qsize() == 4)
+    before = device.launched.count("gemm_u32_4")
+    device.go.set()
+    for thread in threads:
+        thread.join(60)
+    # The first, the three that waited as one, and the other direction.
+    assert device.launched.count("gemm_u32_4") - before == 3
+    native = NativeEngine()
+    for name, (request, _) in zip(("first", 0, 1, 2), requests, strict=True):
+        assert replies[name] == b"".join(native.apply_blocks(prepared, request))
+    assert replies["backward"] == b"".join(native.apply_blocks(prepared, backward))
+    engine.close()
+
+
+def wait_for(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_batch_that_does_not_fit_is_answered_one_by_one(monkeypatch, engine):
+    genuine, sizes = kernels.answer, []
+
+    def answer(layer, requests, block_rows):
+        sizes.append(len(requests))
+        if len(requests) > 1:
+            raise EngineError("it takes too many bytes")
+        return genuine(layer, requests, block_rows)
+
+    monkeypatch.setattr(kernels, "answer", answer)
+    prepared = cases.layer()
+    (worker,) = engine._workers
+    requests = [request_for(prepared, seed=seed)[0] for seed in (1, 2)]
+    _, layer = engine._resident(prepared)
+    from privtuner.engines.cuda import _Ticket
+
+    tickets = [_Ticket(layer, kernels.open_request(layer, request), 256) for request in requests]
+    worker._answer(tickets)
+    assert sizes == [2, 1, 1]
+    for ticket, request in zip(tickets, requests, strict=True):
+        assert ticket.blocks.get() == b"".join(NativeEngine().apply_blocks(prepared, request))
+        assert ticket.blocks.get() is None
+
+
+def test_an_error_at_work_reaches_whoever_asked_and_the_engine_goes_on(monkeypatch, engine):
+    prepared = cases.layer()
+    request, _ = request_for(prepared)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "answer", lambda *_: (_ for _ in ()).throw(RuntimeError("the GPU fell off the bus")))
+        with pytest.raises(RuntimeError, match="fell off the bus"):
+            list(engine.apply_blocks(prepared, request))
+    assert list(engine.apply_blocks(prepared, request))
+
+
+def test_a_reply_that_nobody_reads_holds_nothing_up(engine):
+    prepared = cases.layer(d_out=200)
+    request, _ = request_for(prepared)
+    reply = engine.apply_blocks(prepared, request, 32)
+    next(reply)
+    reply.close()
+    assert b"".join(engine.apply_blocks(prepared, request)) == linear.apply(prepared, request)
+    engine.close()
+    assert b"".join(engine.apply_blocks(prepared, request)) == linear.apply(prepared, request)  # starts again
+
+
+def test_a_sealed_block_is_evaluated_on_the_device(engine):
+    parameters = ckks.INSECURE_parameters(depth=6)
+    rng = np.random.default_rng(0)
+    w1, w2 = 0.3 * rng.standard_normal((9, 5)), 0.3 * rng.standard_normal((4, 9))
+    block = SealedMLP(w1, None, w2, None, ckks.gelu((-6.0, 6.0), 15), parameters=parameters)
+    client = SealedClient(parameters, allow_insecure=True)
+    for g in (None, rng.standard_normal((3, 4))):
+        request, pending = client.request(block.public, rng.standard_normal((3, 5)), g)
+        reply = list(engine.apply_blocks(block, request))
+        assert reply == list(block.answer(request))
+        client.decrypt(reply, pending)
+
+
+@pytest.mark.parametrize("engine_on_device", [False, True])
+@pytest.mark.parametrize("owner_on_device", [False, True])
+def test_either_side_may_have_a_gpu(engine_on_device, owner_on_device):
+    server = CudaEngine([HostDevice()]) if engine_on_device else NativeEngine()
+    owner = CudaOwner(HostDevice()) if owner_on_device else NativeOwner()
+    prepared = cases.layer()
+    for direction in DIRECTIONS:
+        x = cases.batch(4, cases.features_in(prepared, direction))
+        for _ in range(2):  # the second time the product of the mask is known
+            request, secret = owner.encrypt(x, prepared.public, direction)
+            y = np.asarray(owner.decrypt(server.apply_blocks(prepared, request, 32), secret))
+            exact = cases.product(prepared, x, direction)
+            assert (np.abs(y - exact) <= linear.error_bound(prepared.public, x, direction)).all()
+    server.close()
+
+
+def test_tensors_of_the_device_go_through_a_layer_and_back():
+    weight = torch.randn(12, 7, generator=torch.Generator().manual_seed(0))
+    prepared = linear.prepare(weight.numpy())
+    transport = LocalTransport({"fc": prepared})
+    results = []
+    for device in ("cpu", HostDevice()):
+        layer = EncryptedLinear.single("fc", prepared.public, transport, device=device)
+        assert layer.group.session.on_device == (device != "cpu")
+        x = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        y = layer(x)
+        (y * torch.arange(12.0)).sum().backward()
+        results.append((y.detach(), x.grad))
+    (y, gradient), (y_device, gradient_device) = results
+    assert torch.allclose(y, y_device, atol=1e-3)
+    assert torch.allclose(gradient, gradient_device, rtol=1e-3, atol=2e-2)
+    assert not torch.equal(y, y_device)  # other noise: it is encrypted
+
+
+def test_misuse_of_the_owner():
+    with pytest.raises(InputError, match="mask_cache_bytes = -1"):
+        CudaOwner(HostDevice(), -1)
+    owner = owner_of("native", device=HostDevice("cuda:3"))
+    assert (owner.name, owner.on_device, owner.device.name) == ("native", True, "cuda:3")
+    prepared = cases.layer()
+    x = cases.batch(3, prepared.public.d_in)
+    x[1, 2] = np.nan
+    with pytest.raises(InputError, match=r"x\[1, 2\] is NaN"):
+        owner.encrypt(x, prepared.public, "forward")
