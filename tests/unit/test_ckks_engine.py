@@ -320,6 +320,16 @@ def test_tensors_that_do_not_fit():
         ENGINE.concatenate([])
 
 
+def test_sums_that_are_too_long():
+    many = ENGINE.planned(TOKENS, 1025)
+    with pytest.raises(CkksError, match="a dot product of 1025 features; take at most 1024 at once"):
+        ENGINE.dot(many, many)
+    assert ENGINE.dot(ENGINE.select(many, slice(0, 1024)), ENGINE.select(many, slice(0, 1024))).shape == (TOKENS, 1)
+    with pytest.raises(CkksError, match="a combination of 2048 tensors; take fewer than 2048 at once"):
+        ENGINE.linear_combination([X] * 2048, [1.0] * 2048)
+    assert ENGINE.linear_combination([X] * 2047, [1.0] * 2047).shape == X.shape
+
+
 def test_scales_that_do_not_agree():
     skewed = ENGINE.linear(X, ckks.Matrix([[1.0, 0.5], [0.25, 0.1]]))
     with pytest.raises(CkksError, match="do not agree at level 3; multiply one of them by 1.0 first"):

@@ -284,6 +284,10 @@ TensorPtr Evaluator::linear_combination(const std::vector<TensorPtr>& tensors,
   if (tensors.empty() || weights.size() != tensors.size()) {
     throw Error(std::to_string(weights.size()) + " rows of weights for " + std::to_string(tensors.size()) + " tensors");
   }
+  if (tensors.size() >= ring::kMaxTerms) {
+    throw Error("a combination of " + std::to_string(tensors.size()) + " tensors; take fewer than " +
+                std::to_string(ring::kMaxTerms) + " at once and add the results");
+  }
   std::size_t features = 1;
   int level = parameters_->depth();
   for (const TensorPtr& x : tensors) {

@@ -78,6 +78,10 @@ TensorPtr Evaluator::dot(const TensorPtr& left, const TensorPtr& right) const {
     throw Error("a dot product of " + std::to_string(left->features) + " and " + std::to_string(right->features) +
                 " features; both must have as many");
   }
+  if (2 * left->features > ring::kMaxTerms) {
+    throw Error("a dot product of " + std::to_string(left->features) + " features; take at most " +
+                std::to_string(ring::kMaxTerms / 2) + " at once and add the results");
+  }
   const auto [x, y] = meet_for_product(left, right);
   for (std::size_t f = 1; f < x->features; ++f) {
     if (!same(x->scale[f] * y->scale[f], x->scale[0] * y->scale[0])) {
