@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine_cases import NEEDS_OPENFHE
+from privtuner import cuda
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -30,8 +31,8 @@ def run(script: str, folder: Path) -> str:
     return result.stdout
 
 
-def test_there_are_five_scripts():
-    assert len(SCRIPTS) == README.count("```python") == 5
+def test_there_are_six_scripts():
+    assert len(SCRIPTS) == README.count("```python") == 6
 
 
 def test_the_training_loop_learns_and_leaves_an_adapter(tmp_path):
@@ -55,9 +56,18 @@ def test_the_second_engine(tmp_path):
     assert off < predicted < 1e-3
 
 
+def test_the_gpu(tmp_path):
+    """On the host in place of a GPU, where there is none."""
+    folder = ROOT / "tests"
+    host = f"import sys; sys.path.append({str(folder)!r}); import cuda_host; from privtuner import cuda\n"
+    stand_in = "" if cuda.available() else host + "cuda.devices = lambda: [cuda_host.HostDevice()]\n"
+    (off,) = map(float, re.findall(r"[\d.]+e-\d+", run(stand_in + SCRIPTS[4], tmp_path)))
+    assert off < 1e-3
+
+
 def test_the_wireless_cell(tmp_path):
     certified, better = (
-        float(word) for word in re.findall(r"([\d.e-]+) J(?: better|$)", run(SCRIPTS[4], tmp_path), re.M)
+        float(word) for word in re.findall(r"([\d.e-]+) J(?: better|$)", run(SCRIPTS[5], tmp_path), re.M)
     )
     assert 0 <= certified <= 1e-5
     assert better > 0
@@ -73,7 +83,7 @@ def test_the_wireless_system(tmp_path):
 @pytest.mark.parametrize("command", ["serve", "train", "allocate"])
 def test_the_command_lines_use_options_that_exist(command):
     lines = re.findall(rf"^    privtuner {command} ((?:.*\\\n)*.*)$", README, re.MULTILINE)
-    assert len(lines) == (2 if command == "allocate" else 3)
+    assert len(lines) == (2 if command == "allocate" else 4)
     help_text = run(f"from privtuner.cli import main; main(['{command}', '--help'])", Path())
     options = {option for line in lines for option in re.findall(r"--[\w-]+", line)}
     assert options
