@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from typing import Any
 
@@ -38,6 +38,28 @@ class Parameter:
     dtype: np.dtype[Any]
     pointer: bool
 
+    @cached_property
+    def _limits(self) -> tuple[int, int] | None:
+        """Least and largest whole number; None of floating point."""
+        if self.dtype.kind == "f":
+            return None
+        limits = np.iinfo(self.dtype)
+        return int(limits.min), int(limits.max)
+
+    def checked(self, value: Any) -> Any:
+        """An array as it is, a number as a scalar of the dtype. Every launch comes through here, so it is brief."""
+        if not self.pointer:
+            limits = self._limits
+            if limits is not None and not limits[0] <= value <= limits[1]:
+                raise InputError(f"{value} does not fit {self.dtype}")
+            return self.dtype.type(value)
+        dtype = getattr(value, "dtype", None)
+        if dtype != self.dtype:
+            raise InputError(f"expected an array of {self.dtype}, got {dtype or type(value).__name__}")
+        if not value.flags.c_contiguous:
+            raise InputError("the array is not contiguous")
+        return value
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -56,22 +78,13 @@ class Kernel:
         """
         if len(given) != len(self.parameters):
             raise InputError(f"kernel {self.name} takes {len(self.parameters)} arguments, got {len(given)}")
-        return tuple(self._argument(parameter, value) for parameter, value in zip(self.parameters, given, strict=True))
-
-    def _argument(self, parameter: Parameter, value: Any) -> Any:
-        where = f"kernel {self.name}, argument {parameter.name}"
-        if parameter.pointer:
-            dtype = getattr(value, "dtype", None)
-            if dtype != parameter.dtype:
-                raise InputError(
-                    f"{where}: expected an array of {parameter.dtype}, got {dtype or type(value).__name__}"
-                )
-            if not value.flags.c_contiguous:
-                raise InputError(f"{where}: the array is not contiguous")
-            return value
-        if parameter.dtype.kind in "iu" and not np.iinfo(parameter.dtype).min <= value <= np.iinfo(parameter.dtype).max:
-            raise InputError(f"{where}: {value} does not fit {parameter.dtype}")
-        return parameter.dtype.type(value)
+        checked = []
+        for parameter, value in zip(self.parameters, given, strict=True):
+            try:
+                checked.append(parameter.checked(value))
+            except InputError as error:
+                raise InputError(f"kernel {self.name}, argument {parameter.name}: {error}") from None
+        return tuple(checked)
 
 
 @cache

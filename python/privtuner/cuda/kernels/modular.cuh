@@ -25,14 +25,8 @@ struct Wide {
 
 // sum + a b modulo 2^128: exact for up to 2^(128 - x - y) products of words below 2^x and 2^y.
 PT_FN Wide add_product(Wide sum, u64 a, u64 b) {
-#if defined(__CUDACC__)
-  asm("mad.lo.cc.u64 %0, %2, %3, %0;\n\tmadc.hi.u64 %1, %2, %3, %1;" : "+l"(sum.low), "+l"(sum.high) : "l"(a), "l"(b));
-  return sum;
-#else
-  __extension__ typedef unsigned __int128 Word128;
-  const Word128 total = ((static_cast<Word128>(sum.high) << 64) | sum.low) + static_cast<Word128>(a) * b;
-  return Wide{static_cast<u64>(total), static_cast<u64>(total >> 64)};
-#endif
+  const u64 low = sum.low + a * b;
+  return Wide{low, sum.high + mul_high(a, b) + (low < sum.low ? 1 : 0)};
 }
 
 // A 32-bit prime q < 2^32. Values are in [0, q) throughout: q may use the top bit, so nothing lazy fits the word.
