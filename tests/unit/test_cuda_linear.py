@@ -27,6 +27,7 @@ from linear_cases import (
 from privtuner import _core, linear
 from privtuner.cuda import linear as device_linear
 from privtuner.cuda import sampling
+from privtuner.cuda.linear import lanes
 from privtuner.errors import EngineError, InputError, MessageError, SecretError
 
 TOKENS = (1, 5, 2048, 2049)
@@ -101,8 +102,8 @@ def test_replies_are_those_of_the_core_in_blocks_of_any_size(preset, direction, 
             expected = list(linear.apply_blocks(prepared, request, block_rows))
             assert list(device_linear.apply_blocks(held, request, block_rows)) == expected
         with monkeypatch.context() as patch:  # every piece on its own
-            patch.setattr(device_linear, "_PIECE_BYTES", 1)
-            patch.setattr(device_linear, "_WORK_BYTES", 1)
+            patch.setattr(lanes, "PIECE_BYTES", 1)
+            patch.setattr(lanes, "WORK_BYTES", 1)
             expected = list(linear.apply_blocks(prepared, request, 32))
             assert list(device_linear.apply_blocks(held, request, 32)) == expected
         linear.decrypt(linear.apply(prepared, request), secret)
@@ -114,8 +115,8 @@ def test_pieces_do_not_show_in_messages(monkeypatch):
     whole, secret = device_linear.encrypt(device, x, prepared.public, seed=SEED, mask_seed=MASK, request=REQUEST)
     reply = linear.apply(prepared, whole)
     y = device_linear.decrypt(reply, secret)
-    monkeypatch.setattr(device_linear, "_PIECE_BYTES", 1)
-    monkeypatch.setattr(device_linear, "_WORK_BYTES", 1)
+    monkeypatch.setattr(lanes, "PIECE_BYTES", 1)
+    monkeypatch.setattr(lanes, "WORK_BYTES", 1)
     request, secret = device_linear.encrypt(device, x, prepared.public, seed=SEED, mask_seed=MASK, request=REQUEST)
     assert request == whole
     assert device_linear.decrypt(linear.apply_blocks(prepared, request, 32), secret).tobytes() == y.tobytes()
@@ -271,7 +272,7 @@ def ends(preset, dtype):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_embedding_at_the_ends_of_its_range(preset, backwards):
     device, q = HostDevice(backwards=backwards), Q[preset]
-    ring = device_linear._Ring(device, preset)
+    ring = lanes.Ring(device, preset)
     tokens, width, first, rows = N + 200, 37, 2, 34  # two groups, tiles that are not full on either side
     rng = np.random.default_rng(0)
     product = rng.choice(ends(preset, ring.dtype), (2, rows, N))
@@ -281,8 +282,8 @@ def test_embedding_at_the_ends_of_its_range(preset, backwards):
     scale = rng.choice(np.array([1.0, (q / 2 - 30) / 2.5]), tokens)
     out = device.empty((rows, tokens), ring.dtype)
     ring.launch(
-        "embed", device_linear._tiles(tokens, rows), out, product, errors, x, np.ones(width), scale, q, N, tokens,
-        width, first, rows, 2, N, shared=device_linear._TILE_BYTES,
+        "embed", lanes.tiles(tokens, rows), out, product, errors, x, np.ones(width), scale, q, N, tokens,
+        width, first, rows, 2, N, shared=lanes.TILE_BYTES,
     )  # fmt: skip
     message = np.rint(x[:, first : first + rows].astype(np.float64) * scale[:, None]).astype(np.int64).T
     masked = product.transpose(1, 0, 2).reshape(rows, 2 * N)[:, :tokens].astype(np.int64)
@@ -295,7 +296,7 @@ def test_embedding_at_the_ends_of_its_range(preset, backwards):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_shortening_at_the_ends_of_its_range(preset, tokens, backwards):
     device = HostDevice(backwards=backwards)
-    ring = device_linear._Ring(device, preset)
+    ring = lanes.Ring(device, preset)
     rows, column, columns = 3, 2, tokens + 5
     drop = 1 << DROPPED[preset]
     near = np.array([drop // 2 - 1, drop // 2, drop // 2 + 1, drop * 255 + drop // 2, drop * 256], ring.dtype)
@@ -314,7 +315,7 @@ def test_shortening_at_the_ends_of_its_range(preset, tokens, backwards):
 def test_revealing_any_bits(preset, backwards):
     # A hostile reply may hold any bits: what comes out is of no use, and still what the core gives.
     device, q, drop = HostDevice(backwards=backwards), Q[preset], DROPPED[preset]
-    ring = device_linear._Ring(device, preset)
+    ring = lanes.Ring(device, preset)
     tokens, rows, first, outputs = N + 131, 35, 3, 40
     rng = np.random.default_rng(0)
     product = rng.choice(ends(preset, ring.dtype), (2, rows, N))
@@ -323,8 +324,8 @@ def test_revealing_any_bits(preset, backwards):
     weight, inverse = rng.random(outputs) + 0.5, rng.random(tokens) * 2.0**-30
     y = np.full((tokens, outputs), 7, np.float32)
     ring.launch(
-        "reveal", device_linear._tiles(tokens, rows), y, reply.view(ring.reply_dtype), product, weight, inverse, q,
-        drop, N, tokens, outputs, first, rows, shared=device_linear._TILE_BYTES,
+        "reveal", lanes.tiles(tokens, rows), y, reply.view(ring.reply_dtype), product, weight, inverse, q,
+        drop, N, tokens, outputs, first, rows, shared=lanes.TILE_BYTES,
     )  # fmt: skip
     kept, _ = reply_rows(bytes(BLOCK_PREFIX) + reply.tobytes(), preset, rows, tokens)
     difference = (kept << drop) - product.transpose(1, 0, 2).reshape(rows, 2 * N)[:, :tokens].astype(np.int64)
@@ -363,7 +364,7 @@ def test_scales_add_in_the_order_of_the_core(width, backwards):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_secrets_as_residues(preset, backwards):
     device = HostDevice(backwards=backwards)
-    ring = device_linear._Ring(device, preset)
+    ring = lanes.Ring(device, preset)
     values = np.array([-1, 0, 1] * 99, np.int8)
     out = device.empty(values.shape, ring.dtype)
     ring.launch("residues", (2,), out, values, ring.q, values.size)

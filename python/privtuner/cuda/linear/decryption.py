@@ -1,0 +1,235 @@
+"""The data owner's decryption on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ... import _core
+from ...errors import InputError, MessageError
+from ...linear import BytesLike
+from ..device import Device
+from . import lanes
+from .lanes import TILE_BYTES, Ring, Slot, features_of, pieces, tiles, wipe
+from .secret import DeviceSecret
+
+__all__ = ["Decryption", "decrypt", "decrypt_words"]
+
+
+class Decryption:
+    """Decrypts a reply block by block; see `decrypt`. ``close`` it whatever happened."""
+
+    def __init__(self, secret: DeviceSecret, on_device: bool = False) -> None:
+        secret._require_unused()
+        self._secret, self._context, self._ring = secret, secret._context, secret._ring
+        device, ring = self._context.device, self._ring
+        self._outputs = features_of(secret._public, secret._direction)[1]
+        self._next_row = 0
+        self._turn = 0
+        self._slots = [Slot(self._context, 0), Slot(self._context, 1)]
+        self._filling: Any = None
+        self._on_device = on_device
+        shape = (secret._tokens, self._outputs)
+        if (
+            on_device
+        ):  # memory of the caller's stream, as others may read it long after: what it did before must be over
+            with device.active():
+                self._y = device.empty(shape, np.float32, "a decrypted reply")
+                device.download(self._y[:1, :1])
+        with self._context.lane(0):
+            if not on_device:
+                self._y = device.empty(shape, np.float32, "a decrypted reply")
+            if secret._masks is not None and secret._mask is None:
+                self._filling = secret._masks.reserve(self._outputs, ring.n, ring.dtype)
+        piece = ring.n * ring.word_bytes + secret._tokens * ring.reply_bytes
+        self._step = max(1, min(lanes.PIECE_BYTES // piece, _most_rows(device, ring, secret._tokens)))
+        self._context.fork()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row has arrived."""
+        return self._next_row == self._outputs
+
+    def feed(self, block: BytesLike) -> None:
+        """One or more whole blocks; see `decrypt` for what is raised."""
+        secret, public = self._secret, self._secret._public
+        data = memoryview(block)
+        with secret._lock:
+            if not self.complete:
+                secret._require_unused()
+            while len(data) > 0:
+                header = _core.linear_open_block(public.preset, data)
+                self._check(header)
+                first, rows = header["row_begin"], header["row_count"]
+                body = np.frombuffer(data[_core.LINEAR_BLOCK_PREFIX : header["size"]], np.uint8)
+                self._rows(first, rows, body)
+                self._next_row += rows
+                data = data[header["size"] :]
+            if self.complete and not secret._used:
+                self._context.join()
+                if self._filling is not None and secret._masks is not None:
+                    secret._masks.insert(public.id, secret._direction, self._filling)
+                    self._filling = None
+                secret._erase()
+                self._context.fork()  # whoever finds the product finds it whole in both lanes
+
+    def _check(self, header: dict[str, Any]) -> None:
+        secret, public = self._secret, self._secret._public
+        if header["layer"] != public.id:
+            raise MessageError("reply block: comes from another layer")
+        if header["request"] != secret._request:
+            raise MessageError("reply block: answers another request")
+        if header["direction"] != secret._direction:
+            raise MessageError(f"reply block: is {header['direction']}, the request was {secret._direction}")
+        if (header["tokens"], header["features"]) != (secret._tokens, self._outputs):
+            raise MessageError(
+                f"reply block: shape ({header['tokens']}, {header['features']}), expected ({secret._tokens}, "
+                f"{self._outputs})"
+            )
+        if header["row_begin"] != self._next_row:
+            raise MessageError(
+                f"reply block: starts at output {header['row_begin']}, expected {self._next_row}: reordered, repeated "
+                "or lost"
+            )
+        if header["mask_present"] == (secret._mask is not None):
+            raise MessageError(
+                "reply block: carries a mask product nobody asked for"
+                if header["mask_present"]
+                else "reply block: lacks the mask product that was asked for"
+            )
+
+    def _rows(self, first: int, count: int, body: npt.NDArray[np.uint8]) -> None:
+        """Decrypt ``count`` rows: their data stands in front of their mask products, if there are any."""
+        secret, ring = self._secret, self._ring
+        data_bytes, mask_bytes = secret._tokens * ring.reply_bytes, ring.n * ring.word_bytes
+        data, masks = body[: count * data_bytes], body[count * data_bytes :]
+        for _, begin, rows in pieces(count, self._step):
+            slot, at, lane = self._slots[self._turn % 2], first + begin, self._turn
+            slot.wait()
+            with self._context.lane(lane):
+                reply = slot.copy_in("data", data[begin * data_bytes : (begin + rows) * data_bytes], ring.reply_dtype)
+                if secret._mask is None:
+                    piece = masks[begin * mask_bytes : (begin + rows) * mask_bytes]
+                    mask = slot.copy_in("masks", piece, ring.dtype).reshape(rows, ring.n)
+                else:
+                    mask = secret._mask[at : at + rows]
+                if self._filling is not None:
+                    self._filling[at : at + rows] = mask
+                _reveal(secret, slot, reply, mask, self._y, at)
+            self._turn += 1
+
+    def finish(self) -> Any:
+        """The result, once every row has arrived."""
+        if not self.complete:
+            raise MessageError(f"reply: ends after output {self._next_row} of {self._outputs}: truncated")
+        self._context.join()
+        self._context.finish()
+        if self._on_device:
+            return self._y
+        with self._context.lane(0):
+            return self._context.device.download(self._y)
+
+    def close(self) -> None:
+        """Overwrite what is secret and wait for all copies."""
+        self._context.join()
+        with self._context.lane(0):
+            for slot in self._slots:
+                slot.wipe()
+            if not self._on_device:
+                wipe(self._y)
+        self._context.finish()
+
+
+def decrypt(reply: BytesLike | Iterable[BytesLike], secret: DeviceSecret, on_device: bool = False) -> Any:
+    """Decrypt a reply on the device where its request was made. Uses up the secret.
+
+    Args:
+        reply: the whole reply, or an iterable of its blocks, which are decrypted as they arrive.
+        secret: from the `encrypt` that made the request.
+        on_device: return an array of the device, of the current stream; ``torch.from_dlpack`` takes it as it lies.
+
+    Returns:
+        float32 (tokens, d_out) forward, (tokens, d_in) backward; a NumPy array unless ``on_device``.
+
+    Raises:
+        MessageError, SecretError, InputError: as `privtuner.linear.decrypt`.
+        EngineError: the device's memory does not suffice.
+    """
+    if not isinstance(secret, DeviceSecret):
+        raise InputError(f"secret is of type {type(secret).__name__}: expected the DeviceSecret that encrypt returned")
+    decryption = Decryption(secret, on_device)
+    try:
+        for block in [reply] if isinstance(reply, (bytes, bytearray, memoryview)) else reply:
+            decryption.feed(block)
+        return decryption.finish()
+    finally:
+        decryption.close()
+
+
+def decrypt_words(data: Any, mask: Any, secret: DeviceSecret) -> Any:
+    """Decrypt a whole reply that lies on the device, as `apply` returned it. Uses up the secret.
+
+    Args:
+        data: uint8 (outputs, tokens * reply bytes).
+        mask: (outputs, N) words.
+        secret: from `encrypt_words`.
+
+    Returns:
+        float32 (tokens, outputs), a device array.
+
+    Raises:
+        SecretError: the secret was used or wiped.
+        InputError: an array of another shape or dtype.
+    """
+    ring, device = secret._ring, secret._context.device
+    outputs = features_of(secret._public, secret._direction)[1]
+    for name, array, shape, dtype in (
+        ("data", data, (outputs, secret._tokens * ring.reply_bytes), np.dtype(np.uint8)),
+        ("mask", mask, (outputs, ring.n), ring.dtype),
+    ):
+        if array.shape != shape or array.dtype != dtype:
+            raise InputError(f"{name} is {array.dtype} {tuple(array.shape)}; it must be {dtype} {shape}")
+    with secret._lock, device.active():
+        secret._require_unused()
+        y = device.empty((secret._tokens, outputs), np.float32, "a decrypted reply")
+        slot = Slot(secret._context, 0)
+        for _, first, rows in pieces(outputs, _most_rows(device, ring, secret._tokens)):
+            part = slice(first, first + rows)
+            _reveal(secret, slot, data[part].view(ring.reply_dtype), mask[part], y, first)
+        slot.wipe()
+        secret._erase()
+    return y
+
+
+def _most_rows(device: Device, ring: Ring, tokens: int) -> int:
+    """Rows of a piece that is decrypted: what fits into a lane's memory."""
+    row = (ring.groups(tokens) + 1) * ring.n * ring.word_bytes + tokens * ring.reply_bytes
+    return max(1, min(lanes.WORK_BYTES, device.free_bytes() // 4) // row)
+
+
+def _reveal(secret: DeviceSecret, slot: Slot, reply: Any, mask: Any, y: Any, first: int) -> None:
+    """Columns of y, (tokens, outputs), from ``first`` on: of rows of a reply and of the product of the mask."""
+    ring, rows = secret._ring, int(mask.shape[0])
+    shape = (ring.groups(secret._tokens), rows, ring.n)
+    product = slot.array("product", int(np.prod(shape)), ring.dtype, "products with secrets").reshape(shape)
+    ring.multiply_masks(mask, secret._unwiped(), product)
+    ring.launch(
+        "reveal",
+        tiles(secret._tokens, rows),
+        y,
+        reply,
+        product,
+        secret._weight,
+        secret._inverse_scales,
+        ring.q,
+        ring.dropped_bits,
+        ring.n,
+        secret._tokens,
+        int(y.shape[1]),
+        first,
+        rows,
+        shared=TILE_BYTES,
+    )

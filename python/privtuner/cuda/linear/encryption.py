@@ -1,0 +1,275 @@
+"""The data owner's encryption on a device."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import numpy as np
+
+from ... import _core, linear
+from ...errors import InputError
+from ...linear import Direction, Public
+from .. import sampling
+from ..device import Device
+from . import lanes
+from .lanes import THREADS, TILE_BYTES, Slot, checked, context_of, features_of, pieces, tiles, wipe
+from .masks import DeviceMasks
+from .secret import DeviceSecret
+
+__all__ = ["encrypt", "encrypt_words"]
+
+_MAX_TOKENS = 1 << 24
+_NORM_LANES = 8  # of linear.cu
+
+
+class _Encryption:
+    """One batch on its way to words. Work goes to the current stream."""
+
+    def __init__(self, device: Device, secret: DeviceSecret, x: Any, mask_seed: bytes) -> None:
+        self._device, self._secret, self._ring, self._x = device, secret, secret._ring, x
+        self._mask_seed = mask_seed
+        self.tokens, self.width = (int(size) for size in x.shape)
+        self._groups = self._ring.groups(self.tokens)
+        self._error_length = min(self.tokens, self._ring.n)
+        self._weight: Any = None
+        self._scales: Any = None
+        self._seed: Any = None
+
+    def prepare(self, seed: bytearray) -> None:
+        """Check and scale the batch, make its secrets."""
+        device, secret, ring, public = self._device, self._secret, self._ring, self._secret._public
+        forward = secret._direction == "forward"
+        delta, ones = device.upload(public.delta), device.upload(np.ones(public.d_in))
+        self._weight, secret._weight = (ones, delta) if forward else (delta, ones)
+        norm = max(public._core.norm_forward if forward else public._core.norm_backward, 1.0)
+        # 2^-40 covers the rounding of the norms and of the products with the scales.
+        room = (ring.q / 2 - _core.noise_bound(public.preset, self.width, norm)) * (1 - 2.0**-40) / norm
+        self._scales = device.empty((self.tokens,), np.float64, "scales")
+        secret._inverse_scales = device.empty((self.tokens,), np.float64, "scales")
+        device.launch(
+            "linear_scales",
+            (-(-self.tokens * _NORM_LANES // THREADS),),
+            THREADS,
+            self._scales,
+            secret._inverse_scales,
+            self._x,
+            self._weight,
+            room,
+            self.tokens,
+            self.width,
+            shared=8 * THREADS,
+        )
+        finite = device.download(device.xp.isfinite(secret._inverse_scales))
+        if not finite.all():
+            _refuse(device, self._x, int(finite.argmin()))
+        self._seed = sampling.seed_words(device, seed)
+        secret._factors = ring.secrets(self._seed, self._groups)
+
+    def piece_rows(self) -> int:
+        """Features of one piece: what fits into a lane's memory."""
+        ring = self._ring
+        words = (self._groups + 1) * ring.n + self.tokens
+        feature = words * ring.word_bytes + self._groups * self._error_length
+        rows = min(lanes.WORK_BYTES, self._device.free_bytes() // 4) // feature
+        return max(1, min(rows, self.width))
+
+    def run(self, slot: Slot, first: int, out: Any) -> None:
+        """Words of features from ``first`` on into ``out``, (features, tokens), contiguous."""
+        ring, device, rows = self._ring, self._device, int(out.shape[0])
+        masks = slot.array("masks", rows * ring.n, ring.dtype, "masks").reshape(rows, ring.n)
+        shape = (self._groups, rows, ring.n)
+        product = slot.array("product", int(np.prod(shape)), ring.dtype, "products with secrets").reshape(shape)
+        shape = (rows, self._groups, self._error_length)
+        errors = slot.array("errors", int(np.prod(shape)), np.dtype(np.int8), "errors").reshape(shape)
+        ring.masks(self._mask_seed, first, rows, masks)
+        ring.multiply_masks(masks, self._secret._unwiped(), product)
+        sampling.binomial(device, self._seed, first, rows, range(self._groups), self._error_length, out=errors)
+        ring.launch(
+            "embed",
+            tiles(self.tokens, rows),
+            out,
+            product,
+            errors,
+            self._x,
+            self._weight,
+            self._scales,
+            ring.q,
+            ring.n,
+            self.tokens,
+            self.width,
+            first,
+            rows,
+            self._groups,
+            self._error_length,
+            shared=TILE_BYTES,
+        )
+
+    def wipe(self) -> None:
+        """Zeros over what only the encryption needed, in the current stream."""
+        wipe(*(array for array in (self._scales, self._seed) if array is not None))
+
+
+def encrypt(
+    device: Device,
+    x: Any,
+    public: Public,
+    direction: Direction = "forward",
+    *,
+    masks: DeviceMasks | None = None,
+    seed: bytes | None = None,
+    mask_seed: bytes | None = None,
+    request: bytes | None = None,
+) -> tuple[bytes, DeviceSecret]:
+    """Encrypt a batch on the device; the request is that of `privtuner.linear.encrypt`.
+
+    Args:
+        device: where to.
+        x: as for `privtuner.linear.encrypt`: a host array, or an array of the device, anything with ``__dlpack__``,
+            which is taken as it lies there if it is float32 and contiguous.
+        public: of the layer that will answer.
+        direction: "forward" for ``x @ W.T``, "backward" for ``x @ W``.
+        masks: the owner's cache of mask products on this device.
+        seed: 32 bytes, secret, for tests alone: fresh ones of the operating system when None, as for the next two.
+        mask_seed: 32 bytes, public.
+        request: 16 bytes that name the request.
+
+    Raises:
+        InputError: wrong shape or dtype, a value that is not finite in float32, no tokens, or x lies on another device.
+        EngineError: the device's memory does not suffice.
+    """
+    context = context_of(device)
+    slots = [Slot(context, 0), Slot(context, 1)]
+    work: _Encryption | None = None
+    own: Any = None  # a copy of the batch that was made here
+    key = bytearray(seed or secrets.token_bytes(32))
+    try:
+        with context.lane(0):
+            batch, copied = _batch(device, x, public, direction)
+            own = batch if copied else None
+            tokens, width = (int(size) for size in batch.shape)
+            name, mask = request or secrets.token_bytes(16), mask_seed or secrets.token_bytes(32)
+            mask = mask if masks is None else masks.seed
+            secret = DeviceSecret._made(context, public, direction, tokens, name, masks, in_lanes=True)
+            work = _Encryption(device, secret, batch, mask)
+            work.prepare(key)
+        context.fork()
+        message = device.page_locked(_core.linear_request_bytes(public.preset, width, tokens))
+        body = message[_core.LINEAR_REQUEST_PREFIX :]
+        row_bytes = tokens * secret._ring.word_bytes
+        step = min(work.piece_rows(), max(1, lanes.PIECE_BYTES // row_bytes, -(-width // 8)))  # some for each lane
+        for number, first, rows in pieces(width, step):
+            with context.lane(number):
+                words = slots[number % 2].array("words", rows * tokens, secret._ring.dtype).reshape(rows, tokens)
+                work.run(slots[number % 2], first, words)
+                device.copy_out(words, body[first * row_bytes : (first + rows) * row_bytes])
+    finally:
+        key[:] = bytes(len(key))
+        context.join()
+        with context.lane(0):
+            for slot in slots:
+                slot.wipe()
+            if work is not None:
+                work.wipe()
+            if own is not None:
+                wipe(own)
+        context.finish()
+    _core.linear_seal_request(
+        public.preset, message, direction, public.id, name, mask, tokens, width, secret._mask is None
+    )
+    return message.tobytes(), secret
+
+
+def encrypt_words(
+    device: Device,
+    x: Any,
+    public: Public,
+    direction: Direction = "forward",
+    *,
+    mask_seed: bytes,
+    seed: bytes | None = None,
+) -> tuple[Any, DeviceSecret]:
+    """Encrypt a batch that lies on the device into words that stay there; see `encrypt`.
+
+    Args:
+        device: where to.
+        x: float32, (tokens, features), contiguous.
+        public: of the layer.
+        direction: "forward" or "backward".
+        mask_seed: 32 bytes, public: whoever answers expands the same mask from it.
+        seed: 32 bytes, for tests alone.
+
+    Returns:
+        Words (features, tokens), uint32 or uint64, in [0, q), and the secret for `decrypt_words`.
+
+    Raises:
+        InputError: as `encrypt`.
+        EngineError: the device's memory does not suffice.
+    """
+    context = context_of(device)
+    _checked_shape(x, public, direction)
+    secret = DeviceSecret._made(context, public, direction, int(x.shape[0]), bytes(16), None, in_lanes=False)
+    slot, work = Slot(context, 0), _Encryption(device, secret, x, mask_seed)
+    key = bytearray(seed or secrets.token_bytes(32))
+    with device.active():
+        try:
+            work.prepare(key)
+            words = device.empty((work.width, work.tokens), secret._ring.dtype, "a request")
+            for _, first, rows in pieces(work.width, work.piece_rows()):
+                work.run(slot, first, words[first : first + rows])
+        finally:
+            key[:] = bytes(len(key))
+            slot.wipe()
+            work.wipe()
+    return words, secret
+
+
+def _checked_shape(x: Any, public: Public, direction: Direction) -> None:
+    """As `privtuner.linear.as_batch`, of a device array."""
+    features, _ = features_of(public, checked(direction))
+    if x.dtype not in (np.float16, np.float32, np.float64):
+        raise InputError(f"x has dtype {x.dtype}: expected float16, float32 or float64")
+    if x.ndim != 2 or x.shape[1] != features or x.shape[0] == 0:
+        raise InputError(
+            f"x has shape {tuple(x.shape)}: expected (tokens, {features}) with at least one token ({direction} "
+            "direction)"
+        )
+    if x.shape[0] > _MAX_TOKENS:
+        raise InputError(f"x has {x.shape[0]} tokens: a request carries 1 to {_MAX_TOKENS}")
+
+
+def _batch(device: Device, x: Any, public: Public, direction: Direction) -> tuple[Any, bool]:
+    """Return x on the device, float32 and contiguous, and whether that is a copy made here."""
+    place = x.__dlpack_device__() if hasattr(x, "__dlpack_device__") else (1, 0)
+    if place[0] not in (2, 13):  # DLPack's numbers of CUDA's memory, plain and managed; everything else is the host's
+        batch = linear.as_batch(x, public, direction)
+        _checked_shape(batch, public, direction)
+        return device.upload(batch, "a batch"), True
+    if place[0] == 2 and f"cuda:{int(place[1])}" != device.name:
+        raise InputError(f"x lies on cuda:{int(place[1])} and is to be encrypted on {device.name}: move it there")
+    given = device.xp.from_dlpack(x)
+    _checked_shape(given, public, direction)
+    if given.dtype == np.float64:
+        _require_finite(device, "x", given)
+        with np.errstate(over="ignore"):  # an overflow is found just below and named
+            narrow = device.xp.ascontiguousarray(given, dtype=np.float32)
+        _require_finite(device, "x (as float32)", narrow)
+        return narrow, True
+    batch = device.xp.ascontiguousarray(given, dtype=np.float32)
+    return batch, not (given.dtype == np.float32 and given.flags.c_contiguous)
+
+
+def _require_finite(device: Device, name: str, values: Any) -> None:
+    finite = device.download(device.xp.isfinite(values))
+    if not finite.all():
+        place = tuple(int(i) for i in np.argwhere(~finite)[0])
+        value = device.download(values[place[0]])[place[1]]
+        raise InputError(f"{name}{list(place)} is {value}: every value must be finite")
+
+
+def _refuse(device: Device, x: Any, token: int) -> None:
+    """Name the first value of a token that is not finite, as the C++ core does."""
+    row = device.download(x[token])
+    feature = int(np.isfinite(row).argmin())
+    kind = "NaN" if np.isnan(row[feature]) else "infinite"
+    raise InputError(f"x[{token}, {feature}] is {kind}: every value must be finite")

@@ -1,0 +1,383 @@
+"""The model owner's half on a device: weights that stay there, products of several requests, replies block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ... import _core, linear
+from ...errors import InputError, MessageError
+from ...linear import BytesLike, Direction, Prepared
+from .. import gemm
+from ..device import Device
+from . import lanes
+from .lanes import THREADS, Slot, checked, context_of, features_of, pieces
+
+__all__ = ["DeviceLayer", "Opened", "Product", "answer", "apply", "apply_blocks", "apply_many", "open_request"]
+
+_PRODUCT_TILE = 128  # rows, and about the columns, that a block of threads of a product has
+_TILES_EACH = 4  # of these for every multiprocessor, to keep it busy
+
+
+class DeviceLayer:
+    """A prepared weight on a device, one or two bytes a weight, which stays there.
+
+    Args:
+        device: where to.
+        prepared: from `privtuner.linear.prepare`.
+
+    Attributes:
+        device: as given.
+        public: of the layer.
+        nbytes: device memory it takes.
+
+    Raises:
+        EngineError: the device's memory does not suffice.
+    """
+
+    def __init__(self, device: Device, prepared: Prepared) -> None:
+        self.device = device
+        self.public = prepared.public
+        self._context = context_of(device)
+        self._ring = self._context.ring(self.public.preset)
+        with self._context.lane(0):
+            self._weights = gemm.Weights(device, prepared.quantised())
+        self._context.lanes[0].synchronize()  # whatever stream uses them first finds them there
+        self.nbytes = int(self._weights.nbytes)
+
+    def __repr__(self) -> str:
+        return f"DeviceLayer({self.public!r} on {self.device.name}, {self.nbytes} bytes)"
+
+
+class Product:
+    """Requests of one layer and direction side by side, packed for one product that is taken row range by row range.
+
+    Args:
+        layer: the layer.
+        direction: "forward" or "backward".
+        requests: of each its number of tokens, and the 32 bytes of its mask seed, or None where it wants no product
+            of the mask.
+        fill: called with the place for the words of each request, device arrays (features, tokens), before they are
+            packed. Every word it writes must be in [0, q).
+
+    Raises:
+        EngineError: the device's memory does not suffice.
+    """
+
+    def __init__(
+        self,
+        layer: DeviceLayer,
+        direction: Direction,
+        requests: Sequence[tuple[int, bytes | None]],
+        fill: Callable[[list[Any]], None],
+    ) -> None:
+        self._layer, self._transpose = layer, direction == "backward"
+        ring, device = layer._ring, layer.device
+        depth, self.rows_out = features_of(layer.public, direction)
+        self._data: list[tuple[int, int]] = []  # first column and tokens of each request
+        self._masks: list[int | None] = []  # first column of each mask
+        self.columns = 0
+        for tokens, seed in requests:
+            self._data.append((self.columns, tokens))
+            self.columns += tokens
+            self._masks.append(None if seed is None else self.columns)
+            self.columns += 0 if seed is None else ring.n
+        residues = device.empty((depth, 1, self.columns), ring.dtype, f"{len(requests)} requests")
+        for (_, seed), at in zip(requests, self._masks, strict=True):
+            if seed is not None and at is not None:
+                self._expand(seed, residues[:, 0, at : at + ring.n])
+        fill([residues[:, 0, at : at + tokens] for at, tokens in self._data])
+        self._packed = gemm.pack(device, residues, ring.bits)
+
+    def _expand(self, seed: bytes, out: Any) -> None:
+        ring = self._layer._ring
+        if out.flags.c_contiguous:
+            ring.masks(seed, 0, out.shape[0], out)
+            return
+        step = max(1, lanes.WORK_BYTES // (ring.n * ring.word_bytes))
+        for _, first, rows in pieces(out.shape[0], step):
+            out[first : first + rows] = ring.masks(seed, first, rows)
+
+    def rows(self, begin: int = 0, count: int | None = None) -> list[tuple[Any, Any]]:
+        """Compute a range of the outputs.
+
+        Args:
+            begin: the first one, a multiple of 32.
+            count: how many, all that follow when None.
+
+        Returns:
+            Of each request its rows as they stand in a reply, uint8 (count, tokens * reply bytes), and the product of
+            the mask, (count, N) words, or None.
+
+        Raises:
+            InputError: the range does not lie within the outputs, or starts elsewhere.
+            EngineError: the device's memory does not suffice.
+        """
+        layer, ring, device = self._layer, self._layer._ring, self._layer.device
+        count = self.rows_out - begin if count is None else count
+        if begin % linear.row_step(1) != 0 or begin < 0 or count < 1 or begin + count > self.rows_out:
+            raise InputError(
+                f"rows [{begin}, {begin + count}) must start at a multiple of {linear.row_step(1)} and end by "
+                f"{self.rows_out}"
+            )
+        product = gemm.multiply(layer._weights, self._transpose, self._packed, [ring.q], begin, count)
+        replies = []
+        for (column, tokens), mask in zip(self._data, self._masks, strict=True):
+            kept = device.empty((count, tokens * ring.reply_bytes), np.uint8, "a reply")
+            blocks = -(-tokens // THREADS)
+            ring.launch(
+                "shorten",
+                (blocks * count,),
+                kept.view(ring.reply_dtype),
+                product,
+                ring.dropped_bits,
+                tokens,
+                column,
+                self.columns,
+                blocks,
+            )
+            words = None if mask is None else device.xp.ascontiguousarray(product[:, 0, mask : mask + ring.n])
+            replies.append((kept, words))
+        return replies
+
+
+def apply_many(
+    layer: DeviceLayer,
+    direction: Direction,
+    requests: Sequence[tuple[Any, bytes | None]],
+    row_begin: int = 0,
+    row_count: int | None = None,
+) -> list[tuple[Any, Any]]:
+    """Multiply several requests by one layer, as one product over their columns.
+
+    Args:
+        layer: the layer.
+        direction: "forward" or "backward".
+        requests: of each the words, a device array (features in, tokens) of uint32 (linear-w8) or uint64 (linear-w16),
+            every one in [0, q), and the 32 bytes of its mask seed, or None where no product of the mask is wanted.
+        row_begin: first output, a multiple of 32.
+        row_count: outputs, all that follow when None.
+
+    Returns:
+        Of each request its part of a reply: data, uint8 (row_count, tokens * reply bytes), rows as on the wire; and
+        mask, (row_count, N) words, the product with the mask of that seed, or None.
+
+    Raises:
+        InputError: words of another shape or dtype, an unknown direction, or an unusable row range.
+        EngineError: the device's memory does not suffice.
+    """
+    depth, _ = features_of(layer.public, checked(direction))
+    for words, _ in requests:
+        if words.ndim != 2 or words.shape[0] != depth or words.shape[1] == 0 or words.dtype != layer._ring.dtype:
+            raise InputError(
+                f"words of shape {tuple(words.shape)} and dtype {words.dtype}: expected ({depth}, tokens) of "
+                f"{layer._ring.dtype} ({direction} direction)"
+            )
+
+    def fill(places: list[Any]) -> None:
+        for place, (words, _) in zip(places, requests, strict=True):
+            place[...] = words
+
+    shapes = [(int(words.shape[1]), seed) for words, seed in requests]
+    return Product(layer, direction, shapes, fill).rows(row_begin, row_count)
+
+
+def apply(
+    layer: DeviceLayer,
+    direction: Direction,
+    words: Any,
+    seed: bytes | None,
+    row_begin: int = 0,
+    row_count: int | None = None,
+) -> tuple[Any, Any]:
+    """Multiply one request by a layer; see `apply_many`."""
+    return apply_many(layer, direction, [(words, seed)], row_begin, row_count)[0]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A request that was checked.
+
+    Attributes:
+        direction: "forward" or "backward".
+        tokens, features: its shape.
+        request: 16 bytes that name it.
+        seed: 32 bytes, of its mask.
+        mask_wanted: whether the reply carries the product of the mask.
+        body: uint8, the words as they stand in the message.
+    """
+
+    direction: Direction
+    tokens: int
+    features: int
+    request: bytes
+    seed: bytes
+    mask_wanted: bool
+    body: npt.NDArray[np.uint8]
+
+
+def open_request(layer: DeviceLayer, request: BytesLike) -> Opened:
+    """Check a request to a layer. Does not touch the device.
+
+    Args:
+        layer: the layer.
+        request: bytes from an ``encrypt``; they must stay as they are while the result is in use.
+
+    Raises:
+        MessageError: malformed, truncated, corrupted, a word is not below q, or meant for another layer.
+    """
+    public = layer.public
+    header = _core.linear_open_request(public.preset, request)
+    if header["layer"] != public.id:
+        raise MessageError("request: meant for another layer, or other weights of this one")
+    direction: Direction = header["direction"]
+    wanted, _ = features_of(public, direction)
+    if header["features"] != wanted:
+        raise MessageError(
+            f"request: {header['features']} features, this layer takes {wanted} in the {direction} direction"
+        )
+    body = np.frombuffer(request, np.uint8, offset=_core.LINEAR_REQUEST_PREFIX)
+    return Opened(direction, header["tokens"], wanted, header["request"], header["seed"], header["mask_wanted"], body)
+
+
+def apply_blocks(layer: DeviceLayer, request: BytesLike, block_rows: int = 256) -> Iterator[bytes]:
+    """Answer a request on the device; as `privtuner.linear.apply_blocks`, with the same arguments, bytes and errors.
+
+    Raises:
+        MessageError: the request is malformed, truncated, corrupted, or meant for another layer.
+        InputError: ``block_rows`` is not positive.
+        EngineError: the device's memory does not suffice; raised while iterating.
+    """
+    blocks = answer(layer, [open_request(layer, request)], block_rows)
+    return (block for (block,) in blocks)
+
+
+def answer(layer: DeviceLayer, requests: Sequence[Opened], block_rows: int = 256) -> Iterator[list[bytes]]:
+    """Answer several requests of one direction to one layer together.
+
+    Args:
+        layer: the layer.
+        requests: from `open_request`, at least one.
+        block_rows: outputs a block, rounded up to a multiple of 32.
+
+    Returns:
+        An iterator over lists: the next block of every reply.
+
+    Raises:
+        InputError: ``block_rows`` is not positive, or the directions differ.
+        EngineError: the device's memory does not suffice; raised while iterating.
+    """
+    step = linear.row_step(block_rows)
+    if len({request.direction for request in requests}) != 1:
+        raise InputError("requests of both directions, or none: one product serves one direction")
+    return _answer(layer, requests, step)
+
+
+def _answer(layer: DeviceLayer, requests: Sequence[Opened], step: int) -> Iterator[list[bytes]]:
+    context, ring = layer._context, layer._ring
+    pending: _Strip | None = None
+    try:
+        with context.lane(0):
+            product = _loaded(layer, requests)
+        context.fork()
+        # Several blocks at once: a few tiles for every multiprocessor, in no more memory than a lane has.
+        tall = _TILES_EACH * layer.device.multiprocessors * _PRODUCT_TILE**2 // product.columns
+        most = min(lanes.WORK_BYTES, layer.device.free_bytes() // 4) // (2 * product.columns * ring.word_bytes)
+        whole = math.lcm(step, _PRODUCT_TILE)  # blocks that fill whole tiles
+        height = min(tall, most) // whole * whole or step * max(1, min(tall, most) // step)
+        for number, begin, count in pieces(product.rows_out, height):
+            with context.lane(number):
+                following = _Strip(layer, requests, product, number, begin, count, step)
+            if pending is not None:
+                yield from pending.blocks()
+            pending = following
+        if pending is not None:
+            yield from pending.blocks()
+    finally:
+        context.join()
+        context.finish()
+
+
+class _Strip:
+    """Some blocks of the replies: computed, and on their way to page-locked memory, in one lane."""
+
+    def __init__(
+        self,
+        layer: DeviceLayer,
+        requests: Sequence[Opened],
+        product: Product,
+        lane: int,
+        begin: int,
+        count: int,
+        step: int,
+    ) -> None:
+        self._layer, self._requests, self._lane = layer, requests, lane % 2
+        self._results = product.rows(begin, count)  # kept until the copies are done
+        self._messages: list[tuple[int, int, list[npt.NDArray[np.uint8]]]] = []
+        for _, first, rows in pieces(count, step):
+            messages = []
+            for request, (data, mask) in zip(requests, self._results, strict=True):
+                messages.append(self._copied(request, data, mask, slice(first, first + rows)))
+            self._messages.append((begin + first, rows, messages))
+
+    def _copied(self, request: Opened, data: Any, mask: Any, rows: slice) -> npt.NDArray[np.uint8]:
+        device, preset = self._layer.device, self._layer.public.preset
+        count = rows.stop - rows.start
+        size = _core.linear_block_bytes(preset, count, request.tokens, request.mask_wanted)
+        message = device.page_locked(size)
+        body = message[_core.LINEAR_BLOCK_PREFIX :]
+        data_bytes = count * data.shape[1]
+        device.copy_out(data[rows], body[:data_bytes])
+        if mask is not None:
+            device.copy_out(mask[rows], body[data_bytes:])
+        return message
+
+    def blocks(self) -> Iterator[list[bytes]]:
+        """The next block of each reply, sealed."""
+        public = self._layer.public
+        self._layer._context.lanes[self._lane].synchronize()
+        for begin, rows, messages in self._messages:
+            sealed = []
+            for request, message in zip(self._requests, messages, strict=True):
+                _core.linear_seal_block(
+                    public.preset,
+                    message,
+                    request.direction,
+                    public.id,
+                    request.request,
+                    request.tokens,
+                    features_of(public, request.direction)[1],
+                    begin,
+                    rows,
+                    request.mask_wanted,
+                )
+                sealed.append(message.tobytes())
+            yield sealed
+
+
+def _loaded(layer: DeviceLayer, requests: Sequence[Opened]) -> Product:
+    """The product of requests whose words are in host memory; they are copied while the masks are expanded."""
+    context, ring = layer._context, layer._ring
+
+    def fill(places: list[Any]) -> None:
+        context.fork()  # the places are memory of the even lane
+        slots = [Slot(context, 0), Slot(context, 1)]
+        turn = 1  # the even lane is busy with the masks
+        for place, request in zip(places, requests, strict=True):
+            row_bytes = request.tokens * ring.word_bytes
+            for _, first, rows in pieces(request.features, max(1, lanes.PIECE_BYTES // row_bytes)):
+                slot, piece = slots[turn % 2], request.body[first * row_bytes : (first + rows) * row_bytes]
+                slot.wait()
+                with context.lane(turn):
+                    place[first : first + rows] = slot.copy_in("words", piece, ring.dtype).reshape(rows, request.tokens)
+                turn += 1
+        context.join()
+        context.finish()  # the slots' page-locked memory is free again
+
+    requested = [(request.tokens, request.seed if request.mask_wanted else None) for request in requests]
+    return Product(layer, requests[0].direction, requested, fill)
