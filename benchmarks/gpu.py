@@ -29,6 +29,7 @@ from privtuner.cuda import ntt
 from privtuner.cuda.ckks import CudaEvaluator
 
 TOKENS = 8192
+RUNS = 7
 SEED = bytes(range(32))
 
 # Stacked layers of one transformer block, (d_out, d_in): query/key/value, output, gate/up, down.
@@ -56,7 +57,7 @@ class Gpu:
         clock = self.cupy.cuda.runtime.getDeviceProperties(int(device.name[5:]))["clockRate"] * 1e3
         self.integers = device.multiprocessors * LANES * clock
 
-    def milliseconds(self, run: Callable[[], object], runs: int = 7) -> float:
+    def milliseconds(self, run: Callable[[], object], runs: int = RUNS) -> float:
         """Median of ``runs`` after two that do not count."""
         events = [(self.cupy.cuda.Event(), self.cupy.cuda.Event()) for _ in range(runs + 2)]
         for start, end in events:
@@ -123,18 +124,32 @@ class Layer:
         seed = SEED if mask else None
         return self.gpu.milliseconds(lambda: kernels.apply(self.layer, direction, words, seed))
 
+    def owner_milliseconds(self, direction: Any) -> tuple[float, float]:
+        """Of the owner's encryption and decryption, batch, words and result on the device."""
+        words, secret = self.encrypt(direction)
+        data, mask = kernels.apply(self.layer, direction, words, SEED)
+        kernels.decrypt_words(data, mask, secret)
+        encrypting = self.gpu.milliseconds(lambda: self.encrypt(direction))
+        waiting = [self.encrypt(direction)[1] for _ in range(RUNS + 2)]  # each secret decrypts once
+        decrypting = self.gpu.milliseconds(lambda: kernels.decrypt_words(data, mask, waiting.pop()))
+        return encrypting, decrypting
+
     def operations(self, mask: bool) -> int:
         """Byte operations: four planes of a 32-bit residue."""
-        return 2 * 4 * self.d_out * self.d_in * (self.tokens + (linear.ring("linear-w8")[0] if mask else 0))
+        return 2 * 4 * self.d_out * self.d_in * self._columns(mask)
 
-    def bytes(self, mask: bool) -> int:
+    def bytes(self, direction: str, mask: bool) -> int:
         """That must be read or written: words in, a reply out, weights."""
-        columns = self.tokens + (linear.ring("linear-w8")[0] if mask else 0)
-        return 4 * columns * self.d_in + 3 * self.tokens * self.d_out + self.d_out * self.d_in
+        wide, out = (self.d_in, self.d_out) if direction == "forward" else (self.d_out, self.d_in)
+        mask_out = 4 * (self._columns(mask) - self.tokens) * out
+        return 4 * self.tokens * wide + 3 * self.tokens * out + mask_out + self.d_out * self.d_in
+
+    def _columns(self, mask: bool) -> int:
+        return self.tokens + (linear.ring("linear-w8")[0] if mask else 0)
 
     def record(self, name: str, milliseconds: float, mask: bool, **other: Any) -> Record:
-        """A record with the roofline beside it."""
-        nbytes, operations = self.bytes(mask), self.operations(mask)
+        """A record of a forward product with the roofline beside it."""
+        nbytes, operations = self.bytes("forward", mask), self.operations(mask)
         return Record(
             name,
             milliseconds,
@@ -172,7 +187,9 @@ def linear_part(gpu: Gpu, size: int = 4096, tokens: int = TOKENS) -> Iterator[Re
         yield layer.record(what, time_taken, mask, target=4.0 if mask else None, **against)
     if plain is not None:
         yield Record("PyTorch bf16 product of that shape", plain, "ms", d_in=size, d_out=size, tokens=tokens)
-    yield from _owner(gpu, layer)
+    shape = {"d_in": size, "d_out": size, "tokens": tokens}
+    product = layer.milliseconds("forward", mask=False)
+    yield _owner_record("owner's encrypt + decrypt", layer.owner_milliseconds("forward"), product, **shape)
     start = time.perf_counter()
     request, secret = kernels.encrypt(gpu.device, layer.x["forward"], layer.prepared.public)
     sent = time.perf_counter()
@@ -192,49 +209,45 @@ def _plain_product(gpu: Gpu, layer: Layer) -> float | None:
     return gpu.milliseconds(lambda: gpu.torch.nn.functional.linear(x, w))
 
 
-def _owner(gpu: Gpu, layer: Layer) -> Iterator[Record]:
-    apply_time = layer.milliseconds("forward", mask=True)
-    words, secret = layer.encrypt("forward")
-    data, mask = kernels.apply(layer.layer, "forward", words, SEED)
-    kernels.decrypt_words(data, mask, secret)
-    encrypting = gpu.milliseconds(lambda: layer.encrypt("forward"))
-    waiting = [layer.encrypt("forward")[1] for _ in range(9)]
-    decrypting = gpu.milliseconds(lambda: kernels.decrypt_words(data, mask, waiting.pop()))
-    ratio = (encrypting + decrypting) / apply_time
-    shape = {"d_in": layer.d_in, "d_out": layer.d_out, "tokens": layer.tokens}
-    yield Record(
-        "owner's encrypt + decrypt",
-        encrypting + decrypting,
+def _owner_record(name: str, times: tuple[float, float], product: float, **shape: Any) -> Record:
+    """The owner's encryption and decryption beside the server's product, the mask's product known to the owner."""
+    return Record(
+        name,
+        sum(times),
         "ms",
-        reference="apply, with the product of the mask",
-        ratio=ratio,
+        reference="apply, mask product known",
+        ratio=sum(times) / product,
         target=0.5,
-        note=f"{encrypting:.3g} + {decrypting:.3g} ms",
+        note=f"{times[0]:.3g} + {times[1]:.3g} ms",
         **shape,
     )
 
 
 def llama_part(gpu: Gpu, models: Models = MODELS, tokens: int = TOKENS) -> Iterator[Record]:
-    """All frozen linear layers of two models, forward and backward: the server's tokens a second."""
+    """All frozen linear layers of two models, forward and backward: the server's tokens a second, the owner's part."""
     for name, (blocks, shapes) in models.items():
-        for mask in (False, True):
-            total = roof = 0.0
-            for d_out, d_in in shapes:
-                progress(f"{name}: {d_out} x {d_in}")
-                layer = Layer(gpu, d_out, d_in, tokens)
-                for direction in ("forward", "backward"):
-                    total += layer.milliseconds(direction, mask)
-                    roof += gpu.roof(layer.bytes(mask), layer.operations(mask), gpu.bytes_multiplied)
-                if mask and (d_out, d_in) == shapes[0]:
-                    yield from _owner(gpu, layer)
+        product, roof = {False: 0.0, True: 0.0}, {False: 0.0, True: 0.0}  # without and with products of masks
+        encrypting = decrypting = 0.0
+        for d_out, d_in in shapes:
+            progress(f"{name}: {d_out} x {d_in}")
+            layer = Layer(gpu, d_out, d_in, tokens)
+            for direction in ("forward", "backward"):
+                for mask in product:
+                    product[mask] += layer.milliseconds(direction, mask)
+                    roof[mask] += gpu.roof(layer.bytes(direction, mask), layer.operations(mask), gpu.bytes_multiplied)
+                times = layer.owner_milliseconds(direction)
+                encrypting, decrypting = encrypting + times[0], decrypting + times[1]
+        for mask, what in ((False, "mask products known"), (True, "with mask products")):
             yield Record(
-                f"{name}, forward + backward, " + ("with mask products" if mask else "mask products known"),
-                tokens / (total * blocks) * 1e3,
+                f"{name}, forward + backward, {what}",
+                tokens / (product[mask] * blocks) * 1e3,
                 "tokens/s",
                 tokens=tokens,
-                of_roof=roof / total,
+                of_roof=roof[mask] / product[mask],
                 note="" if mask else f"to reach: {TOKENS_A_SECOND.get(name)} or more",
             )
+        shape = f"{name}, one block forward + backward, owner's encrypt + decrypt"
+        yield _owner_record(shape, (encrypting, decrypting), product[False], tokens=tokens)
 
 
 def ntt_part(gpu: Gpu, n: int = 1 << 16, rows: int = 1000) -> Iterator[Record]:
