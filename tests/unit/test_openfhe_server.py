@@ -123,7 +123,7 @@ def test_owners_by_name():
     assert isinstance(owner_of("native"), NativeOwner)
     assert isinstance(owner_of("openfhe"), ClearOwner)
     assert owner_of("native").name == "native"
-    with pytest.raises(InputError, match="max_bytes = -1"):
+    with pytest.raises(InputError, match="mask_cache_bytes = -1"):
         owner_of("native", -1)
 
 
