@@ -13,6 +13,7 @@ import pytest
 from privtuner.cuda import device, sources
 
 ARCHITECTURES = ("sm_80", "sm_90")
+CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")  # it adds them behind ours, and the last one counts
 MOST_REGISTERS = 65536  # of a multiprocessor: a block that needs more cannot be launched
 
 
@@ -34,6 +35,11 @@ def nvrtc() -> Path | None:
     return None
 
 
+def inexact(ptx: str) -> list[str]:
+    """Instructions that do not give the processor's bits: they take subnormal numbers for zero, or approximate."""
+    return re.findall(r"\S*\.(?:ftz|approx|full)\S*", ptx)
+
+
 @pytest.mark.skipif(nvcc() is None, reason="nvcc is not installed: put CUDA's bin folder on PATH, or set CUDA_HOME")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("unit", sources.units())
@@ -41,7 +47,14 @@ def test_nvcc(unit, architecture, tmp_path):
     source = tmp_path / f"{unit}.cu"
     source.write_text(sources.source(unit))
     command = [nvcc(), f"-arch={architecture}", *device.OPTIONS, "-Werror", "all-warnings", "-Xptxas", "-v"]
-    command += ["-diag-suppress", "177"]  # a constant of a header that this unit has no use for
+    command += [
+        "-ftz=true",
+        "-keep",
+        "-keep-dir",
+        tmp_path,
+        "-diag-suppress",
+        "177",
+    ]  # a constant of a header that this unit has no use for
     done = subprocess.run([*command, "-cubin", "-o", tmp_path / "out.cubin", source], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = re.findall(
@@ -49,6 +62,8 @@ def test_nvcc(unit, architecture, tmp_path):
         done.stderr,
         re.DOTALL,
     )
+    (ptx,) = tmp_path.glob("*.ptx")
+    assert inexact(ptx.read_text()) == []
     kernels = {name: kernel for name, kernel in sources.kernels().items() if kernel.unit == unit}
     assert {name for name, *_ in found} == set(kernels)
     for name, _, spilled, registers in found:
@@ -68,7 +83,8 @@ def test_nvrtc(unit, architecture):
     assert (
         library.nvrtcCreateProgram(ctypes.byref(program), sources.source(unit).encode(), b"unit.cu", 0, None, None) == 0
     )
-    options = [option.encode() for option in (f"-arch={architecture}", *device.OPTIONS, "-diag-suppress=177")]
+    given = (f"-arch={architecture}", *device.OPTIONS, *CUPY_OPTIONS, "-diag-suppress=177")
+    options = [option.encode() for option in given]
     failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()
     library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
@@ -78,6 +94,10 @@ def test_nvrtc(unit, architecture):
     assert not log.value.strip(), log.value.decode()
     assert library.nvrtcGetCUBINSize(program, ctypes.byref(size)) == 0
     assert size.value > 0
+    library.nvrtcGetPTXSize(program, ctypes.byref(size))
+    ptx = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetPTX(program, ptx)
+    assert inexact(ptx.value.decode()) == []
     library.nvrtcDestroyProgram(ctypes.byref(program))
 
 

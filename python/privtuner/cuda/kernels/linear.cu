@@ -22,6 +22,28 @@ PT_FN double square_root(double x) {
 #endif
 }
 
+// Exact; written out because CuPy compiles with -ftz=true, under which a cast takes a subnormal float for zero.
+PT_FN double widened(float x) {
+#if defined(__CUDACC__)
+  double out;
+  asm("cvt.f64.f32 %0, %1;" : "=d"(out) : "f"(x));
+  return out;
+#else
+  return static_cast<double>(x);
+#endif
+}
+
+// Rounded to nearest, subnormal where it is that small.
+PT_FN float narrowed(double x) {
+#if defined(__CUDACC__)
+  float out;
+  asm("cvt.rn.f32.f64 %0, %1;" : "=f"(out) : "d"(x));
+  return out;
+#else
+  return static_cast<float>(x);
+#endif
+}
+
 // The nearest integer, ties to even: the sum leaves it in the low bits. |v| < 2^51.
 PT_FN i64 round_to_integer(double v) {
   const double shifted = v + kRoundingShift;
@@ -48,7 +70,7 @@ PT_FN void linear_scales(const Block& block, double* scale, double* inverse_scal
     if (t < tokens) {
       const float* row = x + t * width;
       for (u32 j = thread % kNormLanes; j < width; j += kNormLanes) {
-        const double v = static_cast<double>(row[j]) * weight[j];
+        const double v = widened(row[j]) * weight[j];
         sum += v * v;
       }
     }
@@ -97,7 +119,7 @@ PT_FN void embed(const Block& block, Word* out, const Word* product, const i8* e
       const u32 t = i % kTileTokens;
       const u64 f = f0 + i / kTileTokens;
       if (t0 + t >= tokens || f >= rows) continue;
-      const double value = static_cast<double>(tile[t * kTileStride + i / kTileTokens]);
+      const double value = widened(tile[t * kTileStride + i / kTileTokens]);
       const i64 message = round_to_integer(value * weight[first + f] * scale[t0 + t]);
       const i64 masked = static_cast<i64>(product[(group * static_cast<u64>(rows) + f) * n + in_group + t]);
       i64 sum = masked + errors[(f * groups + group) * error_stride + in_group + t] + message;
@@ -168,7 +190,7 @@ PT_FN void reveal(const Block& block, float* y, const Reply* reply, const Word* 
       difference -= modulus & ((half - difference) >> 63);  // where it is above q / 2
       difference += modulus & ((difference + half) >> 63);  // where it is below -q / 2
       const double factor = weight[first + r] * inverse_scale[t0 + t];
-      tile[t * kTileStride + i / kTileTokens] = static_cast<float>(static_cast<double>(difference) * factor);
+      tile[t * kTileStride + i / kTileTokens] = narrowed(static_cast<double>(difference) * factor);
     }
   });
   block.own([&](unsigned thread) {
