@@ -1,4 +1,4 @@
-"""The CUDA kernels on the host: compiled as C++, run thread by thread, on NumPy arrays in place of device arrays.
+"""The CUDA kernels on the host: compiled as C++, run thread by thread, on arrays that stand in for CuPy's.
 
 With ``PRIVTUNER_TEST_GPU=1`` the kernels run on the first GPU instead, every launch with its arrays copied there and
 back, so that the same tests prove the same bits of the GPU's code.
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cuda_arrays import DeviceArray, Xp, host
 from privtuner.cuda import sources
 from privtuner.cuda.device import CudaDevice, open_device
 from privtuner.errors import EngineError, InputError
@@ -99,11 +100,15 @@ class _NoStream:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def wait(self, other: Any) -> None:
+    def wait(self, other: Any = None) -> None:
         return None
 
     def synchronize(self) -> None:
         return None
+
+
+class _PageLocked(np.ndarray):
+    """Host memory that copies may start from."""
 
 
 class HostDevice:
@@ -112,7 +117,7 @@ class HostDevice:
     ``backwards`` runs blocks and threads in the other order, which must change nothing.
     """
 
-    xp = np
+    xp = Xp
     multiprocessors = 2
     capability = (9, 0)
 
@@ -130,7 +135,7 @@ class HostDevice:
             raise InputError(f"{threads} threads are no whole warps")
         if shared > 227 << 10:
             raise InputError(f"{shared} bytes of shared memory: an H100 has 227 KiB a block, an A100 163")
-        values = entry.arguments(arguments)
+        values = tuple(host(value) for value in entry.arguments(arguments))
         self.launched.append(kernel)
         if ON_GPU:
             launch_on_gpu(entry, grid, threads, values, shared)
@@ -154,26 +159,25 @@ class HostDevice:
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if self._limit is not None and nbytes > self._limit:
             raise EngineError(f"{what} takes {nbytes} bytes and {self.name} has {self._limit} left")
-        out = np.empty(shape, dtype)
-        out.view(np.uint8).fill(0xA5)  # nobody may count on zeros
-        return out
+        return self.xp.empty(shape, dtype)
 
     def upload(self, array: Any, what: str = "an array") -> Any:
+        assert isinstance(array, np.ndarray), "only NumPy's arrays are uploaded"
         out = self.empty(array.shape, array.dtype, what)
-        out[...] = array
+        host(out)[...] = array
         return out
 
     def download(self, array: Any) -> Any:
-        return np.array(array)
+        return self.xp.asnumpy(array)
 
     def page_locked(self, nbytes: int) -> Any:
-        return np.empty(nbytes, np.uint8)
+        return np.full(nbytes, 0xA5, np.uint8).view(_PageLocked)
 
-    def copy_in(self, host: Any, array: Any) -> None:
-        array.reshape(-1).view(np.uint8)[:] = host.reshape(-1).view(np.uint8)[: array.nbytes]
+    def copy_in(self, source: Any, array: Any) -> None:
+        whole_bytes(array)[:] = page_locked_bytes(source, array)
 
-    def copy_out(self, array: Any, host: Any) -> None:
-        host.reshape(-1).view(np.uint8)[: array.nbytes] = array.reshape(-1).view(np.uint8)
+    def copy_out(self, array: Any, target: Any) -> None:
+        page_locked_bytes(target, array)[:] = whole_bytes(array)
 
     def stream(self) -> Any:
         return _NoStream()
@@ -183,3 +187,31 @@ class HostDevice:
 
     def free_bytes(self) -> int:
         return 1 << 40 if self._limit is None else self._limit
+
+
+def whole_bytes(array: Any) -> np.ndarray:
+    """What a copy would touch: so many bytes from the first one on, whatever the strides are."""
+    assert array.flags.c_contiguous, "copies know no strides"
+    return host(array).reshape(-1).view(np.uint8)
+
+
+def page_locked_bytes(memory: Any, array: Any) -> np.ndarray:
+    """So many bytes of page-locked memory as the array has."""
+    assert isinstance(memory, _PageLocked), "the copy would wait for the device"
+    assert memory.flags.c_contiguous, "copies know no strides"
+    assert memory.nbytes >= array.nbytes, "the copy would reach beyond the memory"
+    return memory.reshape(-1).view(np.uint8)[: array.nbytes]
+
+
+class NumpyDevice(HostDevice):
+    """For tests of kernels and what launches them: its arrays are NumPy's, to be filled and read at hand."""
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, what: str = "a work array") -> Any:
+        return host(super().empty(shape, dtype, what))
+
+    def download(self, array: Any) -> Any:
+        return np.array(array)
+
+    def launch(self, kernel: str, grid: tuple[int, ...], threads: int, *arguments: Any, shared: int = 0) -> None:
+        given = (DeviceArray(value) if isinstance(value, np.ndarray) else value for value in arguments)
+        super().launch(kernel, grid, threads, *given, shared=shared)

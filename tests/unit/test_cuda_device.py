@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 
+from cuda_arrays import DeviceArray, Xp, host
 from cuda_host import HostDevice
 from privtuner import cuda, info
 from privtuner.cuda import device, sources
@@ -34,7 +35,7 @@ class Function:
 
 def stand_in(count=2, capability="90", free=1 << 30, failing=None):
     """As much of CuPy as `device` uses, on NumPy arrays, with ``free`` bytes on each of ``count`` devices."""
-    current, modules, pools = [0], [], []
+    current, modules, pools, functions = [0], [], [], {}
 
     def device_count():
         if failing:
@@ -79,12 +80,40 @@ def stand_in(count=2, capability="90", free=1 << 30, failing=None):
 
         def get_function(self, name):
             assert f"PT_KERNEL({name}," in self.code
-            return self.functions.setdefault(name, Function(name))
+            self.functions[name] = functions.setdefault((current[-1], name), Function(name))  # one on a device
+            return self.functions[name]
+
+    class Stream:
+        def __init__(self, non_blocking):
+            assert non_blocking
+            self.device, self.waits_for = current[-1], []
+
+        def record(self):
+            event = Event()
+            event.record(self)
+            return event
+
+        def wait_event(self, event):
+            self.waits_for.append(event.stream)
+
+    class Event:
+        def __init__(self, disable_timing=False):
+            self.device = current[-1]
+
+        def record(self, stream):
+            if stream.device != self.device:
+                raise RuntimeFailureError("cudaErrorInvalidResourceHandle")
+            self.stream = stream
+
+    def alloc_pinned_memory(size):
+        if size > free:
+            raise RuntimeFailureError("cudaErrorMemoryAllocation")
+        return bytearray(size)
 
     def empty(shape, dtype):
         if int(np.prod(shape)) * np.dtype(dtype).itemsize > free:
             raise OutOfMemoryError
-        return np.empty(shape, dtype)
+        return Xp.empty(shape, dtype)
 
     class Allocator:
         def __init__(self, malloc):
@@ -96,6 +125,7 @@ def stand_in(count=2, capability="90", free=1 << 30, failing=None):
         def __exit__(self, *_):
             return None
 
+    null_streams = [types.SimpleNamespace(device=index) for index in range(count)]
     runtime = types.SimpleNamespace(
         getDeviceCount=device_count,
         getDeviceProperties=lambda index: {"name": b"Stand-in"},
@@ -104,10 +134,18 @@ def stand_in(count=2, capability="90", free=1 << 30, failing=None):
     )
     memory = types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
     cuda_module = types.SimpleNamespace(
-        runtime=runtime, Device=Device, MemoryPool=MemoryPool, memory=memory, using_allocator=Allocator
+        runtime=runtime,
+        Device=Device,
+        MemoryPool=MemoryPool,
+        memory=memory,
+        using_allocator=Allocator,
+        Stream=Stream,
+        Event=Event,
+        get_current_stream=lambda: null_streams[current[-1]],
+        alloc_pinned_memory=alloc_pinned_memory,
     )
     fake = types.SimpleNamespace(
-        __version__="14.0", cuda=cuda_module, RawModule=RawModule, empty=empty, asnumpy=np.array, modules=modules
+        __version__="14.0", cuda=cuda_module, RawModule=RawModule, empty=empty, asnumpy=Xp.asnumpy, modules=modules
     )
     fake.pools = pools
     return fake
@@ -219,7 +257,63 @@ def test_kernels_are_compiled_once_and_get_the_shared_memory_they_ask_for(instal
     assert function.max_dynamic_shared_size_bytes == 100 << 10  # and not less, which another launch may need
     grid, block, args, _ = function.calls[0]
     assert (grid, block) == ((1,), (256,))
-    assert [type(value) for value in args] == [np.ndarray, np.ndarray, np.uint64, np.uint32]
+    assert [type(value) for value in args] == [DeviceArray, DeviceArray, np.uint64, np.uint32]
+
+
+def test_what_one_opening_of_a_gpu_allows_a_kernel_another_does_not_take_back(install):
+    install(stand_in())
+    for shared in (100 << 10, 60 << 10):  # CuPy has one module for both
+        opened = device.open_device(1)
+        out = opened.empty((8,), np.uint64)
+        opened.launch("probe", (1,), 256, out, out, 5, 8, shared=shared)
+    assert opened._functions["probe"][0].max_dynamic_shared_size_bytes == 100 << 10
+
+
+def test_streams_wait_whatever_the_current_device_is(install):
+    fake = stand_in()
+    install(fake)
+    opened = device.open_device(1)
+    first, second = opened.stream(), opened.stream()
+    first.wait(second)
+    first.wait()
+    assert first.raw.waits_for == [second.raw, types.SimpleNamespace(device=1)]
+
+
+def test_page_locked_memory_that_the_host_has_not_left(install):
+    install(stand_in(free=1000))
+    opened = device.open_device(0)
+    assert [opened.page_locked(size).shape for size in (0, 1000)] == [(0,), (1000,)]
+    with pytest.raises(EngineError, match="the host has not 1001 bytes of page-locked memory left"):
+        opened.page_locked(1001)
+
+
+def test_stand_ins_of_device_arrays_refuse_what_cupy_refuses():
+    x, plain = HostDevice().upload(np.arange(6.0).reshape(2, 3)), np.ones(3)
+    for mix in (
+        lambda: np.asarray(x),
+        lambda: np.sqrt(x),
+        lambda: np.concatenate([x, x]),
+        lambda: plain * x,
+        lambda: x[0] == plain,
+        lambda: x[np.array([True, False])],
+        lambda: Xp.isfinite(plain),
+        lambda: HostDevice().upload(x),
+    ):
+        with pytest.raises((TypeError, AssertionError)):
+            mix()
+    with pytest.raises(ValueError, match="cannot be used for fill"):
+        x[0] = plain
+    for absent in ("ctypes", "setflags", "tolist", "get"):
+        assert not hasattr(x, absent)
+    x[0], x[1, 2] = 7, np.float32(8)
+    assert (host(x).tolist(), x[1, 2].shape) == ([[7, 7, 7], [3, 4, 8]], ())
+    for copy in (
+        lambda: HostDevice().copy_in(np.zeros(48, np.uint8), x),  # not page-locked
+        lambda: HostDevice().copy_in(HostDevice().page_locked(48), x[:, 1:]),  # not contiguous
+        lambda: HostDevice().copy_out(x, HostDevice().page_locked(47)),  # too short
+    ):
+        with pytest.raises(AssertionError):
+            copy()
 
 
 def test_arguments_that_a_gpu_would_misread_are_refused(install):
@@ -229,11 +323,13 @@ def test_arguments_that_a_gpu_would_misread_are_refused(install):
         with pytest.raises(InputError, match="kernel probe takes 4 arguments, got 3"):
             opened.launch("probe", (1,), 32, out, out, 5)
         with pytest.raises(InputError, match="argument a: expected an array of uint64, got int32"):
-            opened.launch("probe", (1,), 32, out, np.zeros(8, np.int32), 5, 8)
+            opened.launch("probe", (1,), 32, out, opened.empty((8,), np.int32), 5, 8)
         with pytest.raises(InputError, match="argument a: expected an array of uint64, got list"):
             opened.launch("probe", (1,), 32, out, [1], 5, 8)
         with pytest.raises(InputError, match="argument a: the array is not contiguous"):
-            opened.launch("probe", (1,), 32, out, np.zeros(16, np.uint64)[::2], 5, 8)
+            opened.launch("probe", (1,), 32, out, opened.empty((16,), np.uint64)[::2], 5, 8)
+        with pytest.raises(InputError, match="argument a: the array lies on the host, not on the device: upload it"):
+            opened.launch("probe", (1,), 32, out, np.zeros(1, np.uint64), 5, 1)
         with pytest.raises(InputError, match="argument n: -1 does not fit uint32"):
             opened.launch("probe", (1,), 32, out, out, 5, -1)
         with pytest.raises(InputError, match="takes blocks of at most 256 threads, got 512"):
@@ -242,11 +338,11 @@ def test_arguments_that_a_gpu_would_misread_are_refused(install):
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_the_host_runs_a_kernel_thread_by_thread(backwards):
-    host = HostDevice(backwards=backwards)
+    runner = HostDevice(backwards=backwards)
     a = np.arange(1000, dtype=np.uint64) * np.uint64(12345678912345678)
-    out = host.empty((1000,), np.uint64)
-    host.launch("probe", (4,), 256, out, host.upload(a), 2**63 + 5, 1000, shared=256 * 8)
-    assert out.tolist() == [(int(x) * (2**63 + 5) >> 64) + 255 - i % 256 for i, x in enumerate(a)]
+    out = runner.empty((1000,), np.uint64)
+    runner.launch("probe", (4,), 256, out, runner.upload(a), 2**63 + 5, 1000, shared=256 * 8)
+    assert host(out).tolist() == [(int(x) * (2**63 + 5) >> 64) + 255 - i % 256 for i, x in enumerate(a)]
 
 
 def test_signatures_are_read_from_the_sources():

@@ -2,18 +2,20 @@
 
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
 import linear_cases as cases
+from cuda_arrays import host
 from cuda_host import HostDevice
 from privtuner import ckks, linear
 from privtuner.ckks.blocks import SealedClient, SealedMLP
 from privtuner.cuda import linear as kernels
 from privtuner.engines import LocalTransport, NativeEngine, NativeOwner, owner_of
-from privtuner.engines.cuda import CudaEngine, CudaOwner
+from privtuner.engines.cuda import CudaEngine, CudaOwner, _Ticket
 from privtuner.errors import EngineError, InputError, MessageError
 from privtuner.nn import EncryptedLinear
 
@@ -161,8 +163,6 @@ def test_a_batch_that_does_not_fit_is_answered_one_by_one(monkeypatch, engine):
     (worker,) = engine._workers
     requests = [request_for(prepared, seed=seed)[0] for seed in (1, 2)]
     _, layer = engine._resident(prepared)
-    from privtuner.engines.cuda import _Ticket
-
     tickets = [_Ticket(layer, kernels.open_request(layer, request), 256) for request in requests]
     worker._answer(tickets)
     assert sizes == [2, 1, 1]
@@ -179,6 +179,97 @@ def test_an_error_at_work_reaches_whoever_asked_and_the_engine_goes_on(monkeypat
         with pytest.raises(RuntimeError, match="fell off the bus"):
             list(engine.apply_blocks(prepared, request))
     assert list(engine.apply_blocks(prepared, request))
+
+
+def test_what_did_not_fit_together_is_let_go_of_before_the_next_attempt(monkeypatch, engine):
+    genuine, kept = kernels.answer, []
+
+    class Memory:
+        """Of the device, taken by an attempt."""
+
+    def answer(layer, requests, block_rows):
+        memory = Memory()
+        if len(requests) > 1:
+            kept.append(weakref.ref(memory))
+            raise EngineError("it takes too many bytes")
+        assert [reference() for reference in kept] == [None]
+        return genuine(layer, requests, block_rows)
+
+    monkeypatch.setattr(kernels, "answer", answer)
+    prepared = cases.layer()
+    _, layer = engine._resident(prepared)
+    request = kernels.open_request(layer, request_for(prepared)[0])
+    tickets = [_Ticket(layer, request, 256) for _ in range(2)]
+    engine._workers[0]._answer(tickets)
+    assert [isinstance(ticket.blocks.get(), bytes) for ticket in tickets] == [True, True]
+
+
+def test_an_error_that_is_kept_keeps_no_memory_of_the_device(monkeypatch, engine):
+    kept = []
+
+    class Memory:
+        """Of the device, taken by an attempt."""
+
+    def answer(*_):
+        memory = Memory()
+        kept.append(weakref.ref(memory))
+        raise EngineError("it takes too many bytes")
+
+    monkeypatch.setattr(kernels, "answer", answer)
+    prepared = cases.layer()
+    with pytest.raises(EngineError) as caught:
+        list(engine.apply_blocks(prepared, request_for(prepared)[0]))
+    assert (str(caught.value), kept[0]()) == ("it takes too many bytes", None)
+
+
+def test_a_device_that_is_gone_is_an_answer():
+    class Gone(HostDevice):
+        def active(self):
+            if threading.current_thread().name.startswith("privtuner-"):
+                raise RuntimeError("the GPU fell off the bus")
+            return super().active()
+
+    engine = CudaEngine([Gone()])
+    prepared = cases.layer()
+    request, _ = request_for(prepared)
+    errors = []
+
+    def ask():
+        try:
+            list(engine.apply_blocks(prepared, request))
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    for _ in range(2):
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(30)
+    assert errors == ["the GPU fell off the bus"] * 2
+    engine.close()
+
+
+def test_requests_that_come_while_the_engine_closes_are_answered():
+    device = Slow()
+    engine, prepared = CudaEngine([device]), cases.layer()
+    (request, _), replies = request_for(prepared), []
+
+    def ask():
+        replies.append(b"".join(engine.apply_blocks(prepared, request)))
+
+    threads = [threading.Thread(target=ask, daemon=True), threading.Thread(target=engine.close, daemon=True)]
+    threads[0].start()
+    assert device.waiting.wait(30)
+    threads[1].start()
+    wait_for(lambda: engine._workers[0]._thread is None)
+    threads.append(threading.Thread(target=ask, daemon=True))
+    threads[2].start()
+    wait_for(lambda: engine._workers[0]._thread is not None)
+    device.go.set()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert replies == [linear.apply(prepared, request)] * 2
+    engine.close()
 
 
 def test_a_reply_that_nobody_reads_holds_nothing_up(engine):
@@ -215,7 +306,7 @@ def test_either_side_may_have_a_gpu(engine_on_device, owner_on_device):
         x = cases.batch(4, cases.features_in(prepared, direction))
         for _ in range(2):  # the second time the product of the mask is known
             request, secret = owner.encrypt(x, prepared.public, direction)
-            y = np.asarray(owner.decrypt(server.apply_blocks(prepared, request, 32), secret))
+            y = host(owner.decrypt(server.apply_blocks(prepared, request, 32), secret))
             exact = cases.product(prepared, x, direction)
             assert (np.abs(y - exact) <= linear.error_bound(prepared.public, x, direction)).all()
     server.close()

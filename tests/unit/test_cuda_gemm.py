@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cuda_host import HostDevice
+from cuda_host import NumpyDevice
 from privtuner import _core
 from privtuner.cuda import gemm, sources
 from privtuner.errors import EngineError, InputError
@@ -17,7 +17,7 @@ LIMITS = {np.int8: (-128, 127), np.int16: (-32639, 32639)}
 
 @pytest.fixture(params=[False, True], ids=["forwards", "backwards"])
 def device(request):
-    return HostDevice(backwards=request.param)
+    return NumpyDevice(backwards=request.param)
 
 
 def operands(seed, kind, word, transpose, rows, depth, moduli, columns):
@@ -132,14 +132,14 @@ def test_the_longest_sum_of_the_largest_terms(word):
     weights = np.full((1, depth), weight, np.int8)
     residues = np.full((depth, 1, 1), q - 1, word)
     residues[::2] = q - 256  # low byte 255
-    got = product(HostDevice(), weights, False, residues, [q])
+    got = product(NumpyDevice(), weights, False, residues, [q])
     assert got.item() == (depth // 2) * weight * (q - 1 + q - 256) % q
 
 
 def test_the_longest_sum_of_long_weights():
     depth, q, weight = gemm.MAX_DEPTH, Q32, 32639
     residues = np.full((depth, 1, 1), q - 1, np.uint32)
-    got = product(HostDevice(), np.full((depth, 1), weight, np.int16), True, residues, [q])
+    got = product(NumpyDevice(), np.full((depth, 1), weight, np.int16), True, residues, [q])
     assert got.item() == -weight * depth % q
 
 
@@ -167,7 +167,7 @@ def test_memory(device):
     packed = gemm.pack(device, np.zeros((65, 1, 33), np.uint64), 60)
     assert packed.nbytes == packed.data.nbytes == 128 * 64 * 8
     with pytest.raises(EngineError, match="residues laid out takes 65536 bytes"):
-        gemm.pack(HostDevice(memory_bytes=65535), np.zeros((65, 1, 33), np.uint64), 60)
+        gemm.pack(NumpyDevice(memory_bytes=65535), np.zeros((65, 1, 33), np.uint64), 60)
 
 
 @pytest.mark.parametrize(("word", "bits"), [(np.uint32, 32), (np.uint64, 40), (np.uint64, 56), (np.uint64, 60)])
@@ -205,7 +205,7 @@ def test_shared_memory_fits_every_gpu():
 )
 def test_rejects_weights(weights, message):
     with pytest.raises(InputError, match=message):
-        gemm.Weights(HostDevice(), weights)
+        gemm.Weights(NumpyDevice(), weights)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_rejects_weights(weights, message):
 )
 def test_rejects_residues(residues, bits, message):
     with pytest.raises(InputError, match=message):
-        gemm.pack(HostDevice(), residues, bits)
+        gemm.pack(NumpyDevice(), residues, bits)
 
 
 @pytest.mark.parametrize(
@@ -246,10 +246,10 @@ def test_rejects_residues(residues, bits, message):
     ],
 )
 def test_rejects_products(arguments, message):
-    device = HostDevice()
+    device = NumpyDevice()
     packed = gemm.pack(device, np.zeros((2, 2, 5), np.uint32), 32)
     held = gemm.Weights(device, np.zeros((3, 2), np.int8))
     with pytest.raises(InputError, match=message):
         gemm.multiply(held, **{"transpose": False, "packed": packed, "moduli": [Q32, Q32], **arguments})
     with pytest.raises(InputError, match="weights are on cuda:1 and the residues on cuda:0"):
-        gemm.multiply(gemm.Weights(HostDevice("cuda:1"), np.zeros((3, 2), np.int8)), False, packed, [Q32, Q32])
+        gemm.multiply(gemm.Weights(NumpyDevice("cuda:1"), np.zeros((3, 2), np.int8)), False, packed, [Q32, Q32])

@@ -8,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from cuda_host import HostDevice
+from cuda_arrays import host
+from cuda_host import HostDevice, NumpyDevice
 from linear_cases import (
     BLOCK_PREFIX,
     DIRECTIONS,
@@ -148,20 +149,20 @@ def test_device_arrays_in_and_out(preset):
     held = device_linear.DeviceLayer(device, prepared)
     assert held.nbytes >= 70 * 9 * _core.preset_info(preset)["weight_bytes"]
     x = batch(130, 9)
-    words, secret = device_linear.encrypt_words(device, x, prepared.public, mask_seed=MASK, seed=SEED)
+    words, secret = device_linear.encrypt_words(device, device.upload(x), prepared.public, mask_seed=MASK, seed=SEED)
     request, _ = device_linear.encrypt(device, x, prepared.public, seed=SEED, mask_seed=MASK, request=REQUEST)
-    assert words.tobytes() == request[REQUEST_PREFIX:]
+    assert host(words).tobytes() == request[REQUEST_PREFIX:]
     reply = linear.apply(prepared, request)[BLOCK_PREFIX:]
     data, mask = device_linear.apply(held, "forward", words, MASK)
-    assert data.tobytes() + mask.tobytes() == reply
+    assert host(data).tobytes() + host(mask).tobytes() == reply
     part, none = device_linear.apply(held, "forward", words, None, 32, 7)
-    assert part.tobytes() == data[32:39].tobytes()
+    assert host(part).tobytes() == host(data)[32:39].tobytes()
     assert none is None
-    pair = device_linear.apply_many(held, "forward", [(words, None), (words[:, :2].copy(), MASK)], 64)
-    assert pair[0][0].tobytes() == data[64:].tobytes()
-    assert pair[1][1].tobytes() == mask[64:].tobytes()
+    pair = device_linear.apply_many(held, "forward", [(words, None), (words[:, :2], MASK)], 64)
+    assert host(pair[0][0]).tobytes() == host(data)[64:].tobytes()
+    assert host(pair[1][1]).tobytes() == host(mask)[64:].tobytes()
     y = device_linear.decrypt_words(data, mask, secret)
-    check_result(prepared, x, y, "forward")
+    check_result(prepared, x, host(y), "forward")
     with pytest.raises(SecretError, match="used already"):
         device_linear.decrypt_words(data, mask, secret)
 
@@ -202,9 +203,9 @@ def test_requests_and_results_by_their_definition(preset, direction):
     roots, _, inverse_roots, _, _ = _core.ntt_tables(N, q, 8)  # plain powers for 8-byte words
     roots, inverse_roots = (np.array([int(w) for w in table], object) for table in (roots, inverse_roots))
     seed = sampling.seed_words(device, SEED)
-    keys = [transform(s, roots, q) for s in sampling.ternary(device, seed, 0, 2, N)]
-    errors = sampling.binomial(device, seed, 0, width, range(2), N)
-    masks = sampling.uniform(device, MASK, sampling.MASK, 0, width, N, q, WORD[preset])
+    keys = [transform(s, roots, q) for s in host(sampling.ternary(device, seed, 0, 2, N))]
+    errors = host(sampling.binomial(device, seed, 0, width, range(2), N))
+    masks = host(sampling.uniform(device, MASK, sampling.MASK, 0, width, N, q, WORD[preset]))
     delta = prepared.public.delta if direction == "backward" else np.ones(width)
     squares = (x.astype(np.float64) * delta) ** 2
     sums = np.zeros((tokens, 8))
@@ -271,7 +272,7 @@ def ends(preset, dtype):
 @pytest.mark.parametrize("backwards", BACKWARDS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_embedding_at_the_ends_of_its_range(preset, backwards):
-    device, q = HostDevice(backwards=backwards), Q[preset]
+    device, q = NumpyDevice(backwards=backwards), Q[preset]
     ring = lanes.Ring(device, preset)
     tokens, width, first, rows = N + 200, 37, 2, 34  # two groups, tiles that are not full on either side
     rng = np.random.default_rng(0)
@@ -295,7 +296,7 @@ def test_embedding_at_the_ends_of_its_range(preset, backwards):
 @pytest.mark.parametrize("tokens", [1, 257])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_shortening_at_the_ends_of_its_range(preset, tokens, backwards):
-    device = HostDevice(backwards=backwards)
+    device = NumpyDevice(backwards=backwards)
     ring = lanes.Ring(device, preset)
     rows, column, columns = 3, 2, tokens + 5
     drop = 1 << DROPPED[preset]
@@ -314,7 +315,7 @@ def test_shortening_at_the_ends_of_its_range(preset, tokens, backwards):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_revealing_any_bits(preset, backwards):
     # A hostile reply may hold any bits: what comes out is of no use, and still what the core gives.
-    device, q, drop = HostDevice(backwards=backwards), Q[preset], DROPPED[preset]
+    device, q, drop = NumpyDevice(backwards=backwards), Q[preset], DROPPED[preset]
     ring = lanes.Ring(device, preset)
     tokens, rows, first, outputs = N + 131, 35, 3, 40
     rng = np.random.default_rng(0)
@@ -340,7 +341,7 @@ def test_revealing_any_bits(preset, backwards):
 @pytest.mark.parametrize("backwards", BACKWARDS)
 @pytest.mark.parametrize("width", [1, 7, 8, 9, 300])
 def test_scales_add_in_the_order_of_the_core(width, backwards):
-    device = HostDevice(backwards=backwards)
+    device = NumpyDevice(backwards=backwards)
     rng = np.random.default_rng(0)
     tokens = 37
     x = (rng.standard_normal((tokens, width)) * 10.0 ** rng.integers(-20, 20, (tokens, width))).astype(np.float32)
@@ -363,7 +364,7 @@ def test_scales_add_in_the_order_of_the_core(width, backwards):
 @pytest.mark.parametrize("backwards", BACKWARDS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_secrets_as_residues(preset, backwards):
-    device = HostDevice(backwards=backwards)
+    device = NumpyDevice(backwards=backwards)
     ring = lanes.Ring(device, preset)
     values = np.array([-1, 0, 1] * 99, np.int8)
     out = device.empty(values.shape, ring.dtype)
@@ -444,7 +445,7 @@ def test_the_size_of_a_cache_is_checked():
 
 
 def arrays_of(secret):
-    return [*secret._factors, secret._inverse_scales]
+    return [host(array) for array in (*secret._factors, secret._inverse_scales)]
 
 
 def test_a_secret_serves_one_decryption_and_is_overwritten():
@@ -485,15 +486,16 @@ def test_work_memory_is_overwritten(monkeypatch):
         device, "empty", lambda shape, dtype, what="": taken.append((empty(shape, dtype), what)) or taken[-1][0]
     )
     request, secret = device_linear.encrypt(device, batch(3, 11), prepared.public, seed=SEED)
-    kept = [id(array) for array in arrays_of(secret)]
+    kept = [array.ctypes.data for array in arrays_of(secret)]
     secrets = {"secrets", "scales", "products with secrets", "errors", "a batch"}
     assert {what for _, what in taken} >= {*secrets, "a seed"}
-    assert not any(array.tobytes() == SEED for array, _ in taken)
-    assert not any(array.any() for array, what in taken if what in secrets and id(array) not in kept)
+    assert not any(host(array).tobytes() == SEED for array, _ in taken)
+    used = [host(array) for array, what in taken if what in secrets]
+    assert not any(array.any() for array in used if array.ctypes.data not in kept)
     taken.clear()
     device_linear.decrypt(linear.apply(prepared, request), secret)
     assert {what for _, what in taken} >= {"products with secrets", "a decrypted reply"}
-    assert not any(array.any() for array, what in taken if what in ("products with secrets", "a decrypted reply"))
+    assert not any(host(array).any() for array, what in taken if what in ("products with secrets", "a decrypted reply"))
 
 
 @pytest.mark.parametrize("leave", [copy.copy, copy.deepcopy, pickle.dumps, lambda secret: pickle.dumps(secret, 0)])
@@ -732,10 +734,10 @@ def test_batches_that_lie_on_the_device(dtype, monkeypatch):
     assert request == expected
     assert np.array_equal(x, before)  # what is not ours is not overwritten
     read = next(a[5] for a in taken if a[0] == "linear_scales")
-    assert np.shares_memory(read, x) == (dtype == np.float32)
+    assert np.shares_memory(host(read), x) == (dtype == np.float32)
     y = device_linear.decrypt(linear.apply(prepared, request), secret, on_device=True)
     assert isinstance(y, device.xp.ndarray)
-    check_result(prepared, x, y, "forward")
+    check_result(prepared, x, host(y), "forward")
     apart = OnDevice(np.asfortranarray(x))
     assert device_linear.encrypt(
         device, apart, prepared.public, seed=SEED, mask_seed=MASK, request=REQUEST
@@ -753,18 +755,18 @@ def test_device_arrays_are_checked():
     for words in (np.ones((11, 3), np.uint64), np.ones((12, 3), np.uint32), np.ones(11, np.uint32)):
         with pytest.raises(InputError, match=r"expected \(11, tokens\) of uint32 \(forward direction\)"):
             device_linear.apply(held, "forward", words, None)
-    words = np.ones((11, 3), np.uint32)
+    words = device.upload(np.ones((11, 3), np.uint32))
     with pytest.raises(InputError, match="direction 'up': choose 'forward' or 'backward'"):
         device_linear.apply(held, "up", words, None)
     for begin, count in ((1, 1), (-32, 1), (32, 9), (0, 0), (64, None)):
         with pytest.raises(InputError, match="must start at a multiple of 32 and end by 40"):
             device_linear.apply(held, "forward", words, None, begin, count)
-    words, secret = device_linear.encrypt_words(device, batch(3, 11), prepared.public, mask_seed=MASK)
+    words, secret = device_linear.encrypt_words(device, device.upload(batch(3, 11)), prepared.public, mask_seed=MASK)
     data, mask = device_linear.apply(held, "forward", words, MASK)
     with pytest.raises(InputError, match=r"data is uint8 \(39, 9\); it must be uint8 \(40, 9\)"):
         device_linear.decrypt_words(data[1:], mask, secret)
     with pytest.raises(InputError, match=r"mask is int64 \(40, 2048\); it must be uint32 \(40, 2048\)"):
-        device_linear.decrypt_words(data, mask.astype(np.int64), secret)
+        device_linear.decrypt_words(data, device.empty(mask.shape, np.int64), secret)
     with pytest.raises(InputError, match="expected float16, float32 or float64"):
         device_linear.encrypt_words(device, np.ones((3, 11), np.int32), prepared.public, mask_seed=MASK)
 

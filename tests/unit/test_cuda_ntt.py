@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from cuda_host import HostDevice
+from cuda_host import NumpyDevice
 from privtuner import _core
 from privtuner.cuda.ntt import Transforms
 from privtuner.errors import EngineError, InputError
@@ -74,7 +74,7 @@ def random_rows(rng, moduli, n, word_bytes):
 
 
 def device_of(backwards):
-    return HostDevice(backwards=backwards)
+    return NumpyDevice(backwards=backwards)
 
 
 @pytest.mark.parametrize("word_bytes", [4, 8])
@@ -283,7 +283,7 @@ def test_refused():
         with pytest.raises(InputError, match=words):
             Transforms(device, *arguments)
     with pytest.raises(EngineError, match="tables"):
-        Transforms(HostDevice(memory_bytes=1000), n, [q], 4)
+        Transforms(NumpyDevice(memory_bytes=1000), n, [q], 4)
 
     transforms = Transforms(device, n, [q], 4)
     order = device.upload(np.zeros(2, np.uint32))

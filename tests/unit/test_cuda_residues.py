@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cuda_host import HostDevice
+from cuda_host import NumpyDevice
 
 N = 1024
 PRIMES = [65537, (1 << 50) - 27, (1 << 40) - 87, (1 << 61) - 1]
@@ -19,7 +19,7 @@ LIMBS = len(PRIMES)
 
 @pytest.fixture(params=[False, True], ids=["forwards", "backwards"])
 def device(request):
-    return HostDevice(backwards=request.param)
+    return NumpyDevice(backwards=request.param)
 
 
 def rows(rng, *shape, primes=None):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cuda_host import HostDevice
+from cuda_host import NumpyDevice
 from privtuner import ckks
 from privtuner.cuda import sampling
 from privtuner.cuda.sampling import ERROR, MASK, MAX_SAMPLES, SECRET
@@ -23,7 +23,7 @@ COUNTS = (1, 15, 16, 17, 48, 49, 2048, 2049, 4103)
 
 @pytest.fixture(params=[False, True], ids=["forwards", "backwards"])
 def device(request):
-    return HostDevice(backwards=request.param)
+    return NumpyDevice(backwards=request.param)
 
 
 # The definition again, word by word from an endless keystream: ChaCha20 by NumPy, many blocks at once.
@@ -218,7 +218,7 @@ def test_uniform_follows_its_definition(device, n, word_bytes):
 
 @pytest.mark.parametrize(("word_bytes", "q"), [(4, Q32), (8, 2**49 + 1)])
 def test_the_longest_rows(word_bytes, q):
-    got = drawn(HostDevice(), SEED, (ERROR, 2**32 - 1, 2**32 - 1), q, MAX_SAMPLES, word_bytes)
+    got = drawn(NumpyDevice(), SEED, (ERROR, 2**32 - 1, 2**32 - 1), q, MAX_SAMPLES, word_bytes)
     assert got == naive_uniform(SEED, (2, 2**32 - 1, 2**32 - 1), q, MAX_SAMPLES, word_bytes)
 
 
@@ -338,7 +338,7 @@ def test_wiping(device, dtype):
 
 def refused(message, call, *arguments, **named):
     with pytest.raises(InputError, match=message):
-        call(HostDevice(), *arguments, **named)
+        call(NumpyDevice(), *arguments, **named)
 
 
 def test_seeds_that_are_none():
@@ -412,4 +412,4 @@ def test_more_rows_than_a_launch_has_blocks():
 
 def test_memory_that_does_not_suffice():
     with pytest.raises(EngineError, match="random polynomials takes 400 bytes"):
-        sampling.uniform(HostDevice(memory_bytes=399), SEED, MASK, 0, 1, 100, 97, 4)
+        sampling.uniform(NumpyDevice(memory_bytes=399), SEED, MASK, 0, 1, 100, 97, 4)

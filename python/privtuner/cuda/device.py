@@ -45,8 +45,8 @@ class Stream(Protocol):
         """Back to the stream before."""
         ...
 
-    def wait(self, other: Stream) -> None:
-        """What follows waits for everything that is in ``other`` by now."""
+    def wait(self, other: Stream | None = None) -> None:
+        """What follows waits for everything that is in ``other``, or else in the thread's current stream, by now."""
         ...
 
     def synchronize(self) -> None:
@@ -93,7 +93,11 @@ class Device(Protocol):
         ...
 
     def page_locked(self, nbytes: int) -> npt.NDArray[np.uint8]:
-        """Host memory that is copied from and to without a detour, while kernels run."""
+        """Host memory that is copied from and to without a detour, while kernels run. Keep it until they are through.
+
+        Raises:
+            EngineError: the host has not that much left.
+        """
         ...
 
     def copy_in(self, host: npt.NDArray[Any], array: Any) -> None:
@@ -196,7 +200,7 @@ def open_device(index: int = 0, memory_bytes: int | None = None) -> CudaDevice:
 
 class _CudaStream:
     def __init__(self, cupy: Any, device: Any) -> None:
-        self._cupy = cupy
+        self._cupy, self._device = cupy, device
         with device:
             self.raw = cupy.cuda.Stream(non_blocking=True)
 
@@ -206,8 +210,12 @@ class _CudaStream:
     def __exit__(self, *details: object) -> None:
         self.raw.__exit__(*details)
 
-    def wait(self, other: Stream) -> None:
-        self.raw.wait_event(other.raw.record())  # type: ignore[attr-defined]
+    def wait(self, other: Stream | None = None) -> None:
+        with self._device:  # an event is made for the current device, and recorded there alone
+            source = self._cupy.cuda.get_current_stream() if other is None else other.raw  # type: ignore[attr-defined]
+            event = self._cupy.cuda.Event(disable_timing=True)
+            event.record(source)
+            self.raw.wait_event(event)
 
     def synchronize(self) -> None:
         self.raw.synchronize()
@@ -219,19 +227,20 @@ class CudaDevice:
     def __init__(self, cupy: Any, index: int, memory_bytes: int | None = None) -> None:
         self.xp = cupy
         self.name = f"cuda:{index}"
-        self._device = cupy.cuda.Device(index)
-        major, minor = divmod(int(self._device.compute_capability), 10)
+        self._index = index
+        device = self._device()
+        major, minor = divmod(int(device.compute_capability), 10)
         if (major, minor) < _MINIMUM_CAPABILITY:
             raise EngineError(
                 f"{self.name} has compute capability {major}.{minor}; the kernels need 8.0 (A100 and newer), whose "
                 "tensor cores multiply bytes"
             )
         self.capability = (major, minor)
-        self.multiprocessors = int(self._device.attributes["MultiProcessorCount"])
+        self.multiprocessors = int(device.attributes["MultiProcessorCount"])
         self._pool = cupy.cuda.MemoryPool()
         self._limit = memory_bytes
         if memory_bytes is not None:
-            with self._device:  # a pool's limits are those of the current device
+            with device:  # a pool's limits are those of the current device
                 self._pool.set_limit(size=memory_bytes)
         self._modules: dict[str, Any] = {}
         self._functions: dict[str, tuple[Any, int]] = {}  # by kernel, with the dynamic shared memory it may have
@@ -240,11 +249,15 @@ class CudaDevice:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """See :class:`Device`."""
-        with self._device, self.xp.cuda.using_allocator(self._pool.malloc):
+        with self._device(), self.xp.cuda.using_allocator(self._pool.malloc):
             try:
                 yield
             except self.xp.cuda.memory.OutOfMemoryError as error:  # of an array that CuPy made on its own
                 raise EngineError(f"{self.name}: {error}; {_SMALLER}") from error
+
+    def _device(self) -> Any:
+        """The device, to be made current: an object a use, as older CuPy keeps in it what was current in any thread."""
+        return self.xp.cuda.Device(self._index)
 
     def launch(self, kernel: str, grid: tuple[int, ...], threads: int, *arguments: Any, shared: int = 0) -> None:
         """See :class:`Device`."""
@@ -257,13 +270,15 @@ class CudaDevice:
         function(grid, (threads,), entry.arguments(arguments), shared_mem=shared)
 
     def _load(self, entry: sources.Kernel, shared: int) -> Any:
-        with self._lock, self._device:
+        with self._lock, self._device():
             function, allowed = self._functions.get(entry.name, (None, _SHARED_BYTES))
             if function is None:
                 if entry.unit not in self._modules:
                     code = sources.source(entry.unit)
                     self._modules[entry.unit] = self.xp.RawModule(code=code, options=OPTIONS, backend="nvrtc")
                 function = self._modules[entry.unit].get_function(entry.name)
+                # CuPy shares it with other CudaDevices of this GPU, whose launches may need what is allowed by now.
+                allowed = max(allowed, function.max_dynamic_shared_size_bytes)
             if shared > allowed:
                 function.max_dynamic_shared_size_bytes = shared
             self._functions[entry.name] = (function, max(shared, allowed))
@@ -290,7 +305,12 @@ class CudaDevice:
 
     def page_locked(self, nbytes: int) -> npt.NDArray[np.uint8]:
         """See :class:`Device`."""
-        memory = self.xp.cuda.alloc_pinned_memory(max(1, nbytes))
+        try:
+            memory = self.xp.cuda.alloc_pinned_memory(max(1, nbytes))
+        except self.xp.cuda.runtime.CUDARuntimeError as error:
+            raise EngineError(
+                f"the host has not {nbytes} bytes of page-locked memory left ({error}): use fewer tokens at once"
+            ) from error
         return np.frombuffer(memory, np.uint8, nbytes)
 
     def copy_in(self, host: npt.NDArray[Any], array: Any) -> None:
@@ -305,11 +325,11 @@ class CudaDevice:
 
     def stream(self) -> Stream:
         """See :class:`Device`."""
-        return _CudaStream(self.xp, self._device)
+        return _CudaStream(self.xp, self._device())
 
     def free_bytes(self) -> int:
         """See :class:`Device`."""
-        with self._device:
+        with self._device():
             free = self.xp.cuda.runtime.memGetInfo()[0] + self._pool.free_bytes()
             return int(free if self._limit is None else min(free, self._limit - self._pool.used_bytes()))
 

@@ -56,6 +56,8 @@ class Parameter:
         dtype = getattr(value, "dtype", None)
         if dtype != self.dtype:
             raise InputError(f"expected an array of {self.dtype}, got {dtype or type(value).__name__}")
+        if isinstance(value, np.ndarray):  # CuPy would pass one of a single element by value: an address to a kernel
+            raise InputError("the array lies on the host, not on the device: upload it")
         if not value.flags.c_contiguous:
             raise InputError("the array is not contiguous")
         return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,79 +38,88 @@ class _Ticket:
         return self.layer is other.layer and mine.direction == theirs.direction and self.block_rows == other.block_rows
 
 
+_Tickets = queue.SimpleQueue[_Ticket | None]
+
+
 class _Worker:
     """One device: its layers, and a thread that multiplies what waits for it."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.held = 0  # bytes of layers
-        self._tickets: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
-        self._next: _Ticket | None = None
+        self._tickets: _Tickets = queue.SimpleQueue()  # of the thread; the next thread gets another one
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def submit(self, ticket: _Ticket) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"privtuner-{self.device.name}", daemon=True)
+                self._tickets = queue.SimpleQueue()
+                name = f"privtuner-{self.device.name}"
+                self._thread = threading.Thread(target=self._run, args=(self._tickets,), name=name, daemon=True)
                 self._thread.start()
-        self._tickets.put(ticket)
+            self._tickets.put(ticket)
 
     def close(self) -> None:
         with self._lock:
             thread, self._thread = self._thread, None
+            if thread is not None:
+                self._tickets.put(None)  # behind every ticket of that thread
         if thread is not None:
-            self._tickets.put(None)
             thread.join()
 
-    def _run(self) -> None:
-        with self.device.active():
-            while (first := self._next or self._tickets.get()) is not None:
-                self._next = None
-                self._answer(self._batch(first))
+    def _run(self, tickets: _Tickets) -> None:
+        following: _Ticket | None = None
+        while (first := following or tickets.get()) is not None:
+            batch, following = self._batch(first, tickets)
+            self._answer(batch)
+            del first, batch  # not to be kept until the next one comes
 
-    def _batch(self, first: _Ticket) -> list[_Ticket]:
-        """``first`` and what waits behind it for the same layer and direction, in order."""
+    def _batch(self, first: _Ticket, tickets: _Tickets) -> tuple[list[_Ticket], _Ticket | None]:
+        """``first`` and what waits behind it for the same layer and direction, in order; the one that ends them."""
         batch, tokens = [first], first.request.tokens
-        while not self._tickets.empty():
-            ticket = self._tickets.get()
+        while not tickets.empty():
+            ticket = tickets.get()
             if ticket is None:
-                self._tickets.put(None)  # the end, once this batch is done
+                tickets.put(None)  # the end, once this batch is done
                 break
             tokens += ticket.request.tokens
             if not ticket.answers_with(first) or tokens > _BATCH_TOKENS:
-                self._next = ticket
-                break
+                return batch, ticket
             batch.append(ticket)
-        return batch
+        return batch, None
 
     def _answer(self, batch: list[_Ticket]) -> None:
         waiting = [ticket for ticket in batch if not ticket.dropped]
-        if not waiting:
-            return
+        if waiting and not self._answered(waiting):
+            for ticket in waiting:
+                self._answered([ticket])
+
+    def _answered(self, waiting: list[_Ticket]) -> bool:
+        """Answer them together; False if they do not fit together and may fit one by one.
+
+        Whoever calls then has left what was raised, and with it the memory of the attempt.
+        """
         first = waiting[0]
         sent = False
         try:
-            for blocks in kernels.answer(first.layer, [ticket.request for ticket in waiting], first.block_rows):
-                for ticket, block in zip(waiting, blocks, strict=True):
-                    ticket.blocks.put(block)
-                sent = True
-                if all(ticket.dropped for ticket in waiting):
-                    return
-        except EngineError as error:
-            if sent or len(waiting) == 1:
-                for ticket in waiting:
-                    ticket.blocks.put(error)
-            else:  # what does not fit together may fit one by one
-                for ticket in waiting:
-                    self._answer([ticket])
-            return
-        except BaseException as error:
+            with self.device.active():
+                for blocks in kernels.answer(first.layer, [ticket.request for ticket in waiting], first.block_rows):
+                    for ticket, block in zip(waiting, blocks, strict=True):
+                        ticket.blocks.put(block)
+                    sent = True
+                    if all(ticket.dropped for ticket in waiting):
+                        return True
+        except BaseException as error:  # whatever it is: somebody waits for an answer
+            if isinstance(error, EngineError) and not sent and len(waiting) > 1:
+                return False
+            traceback.clear_frames(error.__traceback__)  # they hold memory of the device
             for ticket in waiting:
                 ticket.blocks.put(error)
-            return
+            return True
         for ticket in waiting:
             ticket.blocks.put(None)
+        return True
 
 
 class CudaEngine:

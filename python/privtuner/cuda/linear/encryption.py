@@ -144,6 +144,7 @@ def encrypt(
     own: Any = None  # a copy of the batch that was made here
     key = bytearray(seed or secrets.token_bytes(32))
     try:
+        context.lanes[0].wait()  # a batch may be work of the caller's stream that is not done yet
         with context.lane(0):
             batch, copied = _batch(device, x, public, direction)
             own = batch if copied else None
