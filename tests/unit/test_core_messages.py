@@ -1,0 +1,172 @@
+"""Messages of the linear scheme whose bodies another engine reads and writes: sealed and opened by the core."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from privtuner import _core
+from privtuner.errors import InputError, MessageError
+
+PRESETS = {"linear-w8": np.int8, "linear-w16": np.int16}
+
+
+def exchange(preset: str, direction: str = "forward", known_mask: bool = False) -> tuple[bytes, list[bytes]]:
+    """A request of 5 tokens to a layer (40, 24), and the reply in two blocks."""
+    weights = np.random.default_rng(3).integers(-127, 128, (40, 24)).astype(PRESETS[preset])
+    prepared = _core.Prepared(preset, bytes(range(16)), weights, np.full(40, 0.01))
+    public, masks = prepared.public(), _core.MaskCache(1 << 24)
+    x = np.random.default_rng(4).standard_normal((5, 24 if direction == "forward" else 40)).astype(np.float32)
+    for _ in range(2 if known_mask else 1):
+        request, secret = _core.encrypt(public, direction, x, masks)
+        job, decryption = _core.Job(prepared, request), _core.Decryption(secret)
+        ends = [0, 32, 40] if direction == "forward" else [0, 24]
+        blocks = [job.rows(begin, end - begin) for begin, end in itertools.pairwise(ends)]
+        for block in blocks:
+            decryption.feed(block)
+        decryption.finish()  # the mask product is known from here on
+    return request, blocks
+
+
+def fresh_buffer(message: bytes, prefix: int, kind: type) -> bytearray | memoryview | npt.NDArray[np.uint8]:
+    """The body of a message behind a prefix of rubbish."""
+    content = bytearray(b"\xa5" * prefix + message[prefix:])
+    return np.frombuffer(content, np.uint8) if kind is np.ndarray else kind(content)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("known_mask", [False, True])
+@pytest.mark.parametrize("kind", [bytearray, memoryview, np.ndarray])
+def test_sealed_again_a_message_is_the_same(preset, direction, known_mask, kind):
+    request, blocks = exchange(preset, direction, known_mask)
+    depth, rows = (24, 40) if direction == "forward" else (40, 24)
+    fields = _core.linear_open_request(preset, request)
+    assert fields.pop("seed") == request[64:96]
+    identity = {"direction": direction, "layer": bytes(range(16)), "request": request[32:48]}
+    assert fields == identity | {"tokens": 5, "features": depth, "mask_wanted": not known_mask}
+    assert len(request) == _core.linear_request_bytes(preset, depth, 5)
+    buffer = fresh_buffer(request, _core.LINEAR_REQUEST_PREFIX, kind)
+    _core.linear_seal_request(preset, buffer, seed=request[64:96], **fields)
+    assert bytes(buffer) == request
+
+    reply, begin = b"".join(blocks), 0
+    for block in blocks:
+        fields = _core.linear_open_block(preset, reply[begin:])
+        assert fields.pop("size") == len(block)
+        count = fields["row_count"]
+        assert len(block) == _core.linear_block_bytes(preset, count, 5, not known_mask)
+        shape = {"tokens": 5, "features": rows, "row_begin": 0 if begin == 0 else 32, "row_count": count}
+        assert fields == identity | shape | {"mask_present": not known_mask}
+        buffer = fresh_buffer(block, _core.LINEAR_BLOCK_PREFIX, kind)
+        _core.linear_seal_block(preset, buffer, **fields)
+        assert bytes(buffer) == block
+        begin += len(block)
+    assert begin == len(reply)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_damaged_messages(preset):
+    request, blocks = exchange(preset)
+    for message, read in [(request, _core.linear_open_request), (blocks[1], _core.linear_open_block)]:
+        read(preset, bytearray(message))
+        for size in (0, 63, 64, len(message) - 1):
+            with pytest.raises(MessageError, match="truncated"):
+                read(preset, message[:size])
+        for place in [*range(0, 120, 3), len(message) // 2, len(message) - 1]:
+            damaged = bytearray(message)
+            damaged[place] ^= 1
+            with pytest.raises(MessageError):
+                read(preset, damaged)
+        with pytest.raises(MessageError, match="made with other parameters"):
+            read(next(name for name in PRESETS if name != preset), message)
+    with pytest.raises(MessageError, match="1 bytes too many"):
+        _core.linear_open_request(preset, request + b"\0")
+    with pytest.raises(MessageError, match="expected a request"):
+        _core.linear_open_request(preset, blocks[0])
+    with pytest.raises(InputError, match="unknown preset 'linear'"):
+        _core.linear_open_request("linear", request)
+    # Well sealed, but a residue is not one.
+    body = bytearray(request)
+    body[-8:] = b"\xff" * 8
+    _core.linear_seal_request(preset, body, **_core.linear_open_request(preset, request))
+    with pytest.raises(MessageError, match="a residue is not below q"):
+        _core.linear_open_request(preset, body)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"direction": "sideways"}, InputError, "'sideways'"),
+        ({"layer": b"short"}, InputError, "a layer id has 16 bytes"),
+        ({"request": b""}, InputError, "a request id has 16 bytes"),
+        ({"seed": bytes(16)}, InputError, "a mask seed has 32 bytes"),
+        ({"tokens": 0}, InputError, "0 tokens: choose 1"),
+        ({"tokens": 6}, InputError, "for a request of"),
+        ({"tokens": 2**24 + 1}, InputError, "16777217 tokens"),
+        ({"features": 0}, InputError, "0 features"),
+        ({"features": 65537}, InputError, "65537 features: choose 1 to 65536"),
+        ({"preset": "linear-w16"}, InputError, "for a request of"),
+        ({"buffer": b"read-only"}, TypeError, "writable, contiguous"),
+        ({"buffer": memoryview(bytearray(2048))[::2]}, TypeError, "writable, contiguous"),
+        ({"buffer": np.zeros(100, np.uint16)}, TypeError, "writable, contiguous"),
+    ],
+)
+def test_requests_that_cannot_be_sealed(change, error, message):
+    request, _ = exchange("linear-w8")
+    arguments = {"preset": "linear-w8", "buffer": bytearray(request)} | _core.linear_open_request("linear-w8", request)
+    with pytest.raises(error, match=message):
+        _core.linear_seal_request(**(arguments | change))
+    if isinstance(change.get("buffer"), bytes):
+        return
+    assert bytes(arguments["buffer"]) == request  # nothing was written
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"direction": ""}, InputError, "choose forward or backward"),
+        ({"layer": bytes(17)}, InputError, "a layer id has 16 bytes"),
+        ({"request": bytes(15)}, InputError, "a request id has 16 bytes"),
+        ({"tokens": 0}, InputError, "0 tokens: choose 1"),
+        ({"features": 0}, InputError, "0 features"),
+        ({"features": 31}, InputError, "32 rows from 0: there are 31"),
+        ({"row_begin": 9}, InputError, "32 rows from 9: there are 40"),
+        ({"row_begin": 2**32 - 1}, InputError, "there are 40"),
+        ({"row_count": 0}, InputError, "0 rows: choose 1"),
+        ({"row_count": 31}, InputError, "for a reply block of"),
+        ({"mask_present": False}, InputError, "for a reply block of"),
+        ({"buffer": b"read-only"}, TypeError, "writable, contiguous"),
+    ],
+)
+def test_blocks_that_cannot_be_sealed(change, error, message):
+    _, (block, _) = exchange("linear-w8")
+    fields = _core.linear_open_block("linear-w8", block)
+    del fields["size"]
+    arguments = {"preset": "linear-w8", "buffer": bytearray(block)} | fields
+    with pytest.raises(error, match=message):
+        _core.linear_seal_block(**(arguments | change))
+    assert bytes(arguments["buffer"]) == block
+
+
+def test_sizes_of_messages():
+    assert (_core.LINEAR_REQUEST_PREFIX, _core.LINEAR_BLOCK_PREFIX) == (112, 88)
+    for preset in PRESETS:
+        info = _core.preset_info(preset)
+        assert _core.linear_request_bytes(preset, 3, 7) == 112 + 21 * info["word_bytes"]
+        assert _core.linear_block_bytes(preset, 3, 7, False) == 88 + 21 * info["reply_bytes"]
+        assert _core.linear_block_bytes(preset, 3, 7, True) == 88 + 3 * (
+            7 * info["reply_bytes"] + info["n"] * info["word_bytes"]
+        )
+        assert 0 < info["hash"] < 2**64
+    for call, arguments in [
+        (_core.linear_request_bytes, (0, 1)),
+        (_core.linear_request_bytes, (1, 2**24 + 1)),
+        (_core.linear_block_bytes, (0, 1, True)),
+        (_core.linear_block_bytes, (1, 0, True)),
+    ]:
+        with pytest.raises(InputError, match="choose 1 to"):
+            call("linear-w8", *arguments)
