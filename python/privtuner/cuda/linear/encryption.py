@@ -254,7 +254,11 @@ def _batch(device: Device, x: Any, public: Public, direction: Direction) -> tupl
         _require_finite(device, "x", given)
         with np.errstate(over="ignore"):  # an overflow is found just below and named
             narrow = device.xp.ascontiguousarray(given, dtype=np.float32)
-        _require_finite(device, "x (as float32)", narrow)
+        try:
+            _require_finite(device, "x (as float32)", narrow)
+        except InputError:
+            wipe(narrow)
+            raise
         return narrow, True
     batch = device.xp.ascontiguousarray(given, dtype=np.float32)
     return batch, not (given.dtype == np.float32 and given.flags.c_contiguous)
