@@ -225,40 +225,45 @@ PT_FN void multiply_planes(const Block& block, Word* out, const u8* left, const 
 }
 
 // The kinds there are: words of 4 bytes in 4 planes, of 8 bytes in 5 to 8.
-PT_FN void gemm_pack_u32_4(const Block& block, u8* out, const u32* words, u32 depth, u32 batch, u32 columns) {
-  pack_residues<u32, 4>(block, out, words, depth, batch, columns);
+template <class... Args>
+PT_FN void gemm_pack_u32_4(const Block& block, Args... args) {
+  pack_residues<u32, 4>(block, args...);
 }
-PT_FN void gemm_u32_4(const Block& block, u32* out, const u8* left, const u8* right, const u64* moduli, u32 rows,
-                      u32 columns, u32 batch, u32 steps, u32 byte, u32 add) {
-  multiply_planes<u32, 4>(block, out, left, right, moduli, rows, columns, batch, steps, byte, add);
+template <class... Args>
+PT_FN void gemm_u32_4(const Block& block, Args... args) {
+  multiply_planes<u32, 4>(block, args...);
 }
-PT_FN void gemm_pack_u64_5(const Block& block, u8* out, const u64* words, u32 depth, u32 batch, u32 columns) {
-  pack_residues<u64, 5>(block, out, words, depth, batch, columns);
+template <class... Args>
+PT_FN void gemm_pack_u64_5(const Block& block, Args... args) {
+  pack_residues<u64, 5>(block, args...);
 }
-PT_FN void gemm_u64_5(const Block& block, u64* out, const u8* left, const u8* right, const u64* moduli, u32 rows,
-                      u32 columns, u32 batch, u32 steps, u32 byte, u32 add) {
-  multiply_planes<u64, 5>(block, out, left, right, moduli, rows, columns, batch, steps, byte, add);
+template <class... Args>
+PT_FN void gemm_u64_5(const Block& block, Args... args) {
+  multiply_planes<u64, 5>(block, args...);
 }
-PT_FN void gemm_pack_u64_6(const Block& block, u8* out, const u64* words, u32 depth, u32 batch, u32 columns) {
-  pack_residues<u64, 6>(block, out, words, depth, batch, columns);
+template <class... Args>
+PT_FN void gemm_pack_u64_6(const Block& block, Args... args) {
+  pack_residues<u64, 6>(block, args...);
 }
-PT_FN void gemm_u64_6(const Block& block, u64* out, const u8* left, const u8* right, const u64* moduli, u32 rows,
-                      u32 columns, u32 batch, u32 steps, u32 byte, u32 add) {
-  multiply_planes<u64, 6>(block, out, left, right, moduli, rows, columns, batch, steps, byte, add);
+template <class... Args>
+PT_FN void gemm_u64_6(const Block& block, Args... args) {
+  multiply_planes<u64, 6>(block, args...);
 }
-PT_FN void gemm_pack_u64_7(const Block& block, u8* out, const u64* words, u32 depth, u32 batch, u32 columns) {
-  pack_residues<u64, 7>(block, out, words, depth, batch, columns);
+template <class... Args>
+PT_FN void gemm_pack_u64_7(const Block& block, Args... args) {
+  pack_residues<u64, 7>(block, args...);
 }
-PT_FN void gemm_u64_7(const Block& block, u64* out, const u8* left, const u8* right, const u64* moduli, u32 rows,
-                      u32 columns, u32 batch, u32 steps, u32 byte, u32 add) {
-  multiply_planes<u64, 7>(block, out, left, right, moduli, rows, columns, batch, steps, byte, add);
+template <class... Args>
+PT_FN void gemm_u64_7(const Block& block, Args... args) {
+  multiply_planes<u64, 7>(block, args...);
 }
-PT_FN void gemm_pack_u64_8(const Block& block, u8* out, const u64* words, u32 depth, u32 batch, u32 columns) {
-  pack_residues<u64, 8>(block, out, words, depth, batch, columns);
+template <class... Args>
+PT_FN void gemm_pack_u64_8(const Block& block, Args... args) {
+  pack_residues<u64, 8>(block, args...);
 }
-PT_FN void gemm_u64_8(const Block& block, u64* out, const u8* left, const u8* right, const u64* moduli, u32 rows,
-                      u32 columns, u32 batch, u32 steps, u32 byte, u32 add) {
-  multiply_planes<u64, 8>(block, out, left, right, moduli, rows, columns, batch, steps, byte, add);
+template <class... Args>
+PT_FN void gemm_u64_8(const Block& block, Args... args) {
+  multiply_planes<u64, 8>(block, args...);
 }
 
 }  // namespace pt

@@ -127,7 +127,8 @@ PT_FN void multiply_bytes(unsigned warp, Of of) {
 #endif
 }
 
-// Constants of an odd modulus q < 2^60 for sums of byte planes.
+// Constants of an odd modulus q < 2^60 for sums of byte planes. Not a Modulus: with its form of the reduction the
+// product in 8 planes has no register left and spills.
 struct PlaneModulus {
   u64 q;
   u64 one_shoup;    // floor(2^64 / q)

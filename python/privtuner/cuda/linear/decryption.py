@@ -33,9 +33,8 @@ class Decryption:
         self._filling: Any = None
         self._on_device = on_device
         shape = (secret._tokens, self._outputs)
-        if (
-            on_device
-        ):  # memory of the caller's stream, as others may read it long after: what it did before must be over
+        if on_device:
+            # Memory of the caller's stream, as others may read it long after: what it did before must be over.
             with device.active():
                 self._y = device.empty(shape, np.float32, "a decrypted reply")
                 device.download(self._y[:1, :1])
