@@ -17,6 +17,7 @@ import privtuner
 from cuda_host import HostDevice
 from openfhe_cases import ClearOwner
 from privtuner import cli, cuda, openfhe
+from privtuner.commands import train
 from privtuner.cuda import device
 from privtuner.engines import ENGINES, engine_of
 from privtuner.nn import split_pretrained
@@ -360,7 +361,7 @@ def test_devices_of_training(arguments, capsys, monkeypatch):
 
 def test_training_with_gpus_on_both_sides(model, arguments, monkeypatch, tmp_path):
     monkeypatch.setattr(cuda, "devices", lambda *_: [HostDevice()])
-    monkeypatch.setattr(cli, "_training_device", lambda _: "cpu")
+    monkeypatch.setattr(train, "_training_device", lambda _: "cpu")
     with Server(split_pretrained(model), name="tiny", engine=engine_of("native", "cuda")) as server:
         assert set(server.placement) == {"cuda:0"}
         line = ["train", "--server", server.address, "--device", "cuda"]

@@ -42,13 +42,13 @@ PYTHON_LAYERS = {
 }
 """Python module or folder -> what it may import from the package."""
 
-TOP = {"__init__", "__main__", "cli", "demo"}
+TOP = {"__init__", "__main__", "cli", "commands", "demo"}
 """What stands above every layer."""
 
 NEEDS = {
-    "torch": {"nn", "lora", "cli", "demo"},
-    "transformers": {"nn", "lora", "cli", "demo"},
-    "safetensors": {"nn", "lora", "cli"},
+    "torch": {"nn", "lora", "commands"},
+    "transformers": {"nn", "lora", "commands"},
+    "safetensors": {"nn", "lora", "commands"},
     "peft": {"lora/peft_adapter.py"},
     "grpc": {"service"},
     "matplotlib": {"lora", "wireless/figures.py"},

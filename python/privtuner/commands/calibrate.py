@@ -1,0 +1,57 @@
+"""``privtuner calibrate``: measures what the parameter sets cost on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from privtuner.commands.common import say
+from privtuner.paths import ensure_writable_file
+
+__all__ = ["add"]
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    calibrate = commands.add_parser("calibrate", help="measure what the parameter sets cost on this machine")
+    calibrate.add_argument("--out", required=True, metavar="FILE", help="table of tiers to write, .toml or .json")
+    calibrate.add_argument(
+        "--frequency", type=float, metavar="HZ", help="of the processor (default: as the system tells)"
+    )
+    calibrate.add_argument("--width", type=int, default=384, help="features of a layer (default %(default)s)")
+    calibrate.add_argument("--layers", type=int, default=1, help="frozen layers of a sample (default %(default)s)")
+    calibrate.add_argument("--tokens", type=int, default=16, help="of a sample (default %(default)s)")
+    calibrate.add_argument(
+        "--batch", type=int, default=128, metavar="N", help="samples a request (default %(default)s)"
+    )
+    calibrate.add_argument("--runs", type=int, default=3, metavar="N", help="medians of so many (default %(default)s)")
+    calibrate.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and write the table."""
+    from privtuner import calibration
+    from privtuner.wireless import save_tiers
+    from privtuner.wireless.files import suffix_of
+
+    workload = calibration.Workload(
+        width=arguments.width,
+        layers=arguments.layers,
+        tokens=arguments.tokens,
+        batch=arguments.batch,
+        runs=arguments.runs,
+    )
+    frequency = arguments.frequency or calibration.processor_frequency()
+    suffix_of(Path(arguments.out))
+    ensure_writable_file(arguments.out)
+    tiers = calibration.measure(workload, frequency=frequency, progress=say)
+    head = calibration.describe(workload, frequency)
+    save_tiers(arguments.out, tiers, head)
+    print(head)
+    for tier in tiers:
+        megabytes = f"{tier.upload_bits / 8e6:.3g} MB up, {tier.download_bits / 8e6:.3g} MB down"
+        cycles = f"{tier.encrypt_cycles / 1e6:.3g} M cycles owner, {tier.evaluate_cycles / 1e6:.3g} M server"
+        print(f"{tier.name:12}{tier.security:.0f} bits, {cycles}, {megabytes} a sample")
+    print(f"written to {arguments.out}")
+    return 0

@@ -1,0 +1,103 @@
+"""``privtuner serve``: holds the weights and computes on encrypted activations."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from privtuner.commands.common import add_engine, add_threads, quiet_transformers, set_threads
+from privtuner.errors import InputError
+
+__all__ = ["add"]
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    serve = commands.add_parser("serve", help="hold a model's frozen weights and compute on encrypted activations")
+    serve.add_argument("--model", required=True, metavar="DIR", help="model directory (config.json, model.safetensors)")
+    serve.add_argument("--port", type=int, default=50051, help="TCP port, 0 for a free one (default %(default)s)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    serve.add_argument("--preset", default="linear-w8", help="linear-w8 (default) or linear-w16")
+    serve.add_argument(
+        "--allow-plaintext",
+        action="store_true",
+        help="listen on an address that other machines can reach, without TLS or authentication",
+    )
+    serve.add_argument(
+        "--seal",
+        choices=["mlp"],
+        help="evaluate the feed-forward blocks whole on ciphertexts, biases and activation included: data owners see "
+        "none of their linear maps. Slow: minutes a block",
+    )
+    add_engine(serve, "which requests to answer: native (default), or openfhe, for which only owners need OpenFHE")
+    serve.add_argument(
+        "--device",
+        default="cpu",
+        metavar="D",
+        help="what computes: cpu (default), cuda for every GPU, cuda:1, or cuda:0,cuda:1; owners need not know",
+    )
+    serve.add_argument(
+        "--device-memory", type=float, metavar="GIB", help="most memory to take on each GPU (default: all that is free)"
+    )
+    add_threads(serve)
+    serve.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal ends it."""
+    import logging
+
+    from privtuner.engines import engine_of
+    from privtuner.nn import split_pretrained
+    from privtuner.service import Server
+
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    set_threads(arguments.threads)
+    quiet_transformers()
+    # A GPU that is missing should show before a model is loaded.
+    engine = engine_of(arguments.engine, arguments.device, _memory_bytes(arguments))
+    print(f"privtuner: preparing {arguments.model}", file=sys.stderr)
+    name = Path(arguments.model).resolve().name
+    server = Server(
+        split_pretrained(arguments.model, arguments.preset, seal=arguments.seal),
+        host=arguments.host,
+        port=arguments.port,
+        name=name,
+        engine=engine,
+        allow_plaintext=arguments.allow_plaintext,
+    )
+    # No threading.Event: its lock may be held by the very thread that a signal interrupts.
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.append(number))
+    with server:
+        layers = server.hello["layers"]
+        if arguments.seal:
+            print(
+                f"privtuner: {server.hello['sealed']} feed-forward blocks are sealed; each takes minutes a request, "
+                "one at a time",
+                file=sys.stderr,
+            )
+        for device, held in server.placement.items():
+            print(f"privtuner: {device} holds {held / 1e6:,.0f} MB of layers", file=sys.stderr)
+        print(f"privtuner: serving {name}, {layers} layers, at {server.address}; Ctrl-C stops", flush=True)
+        # A signal that another thread takes does not wake the main one, so it looks from time to time.
+        while not signals:
+            time.sleep(0.2)
+    total = server.counts().total()
+    print(f"privtuner: stopped after {total.requests} requests", flush=True)
+    return 0
+
+
+def _memory_bytes(arguments: argparse.Namespace) -> int | None:
+    if arguments.device_memory is None:
+        return None
+    if arguments.device == "cpu":
+        raise InputError("--device-memory goes with --device cuda: the processor's memory is not limited")
+    if not 0 < arguments.device_memory < 1 << 20:
+        raise InputError(f"--device-memory is {arguments.device_memory:g} GiB; give a number above 0")
+    return int(arguments.device_memory * (1 << 30))
