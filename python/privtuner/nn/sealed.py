@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -19,6 +20,7 @@ from privtuner.ckks import Parameters, Polynomial, approximations, blocks
 from privtuner.errors import InputError
 from privtuner.nn.groups import DTYPES, spread
 from privtuner.nn.kinds import Kind, kind_of, matrix_of
+from privtuner.nn.overflow import blank_overflow
 from privtuner.nn.session import Session
 
 __all__ = [
@@ -221,7 +223,10 @@ class _SealedProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (x,) = ctx.saved_tensors
         block = ctx.block
-        gx = block.session.sealed(block.name, block.public, _flat(x, ctx.rows), _flat(grad, ctx.rows))
+        g = _flat(grad, ctx.rows)
+        lost = blank_overflow(torch.from_numpy(g))
+        gx = block.session.sealed(block.name, block.public, _flat(x, ctx.rows), g)
+        gx[lost.numpy()] = np.nan
         return spread(torch.from_numpy(gx), ctx.rows, x.shape[:-1], x.dtype, x.device), None, None
 
 
