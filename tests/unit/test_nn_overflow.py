@@ -108,7 +108,7 @@ def test_sealed_blocks_do_the_same() -> None:
 
 
 def test_gradient_scaler_skips_as_in_the_clear() -> None:
-    """float16 autocast from a scale far too large: steps are skipped until it fits, and the server cannot tell which."""
+    """float16 autocast from far too large a scale: steps are skipped until it fits, and the server cannot tell."""
     parts = split(tiny_bert())
     transport = SizeTransport(parts.server)
     runs = []
@@ -120,7 +120,8 @@ def test_gradient_scaler_skips_as_in_the_clear() -> None:
             model = clear_twin(model, parts, dtype=torch.float32)
         model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]))
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimiser, scaler = torch.optim.SGD(trained, lr=1e-3), torch.amp.GradScaler("cpu", 2.0**32, backoff_factor=2.0**-4)
+        optimiser = torch.optim.SGD(trained, lr=1e-3)
+        scaler = torch.amp.GradScaler("cpu", 2.0**32, backoff_factor=2.0**-4)
         skipped, requests = [], []
         for step in range(12):
             transport.seen.clear()
