@@ -15,6 +15,7 @@ from privtuner.nn.families import PADDING_SAFE, TASKS
 from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.layers import EncryptedLayer, EncryptedLinear
+from privtuner.nn.saving import adapt_methods
 from privtuner.nn.sealed import SealedMLP
 from privtuner.nn.session import Session
 from privtuner.nn.split import canonical_names
@@ -40,6 +41,7 @@ def build_model(
     attn_implementation: str | None,
     allow_insecure: bool,
     device: str | Device,
+    base_model: str | None,
     overrides: Mapping[str, Any],
 ) -> PreTrainedModel:
     """Build the data owner's model; see :meth:`privtuner.nn.OwnerBundle.build`."""
@@ -62,6 +64,9 @@ def build_model(
         skip_padding = plain and config.model_type in PADDING_SAFE
     if skip_padding:
         session.padding.watch(model.base_model)
+    adapt_methods(model)
+    if base_model is not None:
+        model.name_or_path = config.name_or_path = base_model
     model.eval()
     return model
 
