@@ -185,7 +185,7 @@ class OwnerBundle:
         """Return the tokenizer whose files the bundle carries.
 
         Raises:
-            privtuner.errors.InputError: it carries none.
+            privtuner.errors.InputError: it carries none, or one that does not load.
         """
         from transformers import AutoTokenizer
 
@@ -194,7 +194,11 @@ class OwnerBundle:
         with tempfile.TemporaryDirectory() as folder:
             for name in (_CONFIG, *self.files):
                 (Path(folder) / name).write_bytes(self._config_bytes() if name == _CONFIG else self.files[name])
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            try:
+                tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            # The files come from the server, and transformers raises exceptions of any class on odd ones.
+            except Exception as error:
+                raise InputError(f"the bundle's tokenizer does not load: {error}; split the model again") from error
         tokenizer.name_or_path = ""
         return tokenizer
 
