@@ -140,7 +140,7 @@ def test_options_of_saving(parts: Split, tmp_path: Path) -> None:
     assert "pooler.dense.bias" in load_file(tmp_path / "base" / "model.safetensors")
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace(_method)?` is deprecated:DeprecationWarning")
 def test_nothing_is_initialised_anew_or_traced(parts: Split) -> None:
     model = classifier(parts)
     before = model.state_dict()
