@@ -24,20 +24,21 @@ CPP_LAYERS = {
 
 PYTHON_LAYERS = {
     "errors": set(),
+    "copies": {"errors"},
     "paths": {"errors"},
     "security": {"errors"},
     "wireless": {"security", "paths", "errors"},
     "_core": set(),
     "system": {"_core", "errors"},
-    "linear": {"_core", "errors"},
-    "ckks": {"system", "_core", "errors"},
-    "openfhe": {"linear", "ckks", "paths", "_core", "errors"},
-    "cuda": {"linear", "ckks", "_core", "errors"},
+    "linear": {"_core", "copies", "errors"},
+    "ckks": {"system", "_core", "copies", "errors"},
+    "openfhe": {"linear", "ckks", "paths", "_core", "copies", "errors"},
+    "cuda": {"linear", "ckks", "_core", "copies", "errors"},
     "info": {"cuda", "openfhe", "system", "_core", "errors"},
-    "engines": {"linear", "ckks", "openfhe", "cuda", "errors"},
-    "nn": {"engines", "linear", "ckks", "errors"},
+    "engines": {"linear", "ckks", "openfhe", "cuda", "copies", "errors"},
+    "nn": {"engines", "linear", "ckks", "copies", "errors"},
     "lora": {"nn", "engines", "linear", "ckks", "errors"},
-    "service": {"nn", "engines", "openfhe", "linear", "ckks", "errors"},
+    "service": {"nn", "engines", "openfhe", "linear", "ckks", "copies", "errors"},
     "calibration": {"wireless", "system", "linear", "ckks", "errors"},
 }
 """Python module or folder -> what it may import from the package."""
