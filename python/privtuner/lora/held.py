@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from privtuner.ckks.held import HeldLora, LoraAdapter
-from privtuner.errors import InputError
 
 __all__ = ["ClearDevice", "Device", "embed_texts", "train_held"]
 
@@ -111,16 +109,15 @@ def embed_texts(model: str, data: str, label_column: str, count: int) -> tuple[A
         privtuner.errors.InputError: ``model`` or ``data`` cannot be read.
     """
     import torch
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     from privtuner.lora import dataset
+    from privtuner.nn.pretrained import load_model, load_tokenizer
 
-    if not (Path(model) / "config.json").is_file():
-        raise InputError(f"{model} is no model directory: it has no config.json")
     table = dataset.read_csv(data, "text", label_column)
     names = sorted(set(table.labels))[:count]
     rows = [place for place, label in enumerate(table.labels) if label in names]
-    encoder, tokenizer = AutoModel.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    (encoder, _), tokenizer = load_model(model, AutoModel), load_tokenizer(model)
     vectors = []
     with torch.no_grad():
         for start in range(0, len(rows), 64):
