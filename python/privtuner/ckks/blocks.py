@@ -1,8 +1,8 @@
 """Blocks of a model that the server evaluates whole on ciphertexts: the sealed mode.
 
-The data owner sees a block's outputs and gradients; the server sees ciphertexts. **The weights are not secret from the data
-owner**: one backward request can give them, and so do the predicted errors of replies; nor is the data safe from a server
-that deviates from the protocol. See "Sealed blocks" in SECURITY.md::
+The data owner sees a block's outputs and gradients; the server sees ciphertexts. **The weights are not secret from the
+data owner**: one backward request can give them, and so do the predicted errors of replies; nor is the data safe from a
+server that deviates from the protocol. See "Sealed blocks" in SECURITY.md::
 
     block = SealedMLP(w1, b1, w2, b2, gelu())                             # server; weights and biases stay here
     client = SealedClient(block.public.parameters)                        # data owner; one secret key a run
