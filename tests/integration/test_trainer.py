@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from integration._minilm import find_minilm
@@ -166,6 +167,37 @@ def test_trainer_saves_an_adapter_alone(parts: Split, tmp_path: Path) -> None:
         got, want = model.eval()(**batch).logits, stock(**batch).logits
     # The propagated noise is below 2^-14 here, the adapter's effect above 2^-4.
     assert torch.allclose(got, want, atol=2**-10)
+
+
+@pytest.mark.filterwarnings("ignore:.*holds the data owner's tensors:UserWarning")
+def test_a_head_alone_is_checkpointed_resumed_and_chosen(parts: Split, tmp_path: Path) -> None:
+    """Without adapters a checkpoint holds the owner's tensors: training goes on from it, and the best comes back."""
+
+    def headed(seed: int) -> PreTrainedModel:
+        torch.manual_seed(seed)
+        return parts.bundle.build(LocalTransport(parts.server), num_labels=2)
+
+    options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    first = headed(0)
+    train(first, tmp_path, max_steps=2, **options)
+    resumed = headed(5)
+    trainer = Trainer(
+        model=resumed,
+        args=arguments(tmp_path, max_steps=4, load_best_model_at_end=True, **options),
+        train_dataset=Sentences(),
+        eval_dataset=Sentences(),
+        data_collator=collate,
+    )
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    straight = headed(0)
+    train(straight, tmp_path / "straight", max_steps=4)
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best.name in ("checkpoint-2", "checkpoint-4")
+    assert torch.equal(load_file(best / "model.safetensors")["classifier.weight"], resumed.classifier.weight)
+    assert not (best / "config.json").exists()
+    last = load_file(tmp_path / "checkpoint-4" / "model.safetensors")["classifier.weight"]
+    end = straight.classifier.weight.detach()
+    assert float((last - end).norm()) < float((headed(0).classifier.weight.detach() - end).norm()) / 256
 
 
 def test_mixed_precision(parts: Split, tmp_path: Path) -> None:

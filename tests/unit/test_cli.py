@@ -224,7 +224,7 @@ def test_usage(capsys, line, reason):
         ({"max_length": 1}, "max_length is 1"),
         ({"threads": 0}, "n = 0"),
         ({"json": "nowhere/a.json"}, "cannot write nowhere/a.json"),
-        ({"model": "nowhere"}, "nowhere is no model directory"),
+        ({"model": "nowhere"}, "no model in nowhere: there is no such directory"),
     ],
 )
 def test_input_that_cannot_be_used(model, arguments, capsys, changes, reason):
@@ -251,11 +251,21 @@ def test_directory_that_takes_nothing_is_found_before_training(model, arguments,
     assert "choose another directory" in failed(capsys, 2, line)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"{}", b'{"model_type": "unheard-of"}'])
-def test_model_that_is_none(arguments, capsys, tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (b"{", "is not JSON"),
+        (b"{}", "has no model_type"),
+        (b'{"model_type": "no"}', "'no' is unknown"),
+    ],
+)
+def test_model_that_is_none(arguments, capsys, tmp_path, content, reason):
     (tmp_path / "config.json").write_bytes(content)
-    line = ["train", "--plain", "--model", tmp_path, *flat(arguments)]
-    assert f"cannot load a model from {tmp_path}" in failed(capsys, 2, line)
+    for line in (["train", "--plain", "--model", tmp_path, *flat(arguments)], ["serve", "--model", tmp_path]):
+        complaint = failed(capsys, 2, line)
+        assert f"{tmp_path / 'config.json'}" in complaint
+        assert reason in complaint
 
 
 def test_weights_that_are_none(model, arguments, capsys, tmp_path):
@@ -264,7 +274,7 @@ def test_weights_that_are_none(model, arguments, capsys, tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     line = ["train", "--plain", "--model", tmp_path, *flat(arguments)]
-    assert f"cannot load a model from {tmp_path}" in failed(capsys, 2, line)
+    assert "model.safetensors is damaged or cut short" in failed(capsys, 2, line)
 
 
 @pytest.mark.parametrize("command", [["--host", "0.0.0.0"], ["--port", "65536"], ["--preset", "linear-w7"]])

@@ -97,10 +97,10 @@ def test_bound_holds_at_any_shape_and_scale(tokens: int, d_in: int, d_out: int, 
     assert_backward(prepared, g, x.grad)
 
 
-def test_parameters_and_state_hold_the_bias_alone() -> None:
+def test_parameters_and_state_hold_the_bias_and_an_empty_weight() -> None:
     layer, _, _ = make_layer()
     assert [name for name, _ in layer.named_parameters()] == ["bias"]
-    assert list(layer.state_dict()) == ["bias"]
+    assert {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()} == {"bias": (6,), "weight": (0,)}
     assert not layer.bias.requires_grad
     assert isinstance(layer, torch.nn.Linear)
     assert (layer.in_features, layer.out_features) == (9, 6)
@@ -115,6 +115,11 @@ def test_state_dict_round_trip() -> None:
     other, _, _ = make_layer(seed=5)
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other.bias, layer.bias)
+    with pytest.raises(RuntimeError, match='Unexpected key.*"weight"'):
+        other.load_state_dict(torch.nn.Linear(9, 6).state_dict())
+    # A clear layer takes the empty weight for one of the wrong shape, strict or not.
+    with pytest.raises(RuntimeError, match="size mismatch for weight"):
+        torch.nn.Linear(9, 6).load_state_dict(layer.state_dict(), strict=False)
 
 
 def test_no_request_without_a_gradient_to_compute() -> None:
@@ -187,18 +192,6 @@ def test_second_derivatives_are_refused() -> None:
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_values_that_are_not_finite_are_named_with_their_layer(value: float) -> None:
-    layer, _, _ = make_layer()
-    x = random_input(3, 9)
-    x[1, 2] = value
-    with pytest.raises(InputError, match=r"layer 'fc', input: .*(NaN|nan|inf)"):
-        layer(x)
-    y = layer(random_input(3, 9).requires_grad_())
-    with pytest.raises(InputError, match=r"layer 'fc', output gradient: .*(NaN|nan|inf)"):
-        y.backward(torch.full_like(y, value))
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bool])
 def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
     layer, _, _ = make_layer()
@@ -222,7 +215,23 @@ def test_weight_answers_for_its_metadata_alone() -> None:
     assert weight.is_floating_point()
     assert not weight.requires_grad
     assert repr(weight) == "WithheldWeight(shape=(6, 9), dtype=torch.float32, device=cpu)"
+    assert weight.grad is None
     assert layer.to(torch.bfloat16).weight.dtype is torch.bfloat16
+
+
+def test_freezing_the_weight_is_nothing_new_and_training_it_is_refused() -> None:
+    layer, _, _ = make_layer()
+    layer.weight.requires_grad = False
+    assert layer.weight.requires_grad_(False).shape == (6, 9)
+    assert layer.weight.requires_grad_(requires_grad=False).shape == (6, 9)
+    for train in (
+        lambda: setattr(layer.weight, "requires_grad", True),
+        lambda: layer.weight.requires_grad_(),
+        lambda: layer.weight.requires_grad_(True),
+        lambda: layer.weight.requires_grad_(requires_grad=True),
+    ):
+        with pytest.raises(WeightWithheldError, match="frozen and stays with the server.*give the layer an adapter"):
+            train()
 
 
 @pytest.mark.parametrize(

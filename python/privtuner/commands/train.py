@@ -202,24 +202,13 @@ def _encrypted_model(
 
 def _plain_model(directory: str, labels: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    options = {"local_files_only": True, "trust_remote_code": False}
-    if not (Path(directory) / "config.json").is_file():
-        raise InputError(f"{directory} is no model directory: it has no config.json")
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            directory,
-            num_labels=len(labels),
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            **_label_maps(labels),
-            **options,
-        )
-        return model.eval(), AutoTokenizer.from_pretrained(directory, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"cannot load a model from {directory}: {error}") from error
+    from privtuner.nn.pretrained import load_model, load_tokenizer
+
+    names = {"num_labels": len(labels), **_label_maps(labels)}
+    model, _ = load_model(directory, AutoModelForSequenceClassification, relabelled=True, dtype=torch.float32, **names)
+    return model, load_tokenizer(directory)
 
 
 def _print_result(result: TrainResult, config: TrainConfig, texts: int, labels: int, out: Path) -> None:

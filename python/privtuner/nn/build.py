@@ -15,6 +15,8 @@ from privtuner.nn.families import PADDING_SAFE, TASKS
 from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.layers import EncryptedLayer, EncryptedLinear
+from privtuner.nn.pretrained import is_new_head
+from privtuner.nn.saving import adapt_methods
 from privtuner.nn.sealed import SealedMLP
 from privtuner.nn.session import Session
 from privtuner.nn.split import canonical_names
@@ -40,6 +42,7 @@ def build_model(
     attn_implementation: str | None,
     allow_insecure: bool,
     device: str | Device,
+    base_model: str | None,
     overrides: Mapping[str, Any],
 ) -> PreTrainedModel:
     """Build the data owner's model; see :meth:`privtuner.nn.OwnerBundle.build`."""
@@ -62,6 +65,9 @@ def build_model(
         skip_padding = plain and config.model_type in PADDING_SAFE
     if skip_padding:
         session.padding.watch(model.base_model)
+    adapt_methods(model)
+    if base_model is not None:
+        model.name_or_path = config.name_or_path = base_model
     model.eval()
     return model
 
@@ -126,9 +132,16 @@ def _check_against_architecture(bundle: OwnerBundle, config: PreTrainedConfig) -
     sources = {id(tensor) for name, tensor in whole.named_parameters() if canonical(name) in bundle.tensors}
     for path, module in whole.named_modules():
         name = canonical(path)
-        if name in bundle.omitted or name in sealed:
+        if name in sealed:
             continue
-        for leaf, tensor in module.named_parameters(recurse=False):
+        if name in bundle.omitted:
+            if not is_new_head(whole, path):
+                raise InputError(
+                    f"the bundle leaves out '{name}' of its {bundle.architecture}, which is no head to be made anew; "
+                    "the server's model is incomplete"
+                )
+            continue
+        for leaf, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             full = f"{name}.{leaf}" if name else leaf
             if full in bundle.tensors or (name in served and leaf == "weight") or id(tensor) in sources:
                 continue

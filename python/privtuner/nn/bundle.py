@@ -129,13 +129,15 @@ class OwnerBundle:
         attn_implementation: str | None = None,
         allow_insecure: bool = False,
         device: str | Device = "cpu",
+        base_model: str | None = None,
         **config: Any,
     ) -> PreTrainedModel:
         """Return the data owner's ``transformers`` model, its frozen linear layers computed through ``transport``.
 
         Everything from the bundle is frozen but its kept heads; a head that the bundle lacks is initialised with
         PyTorch's generator, as ``from_pretrained`` does, and trainable. The model is in eval mode. It works with
-        ``transformers.Trainer`` and PEFT as it is.
+        ``transformers.Trainer`` and PEFT as it is. Its ``save_pretrained`` writes the owner's tensors alone, see
+        :func:`privtuner.nn.saving.adapt_methods`; with PEFT around it, the adapter.
 
         Args:
             transport: carries requests to the server that prepared the layers.
@@ -152,6 +154,9 @@ class OwnerBundle:
             allow_insecure: accept sealed blocks under INSECURE parameters, for tests.
             device: where linear layers are encrypted and decrypted, see :class:`privtuner.nn.session.Session`. The
                 model itself comes on the processor, as from ``transformers``; move it with ``.to``.
+            base_model: directory or name of the clear model, which PEFT writes into saved adapters for
+                ``AutoPeftModel`` to find it. The server's own is not in the bundle; ``PeftModel.from_pretrained`` needs
+                none.
             **config: entries of the configuration to change, such as ``num_labels``, ``id2label`` or
                 ``pad_token_id``.
 
@@ -172,6 +177,7 @@ class OwnerBundle:
             attn_implementation=attn_implementation,
             allow_insecure=allow_insecure,
             device=device,
+            base_model=base_model,
             overrides=config,
         )
 
@@ -179,7 +185,7 @@ class OwnerBundle:
         """Return the tokenizer whose files the bundle carries.
 
         Raises:
-            privtuner.errors.InputError: it carries none.
+            privtuner.errors.InputError: it carries none, or one that does not load.
         """
         from transformers import AutoTokenizer
 
@@ -188,7 +194,11 @@ class OwnerBundle:
         with tempfile.TemporaryDirectory() as folder:
             for name in (_CONFIG, *self.files):
                 (Path(folder) / name).write_bytes(self._config_bytes() if name == _CONFIG else self.files[name])
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            try:
+                tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            # The files come from the server, and transformers raises exceptions of any class on odd ones.
+            except Exception as error:
+                raise InputError(f"the bundle's tokenizer does not load: {error}; split the model again") from error
         tokenizer.name_or_path = ""
         return tokenizer
 

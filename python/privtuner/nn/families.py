@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["KEPT_HEADS", "PADDING_SAFE", "TASKS", "group_siblings", "wire_name"]
+__all__ = ["KEPT_HEADS", "NEW_HEADS", "PADDING_SAFE", "TASKS", "group_siblings", "wire_name"]
 
 KEPT_HEADS = ("classifier", "pre_classifier", "score", "qa_outputs")
 """Names of heads that are trained, hence stay in the clear with the data owner."""
+
+NEW_HEADS = ("pooler",)
+"""Parts of base models that a checkpoint may lack: pretraining on masked words leaves no pooler."""
 
 PADDING_SAFE = frozenset(
     {

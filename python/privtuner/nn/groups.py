@@ -13,6 +13,7 @@ from privtuner import linear
 from privtuner.errors import InputError
 from privtuner.nn.autograd import GroupProduct
 from privtuner.nn.live import LiveResource
+from privtuner.nn.overflow import blank_overflow
 from privtuner.nn.session import Session
 
 __all__ = ["DTYPES", "EncryptedGroup", "spread"]
@@ -144,7 +145,10 @@ class EncryptedGroup(LiveResource):
         device: torch.device,
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Return ``sum_k G_k @ W_k`` (..., in_features) in one request; None among ``grads`` counts as zeros."""
+        """Return ``sum_k G_k @ W_k`` (..., in_features) in one request; None among ``grads`` counts as zeros.
+
+        Tokens whose gradient is not finite get NaN, as in the clear, and zeros are sent for them.
+        """
         tokens = int(torch.Size(leading).numel()) if rows is None else rows.numel()
         where = device if self.session.on_device else "cpu"
         stacked = torch.zeros(tokens, int(self.public.d_out), dtype=torch.float32, device=where)
@@ -156,7 +160,10 @@ class EncryptedGroup(LiveResource):
                     flat = flat.index_select(0, rows.to(flat.device))
                 stacked[:, start : start + features] = flat
             start += features
-        return spread(self._run(stacked, "backward"), rows, leading, dtype, device)
+        lost = blank_overflow(stacked)
+        product = self._run(stacked, "backward")
+        product[lost.to(product.device)] = torch.nan
+        return spread(product, rows, leading, dtype, device)
 
     def _run(self, flat: torch.Tensor, direction: linear.Direction) -> torch.Tensor:
         """Return the product of ``flat`` (tokens, features) as float32, where it is computed; no tokens, no request."""

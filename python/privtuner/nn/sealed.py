@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -19,7 +20,9 @@ from privtuner.ckks import Parameters, Polynomial, approximations, blocks
 from privtuner.errors import InputError
 from privtuner.nn.groups import DTYPES, spread
 from privtuner.nn.kinds import Kind, kind_of, matrix_of
+from privtuner.nn.overflow import blank_overflow
 from privtuner.nn.session import Session
+from privtuner.nn.withheld import mark_withheld, without_mark
 
 __all__ = [
     "ACTIVATION_DEGREE",
@@ -162,8 +165,9 @@ def prepare_blocks(
 class SealedMLP(torch.nn.Module):
     """A frozen feed-forward block that the server evaluates on encrypted rows; stands for its first linear layer.
 
-    Has no parameters. Gradients flow through the server, which evaluates the derivative of its polynomial; the input is
-    encrypted anew for that. Copies made with :func:`copy.deepcopy` use the same server; pickling is refused.
+    Has no parameters, and in ``state_dict()`` an empty ``weight`` alone, as encrypted layers have. Gradients flow
+    through the server, which evaluates the derivative of its polynomial; the input is encrypted anew for that. Copies
+    made with :func:`copy.deepcopy` use the same server; pickling is refused.
 
     Args:
         name: wire name of the block.
@@ -201,6 +205,13 @@ class SealedMLP(torch.nn.Module):
         y: torch.Tensor = _SealedProduct.apply(input, self, rows)  # type: ignore[no-untyped-call]
         return y
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        mark_withheld(destination, prefix)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        super()._load_from_state_dict(without_mark(state_dict, prefix), prefix, *arguments)
+
     def extra_repr(self) -> str:
         """Return what ``print(model)`` shows of this block."""
         return f"in_features={self.in_features}, out_features={self.out_features}, block='{self.name}'"
@@ -221,7 +232,10 @@ class _SealedProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (x,) = ctx.saved_tensors
         block = ctx.block
-        gx = block.session.sealed(block.name, block.public, _flat(x, ctx.rows), _flat(grad, ctx.rows))
+        g = _flat(grad, ctx.rows)
+        lost = blank_overflow(torch.from_numpy(g))
+        gx = block.session.sealed(block.name, block.public, _flat(x, ctx.rows), g)
+        gx[lost.numpy()] = np.nan
         return spread(torch.from_numpy(gx), ctx.rows, x.shape[:-1], x.dtype, x.device), None, None
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from privtuner import linear
 from privtuner.ckks import Parameters
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["Session"]
 
 _log = logging.getLogger(__name__)
+
+_DIVERGED = (
+    "the activations that reach it are not finite (NaN or infinity): the run has diverged (lower the learning rate or "
+    "clip gradients), or float16 has overflowed (compute in bfloat16 or float32)"
+)
 
 
 class _TimedBlocks:
@@ -115,6 +121,8 @@ class Session(LiveResource):
         try:
             request, secret = self._owner.encrypt(x, public, direction)
         except InputError as error:
+            if direction == "forward" and not bool(torch.as_tensor(x).isfinite().all()):
+                raise InputError(f"layer '{layer}': {_DIVERGED}") from None
             what = "input" if direction == "forward" else "output gradient"
             raise InputError(f"layer '{layer}', {what}: {error}") from error
         sent = time.perf_counter()
@@ -156,6 +164,8 @@ class Session(LiveResource):
         client = self._client(public.parameters)
         direction = "forward" if g is None else "backward"
         results = [np.zeros((0, public.d_out if g is None else public.d_in))]
+        if not np.isfinite(x).all():
+            raise InputError(f"sealed block '{block}': {_DIVERGED}")
         for start in range(0, len(x), public.parameters.slots):
             rows = slice(start, start + public.parameters.slots)
             begin = time.perf_counter()

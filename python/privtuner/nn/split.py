@@ -14,9 +14,10 @@ from privtuner import linear
 from privtuner.ckks import Parameters
 from privtuner.engines.base import Layer
 from privtuner.errors import InputError
-from privtuner.nn.bundle import TOKENIZER_FILES, GroupSpec, OwnerBundle, describing_entries
+from privtuner.nn.bundle import GroupSpec, OwnerBundle, describing_entries
 from privtuner.nn.families import KEPT_HEADS, TASKS, group_siblings, wire_name
 from privtuner.nn.kinds import kind_of, matrix_of
+from privtuner.nn.pretrained import load_configuration, load_model, load_tokenizer, tokenizer_files
 from privtuner.nn.sealed import ACTIVATION_DEGREE, ACTIVATION_DOMAIN, INPUT_BOUND, Seal, SealedSpec, prepare_blocks
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def split(
         seal_parameters: of the sealed blocks' encryption; the smallest secure set that is deep enough when None.
 
     Raises:
-        privtuner.errors.InputError: ``model`` is no such model, has adapters or quantised layers, holds a matrix that
+        privtuner.errors.InputError: ``model`` is no such model, has adapters, quantised layers or tensors that are not
+            in memory, holds a matrix that
             is neither linear nor an embedding, or weights that are not finite; ``preset`` is unknown; or with ``seal``,
             there is no block to seal, or one that is kept or omitted.
     """
@@ -90,6 +92,12 @@ def split(
         raise InputError("the model has adapters; split the plain model and add adapters to what the bundle builds")
     if getattr(model.config, "quantization_config", None) is not None:
         raise InputError("the model's weights are quantised; load it in float32, bfloat16 or float16 and split that")
+    away = next((name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta), None)
+    if away is not None:
+        raise InputError(
+            f"'{away}' is not in memory (offloaded to disk, or on the meta device); load the model with "
+            "from_pretrained(directory) and no device_map"
+        )
     canonical = canonical_names(model)
     kept = _matcher(keep)
     omitted = _matcher_exact(omit)
@@ -177,26 +185,28 @@ def split_pretrained(
             :func:`split`.
 
     Raises:
-        privtuner.errors.InputError: ``directory`` holds no model, or see :func:`split`.
+        privtuner.errors.InputError: ``directory`` holds no whole model: a file is missing or damaged, or a tensor that
+            is not of a head to be made anew is missing, left over or of another shape; or see :func:`split`.
     """
     import transformers
 
-    folder = Path(directory)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"no model in {folder}: config.json is missing; give a directory that save_pretrained wrote")
     if task is not None and task not in TASKS:
         raise InputError(f"unknown task {task!r}; known: {', '.join(sorted(TASKS))}")
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    config = load_configuration(directory)
     loader: Any = getattr(transformers, TASKS[task or "feature-extraction"])
     architecture = (config.architectures or [""])[0]
     if task is None and architecture and not architecture.endswith(_PRETRAINING):
-        loader = getattr(transformers, architecture, loader)
-    model, report = loader.from_pretrained(
-        folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True
-    )
-    # A layer that the directory lacks was made up on loading: the data owner makes and trains its own.
-    missing = {name.rpartition(".")[0] for name in report["missing_keys"] if "." in name}
-    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in TOKENIZER_FILES}
+        loader = getattr(transformers, architecture, None)
+        if loader is None:
+            raise InputError(
+                f"{directory} holds a {architecture}, which transformers {transformers.__version__} lacks; give a task "
+                f"of {', '.join(sorted(TASKS))}, or use another version"
+            )
+    model, missing = load_model(directory, loader, config=config, dtype=dtype)
+    files = tokenizer_files(directory)
+    if files:
+        load_tokenizer(directory)  # one that does not load should show here, not at the data owner's
+    # A head that the directory lacks was made up on loading: the data owner makes and trains its own.
     return split(model, preset, keep, files=files, omit=missing, seal=seal, **seal_options)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from privtuner.errors import WeightWithheldError
 
-__all__ = ["WithheldWeight"]
+__all__ = ["WithheldWeight", "mark_withheld", "without_mark"]
 
 _T: Any = torch.Tensor
 # What code that wraps a layer asks of its weight without reading a value.
@@ -23,16 +23,25 @@ _METADATA: frozenset[Any] = frozenset(
         _T.requires_grad,
         _T.is_meta,
         _T.is_cuda,
+        _T.is_cpu,
+        _T.is_leaf,
+        _T.is_quantized,
+        _T.is_sparse,
+        _T.itemsize,
+        _T.grad,
         _T.layout,
     )
 ) | {_T.size, _T.dim, _T.numel, _T.is_floating_point, _T.is_complex, _T.element_size}
+# What code that freezes a layer says to its weight.
+_FREEZING: frozenset[Any] = frozenset({_T.requires_grad.__set__, _T.requires_grad_})
 
 
 class WithheldWeight(torch.Tensor):
     """Device, dtype and shape of a weight without its values; any use of a value raises.
 
     Libraries such as PEFT look at a layer's ``weight`` to place and cast what they add to it. Adding an adapter works
-    with this; merging it, or initialising it from the weight (DoRA, PiSSA, OLoRA, ...), is refused with the reason.
+    with this, and so does freezing the weight, which is frozen anyway; merging an adapter, or initialising it from the
+    weight (DoRA, PiSSA, OLoRA, ...), is refused with the reason.
     """
 
     @staticmethod
@@ -52,6 +61,13 @@ class WithheldWeight(torch.Tensor):
         if func in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
+        if func in _FREEZING:
+            if not any((*args[1:], *(kwargs or {}).values())) and len(args) + len(kwargs or {}) > 1:
+                return args[0]
+            raise WeightWithheldError(
+                "the weight is frozen and stays with the server, so it cannot be trained; give the layer an adapter, "
+                "or split the model with keep naming it"
+            )
         raise WeightWithheldError(
             "the values of a frozen weight stay with the server, so it cannot be merged with an adapter, read, written "
             "or used to initialise one; keep the adapter separate (save_pretrained) and merge it where the clear "
@@ -63,3 +79,14 @@ class WithheldWeight(torch.Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WithheldWeight:
         return self
+
+
+def mark_withheld(state: dict[str, Any], prefix: str) -> None:
+    """Put an empty ``weight`` into a module's state: a clear model finds it of the wrong shape, strict or not."""
+    state[f"{prefix}weight"] = torch.empty(0)
+
+
+def without_mark(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Return ``state`` without what `mark_withheld` put there."""
+    mark = f"{prefix}weight"
+    return {name: tensor for name, tensor in state.items() if name != mark or tensor.numel()}
