@@ -15,7 +15,7 @@ from privtuner.ckks import Parameters
 from privtuner.engines.base import Layer
 from privtuner.errors import InputError
 from privtuner.nn.bundle import GroupSpec, OwnerBundle, describing_entries
-from privtuner.nn.families import KEPT_HEADS, TASKS, group_siblings, wire_name
+from privtuner.nn.families import KEPT_HEADS, TASKS, check_regular, group_siblings, wire_name
 from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.pretrained import load_configuration, load_model, load_tokenizer, tokenizer_files
 from privtuner.nn.sealed import ACTIVATION_DEGREE, ACTIVATION_DOMAIN, INPUT_BOUND, Seal, SealedSpec, prepare_blocks
@@ -57,6 +57,7 @@ def split(
     activation_degree: int = ACTIVATION_DEGREE,
     input_bound: float = INPUT_BOUND,
     seal_parameters: Parameters | None = None,
+    allow_data_dependent_requests: bool = False,
 ) -> Split:
     """Split ``model``: every frozen linear layer to the server, the rest to the data owner.
 
@@ -77,12 +78,14 @@ def split(
         activation_degree: of the polynomial in its place.
         input_bound: largest absolute input of a sealed block, declared with every request.
         seal_parameters: of the sealed blocks' encryption; the smallest secure set that is deep enough when None.
+        allow_data_dependent_requests: split model types that are not known to ask every layer for the same tokens
+            whatever the texts say; see :meth:`OwnerBundle.build`, where the data owner has to say so too.
 
     Raises:
         privtuner.errors.InputError: ``model`` is no such model, has adapters, quantised layers or tensors that are not
-            in memory, holds a matrix that
-            is neither linear nor an embedding, or weights that are not finite; ``preset`` is unknown; or with ``seal``,
-            there is no block to seal, or one that is kept or omitted.
+            in memory, holds a matrix that is neither linear nor an embedding, or weights that are not finite; it is of
+            a type whose requests may depend on the data; ``preset`` is unknown; or with ``seal``, there is no block to
+            seal, or one that is kept or omitted.
     """
     from transformers import PreTrainedModel
 
@@ -98,6 +101,8 @@ def split(
             f"'{away}' is not in memory (offloaded to disk, or on the meta device); load the model with "
             "from_pretrained(directory) and no device_map"
         )
+    if not allow_data_dependent_requests:
+        check_regular(model)
     canonical = canonical_names(model)
     kept = _matcher(keep)
     omitted = _matcher_exact(omit)
@@ -169,7 +174,7 @@ def split_pretrained(
     task: str | None = None,
     dtype: torch.dtype = torch.float32,
     seal: Seal | None = None,
-    **seal_options: Any,
+    **options: Any,
 ) -> Split:
     """Load the model in ``directory`` and split it; its tokenizer goes into the bundle.
 
@@ -181,8 +186,8 @@ def split_pretrained(
             names, or the base model when that is a pretraining head.
         dtype: dtype to load and train in.
         seal: see :func:`split`.
-        **seal_options: ``activation_domain``, ``activation_degree``, ``input_bound``, ``seal_parameters`` of
-            :func:`split`.
+        **options: ``activation_domain``, ``activation_degree``, ``input_bound``, ``seal_parameters``,
+            ``allow_data_dependent_requests`` of :func:`split`.
 
     Raises:
         privtuner.errors.InputError: ``directory`` holds no whole model: a file is missing or damaged, or a tensor that
@@ -207,7 +212,7 @@ def split_pretrained(
     if files:
         load_tokenizer(directory)  # one that does not load should show here, not at the data owner's
     # A head that the directory lacks was made up on loading: the data owner makes and trains its own.
-    return split(model, preset, keep, files=files, omit=missing, seal=seal, **seal_options)
+    return split(model, preset, keep, files=files, omit=missing, seal=seal, **options)
 
 
 def canonical_names(model: PreTrainedModel) -> Callable[[str], str]:
