@@ -1,0 +1,158 @@
+"""Limits on how many devices of a group take a tier, and the prices that keep them.
+
+Devices that are alike can be exchanged, so saying tier by tier which of them takes what leaves a search as many
+equivalent answers as there are orders of the devices. Their number says all that matters. A limit on it holds for any
+group, alike or not: priced into the costs, sign * price for every device of the group in that tier, it leaves a lower
+bound, whatever the prices. `Limits.settle` finds those of the best bound, smoothed as in `dual`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .arrays import FloatArray, IntArray
+
+__all__ = ["Limit", "Limits", "tighten"]
+
+_MISS = 1e-9  # of a count, as a part of the group
+_STEPS = 12  # of Newton's method at one temperature
+_COOLING = 0.2
+_SHORTEST = 1e-3  # part of a step
+
+
+@dataclass(frozen=True)
+class Limit:
+    """At most (``sign`` 1) or at least (-1) ``count`` devices of ``group`` (int, (members,)) take ``tier``."""
+
+    group: IntArray
+    tier: int
+    count: int
+    sign: int
+
+
+class Limits:
+    """Several limits at once, as arrays.
+
+    Args:
+        limits: at least one.
+    """
+
+    def __init__(self, limits: Sequence[Limit]) -> None:
+        self.rows = np.unique(np.concatenate([limit.group for limit in limits]))
+        self.inside = np.array([np.isin(self.rows, limit.group, assume_unique=True) for limit in limits])
+        self.tier = np.array([limit.tier for limit in limits], dtype=np.intp)
+        self.count = np.array([limit.count for limit in limits], dtype=np.float64)
+        self.sign = np.array([limit.sign for limit in limits], dtype=np.float64)
+        self._same = self.tier[:, None] == self.tier
+        self._signed = self.inside.T * self.sign  # (rows, limits)
+        self.price = np.zeros(len(limits))
+        """J a device, not negative: as `settle` left them."""
+
+    def charge(self, costs: FloatArray) -> tuple[FloatArray, float]:
+        """Costs (devices, tiers) with the prices in them, and what they bring in at the limits, J."""
+        charged = costs.copy()
+        charged[self.rows] += self._charges(self.price, costs.shape[1])
+        return charged, float(self.price @ (self.sign * self.count))
+
+    def settle(self, costs: FloatArray, heat: float) -> None:
+        """Set the prices that maximise the smooth bound at these costs (devices, tiers; inf where barred)."""
+        own = costs[self.rows]
+        price, settled = self._newton(own, heat, self.price)
+        if not settled:  # from where all is soft, down to here
+            finite = np.where(np.isfinite(own), own, own.min(axis=1, keepdims=True))
+            warm = max(float(np.ptp(finite - finite.min(axis=1, keepdims=True))), heat)
+            while warm > heat:
+                price, _ = self._newton(own, warm, price)
+                warm *= _COOLING
+            price, _ = self._newton(own, heat, price)
+        self.price = price
+
+    def respond(self, weights: FloatArray, values: FloatArray) -> FloatArray:
+        """Covariance of the priced limits' counts with ``values`` (devices, tiers), under the weights: (priced,).
+
+        The count of a limit that has no price is free to move and is left out.
+        """
+        own, values = weights[self.rows], values[self.rows]
+        apart = own * (values - (own * values).sum(axis=1, keepdims=True))
+        return np.asarray((apart[:, self.tier] * self._signed).sum(axis=0)[self.price > 0])
+
+    def stiffness(self, weights: FloatArray) -> FloatArray:
+        """Covariance of the priced limits' counts with each other, (priced, priced)."""
+        priced = self.price > 0
+        return self._covariance(weights[self.rows])[np.ix_(priced, priced)]
+
+    def _charges(self, price: FloatArray, tiers: int) -> FloatArray:
+        charges = np.zeros((len(self.rows), tiers))
+        np.add.at(charges.T, self.tier, (self._signed * price).T)
+        return charges
+
+    def _covariance(self, weights: FloatArray) -> FloatArray:
+        taken = weights[:, self.tier] * self._signed
+        return self._same * (taken.T @ self._signed) - taken.T @ taken
+
+    def _smooth(self, own: FloatArray, heat: float, price: FloatArray) -> tuple[float, FloatArray, FloatArray]:
+        """The bound at these prices up to a constant, by how much each limit is passed, and the weights."""
+        charged = own + self._charges(price, own.shape[1])
+        least = charged.min(axis=1, keepdims=True)
+        weights = np.exp(-np.minimum((charged - least) / heat, 700.0))
+        mass = weights.sum(axis=1, keepdims=True)
+        weights /= mass
+        value = float((least - heat * np.log(mass)).sum()) - float(price @ (self.sign * self.count))
+        passed = (weights[:, self.tier] * self._signed).sum(axis=0) - self.sign * self.count
+        return value, passed, weights
+
+    def _newton(self, own: FloatArray, heat: float, price: FloatArray) -> tuple[FloatArray, bool]:
+        """Newton's method from these prices; whether it got there."""
+        value, passed, weights = self._smooth(own, heat, price)
+        members = self.inside.sum(axis=1)
+        for _ in range(_STEPS):
+            free = (price > 0) | (passed > 0)
+            if (np.abs(passed[free]) <= _MISS * members[free]).all():
+                return price, True
+            bend = self._covariance(weights)[np.ix_(free, free)]
+            bend[np.diag_indices_from(bend)] += 1e-12 * members[free]
+            step = np.zeros_like(price)
+            step[free] = np.linalg.solve(bend, heat * passed[free])
+            length = 1.0
+            while True:
+                to = np.maximum(price + length * step, 0.0)
+                new, new_passed, new_weights = self._smooth(own, heat, to)
+                if new - value >= 1e-4 * float(passed @ (to - price)):
+                    break
+                length *= 0.3
+                if length < _SHORTEST:
+                    return price, False
+            price, value, passed, weights = to, new, new_passed, new_weights
+        return price, False
+
+
+def tighten(offset: FloatArray, limits: Sequence[Limit]) -> FloatArray | None:
+    """Bar (inf) what the limits leave no room for; None where they cannot be kept.
+
+    Args:
+        offset: (devices, tiers), inf where a tier is barred.
+        limits: to keep.
+    """
+    offset = offset.copy()
+    changed = True
+    while changed:
+        changed = False
+        for limit in limits:
+            group, tier = limit.group, limit.tier
+            finite = np.isfinite(offset[group])
+            can, must = finite[:, tier], finite[:, tier] & (finite.sum(axis=1) == 1)
+            if (limit.sign > 0 and must.sum() > limit.count) or (limit.sign < 0 and can.sum() < limit.count):
+                return None
+            if limit.sign > 0 and must.sum() == limit.count and (can & ~must).any():
+                offset[group[can & ~must], tier] = np.inf
+                changed = True
+            elif limit.sign < 0 and can.sum() == limit.count and (can & ~must).any():
+                forced = group[can & ~must]
+                kept = offset[forced, tier]
+                offset[forced] = np.inf
+                offset[forced, tier] = kept
+                changed = True
+    return offset
