@@ -48,8 +48,9 @@ class Limits:
         self.sign = np.array([limit.sign for limit in limits], dtype=np.float64)
         self._same = self.tier[:, None] == self.tier
         self._signed = self.inside.T * self.sign  # (rows, limits)
+        self._members = self.inside.sum(axis=1).astype(np.float64)
         self.price = np.zeros(len(limits))
-        """J a device, not negative: as `settle` left them."""
+        """J a device, positive: as `settle` left them."""
 
     def charge(self, costs: FloatArray) -> tuple[FloatArray, float]:
         """Costs (devices, tiers) with the prices in them, and what they bring in at the limits, J."""
@@ -57,76 +58,72 @@ class Limits:
         charged[self.rows] += self._charges(self.price, costs.shape[1])
         return charged, float(self.price @ (self.sign * self.count))
 
-    def settle(self, costs: FloatArray, heat: float) -> None:
-        """Set the prices that maximise the smooth bound at these costs (devices, tiers; inf where barred)."""
-        own = costs[self.rows]
-        price, settled = self._newton(own, heat, self.price)
-        if not settled:  # from where all is soft, down to here
-            finite = np.where(np.isfinite(own), own, own.min(axis=1, keepdims=True))
-            warm = max(float(np.ptp(finite - finite.min(axis=1, keepdims=True))), heat)
-            while warm > heat:
-                price, _ = self._newton(own, warm, price)
-                warm *= _COOLING
-            price, _ = self._newton(own, heat, price)
-        self.price = price
+    def settle(self, costs: FloatArray, heat: float) -> float:
+        """Set the prices that are best at these costs (devices, tiers; inf where barred); returns the barrier's part.
 
-    def respond(self, weights: FloatArray, values: FloatArray) -> FloatArray:
-        """Covariance of the priced limits' counts with ``values`` (devices, tiers), under the weights: (priced,).
-
-        The count of a limit that has no price is free to move and is left out.
+        The smooth bound has heat * ln(price) added, which keeps the prices positive and hides little as it cools.
         """
+        own = costs[self.rows]
+        if not self._newton(own, heat):  # from where all is soft, down to here
+            finite = np.where(np.isfinite(own), own, own.min(axis=1, keepdims=True))
+            warm = max(float(np.ptp(finite, axis=1).max()), heat)
+            while warm > heat:
+                self._newton(own, warm)
+                warm *= _COOLING
+            self._newton(own, heat)
+        return heat * float(np.log(self.price).sum())
+
+    def moved(self, weights: FloatArray, values: FloatArray) -> FloatArray:
+        """Covariance of the counts with ``values`` (devices, tiers) under the weights, (limits,)."""
         own, values = weights[self.rows], values[self.rows]
         apart = own * (values - (own * values).sum(axis=1, keepdims=True))
-        return np.asarray((apart[:, self.tier] * self._signed).sum(axis=0)[self.price > 0])
+        return np.asarray((apart[:, self.tier] * self._signed).sum(axis=0))
 
-    def stiffness(self, weights: FloatArray) -> FloatArray:
-        """Covariance of the priced limits' counts with each other, (priced, priced)."""
-        priced = self.price > 0
-        return self._covariance(weights[self.rows])[np.ix_(priced, priced)]
+    def stiffness(self, weights: FloatArray, heat: float) -> FloatArray:
+        """Covariance of the counts with each other and what the barrier adds, (limits, limits)."""
+        return self._stiffness(weights[self.rows], heat)
 
     def _charges(self, price: FloatArray, tiers: int) -> FloatArray:
         charges = np.zeros((len(self.rows), tiers))
         np.add.at(charges.T, self.tier, (self._signed * price).T)
         return charges
 
-    def _covariance(self, weights: FloatArray) -> FloatArray:
+    def _stiffness(self, weights: FloatArray, heat: float) -> FloatArray:
         taken = weights[:, self.tier] * self._signed
-        return self._same * (taken.T @ self._signed) - taken.T @ taken
+        stiffness = self._same * (taken.T @ self._signed) - taken.T @ taken
+        stiffness[np.diag_indices_from(stiffness)] += (heat / self.price) ** 2
+        return stiffness
 
     def _smooth(self, own: FloatArray, heat: float, price: FloatArray) -> tuple[float, FloatArray, FloatArray]:
-        """The bound at these prices up to a constant, by how much each limit is passed, and the weights."""
+        """The bound at these prices up to a constant, its slopes, and the weights."""
         charged = own + self._charges(price, own.shape[1])
         least = charged.min(axis=1, keepdims=True)
         weights = np.exp(-np.minimum((charged - least) / heat, 700.0))
         mass = weights.sum(axis=1, keepdims=True)
         weights /= mass
-        value = float((least - heat * np.log(mass)).sum()) - float(price @ (self.sign * self.count))
-        passed = (weights[:, self.tier] * self._signed).sum(axis=0) - self.sign * self.count
-        return value, passed, weights
+        limit = self.sign * self.count
+        value = float((least - heat * np.log(mass)).sum() - price @ limit + heat * np.log(price).sum())
+        return value, (weights[:, self.tier] * self._signed).sum(axis=0) - limit + heat / price, weights
 
-    def _newton(self, own: FloatArray, heat: float, price: FloatArray) -> tuple[FloatArray, bool]:
-        """Newton's method from these prices; whether it got there."""
-        value, passed, weights = self._smooth(own, heat, price)
-        members = self.inside.sum(axis=1)
+    def _newton(self, own: FloatArray, heat: float) -> bool:
+        """Newton's method from the prices as they are; whether it got there."""
+        self.price = np.maximum(self.price, heat / self._members)
+        value, slope, weights = self._smooth(own, heat, self.price)
         for _ in range(_STEPS):
-            free = (price > 0) | (passed > 0)
-            if (np.abs(passed[free]) <= _MISS * members[free]).all():
-                return price, True
-            bend = self._covariance(weights)[np.ix_(free, free)]
-            bend[np.diag_indices_from(bend)] += 1e-12 * members[free]
-            step = np.zeros_like(price)
-            step[free] = np.linalg.solve(bend, heat * passed[free])
+            if (np.abs(slope) <= _MISS * self._members).all():
+                return True
+            step = np.linalg.solve(self._stiffness(weights, heat), heat * slope)
             length = 1.0
             while True:
-                to = np.maximum(price + length * step, 0.0)
-                new, new_passed, new_weights = self._smooth(own, heat, to)
-                if new - value >= 1e-4 * float(passed @ (to - price)):
+                price = np.maximum(self.price + length * step, 0.01 * self.price)
+                new, new_slope, new_weights = self._smooth(own, heat, price)
+                if new - value >= 1e-4 * float(slope @ (price - self.price)):
                     break
                 length *= 0.3
                 if length < _SHORTEST:
-                    return price, False
-            price, value, passed, weights = to, new, new_passed, new_weights
-        return price, False
+                    return False
+            self.price, value, slope, weights = price, new, new_slope, new_weights
+        return False
 
 
 def tighten(offset: FloatArray, limits: Sequence[Limit]) -> FloatArray | None:

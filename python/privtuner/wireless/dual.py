@@ -154,8 +154,9 @@ class _Climb:
             total = np.array([d.sum() for d in demand])
             bend = np.array([[d.sum() for d in row] for row in slope])
         else:
+            barrier = 0.0
             if self.limits is not None:
-                self.limits.settle(costs, heat)
+                barrier = self.limits.settle(costs, heat)
                 costs, income = self.limits.charge(costs)
                 spent += income
             least = costs.min(axis=1)
@@ -166,7 +167,7 @@ class _Climb:
             weights /= mass[:, None]
             log_mass = np.log(mass)
             mean_gap = (weights * gap).sum(axis=1)
-            smooth = exact - heat * float(log_mass.sum())
+            smooth = exact - heat * float(log_mass.sum()) + barrier
             entropy = float((log_mass + mean_gap).sum())
             means = [(weights * d).sum(axis=1) for d in demand]
             total = np.array([m.sum() for m in means])
@@ -185,10 +186,12 @@ class _Climb:
             )
             if self.limits is not None:
                 # The limits' prices follow, so that the counts stay.
-                moved = np.array([self.limits.respond(weights, d) for d in (*demand, gap)])
-                kept = moved @ np.linalg.pinv(self.limits.stiffness(weights), hermitian=True) @ moved.T
+                moved = np.array([self.limits.moved(weights, d) for d in (*demand, gap)])
+                moved[-1] += heat / self.limits.price
+                kept = moved @ np.linalg.solve(self.limits.stiffness(weights, heat), moved.T)
                 bend += kept[:-1, :-1] * (prices / heat)
                 warming -= kept[:-1, -1] / heat
+                entropy += len(self.limits.price)
         point = _Point(prices, self.accuracy, response, costs, exact, smooth, weights, entropy, total, bend, warming)
         if self.steps == 1 or exact > self.best.exact:
             self.best = point
