@@ -256,14 +256,8 @@ def _split(
         group, count = np.array([device]), 0
     else:
         group, tier, count = found
-    parts = []
-    for limit in (Limit(group, tier, count + 1, -1), Limit(group, tier, count, 1)):
-        # A single device's limits are kept by what is barred.
-        kept = limits if found is None else (*limits, limit)
-        part = tighten(offset, (*limits, limit))
-        if part is not None:
-            parts.append((part, kept))
-    return parts
+    parts = (tighten(offset, (*limits, Limit(group, tier, *limit))) for limit in ((count + 1, -1), (count, 1)))
+    return [part for part in parts if part is not None]
 
 
 def _fraction(

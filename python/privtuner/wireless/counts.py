@@ -19,7 +19,10 @@ __all__ = ["Limit", "Limits", "tighten"]
 
 _MISS = 1e-9  # of a count, as a part of the group
 _STEPS = 12  # of Newton's method at one temperature
+_HEATING = 30.0  # where Newton's method gets lost
+_RISES = 8
 _COOLING = 0.2
+_MOST = 1e4  # of a price, as a part of the costs' spread: beyond, the limits cannot be kept
 _SHORTEST = 1e-3  # part of a step
 
 
@@ -49,6 +52,7 @@ class Limits:
         self._same = self.tier[:, None] == self.tier
         self._signed = self.inside.T * self.sign  # (rows, limits)
         self._members = self.inside.sum(axis=1).astype(np.float64)
+        self._most = np.inf
         self.price = np.zeros(len(limits))
         """J a device, positive: as `settle` left them."""
 
@@ -64,13 +68,14 @@ class Limits:
         The smooth bound has heat * ln(price) added, which keeps the prices positive and hides little as it cools.
         """
         own = costs[self.rows]
-        if not self._newton(own, heat):  # from where all is soft, down to here
-            finite = np.where(np.isfinite(own), own, own.min(axis=1, keepdims=True))
-            warm = max(float(np.ptp(finite, axis=1).max()), heat)
-            while warm > heat:
-                self._newton(own, warm)
-                warm *= _COOLING
-            self._newton(own, heat)
+        spread = np.ptp(np.where(np.isfinite(own), own, own.min(axis=1, keepdims=True)), axis=1)
+        self._most = _MOST * max(float(spread.max()), heat)
+        warm, rises = heat, 0
+        while not self._newton(own, warm) and rises < _RISES:  # to where it is soft enough
+            warm, rises = warm * _HEATING, rises + 1
+        while warm > heat * (1 + 1e-9):
+            warm = max(warm * _COOLING, heat)
+            self._newton(own, warm)
         return heat * float(np.log(self.price).sum())
 
     def moved(self, weights: FloatArray, values: FloatArray) -> FloatArray:
@@ -107,15 +112,15 @@ class Limits:
 
     def _newton(self, own: FloatArray, heat: float) -> bool:
         """Newton's method from the prices as they are; whether it got there."""
-        self.price = np.maximum(self.price, heat / self._members)
+        self.price = np.clip(self.price, heat / self._members, self._most)
         value, slope, weights = self._smooth(own, heat, self.price)
         for _ in range(_STEPS):
-            if (np.abs(slope) <= _MISS * self._members).all():
+            if ((np.abs(slope) <= _MISS * self._members) | ((self.price == self._most) & (slope > 0))).all():
                 return True
             step = np.linalg.solve(self._stiffness(weights, heat), heat * slope)
             length = 1.0
             while True:
-                price = np.maximum(self.price + length * step, 0.01 * self.price)
+                price = np.clip(self.price + length * step, 0.01 * self.price, self._most)
                 new, new_slope, new_weights = self._smooth(own, heat, price)
                 if new - value >= 1e-4 * float(slope @ (price - self.price)):
                     break
@@ -126,30 +131,30 @@ class Limits:
         return False
 
 
-def tighten(offset: FloatArray, limits: Sequence[Limit]) -> FloatArray | None:
-    """Bar (inf) what the limits leave no room for; None where they cannot be kept.
+def tighten(offset: FloatArray, limits: Sequence[Limit]) -> tuple[FloatArray, tuple[Limit, ...]] | None:
+    """Bar (inf) what the limits leave no room for, and keep of them what is not settled; None if they cannot be kept.
 
     Args:
         offset: (devices, tiers), inf where a tier is barred.
         limits: to keep.
     """
     offset = offset.copy()
-    changed = True
-    while changed:
-        changed = False
-        for limit in limits:
-            group, tier = limit.group, limit.tier
-            finite = np.isfinite(offset[group])
-            can, must = finite[:, tier], finite[:, tier] & (finite.sum(axis=1) == 1)
-            if (limit.sign > 0 and must.sum() > limit.count) or (limit.sign < 0 and can.sum() < limit.count):
+    kept = tuple(limits)
+    while True:
+        left = []
+        for limit in kept:
+            open_tiers = np.isfinite(offset[limit.group])
+            can = open_tiers[:, limit.tier]
+            free = can & (open_tiers.sum(axis=1) > 1)
+            group, count = limit.group[free], limit.count - int((can & ~free).sum())
+            if (count if limit.sign > 0 else len(group) - count) < 0:
                 return None
-            if limit.sign > 0 and must.sum() == limit.count and (can & ~must).any():
-                offset[group[can & ~must], tier] = np.inf
-                changed = True
-            elif limit.sign < 0 and can.sum() == limit.count and (can & ~must).any():
-                forced = group[can & ~must]
-                kept = offset[forced, tier]
-                offset[forced] = np.inf
-                offset[forced, tier] = kept
-                changed = True
-    return offset
+            if limit.sign > 0 and count == 0:
+                offset[group, limit.tier] = np.inf
+            elif limit.sign < 0 and count == len(group):
+                offset[np.ix_(group, np.flatnonzero(np.arange(offset.shape[1]) != limit.tier))] = np.inf
+            elif 0 < count < len(group):
+                left.append(Limit(group, limit.tier, count, limit.sign))
+        if len(left) == len(kept):
+            return offset, tuple(left)
+        kept = tuple(left)
