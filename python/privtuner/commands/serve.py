@@ -53,15 +53,16 @@ def run(arguments: argparse.Namespace) -> int:
     import logging
 
     from privtuner.engines import engine_of
-    from privtuner.service.server import Server, ensure_free
+    from privtuner.service import Server
+    from privtuner.service.server import ensure_free
 
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    # What needs no model should show before one is loaded: address, directory, GPU.
+    # What needs no model should show before one is loaded: address, GPU, directory.
     ensure_free(arguments.host, arguments.port, arguments.allow_plaintext)
-    if not (Path(arguments.model) / "config.json").is_file():
-        raise InputError(f"{arguments.model} is no model directory: it has no config.json")
     set_threads(arguments.threads)
     engine = engine_of(arguments.engine, arguments.device, _memory_bytes(arguments))
+    if not (Path(arguments.model) / "config.json").is_file():
+        raise InputError(f"{arguments.model} is no model directory: it has no config.json")
 
     from privtuner.nn import split_pretrained
 
