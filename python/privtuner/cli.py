@@ -1,7 +1,8 @@
 """The command ``privtuner``: serve, train, allocate, wireless-study, calibrate, info, demo.
 
 Results go to standard output, progress and errors to standard error. Exit status: 0 done, 1 failed, 2 the arguments or
-the data cannot be used, 130 interrupted.
+the data cannot be used, 130 ended by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (a server that was told to end is done: 0).
+The first such signal ends a command in order, `train` with the adapter saved; a second one ends it at once.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 import privtuner
 from privtuner.commands import allocate, calibrate, serve, train
+from privtuner.commands.stop import Stop, Stopped
 from privtuner.errors import InputError, PrivtunerError
 
 __all__ = ["main"]
@@ -45,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         arguments = _parser().parse_args(argv)
-        status: int = arguments.run(arguments)
+        with Stop(own_process=argv is None) as arguments.stop:
+            status: int = arguments.run(arguments)
+            sys.stdout.flush()
         return status
     except InputError as error:
         return _fail(error, 2)
@@ -56,13 +60,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         if extra is None:
             raise
         return _fail(f"this command needs {error.name}: pip install 'privtuner[{extra}]'", 1)
+    except Stopped as stopped:
+        return _fail("interrupted", stopped.status)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except OSError as error:
+        _drop_unwritten()
+        where = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}", 1)
+    except MemoryError:
+        return _fail("this machine has not the memory for it; ask for less at once, e.g. a smaller batch", 1)
 
 
 def _fail(reason: object, status: int) -> int:
-    print("privtuner: error:", " ".join(str(reason).split()), file=sys.stderr)
+    with suppress(OSError):  # the terminal may be gone
+        print("privtuner: error:", " ".join(str(reason).split()), file=sys.stderr, flush=True)
     return status
+
+
+def _drop_unwritten() -> None:
+    """Where standard output takes no more, keep the interpreter from trying again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):  # it is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,7 +95,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="privtuner", description="Private fine-tuning through encrypted linear layers.")
+    parser = _Parser(
+        prog="privtuner",
+        description="Private fine-tuning through encrypted linear layers.",
+        epilog="Exit status: 0 done, 1 failed, 2 arguments or data that cannot be used, 130 ended by Ctrl-C, 143 by "
+        "SIGTERM, 129 by SIGHUP. The first such signal ends a command in order, a second one at once.",
+    )
     parser.add_argument("--version", action="version", version=f"privtuner {privtuner.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
@@ -102,7 +129,5 @@ def _info(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from privtuner import demo
 
-    # Ends like Ctrl-C, so that the server it started does not outlive it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     demo.run(Path(arguments.out), arguments.steps)
     return 0

@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from privtuner.commands.common import add_engine, add_threads, quiet_transformers, set_threads
-from privtuner.errors import EngineError, InputError, ServiceError
+from privtuner.commands.common import add_engine, add_threads, quiet_transformers, say, set_threads
+from privtuner.commands.stop import Stop
+from privtuner.errors import EngineError, InputError, PrivtunerError
 from privtuner.paths import ensure_writable, ensure_writable_file
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from privtuner.lora.dataset import Encoded, TextTable
     from privtuner.lora.training import TrainConfig, TrainResult
     from privtuner.service import RemoteTransport
 
@@ -54,8 +59,37 @@ def add(commands: Any) -> None:
     train.set_defaults(run=run)
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What is to be done, checked as far as it can be without a model."""
+
+    config: TrainConfig
+    device: str
+    train: TextTable
+    test: TextTable | None
+    labels: tuple[str, ...]
+    out: Path
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Train, and write the adapter, the numbers and the loss curve."""
+    _check_options(arguments)
+    task = _task(arguments)
+    stop: Stop = arguments.stop
+    # From here on there is something to lose, and a connection that no exception may come into.
+    with stop.deferred(), _connection(arguments.server, stop) as transport:
+        adapted, encoded, encoded_test = _prepared(task, transport, arguments)
+        adapted.register_forward_pre_hook(lambda *_: stop.check())
+        result, failure = _train(adapted, encoded, encoded_test, task)
+        numbers = {**result.to_dict(), "labels": len(task.labels), "training_texts": len(task.train.texts)}
+        if transport:
+            numbers["engine"] = arguments.engine
+            numbers["server"] = None if failure else _server_counts(transport)
+        _report(result, numbers, task, arguments.json, failure)
+    return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
     if arguments.plain and not arguments.model:
         raise InputError("--plain needs --model DIR: the weights to train with in the clear")
     if arguments.server and arguments.model:
@@ -64,7 +98,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError("--seal goes with --server only: nothing is sealed in the clear")
     if arguments.plain and arguments.engine != "native":
         raise InputError("--engine goes with --server only: nothing is encrypted in the clear")
+    if arguments.plain and not (Path(arguments.model) / "config.json").is_file():
+        raise InputError(f"{arguments.model} is no model directory: it has no config.json")
+
+
+def _task(arguments: argparse.Namespace) -> _Task:
+    """Check all that needs neither a model nor a server, the quickest first."""
     if arguments.server:
+        from privtuner.service.protocol import parse_address
+
+        parse_address(arguments.server)
         # Read when PyTorch or OpenFHE loads: idle threads would spin on cores that encryption and server could use.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     device = _training_device(arguments.device)
@@ -72,15 +115,21 @@ def run(arguments: argparse.Namespace) -> int:
         from privtuner.openfhe.library import library
 
         library()  # an engine that is missing should show before anything else is done
-    from privtuner.lora import dataset, report
-    from privtuner.lora.training import TrainConfig, prepare_model, train_classifier
-
-    quiet_transformers()
+    out = ensure_writable(arguments.out)
+    if arguments.json:
+        ensure_writable_file(arguments.json)
     set_threads(arguments.threads)
     if arguments.threads and arguments.engine == "openfhe":
         from privtuner import openfhe
 
         openfhe.set_num_threads(arguments.threads)
+
+    import matplotlib  # noqa: F401 - draws at the very end: what is missing should show now
+
+    from privtuner.lora import dataset
+    from privtuner.lora.training import TrainConfig
+
+    quiet_transformers()
     config = TrainConfig(
         steps=arguments.steps,
         batch_size=arguments.batch_size,
@@ -94,41 +143,99 @@ def run(arguments: argparse.Namespace) -> int:
     columns = (arguments.text_column, arguments.label_column)
     train = dataset.read_csv(arguments.data, *columns)
     test = dataset.read_csv(arguments.eval, *columns) if arguments.eval else None
-    labels = dataset.label_names(train, test)
-    out = ensure_writable(arguments.out)
-    if arguments.json:
-        ensure_writable_file(arguments.json)
+    return _Task(config, device, train, test, dataset.label_names(train, test), out)
 
-    transport = _connect(arguments.server) if arguments.server else None
+
+def _prepared(
+    task: _Task, transport: RemoteTransport | None, arguments: argparse.Namespace
+) -> tuple[PeftModel, Encoded, Encoded | None]:
+    """Return the model with adapters, and the texts as it takes them. What could fail after hours has been tried then.
+
+    Raises:
+        privtuner.errors.InputError: the model cannot take the texts or the adapters, or an adapter cannot be saved.
+    """
+    from privtuner.lora import dataset, limits, report
+    from privtuner.lora.training import prepare_model
+
+    model, tokenizer = (
+        _encrypted_model(transport, task.labels, arguments) if transport else _plain_model(arguments.model, task.labels)
+    )
+    longest = task.config.max_length
+    if (positions := limits.positions(model)) is not None and positions < longest:
+        say(f"texts are cut at the {positions} tokens that the model has positions for, not at {longest}")
+        longest = positions
+    tables = [dataset.encode(table, tokenizer, task.labels, longest) for table in (task.train, task.test) if table]
+    train, *test = limits.fitted(model, tables)
+    model.config.pad_token_id = train.pad_id
     try:
-        model, tokenizer = (
-            _encrypted_model(transport, labels, arguments) if transport else _plain_model(arguments.model, labels)
-        )
-        encoded = dataset.encode(train, tokenizer, labels, config.max_length)
-        encoded_test = dataset.encode(test, tokenizer, labels, config.max_length) if test else None
-        model.config.pad_token_id = encoded.pad_id
-        adapted = prepare_model(model, config).to(device)
+        adapted = prepare_model(model, task.config).to(task.device)
+    except PrivtunerError:
+        raise
+    except ValueError as error:  # PEFT's, for modules that take no adapter
+        raise InputError(f"--targets {arguments.targets}: {error}") from error
+    report.check_folder(adapted, task.labels, task.out)
+    return adapted, train, test[0] if test else None
+
+
+def _train(
+    adapted: PeftModel, train: Encoded, test: Encoded | None, task: _Task
+) -> tuple[TrainResult, BaseException | None]:
+    """Return what training did, and what ended it after its last step; what ends it before is raised.
+
+    The adapter is on disk either way.
+    """
+    from privtuner.lora.report import AdapterKeeper
+    from privtuner.lora.training import train_classifier
+
+    keeper = AdapterKeeper(adapted, task.labels, task.out, say)
+    try:
+        return train_classifier(adapted, train, test, task.config, after_step=keeper), None
+    except BaseException as error:
+        if keeper.complete and keeper.result:
+            return keeper.result, error
+        with suppress(OSError):  # the terminal may be gone
+            try:
+                place = keeper.rescue()
+            except Exception as failure:
+                say(f"the adapter as it stood could not be saved: {failure}")
+            else:
+                say(f"the adapter as it stood is in {place}")
+        raise
+
+
+def _server_counts(transport: RemoteTransport) -> dict[str, Any] | None:
+    try:
+        return transport.counts().to_dict()
+    except PrivtunerError as error:
+        say(f"warning: what the server counted is left out: {error}")
+        return None
+
+
+def _report(
+    result: TrainResult, numbers: dict[str, Any], task: _Task, copy: str | None, failure: BaseException | None
+) -> None:
+    """Write the numbers and the curve, and print the table in any case; then raise what went wrong first, if anything.
+
+    The adapter was saved before.
+    """
+    from privtuner.lora import report
+
+    curve = {result.mode: [step.loss for step in result.steps]}
+    title = f"{result.mode} fine-tuning, {task.config.steps} steps of {task.config.batch_size} texts"
+    work: list[Callable[[], None]] = [
+        lambda: report.save_json(numbers, task.out / "metrics.json"),
+        lambda: report.save_loss_curve(curve, task.out / "loss.png", title),
+    ]
+    if copy:
+        work.insert(1, lambda: report.save_json(numbers, Path(copy)))
+    for write in work:
         try:
-            result = train_classifier(adapted, encoded, encoded_test, config)
-        except (ServiceError, KeyboardInterrupt):
-            report.save_adapter(adapted, labels, out / "interrupted")
-            print(f"\nprivtuner: the adapter as it stood is in {out / 'interrupted'}", file=sys.stderr)
-            raise
-        numbers = {**result.to_dict(), "labels": len(labels), "training_texts": len(train.texts)}
-        if transport:
-            numbers["engine"] = arguments.engine
-            numbers["server"] = transport.counts().to_dict()
-    finally:
-        if transport:
-            transport.close()
-    report.save_adapter(adapted, labels, out)
-    report.save_json(numbers, out / "metrics.json")
-    if arguments.json:
-        report.save_json(numbers, Path(arguments.json))
-    title = f"{result.mode} fine-tuning, {config.steps} steps of {config.batch_size} texts"
-    report.save_loss_curve({result.mode: [step.loss for step in result.steps]}, out / "loss.png", title)
-    _print_result(result, config, len(train.texts), len(labels), out)
-    return 0
+            write()
+        except PrivtunerError as error:
+            failure = failure or error
+    _print_result(result, task.config, len(task.train.texts), len(task.labels), task.out)
+    if failure:
+        raise failure
 
 
 def _training_device(name: str) -> str:
@@ -153,18 +260,22 @@ def _training_device(name: str) -> str:
     return device
 
 
-def _connect(address: str) -> RemoteTransport:
+@contextmanager
+def _connection(address: str | None, stop: Stop) -> Iterator[RemoteTransport | None]:
+    """Connect, where there is an address, until the block ends or the user asks to stop."""
+    if address is None:
+        yield None
+        return
     from privtuner.service import RemoteTransport
     from privtuner.service.protocol import is_loopback, parse_address
 
-    transport = RemoteTransport(address)
-    if not is_loopback(parse_address(address)[0]):
-        print(
-            f"privtuner: warning: {address} is another machine and the connection has no TLS: activations are "
-            "encrypted, but somebody in between could exchange the model you fetch",
-            file=sys.stderr,
-        )
-    return transport
+    with RemoteTransport(address) as transport, stop.on_stop(transport.close):
+        if not is_loopback(parse_address(address)[0]):
+            say(
+                f"warning: {address} is another machine and the connection has no TLS: activations are encrypted, "
+                "but somebody in between could exchange the model you fetch"
+            )
+        yield transport
 
 
 def _label_maps(labels: Sequence[str]) -> dict[str, Any]:
@@ -186,11 +297,11 @@ def _encrypted_model(
             f"the server at {transport.address} answers requests of the engine {engine}: train with --engine {engine}, "
             f"or start it with 'privtuner serve --engine {arguments.engine}'"
         )
-    print(f"privtuner: fetching what the owner needs of {hello['model']}, preset {hello['preset']}", file=sys.stderr)
+    say(f"fetching what the owner needs of {hello['model']}, preset {hello['preset']}")
     if sealed:
         import logging
 
-        print(f"privtuner: {sealed} feed-forward blocks are sealed, which is slow; each is reported", file=sys.stderr)
+        say(f"{sealed} feed-forward blocks are sealed, which is slow; each is reported")
         logging.basicConfig(stream=sys.stderr, format="privtuner: %(message)s")
         logging.getLogger("privtuner.nn.session").setLevel(logging.INFO)
     bundle = transport.fetch_bundle()

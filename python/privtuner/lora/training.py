@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from privtuner.errors import InputError, PrivtunerError
+from privtuner.errors import CkksError, InputError, PrivtunerError
 from privtuner.lora.dataset import Encoded, length_batches, shuffled
 from privtuner.lora.peft_adapter import add_lora, trainable_heads
 from privtuner.nn import EncryptedLayer, Traffic, TrafficMeter, traffic_of
@@ -205,9 +206,18 @@ def prepare_model(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
 
 
 def train_classifier(
-    model: PeftModel, train: Encoded, test: Encoded | None, config: TrainConfig, *, progress: bool = True
+    model: PeftModel,
+    train: Encoded,
+    test: Encoded | None,
+    config: TrainConfig,
+    *,
+    progress: bool = True,
+    after_step: Callable[[TrainResult], object] | None = None,
 ) -> TrainResult:
     """Train ``model`` in place, evaluating before and after.
+
+    Whatever ends it, ``model`` holds whole steps: an exception between them, or in the middle of one, undoes no step
+    and leaves none half done. What was measured is lost with the exception unless ``after_step`` kept it.
 
     Args:
         model: from :func:`prepare_model`.
@@ -215,23 +225,38 @@ def train_classifier(
         test: texts to evaluate on; None leaves evaluation out.
         config: how to train.
         progress: show a bar on standard error.
+        after_step: called after each step with the run so far, e.g. :class:`privtuner.lora.report.AdapterKeeper`.
 
     Raises:
-        privtuner.errors.PrivtunerError: the loss is no longer finite, or the server failed.
+        privtuner.errors.PrivtunerError: the run diverged, see :func:`iterate_steps`, or the server failed.
     """
     before = evaluate(model, test, progress=progress, title="before") if test is not None else None
-    steps = list(iterate_steps(model, train, config, progress=progress))
-    after = evaluate(model, test, progress=progress, title="after") if test is not None else None
-    return TrainResult(_mode(model), config, steps, before, after)
+    result = TrainResult(_mode(model), config, [], before)
+    for step in iterate_steps(model, train, config, progress=progress):
+        result.steps.append(step)
+        if after_step is not None:
+            after_step(result)
+    if test is None:
+        return result
+    with _diverging(f"after step {config.steps}", config):
+        return replace(result, after=evaluate(model, test, progress=progress, title="after"))
 
 
 def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, progress: bool = True) -> Iterator[Step]:
-    """Train ``model`` in place, one step for each entry asked for; see :func:`train_classifier`."""
+    """Train ``model`` in place, one step for each entry asked for; see :func:`train_classifier`.
+
+    Raises:
+        privtuner.errors.InputError: activations, loss or gradient are not finite before anything was trained.
+        privtuner.errors.PrivtunerError: the run diverged: they are not after some steps, or too large for the
+            encryption. ``model`` then holds what gave the last finite loss.
+    """
     from tqdm import tqdm
 
     mode, meter = _mode(model), _meter(model)
     adapters, head = _trained(model)
     groups = [{"params": adapters, "lr": config.lr}, {"params": head, "lr": config.head_lr}]
+    parameters = [*adapters, *head]
+    good = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
     batches = shuffled(train, config.batch_size, config.seed)
@@ -239,15 +264,20 @@ def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, prog
         for number in range(1, config.steps + 1):
             start, sent = time.perf_counter(), meter.total()
             batch = next(batches).to(model.device)
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-            loss = torch.nn.functional.cross_entropy(logits.float(), batch.targets)
-            if not math.isfinite(loss.item()):
-                raise PrivtunerError(
-                    f"the loss is {loss.item()} at step {number} of {config.steps}; use a lower learning rate"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_([*adapters, *head], config.clip)
+            try:
+                with _diverging(f"at step {number} of {config.steps}", config, possible=number > 1):
+                    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+                    loss = torch.nn.functional.cross_entropy(logits.float(), batch.targets)
+                    _check_finite("the loss", loss)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    _check_finite("the gradient", torch.nn.utils.clip_grad_norm_(parameters, config.clip))
+            except _DivergedError:
+                with torch.no_grad():
+                    for parameter, value in zip(parameters, good, strict=True):
+                        parameter.copy_(value)
+                raise
+            good = [parameter.detach().clone() for parameter in parameters]
             rate = float(schedule.get_last_lr()[0])
             optimizer.step()
             schedule.step()
@@ -256,6 +286,29 @@ def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, prog
             bar.set_postfix_str(_postfix(step), refresh=False)
             bar.update()
             yield step
+
+
+class _DivergedError(PrivtunerError):
+    """The learning rate was too high."""
+
+
+@contextmanager
+def _diverging(when: str, config: TrainConfig, *, possible: bool = True) -> Iterator[None]:
+    """Say what to do when values that fitted before do so no longer: only steps have changed anything since."""
+    try:
+        yield
+    except (InputError, CkksError) as error:
+        if not possible:
+            raise
+        raise _DivergedError(
+            f"{error} {when}, though the steps before went well: the run diverged; use a lower learning rate "
+            f"(the peaks were {config.lr:g} for the adapters and {config.head_lr:g} for the head)"
+        ) from error
+
+
+def _check_finite(what: str, value: torch.Tensor) -> None:
+    if not math.isfinite(value.item()):
+        raise InputError(f"{what} is {value.item()}")
 
 
 def _trained(model: PeftModel) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:

@@ -28,6 +28,8 @@ from privtuner.service.protocol import (
 
 __all__ = ["RemoteTransport"]
 
+_CLOSE_SECONDS = 2.0
+_PROBE_SECONDS = 3.0
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -123,13 +125,20 @@ class RemoteTransport:
         """
         self.hello()
         with self._explained("Stats"):
-            answer: bytes = self._channel.unary_unary(method("Stats"))(b"", metadata=_metadata())
+            call = self._channel.unary_unary(method("Stats"))
+            answer: bytes = call(b"", metadata=_metadata(), timeout=self._connect_seconds)
         return ServerCounts.from_json(answer)
 
     def close(self) -> None:
-        """Close the connection; later calls raise :class:`privtuner.errors.ServiceError`."""
+        """Close the connection, also from another thread; calls in progress and later ones raise ServiceError.
+
+        Returns within seconds, whatever state the connection is in.
+        """
         self._closed = True
-        self._channel.close()
+        # A KeyboardInterrupt while gRPC set up a call leaves one that nobody ends, and closing would wait for it.
+        closing = threading.Thread(target=self._channel.close, name="privtuner-close", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_SECONDS)
 
     def __enter__(self) -> RemoteTransport:
         return self
@@ -156,27 +165,60 @@ class RemoteTransport:
     def _explained(self, what: str, *, first: bool = False) -> Iterator[None]:
         """Turn gRPC's errors into a ServiceError that says what to do."""
         if self._closed:
-            raise ServiceError(f"the connection to {self.address} was closed; open another RemoteTransport")
+            raise self._was_closed()
         try:
             yield
         except grpc.RpcError as error:
-            raise ServiceError(_explanation(error, self.address, what, first=first)) from error
+            if self._closed:
+                raise self._was_closed() from error
+            raise ServiceError(self._explanation(error, what, first=first)) from error
+        except ValueError as error:
+            # What gRPC says to a call that begins while another thread closes the channel.
+            if self._closed:
+                raise self._was_closed() from error
+            raise
 
+    def _was_closed(self) -> ServiceError:
+        return ServiceError(f"the connection to {self.address} was closed; open another RemoteTransport")
 
-def _explanation(error: Any, address: str, what: str, *, first: bool) -> str:
-    code, detail = error.code(), error.details() or "no details"
-    if code in _GONE and first:
-        return (
-            f"no privtuner server answers at {address} ({detail}); check the address, or start one there with "
-            "'privtuner serve --model DIR --port N'"
-        )
-    if code in _GONE:
-        return f"the server at {address} went away during {what} ({detail}); restart it and begin again"
-    if code == grpc.StatusCode.UNIMPLEMENTED:
-        return f"what answers at {address} is no privtuner server, or one of another version ({detail})"
-    if code == grpc.StatusCode.INTERNAL:
-        return f"the server at {address} failed during {what}: {detail}"
-    return f"the server at {address} refused {what}: {detail}"
+    def _explanation(self, error: Any, what: str, *, first: bool) -> str:
+        code, detail = error.code(), error.details() or "no details"
+        if code in _GONE and first:
+            return (
+                f"no privtuner server answers at {self.address} ({detail}); check the address, or start one there with "
+                "'privtuner serve --model DIR --port N'"
+            )
+        if code in _GONE:
+            state = self._state_now()
+            if state == "same":
+                return (
+                    f"the connection to {self.address} was cut during {what} ({detail}); the server is there and "
+                    "answers: begin again, and if it happens again look at what is in between"
+                )
+            if state == "other":
+                return (
+                    f"the server at {self.address} went away during {what} ({detail}) and another answers there now; "
+                    "begin again"
+                )
+            return f"the server at {self.address} went away during {what} ({detail}); restart it and begin again"
+        if code == grpc.StatusCode.UNIMPLEMENTED:
+            return f"what answers at {self.address} is no privtuner server, or one of another version ({detail})"
+        if code == grpc.StatusCode.INTERNAL:
+            return f"the server at {self.address} failed during {what}: {detail}"
+        return f"the server at {self.address} refused {what}: {detail}"
+
+    def _state_now(self) -> str:
+        """Ask again, on a connection of its own: "same" server as at first, an "other" one, or "gone"."""
+        channel = grpc.insecure_channel(self.address, options=channel_options(_PROBE_SECONDS))
+        try:
+            answer = channel.unary_unary(method("Hello"))(b"", metadata=_metadata(), timeout=_PROBE_SECONDS)
+            return "same" if self._checked_hello(answer) == self._hello else "other"
+        except grpc.RpcError:
+            return "gone"
+        except ServiceError:
+            return "other"
+        finally:
+            channel.close()
 
 
 def _metadata() -> tuple[tuple[str, str | bytes], ...]:

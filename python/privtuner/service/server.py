@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +32,7 @@ from privtuner.service.protocol import (
     split_files,
 )
 
-__all__ = ["Server"]
+__all__ = ["Server", "ensure_free"]
 
 _log = logging.getLogger(__name__)
 
@@ -80,16 +82,9 @@ class Server:
         max_request_bytes: int = 4 << 30,
         allow_plaintext: bool = False,
     ) -> None:
-        if not 0 <= port <= 65535:
-            raise InputError(f"port {port} is outside 0..65535; 0 picks a free one")
+        _check_address(host, port, allow_plaintext)
         if max_request_bytes < 1:
             raise InputError(f"max_request_bytes is {max_request_bytes}; give at least 1")
-        if not (is_loopback(host) or allow_plaintext):
-            raise InputError(
-                f"host {host!r} can be reached from other machines, and connections have no TLS yet: anybody in "
-                "between could exchange the bundle, and anybody who connects could use the layers. Bind 127.0.0.1 "
-                "and forward the port through SSH, or allow it explicitly (allow_plaintext, --allow-plaintext)"
-            )
         self._layers = split.server
         self._files = split.bundle.to_files()
         self._engine: Engine = NativeEngine() if engine is None else engine
@@ -110,7 +105,7 @@ class Server:
         """What clients are told first."""
         self._server = grpc.server(ThreadPoolExecutor(_WORKERS, "privtuner-serve"), options=channel_options(20.0))
         self._server.add_generic_rpc_handlers((self._handlers(),))
-        literal = f"[{host}]" if ":" in host else host
+        literal = _literal(host)
         try:
             bound = self._server.add_insecure_port(f"{literal}:{port}")
         except RuntimeError as error:
@@ -221,6 +216,42 @@ class Server:
                 )
             pieces.append(chunk)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def ensure_free(host: str, port: int, allow_plaintext: bool = False) -> None:
+    """Check that a `Server` could listen there now, before a model is prepared for it. Nobody can connect meanwhile.
+
+    Raises:
+        privtuner.errors.InputError: see `Server`, or another program has the port, or this machine has no such address.
+    """
+    _check_address(host, port, allow_plaintext)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        hint = "another program has the port" if taken else "choose another --host or --port"
+        raise InputError(f"cannot listen on {_literal(host)}:{port}: {reason}; {hint}") from error
+
+
+def _check_address(host: str, port: int, allow_plaintext: bool) -> None:
+    if not 0 <= port <= 65535:
+        raise InputError(f"port {port} is outside 0..65535; 0 picks a free one")
+    if not (is_loopback(host) or allow_plaintext):
+        raise InputError(
+            f"host {host!r} can be reached from other machines, and connections have no TLS yet: anybody in "
+            "between could exchange the bundle, and anybody who connects could use the layers. Bind 127.0.0.1 "
+            "and forward the port through SSH, or allow it explicitly (allow_plaintext, --allow-plaintext)"
+        )
+
+
+def _literal(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _block_rows(request: bytes) -> int:
