@@ -102,7 +102,7 @@ def test_missing_library_says_what_to_install(capsys, system, monkeypatch):
     status, out, err = run(capsys, "allocate", system)
     assert (status, out) == (1, "")
     assert "needs scipy" in err
-    assert "pip install 'privtuner[wireless]'" in err
+    assert "pip install '.[wireless]' in a checkout of privtuner, or pip install scipy" in err
 
 
 def test_report_of_a_method_without_a_bound():
