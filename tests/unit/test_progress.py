@@ -53,6 +53,7 @@ def test_a_line_for_each_tenth(clock, capsys):
 
 def test_long_work_is_not_silent_between_the_tenths(clock, capsys):
     progress = Progress("sealed blocks")
+    progress(0, 10_000)
     for done in range(1, 21):
         clock.now += 60
         progress(done, 10_000)
@@ -74,6 +75,7 @@ def test_short_work_is_silent(clock, capsys):
 
 def test_units_and_the_piece_that_comes_next(clock, capsys):
     progress = Progress("fetching", "MB", scale=1e6)
+    progress(0, 4_500_000)
     clock.now += 30
     progress(1_500_000, 4_500_000, "tensors")
     clock.now += 60
@@ -84,12 +86,23 @@ def test_units_and_the_piece_that_comes_next(clock, capsys):
     ]
 
 
+def test_the_estimate_is_of_what_was_done_since_the_first_call(clock, capsys):
+    progress = Progress("cells")
+    clock.now += 1000  # before the work began
+    progress(50, 100)
+    clock.now += 10
+    progress(60, 100)
+    assert told(capsys) == ["privtuner: cells: 60 of 100, about 40 s left"]
+
+
 def test_nothing_to_do_and_nothing_done(clock, capsys):
     progress = Progress("fetching")
+    progress(0, 0)
     clock.now += 3
     progress(0, 0)
     assert told(capsys) == ["privtuner: fetching: 0 of 0"]
     progress = Progress("fetching")
+    progress(0, 7)
     clock.now += 3
     progress(0, 7)
     assert told(capsys) == ["privtuner: fetching: 0 of 7"]
@@ -121,6 +134,7 @@ def test_a_terminal_is_not_redrawn_all_the_time(clock, terminal, capsys):
 
 def test_a_line_fits_the_terminal(clock, terminal, capsys):
     with Progress("preparing layers") as progress:
+        progress(0, 4)
         clock.now += 3
         progress(1, 4, "x" * 100)
     before, line, after = drawn(capsys)
@@ -132,6 +146,7 @@ def test_an_error_starts_on_a_clean_line(clock, terminal, capsys):
 
     def stopped():
         with progress:
+            progress(0, 4)
             clock.now += 3
             progress(1, 4)
             raise KeyboardInterrupt

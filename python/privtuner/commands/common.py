@@ -56,9 +56,10 @@ def say(line: str) -> None:
 class Progress:
     """Tells standard error how much of a piece of work is done and about how long the rest takes.
 
-    What the library's slow functions take as ``progress`` and call with what is done and what there is to do. On a
-    terminal one line is rewritten and wiped out at the end; elsewhere there is a line for each tenth of the work, and
-    for every five minutes. What takes less than two seconds is not worth a line. A context manager: leaving it wipes.
+    What the library's slow functions take as ``progress``: they call it with what is done and what there is to do, for
+    the first time before they begin. On a terminal one line is rewritten and wiped out at the end; elsewhere there is a
+    line for each tenth of the work, and for every five minutes. What takes less than two seconds is not worth a line. A
+    context manager: leaving it wipes.
 
     Args:
         title: what is being done.
@@ -68,32 +69,33 @@ class Progress:
 
     def __init__(self, title: str, unit: str = "", *, scale: float = 1) -> None:
         self._title, self._unit, self._scale = title, unit, scale
-        self._start = self._told = time.monotonic()
+        self._start: tuple[float, float] | None = None
+        self._told = 0.0
         self._tenths = -1
         self._shown = False
 
     def __call__(self, done: float, total: float, what: str = "") -> None:
         """Tell that ``done`` of ``total`` is done; ``what`` names the piece that comes next."""
         now, tenths = time.monotonic(), int(10 * done / total) if total else 10
+        if self._start is None:
+            self._start, self._told = (now, done), now
+        elapsed, advance = now - self._start[0], done - self._start[1]
         silence, terminal = now - self._told, sys.stderr.isatty()
         due = silence >= _REDRAW_SECONDS if terminal else tenths > self._tenths or silence >= _SILENCE_SECONDS
-        if not due or now - self._start < _QUIET_SECONDS:
+        if not due or elapsed < _QUIET_SECONDS:
             return
         self._told, self._tenths, self._shown = now, tenths, terminal
-        line = self._line(done, total, now - self._start, what)
+        parts = [f"{done / self._scale:,.0f} of {total / self._scale:,.0f} {self._unit}".rstrip()]
+        if advance > 0 and done < total:
+            parts.append(f"{about(elapsed * (total - done) / advance)} left")
+        if what and done < total:
+            parts.append(what)
+        line = f"privtuner: {self._title}: {', '.join(parts)}"
         if terminal:
             sys.stderr.write(_WIPE + line[: shutil.get_terminal_size().columns - 1])
             sys.stderr.flush()
         else:
             print(line, file=sys.stderr, flush=True)
-
-    def _line(self, done: float, total: float, elapsed: float, what: str) -> str:
-        parts = [f"{done / self._scale:,.0f} of {total / self._scale:,.0f} {self._unit}".rstrip()]
-        if 0 < done < total:
-            parts.append(f"{about(elapsed * (total - done) / done)} left")
-        if what and done < total:
-            parts.append(what)
-        return f"privtuner: {self._title}: {', '.join(parts)}"
 
     def __enter__(self) -> Progress:
         return self

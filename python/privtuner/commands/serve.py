@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from privtuner.commands.common import add_engine, add_threads, quiet_transformers, set_threads
+from privtuner.commands.common import Progress, add_engine, add_threads, quiet_transformers, set_threads
 from privtuner.errors import InputError
 
 __all__ = ["add"]
@@ -62,8 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
     engine = engine_of(arguments.engine, arguments.device, _memory_bytes(arguments))
     print(f"privtuner: preparing {arguments.model}", file=sys.stderr)
     name = Path(arguments.model).resolve().name
+    with Progress("preparing", "million weights", scale=1e6) as progress:
+        split = split_pretrained(arguments.model, arguments.preset, seal=arguments.seal, progress=progress)
     server = Server(
-        split_pretrained(arguments.model, arguments.preset, seal=arguments.seal),
+        split,
         host=arguments.host,
         port=arguments.port,
         name=name,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from privtuner.commands.common import add_engine, add_threads, quiet_transformers, set_threads
+from privtuner.commands.common import Progress, add_engine, add_threads, quiet_transformers, set_threads
 from privtuner.errors import EngineError, InputError, ServiceError
 from privtuner.paths import ensure_writable, ensure_writable_file
 
@@ -193,7 +193,8 @@ def _encrypted_model(
         print(f"privtuner: {sealed} feed-forward blocks are sealed, which is slow; each is reported", file=sys.stderr)
         logging.basicConfig(stream=sys.stderr, format="privtuner: %(message)s")
         logging.getLogger("privtuner.nn.session").setLevel(logging.INFO)
-    bundle = transport.fetch_bundle()
+    with Progress("fetching", "MB", scale=1e6) as progress:
+        bundle = transport.fetch_bundle(progress)
     names = _label_maps(labels)
     # The GPU is PyTorch's and CuPy's: what one computes the other reads where it lies.
     model = bundle.build(transport, engine=engine, device=arguments.device, num_labels=len(labels), **names)

@@ -56,6 +56,7 @@ def split(
     activation_degree: int = ACTIVATION_DEGREE,
     input_bound: float = INPUT_BOUND,
     seal_parameters: Parameters | None = None,
+    progress: Callable[[int, int, str], object] | None = None,
 ) -> Split:
     """Split ``model``: every frozen linear layer to the server, the rest to the data owner.
 
@@ -76,6 +77,7 @@ def split(
         activation_degree: of the polynomial in its place.
         input_bound: largest absolute input of a sealed block, declared with every request.
         seal_parameters: of the sealed blocks' encryption; the smallest secure set that is deep enough when None.
+        progress: called with the weights prepared so far, all that there are, and the name of the layer that is next.
 
     Raises:
         privtuner.errors.InputError: ``model`` is no such model, has adapters or quantised layers, holds a matrix that
@@ -93,6 +95,12 @@ def split(
     canonical = canonical_names(model)
     kept = _matcher(keep)
     omitted = _matcher_exact(omit)
+    frozen = {
+        name: module
+        for name, module in model.named_modules()
+        if kind_of(module) and not (kept(name) or omitted(name) or _is_tied(module, model))
+    }
+    begin = _counted(progress, sum(matrix_of(module).numel() for module in frozen.values()))
     blocks = prepare_blocks(
         model,
         seal,
@@ -100,16 +108,13 @@ def split(
         degree=activation_degree,
         input_bound=input_bound,
         parameters=seal_parameters,
+        begin=begin,
     )
     sealed = {name for first, _, second in blocks for name in (first, second)}
     for name in sorted(sealed):
         if kept(name) or omitted(name):
             raise InputError(f"'{name}' is to be sealed, and kept or omitted too; leave it out of keep, or do not seal")
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if kind_of(module) and not (name in sealed or kept(name) or omitted(name) or _is_tied(module, model))
-    }
+    layers = {name: module for name, module in frozen.items() if name not in sealed}
 
     server: dict[str, Layer] = {}
     groups: dict[str, GroupSpec] = {}
@@ -118,12 +123,15 @@ def split(
         for members in _stackable(names, layers):
             modules = [layers[name] for name in members]
             wire = wire_name(tuple(canonical(name) for name in members))
+            begin(wire, modules)
             server[wire] = prepared = _prepare(wire, modules, preset)
             publics[wire] = prepared.public
             groups[wire] = GroupSpec(
                 kind_of(modules[0]) or "linear",
                 {canonical(name): matrix_of(module).shape[0] for name, module in zip(members, modules, strict=True)},
             )
+
+    begin("", ())
 
     specs: dict[str, SealedSpec] = {}
     for names, (block, kind) in blocks.items():
@@ -173,8 +181,8 @@ def split_pretrained(
             names, or the base model when that is a pretraining head.
         dtype: dtype to load and train in.
         seal: see :func:`split`.
-        **seal_options: ``activation_domain``, ``activation_degree``, ``input_bound``, ``seal_parameters`` of
-            :func:`split`.
+        **seal_options: ``activation_domain``, ``activation_degree``, ``input_bound``, ``seal_parameters``, ``progress``
+            of :func:`split`.
 
     Raises:
         privtuner.errors.InputError: ``directory`` holds no model, or see :func:`split`.
@@ -198,6 +206,21 @@ def split_pretrained(
     missing = {name.rpartition(".")[0] for name in report["missing_keys"] if "." in name}
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in TOKENIZER_FILES}
     return split(model, preset, keep, files=files, omit=missing, seal=seal, **seal_options)
+
+
+def _counted(
+    progress: Callable[[int, int, str], object] | None, total: int
+) -> Callable[[str, Collection[torch.nn.Module]], None]:
+    """Return what is called before each piece of work with its name and modules, and passes on how much is done."""
+    done = 0
+
+    def begin(name: str, modules: Collection[torch.nn.Module]) -> None:
+        nonlocal done
+        if progress is not None:
+            progress(done, total, name)
+        done += sum(matrix_of(module).numel() for module in modules)
+
+    return begin
 
 
 def canonical_names(model: PreTrainedModel) -> Callable[[str], str]:
