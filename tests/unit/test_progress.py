@@ -1,6 +1,7 @@
 """What the commands tell of long work: how much is done, how long the rest takes, and not too often."""
 
 import itertools
+import logging
 import sys
 import types
 
@@ -156,11 +157,29 @@ def test_an_error_starts_on_a_clean_line(clock, terminal, capsys):
     assert drawn(capsys)[-1] == ""
 
 
+def test_sealed_blocks_are_reported_with_what_is_left(clock, capsys):
+    log = logging.getLogger("privtuner.nn.session")
+    before = log.level, log.propagate, log.handlers
+    try:
+        common.report_sealed(3)
+        for number in range(4):
+            clock.now += 40
+            log.info("sealed block %s forward: %d tokens in %.1f s", "b", number, 39.9)
+    finally:
+        log.level, log.propagate, log.handlers = before
+    assert told(capsys) == [
+        "privtuner: sealed block b forward: 0 tokens in 39.9 s; 1 of 3, about 80 s left",
+        "privtuner: sealed block b forward: 1 tokens in 39.9 s; 2 of 3, about 40 s left",
+        "privtuner: sealed block b forward: 2 tokens in 39.9 s; 3 of 3, about 0 s left",
+        "privtuner: sealed block b forward: 3 tokens in 39.9 s; 4 of 4, about 0 s left",
+    ]
+
+
 def test_lengths_of_time_grow():
     seconds = (0, 0.6, 40, 89, 90, 3 * 60, 89 * 60, 130 * 60, 23.5 * 3600, 30 * 3600, 2000 * 3600)
     texts = [about(second) for second in seconds]
     assert texts == [
-        *("about 1 s", "about 1 s", "about 40 s", "about 89 s", "about 2 min", "about 3 min", "about 89 min"),
+        *("about 0 s", "about 1 s", "about 40 s", "about 89 s", "about 2 min", "about 3 min", "about 89 min"),
         *("about 2 h 10 min", "about 23 h 30 min", "about 30 h", "about 2,000 h"),
     ]
-    assert all(first != second for first, second in itertools.pairwise(texts[1:]))
+    assert all(first != second for first, second in itertools.pairwise(texts))

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shutil
 import sys
 import time
 
 import privtuner
 
-__all__ = ["Progress", "about", "add_engine", "add_threads", "quiet_transformers", "say", "set_threads"]
+__all__ = [
+    "Progress",
+    "about",
+    "add_engine",
+    "add_threads",
+    "quiet_transformers",
+    "report_sealed",
+    "say",
+    "set_threads",
+]
 
 _QUIET_SECONDS = 2.0
 _REDRAW_SECONDS = 0.1
@@ -106,10 +116,32 @@ class Progress:
             sys.stderr.flush()
 
 
+class _SealedReport(logging.Handler):
+    """Passes on what is logged of sealed blocks, with how far the run is: nothing else takes its time."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__()
+        self._done, self._total, self._start = 0, total, time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._done += 1
+        total = max(self._done, self._total)
+        left = (time.monotonic() - self._start) * (total - self._done) / self._done
+        say(f"{record.getMessage()}; {self._done:,} of {total:,}, {about(left)} left")
+
+
+def report_sealed(requests: int) -> None:
+    """Print a line for each answer of a sealed block; ``requests`` are all that the run will make."""
+    log = logging.getLogger("privtuner.nn.session")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers = [_SealedReport(requests)]
+
+
 def about(seconds: float) -> str:
     """A length of time as people say it: "about 40 s", "about 3 min", "about 2 h 10 min"."""
     if seconds < 90:
-        return f"about {max(1, round(seconds))} s"
+        return f"about {round(seconds)} s"
     minutes = round(seconds / 60)
     if minutes < 90:
         return f"about {minutes} min"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from privtuner.commands.common import Progress, add_engine, add_threads, quiet_transformers, set_threads
+from privtuner.commands.common import Progress, add_engine, add_threads, quiet_transformers, report_sealed, set_threads
 from privtuner.errors import EngineError, InputError, ServiceError
 from privtuner.paths import ensure_writable, ensure_writable_file
 
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         library()  # an engine that is missing should show before anything else is done
     from privtuner.lora import dataset, report
-    from privtuner.lora.training import TrainConfig, prepare_model, train_classifier
+    from privtuner.lora.training import EVAL_TOKENS, TrainConfig, prepare_model, train_classifier
 
     quiet_transformers()
     set_threads(arguments.threads)
@@ -108,6 +108,9 @@ def run(arguments: argparse.Namespace) -> int:
         encoded_test = dataset.encode(test, tokenizer, labels, config.max_length) if test else None
         model.config.pad_token_id = encoded.pad_id
         adapted = prepare_model(model, config).to(device)
+        if transport and (sealed := transport.hello()["sealed"]):
+            tested = list(dataset.length_batches(encoded_test, EVAL_TOKENS)) if encoded_test else []
+            report_sealed(2 * sealed * (config.steps + len(tested)))  # forward and backward; before and after
         try:
             result = train_classifier(adapted, encoded, encoded_test, config)
         except (ServiceError, KeyboardInterrupt):
@@ -188,11 +191,7 @@ def _encrypted_model(
         )
     print(f"privtuner: fetching what the owner needs of {hello['model']}, preset {hello['preset']}", file=sys.stderr)
     if sealed:
-        import logging
-
         print(f"privtuner: {sealed} feed-forward blocks are sealed, which is slow; each is reported", file=sys.stderr)
-        logging.basicConfig(stream=sys.stderr, format="privtuner: %(message)s")
-        logging.getLogger("privtuner.nn.session").setLevel(logging.INFO)
     with Progress("fetching", "MB", scale=1e6) as progress:
         bundle = transport.fetch_bundle(progress)
     names = _label_maps(labels)
