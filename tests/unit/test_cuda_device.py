@@ -173,7 +173,10 @@ def install(monkeypatch):
 
 ABSENT = ModuleNotFoundError("No module named 'cupy'", name="cupy")
 OBSTACLES = [
-    (ABSENT, r"CuPy is not installed: pip install 'privtuner\[cuda13\]'"),
+    (
+        ABSENT,
+        r"CuPy is not installed: pip install '.\[cuda13\]' in a checkout of privtuner, or pip install 'cupy-cuda13x",
+    ),
     (ImportError("libcudart.so.13: cannot open"), r"does not load \(libcudart.so.13: cannot open\)"),
     (types.SimpleNamespace(), "a folder called cupy is in the way"),
     (stand_in(failing="cudaErrorNoDevice"), r"no NVIDIA driver or device answers \(cudaErrorNoDevice\)"),

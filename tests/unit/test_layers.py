@@ -24,6 +24,7 @@ CPP_LAYERS = {
 
 PYTHON_LAYERS = {
     "errors": set(),
+    "packages": {"errors"},
     "paths": {"errors"},
     "security": {"errors"},
     "wireless": {"security", "paths", "errors"},
@@ -31,8 +32,8 @@ PYTHON_LAYERS = {
     "system": {"_core", "errors"},
     "linear": {"_core", "errors"},
     "ckks": {"system", "_core", "errors"},
-    "openfhe": {"linear", "ckks", "paths", "_core", "errors"},
-    "cuda": {"linear", "ckks", "_core", "errors"},
+    "openfhe": {"linear", "ckks", "packages", "paths", "_core", "errors"},
+    "cuda": {"linear", "ckks", "packages", "_core", "errors"},
     "info": {"cuda", "openfhe", "system", "_core", "errors"},
     "engines": {"linear", "ckks", "openfhe", "cuda", "errors"},
     "nn": {"engines", "linear", "ckks", "errors"},

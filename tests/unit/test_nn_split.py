@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,6 +137,15 @@ def test_encrypted_forward_counts_one_request_a_group() -> None:
     model = parts.bundle.build(transport)
     model(tokens(2, 5))
     assert sorted(transport.calls) == sorted(parts.server)
+
+
+def test_progress_counts_every_weight_that_is_prepared() -> None:
+    calls: list[tuple[int, int, str]] = []
+    parts = split(tiny_llama(), progress=lambda *call: calls.append(call))
+    assert [name for *_, name in calls] == [*parts.server, ""]
+    weights = [layer.public.d_out * layer.public.d_in for layer in parts.server.values()]  # type: ignore[union-attr]
+    assert [done for done, *_ in calls] == [0, *itertools.accumulate(weights)]
+    assert {total for _, total, _ in calls} == {sum(weights)}
 
 
 def test_kept_modules_stay_clear_and_trainable() -> None:

@@ -77,6 +77,16 @@ def clear_twin(model: PreTrainedModel, split: Split) -> PreTrainedModel:
     return twin
 
 
+def test_progress_counts_sealed_blocks_and_layers() -> None:
+    calls: list[tuple[int, int, str]] = []
+    parts = split(tiny_bert(), progress=lambda *call: calls.append(call), **OPTIONS)
+    done, totals, names = zip(*calls, strict=True)
+    sealed = [spec.first for spec in parts.bundle.sealed.values()]
+    assert list(names) == [*sealed, *(name for name in parts.server if name not in parts.bundle.sealed), ""]
+    assert list(done) == sorted(set(done))
+    assert (done[0], set(totals)) == (0, {done[-1]})
+
+
 def test_what_goes_where(family: tuple[str, PreTrainedModel, Split]) -> None:
     name, _, parts = family
     wires = [BLOCKS[name].format(number) for number in range(2)]

@@ -76,10 +76,17 @@ def test_hello_says_what_is_served(transport):
 
 
 def test_bundle_arrives_whole(split, transport):
-    sizes = []
-    fetched = transport.fetch_bundle(sizes.append)
+    calls = []
+    fetched = transport.fetch_bundle(lambda *call: calls.append(call))
     assert fetched.to_files() == split.bundle.to_files()
-    assert sum(sizes) >= sum(map(len, split.bundle.to_files().values()))
+    size = sum(map(len, split.bundle.to_files().values()))
+    assert calls[0] == (0, size)
+    assert len(calls) > len(fetched.to_files())
+    assert calls == sorted(calls)
+    # Every message carries the name of its file as well.
+    arrived, total = calls[-1]
+    assert arrived == total
+    assert size < total < 1.1 * size
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -320,7 +327,9 @@ def test_another_grpc_service_listens():
         transport.hello()
 
 
-@pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b'{"protocol": null}', b"\xff"])
+@pytest.mark.parametrize(
+    "answer", [b"", b"[]", b"{}", b'{"protocol": null}', b'{"protocol": 1, "bundle_bytes": []}', b"\xff"]
+)
 def test_hello_that_is_none(answer):
     with (
         foreign_server("privtuner.Linear", Hello=answer) as address,

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -163,9 +164,14 @@ def run(model, data, config=CONFIG):
     return adapted, train_classifier(adapted, *data, config, progress=False)
 
 
-def test_plain_training_repeats_exactly(directory, data):
-    first, second = (run(plain_model(directory), data)[1] for _ in range(2))
-    assert [step.loss for step in first.steps] == [step.loss for step in second.steps]
+def test_training_repeats_with_the_same_seed(directory, data):
+    seeds = (CONFIG.seed, CONFIG.seed, CONFIG.seed + 1)
+    configs = [dataclasses.replace(CONFIG, seed=seed) for seed in seeds]
+    first, second, other = (
+        np.array([step.loss for step in run(plain_model(directory), data, config)[1].steps]) for config in configs
+    )
+    # PyTorch promises no equal bits: what is left is rounding, 2^-24 a step of the arithmetic, and no other draw.
+    assert np.abs(first - second).max() < 2**-10 * np.abs(first - other).max()
 
 
 def test_encrypted_training_follows_the_quantised_model(directory, parts, data):

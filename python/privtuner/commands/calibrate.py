@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from privtuner.commands.common import say
+from privtuner.commands.common import Progress
 from privtuner.paths import ensure_writable_file
 
 __all__ = ["add"]
@@ -45,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     frequency = arguments.frequency or calibration.processor_frequency()
     suffix_of(Path(arguments.out))
     ensure_writable_file(arguments.out)
-    tiers = calibration.measure(workload, frequency=frequency, progress=say)
+    with Progress("measuring", "%") as progress:
+        tiers = calibration.measure(workload, frequency=frequency, progress=progress)
     head = calibration.describe(workload, frequency)
     save_tiers(arguments.out, tiers, head)
     print(head)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from privtuner.commands.common import add_engine, add_threads, quiet_transformers, say, set_threads
+from privtuner.commands.common import Progress, add_engine, add_threads, quiet_transformers, say, set_threads
 from privtuner.commands.stop import Stop, Stopped
 from privtuner.errors import InputError
 from privtuner.linear import PRESETS
@@ -69,8 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_transformers()
     say(f"preparing {arguments.model}")
     name = Path(arguments.model).resolve().name
+    with Progress("preparing", "million weights", scale=1e6) as progress:
+        split = split_pretrained(arguments.model, arguments.preset, seal=arguments.seal, progress=progress)
     server = Server(
-        split_pretrained(arguments.model, arguments.preset, seal=arguments.seal),
+        split,
         host=arguments.host,
         port=arguments.port,
         name=name,

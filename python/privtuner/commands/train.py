@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from privtuner.commands.common import add_engine, add_threads, quiet_transformers, say, set_threads
+from privtuner.commands.common import (
+    Progress,
+    add_engine,
+    add_threads,
+    quiet_transformers,
+    report_sealed,
+    say,
+    set_threads,
+)
 from privtuner.commands.stop import Stop
 from privtuner.errors import EngineError, InputError, PrivtunerError
 from privtuner.paths import ensure_writable, ensure_writable_file
@@ -155,7 +163,7 @@ def _prepared(
         privtuner.errors.InputError: the model cannot take the texts or the adapters, or an adapter cannot be saved.
     """
     from privtuner.lora import dataset, limits, report
-    from privtuner.lora.training import prepare_model
+    from privtuner.lora.training import EVAL_TOKENS, prepare_model
 
     model, tokenizer = (
         _encrypted_model(transport, task.labels, arguments) if transport else _plain_model(arguments.model, task.labels)
@@ -167,6 +175,9 @@ def _prepared(
     tables = [dataset.encode(table, tokenizer, task.labels, longest) for table in (task.train, task.test) if table]
     train, *test = limits.fitted(model, tables)
     model.config.pad_token_id = train.pad_id
+    if transport and (sealed := transport.hello()["sealed"]):
+        tested = sum(1 for table in test for _ in dataset.length_batches(table, EVAL_TOKENS))
+        report_sealed(2 * sealed * (task.config.steps + tested))  # forward and backward; before and after
     try:
         adapted = prepare_model(model, task.config).to(task.device)
     except PrivtunerError:
@@ -299,12 +310,9 @@ def _encrypted_model(
         )
     say(f"fetching what the owner needs of {hello['model']}, preset {hello['preset']}")
     if sealed:
-        import logging
-
         say(f"{sealed} feed-forward blocks are sealed, which is slow; each is reported")
-        logging.basicConfig(stream=sys.stderr, format="privtuner: %(message)s")
-        logging.getLogger("privtuner.nn.session").setLevel(logging.INFO)
-    bundle = transport.fetch_bundle()
+    with Progress("fetching", "MB", scale=1e6) as progress:
+        bundle = transport.fetch_bundle(progress)
     names = _label_maps(labels)
     # The GPU is PyTorch's and CuPy's: what one computes the other reads where it lies.
     model = bundle.build(transport, engine=engine, device=arguments.device, num_labels=len(labels), **names)

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError, InputError
+from ..packages import advice
 from . import sources
 
 __all__ = ["OPTIONS", "CudaDevice", "Device", "Status", "Stream", "available", "devices", "open_device", "status"]
 
 _MINIMUM_CAPABILITY = (8, 0)
-_INSTALL = "pip install 'privtuner[cuda13]' (driver 580 or newer) or 'privtuner[cuda12]' (driver 525 or newer)"
+_INSTALL = f"{advice('cupy')}, for a driver of 580 or newer; with 12 in place of 13 from 525 on"
 _SMALLER = "use a GPU with more memory, several of them, fewer tokens at once, or a larger limit"
 _SHARED_BYTES = 48 << 10  # what a block may have without being asked
 OPTIONS = ("--std=c++17", "--fmad=false")

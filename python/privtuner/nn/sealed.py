@@ -129,8 +129,11 @@ def prepare_blocks(
     degree: int,
     input_bound: float,
     parameters: Parameters | None,
+    begin: Callable[[str, tuple[torch.nn.Module, torch.nn.Module]], None],
 ) -> dict[tuple[str, str, str], tuple[blocks.SealedMLP, Kind]]:
     """Return the blocks of ``model`` to seal, ready to serve, by their modules' names; none when ``seal`` is None.
+
+    ``begin`` is called before each with the name of its first layer and both layers.
 
     Raises:
         privtuner.errors.InputError: unknown ``seal``, no block found, an activation without polynomial, weights that
@@ -149,6 +152,7 @@ def prepare_blocks(
     ready = {}
     for names in found.values():
         first, activation, second = (model.get_submodule(name) for name in names)
+        begin(names[0], (first, second))
         try:
             block = blocks.SealedMLP(
                 *_affine(first),

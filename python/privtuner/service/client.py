@@ -71,23 +71,27 @@ class RemoteTransport:
                 self._hello = self._checked_hello(answer)
             return dict(self._hello)
 
-    def fetch_bundle(self, progress: Callable[[int], object] | None = None) -> OwnerBundle:
+    def fetch_bundle(self, progress: Callable[[int, int], object] | None = None) -> OwnerBundle:
         """Return the owner's part of the served model.
 
         Args:
-            progress: called with the bytes of each message that arrives.
+            progress: called with the bytes that have arrived and all that there are, as each message arrives.
 
         Raises:
             privtuner.errors.ServiceError: the connection failed.
             privtuner.errors.MessageError: what arrived is no bundle of this version.
         """
-        self.hello()
+        total = int(self.hello().get("bundle_bytes", 0))
 
         def messages() -> Iterator[bytes]:
+            arrived = 0
             for message in self._channel.unary_stream(method("Bundle"))(b"", metadata=_metadata()):
                 if progress is not None:
-                    progress(len(message))
+                    progress(arrived, max(arrived, total))
+                arrived += len(message)
                 yield message
+            if progress is not None:
+                progress(arrived, arrived)
 
         with self._explained("the bundle"):
             files = join_files(messages())
@@ -152,6 +156,7 @@ class RemoteTransport:
         try:
             hello = dict(json.loads(answer))
             protocol = int(hello["protocol"])
+            int(hello.get("bundle_bytes", 0))
         except (KeyError, TypeError, ValueError) as error:
             raise ServiceError(f"what answers at {self.address} is no privtuner server") from error
         if protocol != PROTOCOL:

@@ -101,6 +101,7 @@ class Server:
             "preset": ", ".join(presets),
             "layers": len(split.server),
             "sealed": len(split.bundle.sealed),
+            "bundle_bytes": sum(map(len, self._files.values())),
         }
         """What clients are told first."""
         self._server = grpc.server(ThreadPoolExecutor(_WORKERS, "privtuner-serve"), options=channel_options(20.0))
