@@ -49,9 +49,6 @@ def run(line: list[str], delays: list[float], number: int, log: Path) -> dict[st
 
 
 def main(address: str, csv: str, out: str, count: str, double: str = "") -> None:
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure
-    import peft
     import torch
     import transformers  # noqa: F401
 
