@@ -78,16 +78,21 @@ double row_norm2(const float* x, const double* weight, std::size_t width) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
+// modulus if v < 0, else 0. In bits, as compilers make branches of comparisons.
+inline std::int64_t if_negative(std::int64_t v, std::int64_t modulus) {
+  return modulus & -static_cast<std::int64_t>(static_cast<std::uint64_t>(v) >> 63);
+}
+
 template <class Word>
 void embed(const Word* mask, const std::int8_t* error, const float* x, double weight, const double* scale,
            std::uint64_t q, std::size_t tokens, Word* out) {
   const auto modulus = static_cast<std::int64_t>(q);
   for (std::size_t t = 0; t < tokens; ++t) {
     const std::int64_t message = round_to_integer(static_cast<double>(x[t]) * weight * scale[t]);
-    // (-q, 2q) before the corrections, which have no branch.
+    // (-q, 2q) before the corrections.
     std::int64_t sum = static_cast<std::int64_t>(mask[t]) + error[t] + message;
-    sum += sum < 0 ? modulus : 0;
-    sum -= sum >= modulus ? modulus : 0;
+    sum += if_negative(sum, modulus) - modulus;
+    sum += if_negative(sum, modulus);
     out[t] = static_cast<Word>(sum);
   }
 }
@@ -124,8 +129,8 @@ void shorten64(const std::uint64_t* row, std::size_t tokens, int dropped_bits, s
 template <class Word>
 float reveal_one(std::int64_t kept, Word mask, int dropped_bits, double factor, std::int64_t modulus) {
   std::int64_t difference = (kept << dropped_bits) - static_cast<std::int64_t>(mask);
-  difference -= difference > modulus / 2 ? modulus : 0;
-  difference += difference < -(modulus / 2) ? modulus : 0;
+  difference -= if_negative(modulus / 2 - difference, modulus);
+  difference += if_negative(difference + modulus / 2, modulus);
   return static_cast<float>(static_cast<double>(difference) * factor);
 }
 
