@@ -21,6 +21,17 @@ inline std::int64_t round_to_integer(double v) {
   return bits - zero;
 }
 
+// Exact for |i| < 2^51; in steps that every instruction set has in vectors.
+inline double integer_to_double(std::int64_t i) {
+  std::int64_t bits;
+  const double shift = kRoundingShift;
+  std::memcpy(&bits, &shift, sizeof(bits));
+  bits += i;
+  double shifted;
+  std::memcpy(&shifted, &bits, sizeof(shifted));
+  return shifted - shift;
+}
+
 constexpr std::size_t kTokensAhead = 24;  // rows are far apart: the hardware does not foresee the next
 
 void gather(const float* x, std::size_t stride, std::size_t tokens, std::size_t width, float* columns,
@@ -129,9 +140,8 @@ void shorten64(const std::uint64_t* row, std::size_t tokens, int dropped_bits, s
 template <class Word>
 float reveal_one(std::int64_t kept, Word mask, int dropped_bits, double factor, std::int64_t modulus) {
   std::int64_t difference = (kept << dropped_bits) - static_cast<std::int64_t>(mask);
-  difference -= if_negative(modulus / 2 - difference, modulus);
-  difference += if_negative(difference + modulus / 2, modulus);
-  return static_cast<float>(static_cast<double>(difference) * factor);
+  difference += if_negative(difference + modulus / 2, modulus) - if_negative(modulus / 2 - difference, modulus);
+  return static_cast<float>(integer_to_double(difference) * factor);
 }
 
 void reveal32(const std::uint8_t* high, const std::uint8_t* low, const std::uint32_t* mask, int dropped_bits,
