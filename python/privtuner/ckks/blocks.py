@@ -327,10 +327,11 @@ class SealedClient:
         if public.parameters != self.parameters:
             raise InputError(f"the block uses {public.parameters.name}, this client {self.parameters.name}")
         inputs = token_rows("x", x, public.d_in, self.parameters.slots)
-        largest = float(np.abs(inputs).max())
-        if not largest <= public.input_bound:
+        above = np.abs(inputs) > public.input_bound
+        if above.any():
+            token, feature = (int(i) for i in np.argwhere(above)[0])
             raise InputError(
-                f"x holds {largest:.4g} and the block takes values up to {public.input_bound:g}; "
+                f"x[{token}, {feature}] is above {public.input_bound:g} in size, the most that the block takes; "
                 "ask the server for a larger input_bound"
             )
         direction = "forward" if g is None else "backward"

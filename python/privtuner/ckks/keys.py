@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -194,9 +193,12 @@ class SecretKey:
         if not 1 <= flood_bits <= 40:
             raise InputError(f"flood_bits {flood_bits} is outside [1, 40]")
         values = self.decrypt(tensor) if sums is None else self.decrypt_sums(tensor, sums)
-        words = np.frombuffer(secrets.token_bytes(8 * values.size), np.uint64).reshape(values.shape)
+        words = np.empty(values.shape, np.uint64)
+        _core.os_random(words.reshape(-1).view(np.uint8))
         uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0
         flooded: Array = values + uniform * (tensor.budget().error * 2.0**flood_bits)
+        for secret in (values, words, uniform):  # any of them takes the noise off again
+            secret.fill(0)
         return flooded
 
     def public_key(self) -> PublicKey:

@@ -62,11 +62,8 @@ class Weights:
         self.bytes_per_weight = integers.dtype.itemsize
         planes = [integers]
         if self.bytes_per_weight == 2:
-            low, high = int(integers.min()), int(integers.max())
-            if low < -MAX_WEIGHT16 or high > MAX_WEIGHT16:
-                raise InputError(
-                    f"weights reach from {low} to {high}; 16-bit ones go from -{MAX_WEIGHT16} to {MAX_WEIGHT16}"
-                )
+            if integers.min() < -MAX_WEIGHT16 or integers.max() > MAX_WEIGHT16:
+                raise InputError(f"a weight is outside [-{MAX_WEIGHT16}, {MAX_WEIGHT16}], where 16-bit ones are")
             planes = [integers.astype(np.int8), ((integers + np.int16(128)) >> 8).astype(np.int8)]  # low: modulo 256
         self.planes = device.upload(np.stack(planes).astype(np.int8), "a weight matrix")
 

@@ -23,7 +23,6 @@ class Decryption:
     """Decrypts a reply block by block; see `decrypt`. ``close`` it whatever happened."""
 
     def __init__(self, secret: DeviceSecret, on_device: bool = False) -> None:
-        secret._require_unused()
         self._secret, self._context, self._ring = secret, secret._context, secret._ring
         device, ring = self._context.device, self._ring
         self._outputs = features_of(secret._public, secret._direction)[1]
@@ -45,6 +44,8 @@ class Decryption:
                 self._filling = secret._masks.reserve(self._outputs, ring.n, ring.dtype)
         piece = ring.n * ring.word_bytes + secret._tokens * ring.reply_bytes
         self._step = max(1, min(lanes.PIECE_BYTES // piece, _most_rows(device, ring, secret._tokens)))
+        with secret._lock:
+            secret._take()
         self._context.fork()
 
     @property
@@ -55,25 +56,31 @@ class Decryption:
     def feed(self, block: BytesLike) -> None:
         """One or more whole blocks; see `decrypt` for what is raised."""
         secret, public = self._secret, self._secret._public
-        data = memoryview(block)
         with secret._lock:
-            if not self.complete:
-                secret._require_unused()
-            while len(data) > 0:
-                header = _core.linear_open_block(public.preset, data)
-                self._check(header)
-                first, rows = header["row_begin"], header["row_count"]
-                body = np.frombuffer(data[_core.LINEAR_BLOCK_PREFIX : header["size"]], np.uint8)
-                self._rows(first, rows, body)
-                self._next_row += rows
-                data = data[header["size"] :]
-            if self.complete and not secret._used:
+            try:
+                self._read(memoryview(block))
+            except BaseException:
+                secret._erase()
+                raise
+            if self.complete and secret._factors is not None:
                 self._context.join()
                 if self._filling is not None and secret._masks is not None:
                     secret._masks.insert(public.id, secret._direction, self._filling)
                     self._filling = None
                 secret._erase()
                 self._context.fork()  # whoever finds the product finds it whole in both lanes
+
+    def _read(self, data: memoryview) -> None:
+        if not self.complete:
+            self._secret._unwiped()
+        while len(data) > 0:
+            header = _core.linear_open_block(self._secret._public.preset, data)
+            self._check(header)
+            first, rows = header["row_begin"], header["row_count"]
+            body = np.frombuffer(data[_core.LINEAR_BLOCK_PREFIX : header["size"]], np.uint8)
+            self._rows(first, rows, body)
+            self._next_row += rows
+            data = data[header["size"] :]
 
     def _check(self, header: dict[str, Any]) -> None:
         secret, public = self._secret, self._secret._public
@@ -132,7 +139,8 @@ class Decryption:
             return self._context.device.download(self._y)
 
     def close(self) -> None:
-        """Overwrite what is secret and wait for all copies."""
+        """Overwrite what is secret, the secret included, and wait for all copies."""
+        self._secret.wipe()
         self._context.join()
         with self._context.lane(0):
             for slot in self._slots:
@@ -192,14 +200,16 @@ def decrypt_words(data: Any, mask: Any, secret: DeviceSecret) -> Any:
         if array.shape != shape or array.dtype != dtype:
             raise InputError(f"{name} is {array.dtype} {tuple(array.shape)}; it must be {dtype} {shape}")
     with secret._lock, device.active():
-        secret._require_unused()
         y = device.empty((secret._tokens, outputs), np.float32, "a decrypted reply")
         slot = Slot(secret._context, 0)
-        for _, first, rows in pieces(outputs, _most_rows(device, ring, secret._tokens)):
-            part = slice(first, first + rows)
-            _reveal(secret, slot, data[part].view(ring.reply_dtype), mask[part], y, first)
-        slot.wipe()
-        secret._erase()
+        secret._take()
+        try:
+            for _, first, rows in pieces(outputs, _most_rows(device, ring, secret._tokens)):
+                part = slice(first, first + rows)
+                _reveal(secret, slot, data[part].view(ring.reply_dtype), mask[part], y, first)
+        finally:
+            slot.wipe()
+            secret._erase()
     return y
 
 

@@ -142,7 +142,7 @@ def encrypt(
     slots = [Slot(context, 0), Slot(context, 1)]
     work: _Encryption | None = None
     own: Any = None  # a copy of the batch that was made here
-    key = bytearray(seed or secrets.token_bytes(32))
+    key = _key(seed)
     try:
         context.lanes[0].wait()  # a batch may be work of the caller's stream that is not done yet
         with context.lane(0):
@@ -211,7 +211,7 @@ def encrypt_words(
     _checked_shape(x, public, direction)
     secret = DeviceSecret._made(context, public, direction, int(x.shape[0]), bytes(16), None, in_lanes=False)
     slot, work = Slot(context, 0), _Encryption(device, secret, x, mask_seed)
-    key = bytearray(seed or secrets.token_bytes(32))
+    key = _key(seed)
     with device.active():
         try:
             work.prepare(key)
@@ -223,6 +223,15 @@ def encrypt_words(
             slot.wipe()
             work.wipe()
     return words, secret
+
+
+def _key(seed: bytes | None) -> bytearray:
+    """32 secret bytes to overwrite after use: straight from the operating system, so that no other copy of them is."""
+    if seed is not None:
+        return bytearray(seed)
+    key = bytearray(32)
+    _core.os_random(key)
+    return key
 
 
 def _checked_shape(x: Any, public: Public, direction: Direction) -> None:
