@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from .copies import Immutable
 from .errors import InputError
 
 __all__ = [
@@ -58,7 +59,7 @@ ends, or by ``wipe()``."""
 _ROW_STEP = 32  # row ranges of a product start at multiples of it (gemm.hpp, kRowStep)
 
 
-class Public:
+class Public(Immutable):
     """What the data owner must know of a layer: shape, preset, scales. Not the weight.
 
     Attributes:
@@ -103,8 +104,11 @@ class Public:
         return f"Public(preset={self.preset!r}, d_out={self.d_out}, d_in={self.d_in}, id={self.id.hex()})"
 
 
-class Prepared:
-    """A quantised weight at the model owner's, ready for `apply`: one byte a weight (two for ``linear-w16``)."""
+class Prepared(Immutable):
+    """A quantised weight at the model owner's, ready for `apply`: one byte a weight (two for ``linear-w16``).
+
+    A pickled one holds the weight.
+    """
 
     def __init__(self, core: _core.Prepared) -> None:
         self._core = core
@@ -113,6 +117,14 @@ class Prepared:
     def quantised(self) -> npt.NDArray[np.int8] | npt.NDArray[np.int16]:
         """The integers W_int, (d_out, d_in), int8 or int16: the weight in force is ``delta[:, None] * W_int``."""
         return self._core.quantised()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        public = self.public
+        return (Prepared._of, (public.preset, public.id, self.quantised(), public.delta))
+
+    @classmethod
+    def _of(cls, *parts: Any) -> Prepared:
+        return cls(_core.Prepared(*parts))
 
     def __repr__(self) -> str:
         return f"Prepared({self.public!r})"
@@ -129,6 +141,8 @@ class MaskCache:
     Args:
         max_bytes: largest total size. A layer takes 2,048 words for each of its outputs, 8 KB with ``linear-w8``, in
             each direction. Layers that do not fit send their mask product with every reply.
+
+    Copies and pickles are empty caches of the same size, with a mask of their own.
     """
 
     def __init__(self, max_bytes: int = 1 << 62) -> None:
@@ -145,6 +159,9 @@ class MaskCache:
     def max_bytes(self) -> int:
         """Largest total size in bytes."""
         return self._core.max_bytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (MaskCache, (self.max_bytes,))
 
     def __repr__(self) -> str:
         return f"MaskCache(bytes={self.bytes}, max_bytes={self.max_bytes})"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from transformers import BertForSequenceClassification, PreTrainedModel
 
 from nn_cases import CountingTransport, clear_twin, probing, tiny_bert, tiny_llama, tokens
@@ -318,6 +318,27 @@ def test_variants_that_read_the_weight_are_refused(parts: Split, options: dict[s
         add_lora(classifier(parts), targets=["query"], **options)
 
 
+def test_adalora_follows_the_clear_quantised_model(parts: Split) -> None:
+    """It freezes the base layer's weight by hand, which needs no value."""
+    options = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS", "init_r": 4, "target_r": 2}
+    config = AdaLoraConfig(**options, total_step=4, tinit=1, tfinal=1, deltaT=1)
+    adapted = get_peft_model(classifier(parts), config)
+    twin = get_peft_model(clear_twin(classifier(parts), parts, dtype=torch.float32), copy.deepcopy(config))
+    logits = []
+    for model in (adapted, twin):
+        randomise(model)
+        model.eval()
+        loss = model(input_ids=IDS, labels=TARGETS).loss
+        loss.backward()
+        model.base_model.update_and_allocate(2)
+        with torch.no_grad():
+            logits.append(model(input_ids=IDS).logits)
+    # Runs differ by fresh noise, below 2^-12 here; the adapter moves logits by more than 2^-6.
+    assert torch.allclose(*logits, atol=2**-11)
+    with torch.no_grad(), adapted.disable_adapter():
+        assert float((adapted(input_ids=IDS).logits - logits[0]).abs().max()) > 2**-6
+
+
 def test_all_linear_targets(parts: Split) -> None:
     adapted = get_peft_model(classifier(parts), configuration(target_modules="all-linear"))
     targeted = {name for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
@@ -379,11 +400,39 @@ def test_add_lora_refuses_what_cannot_work(parts: Split) -> None:
     for options, message in [
         ({"r": 0}, "r is 0; give a rank"),
         ({"dropout": 1.0}, "dropout is 1.0; give a probability"),
-        ({"targets": ["query", "quarry"]}, "target 'quarry' matches no module; the encrypted layers are dense, key"),
+        ({"r": 2.5}, "r is 2.5; give a rank"),
+        (
+            {"targets": ["query", "quarry"]},
+            "target 'quarry' matches no module; the layers .* are dense, key, position_",
+        ),
+        ({"targets": ".*quarry"}, r"target '.\*quarry' matches no module"),
+        ({"targets": "("}, r"target '\(' is no regular expression: missing \)"),
+        ({"targets": []}, "no targets; name layers that get adapters, of dense, key"),
+        ({"targets": ""}, "no targets; name layers that get adapters"),
+        ({"targets": ["query", "all-linear"]}, "target 'all-linear' matches no module"),
+        ({"targets": ["query", "LayerNorm"]}, "target 'LayerNorm': 'bert.embeddings.LayerNorm' is a LayerNorm, which"),
+        ({"targets": ["encoder"]}, "target 'encoder': 'bert.encoder' is a BertEncoder, which takes no adapter; name"),
+        ({"targets": ["query", "classifier"]}, "target 'classifier': 'classifier' is trained in full.*leave it out"),
+        (
+            {"targets": ["query"], "modules_to_save": ["clasifier"]},
+            "'clasifier' matches no module; .* bert, dropout, cla",
+        ),
+        ({"targets": ["query"], "lora_droput": 0.1}, "no options of a LoRA adapter: .*'lora_droput'"),
+        (
+            {"targets": ["query"], "layers_to_transform": [7]},
+            "PEFT cannot adapt this BertFor.*: No modules were targeted",
+        ),
         ({"targets": ["query"], "modules_to_save": ["pooler"]}, "'bert.pooler' cannot be trained in full"),
         ({"targets": ["query"], "modules_to_save": ["pooler.dense"]}, "'bert.pooler.dense' cannot be trained in full"),
     ]:
         with pytest.raises(InputError, match=message):
             add_lora(model, **options)
+    with pytest.raises(WeightWithheldError, match="'query.weight' is with the server; name its layer in targets"):
+        add_lora(model, targets=["key"], target_parameters=["query.weight"])
     check_lora_config(model, configuration(target_modules="all-linear"))
     assert trainable_heads(model) == ["classifier"], "nothing was changed"
+    assert not any(hasattr(module, "base_layer") for module in model.modules())
+    adapted = add_lora(model, targets=["all-linear"])
+    assert sum(hasattr(module, "lora_A") for module in adapted.modules()) == 2 * 6 + 1
+    with pytest.raises(InputError, match="has adapters already"):
+        add_lora(adapted, targets=["query"])

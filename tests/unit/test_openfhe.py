@@ -534,6 +534,17 @@ def test_files_get_their_mode_whatever_was_there(context, secret, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["key"]
 
 
+def test_what_is_public_is_copied_and_pickled(context, secret, keys):
+    tensor = secret.encrypt(np.linspace(-1, 1, 6).reshape(3, 2))
+    for thing in (context, tensor, keys, secret.public_key()):
+        assert copy.deepcopy([thing])[0] is thing
+        assert pickle.loads(pickle.dumps(thing)).to_bytes() == thing.to_bytes()
+    ours = openfhe.Evaluator(context, keys)
+    theirs, received = pickle.loads(pickle.dumps((ours, tensor)))
+    want = secret.decrypt(ours.square(tensor))
+    assert np.abs(secret.decrypt(theirs.square(received)) - want).max() < 2**-20
+
+
 def test_secrets_stay(secret):
     for leave in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(SecretError, match="never copied or pickled"):

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
+from ..copies import Immutable
 from ..errors import CkksError, InputError
 from .approximations import Polynomial
 from .keys import EvaluationKeys, as_scales, as_values
@@ -18,7 +19,7 @@ from .tensor import EncryptedTensor
 __all__ = ["Evaluator", "Matrix"]
 
 
-class Matrix:
+class Matrix(Immutable):
     """A clear matrix in small integers, ready for :meth:`Evaluator.linear`: ``weight[k] ~ delta[k] * W_int[k]``.
 
     Args:
@@ -56,9 +57,7 @@ class Matrix:
         Raises:
             InputError: integers of another type, shape or size, or a delta that is not positive.
         """
-        matrix = cls.__new__(cls)
-        matrix._hold(np.ascontiguousarray(integers), np.full(len(integers), delta))
-        return matrix
+        return cls._of(np.ascontiguousarray(integers), np.full(len(integers), delta))
 
     def _hold(self, integers: npt.NDArray[Any], delta: npt.NDArray[np.float64]) -> None:
         self.delta, self.integers = delta, integers
@@ -69,6 +68,15 @@ class Matrix:
         """The weight in force, delta[:, None] * integers."""
         weight: npt.NDArray[np.float64] = self.delta[:, None] * self.integers
         return weight
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Matrix._of, (self.integers, self.delta))
+
+    @classmethod
+    def _of(cls, integers: npt.NDArray[Any], delta: npt.NDArray[np.float64]) -> Matrix:
+        matrix = cls.__new__(cls)
+        matrix._hold(integers, delta)
+        return matrix
 
     def __repr__(self) -> str:
         return f"Matrix(shape={self.shape}, bits={8 * self._core.bytes_per_weight})"
@@ -93,6 +101,9 @@ class Evaluator:
         self.keys = keys
         self.slots = parameters.slots
         self._core = _core.CkksEvaluator(parameters._core, None if keys is None else keys._core)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Evaluator, (self.parameters, self.keys))
 
     def _wrap(self, core: _core.CkksTensor) -> EncryptedTensor:
         return EncryptedTensor(core, self.parameters)

@@ -14,12 +14,12 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CkksError, InputError, MessageError
+from ..errors import CkksError, InputError, MessageError, SecretError
 from .evaluator import Evaluator
 from .keys import EvaluationKeys
 from .parameters import BytesLike, Parameters
@@ -93,7 +93,8 @@ class Pending:
 
     Attributes:
         block: id of the block that was asked. request: of the request. direction: which way.
-        shape: of the result. factors: (tokens, 1), what each token's result is multiplied by.
+        shape: of the result. factors: (tokens, 1), what each token's result is multiplied by: it tells of the values,
+            so this is never copied or pickled.
     """
 
     block: bytes
@@ -101,6 +102,9 @@ class Pending:
     direction: str
     shape: tuple[int, int]
     factors: Array | None = None
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise SecretError("what decrypts a reply is never copied or pickled: it stays in the process that asked")
 
 
 def request_shape(request: BytesLike) -> tuple[str, int]:

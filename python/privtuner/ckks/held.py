@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..copies import Stays
 from ..errors import InputError, MessageError
 from . import exchange
 from .evaluator import Evaluator, Matrix
@@ -127,7 +128,7 @@ class LoraAdapter:
         self.a, self.b = moved
 
 
-class HeldLora(Block):
+class HeldLora(Stays, Block):
     """y = (W + s B A) x with the adapters of all devices held by the server, as in PrivTuner (s = alpha / r).
 
     The server has W, A and B in the clear. It sees neither inputs nor outputs, and of the gradient only what the device
@@ -149,6 +150,8 @@ class HeldLora(Block):
     Raises:
         InputError: weight, rank, rate or parameters are unusable.
     """
+
+    stays = "adapters held for devices stay in the process that serves them; make a HeldLora of the weight in the other"
 
     def __init__(
         self,

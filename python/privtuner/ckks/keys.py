@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
+from ..copies import Immutable
 from ..errors import InputError, SecretError
 from .parameters import BytesLike, Parameters
 from .tensor import EncryptedTensor
@@ -45,7 +46,7 @@ def _encrypted(
     return EncryptedTensor(key._core.encrypt(re, im, at, bound, as_scales(scale)), key.parameters)
 
 
-class EvaluationKeys:
+class EvaluationKeys(Immutable):
     """What the server needs to compute: a relinearisation key, rotation keys. Public.
 
     Attributes:
@@ -75,6 +76,9 @@ class EvaluationKeys:
         core = _core.CkksEvaluationKeys.from_bytes(parameters._core, data)
         return cls(core, parameters, rotations_of(parameters, core.elements))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (EvaluationKeys.from_bytes, (self.parameters, self.to_bytes()))
+
     def __repr__(self) -> str:
         return (
             f"<evaluation keys of {self.parameters.name}: relinearisation {self.relinearisation}, conjugation "
@@ -93,7 +97,7 @@ def rotations_of(parameters: Parameters, elements: Iterable[int]) -> tuple[int, 
     return tuple(steps)
 
 
-class PublicKey:
+class PublicKey(Immutable):
     """Encrypts without the secret. Twice the bytes of what the secret key encrypts, and some 7 bits noisier."""
 
     def __init__(self, core: _core.CkksPublicKey, parameters: Parameters) -> None:
@@ -123,6 +127,9 @@ class PublicKey:
             MessageError: malformed, truncated, corrupted, of another version, or of other parameters.
         """
         return cls(_core.CkksPublicKey.from_bytes(parameters._core, data), parameters)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (PublicKey.from_bytes, (self.parameters, self.to_bytes()))
 
 
 class SecretKey:

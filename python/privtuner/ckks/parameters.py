@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _core
+from ..copies import Immutable
 from ..errors import InputError
 
 __all__ = ["INSECURE_parameters", "Parameters", "parameters"]
@@ -12,7 +13,7 @@ __all__ = ["INSECURE_parameters", "Parameters", "parameters"]
 BytesLike = bytes | bytearray | memoryview
 
 
-class Parameters:
+class Parameters(Immutable):
     """A ring, a chain of primes, scales and the digits of key switching. Immutable; made by `parameters`.
 
     Attributes:

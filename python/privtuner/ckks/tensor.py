@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import _core
+from ..copies import Immutable
 from .parameters import BytesLike, Parameters
 
 __all__ = ["Budget", "EncryptedTensor"]
@@ -27,7 +28,7 @@ class Budget(NamedTuple):
     """log2(bound / error): correct bits of a value as large as the bound."""
 
 
-class EncryptedTensor:
+class EncryptedTensor(Immutable):
     """An encrypted array of shape (tokens, features). Immutable.
 
     Attributes:
@@ -87,6 +88,9 @@ class EncryptedTensor:
             MessageError: malformed, truncated, corrupted, of another version, or of other parameters.
         """
         return cls(_core.CkksTensor.from_bytes(parameters._core, data), parameters)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (EncryptedTensor.from_bytes, (self.parameters, self.to_bytes()))
 
     def __repr__(self) -> str:
         kind = "planned" if self.planned else "encrypted"

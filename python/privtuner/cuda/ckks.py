@@ -22,6 +22,7 @@ from ..ckks.evaluator import Matrix, as_numbers
 from ..ckks.keys import EvaluationKeys, as_values
 from ..ckks.parameters import Parameters
 from ..ckks.tensor import Budget, EncryptedTensor
+from ..copies import Stays
 from ..errors import CkksError, EngineError, InputError
 from .device import Device
 from .gemm import Weights
@@ -33,7 +34,7 @@ _Ref = tuple[int, int, int, int]
 """Storage, first feature, features, level."""
 
 
-class DeviceTensor:
+class DeviceTensor(Stays):
     """An encrypted array of shape (tokens, features) on a device; made by :meth:`CudaEvaluator.upload`. Immutable.
 
     Attributes:
@@ -44,6 +45,7 @@ class DeviceTensor:
     """
 
     planned = False
+    stays = "a tensor on a GPU cannot be pickled: download it, pickle that, and upload it in the other process"
 
     def __init__(self, core: _core.CkksTensor, parameters: Parameters, device: Device, storage: Any) -> None:
         self._core = core  # planned: everything but the words
@@ -74,7 +76,7 @@ class DeviceTensor:
         return repr(EncryptedTensor(self._core, self.parameters)).replace("planned", self.device.name, 1)
 
 
-class CudaEvaluator:
+class CudaEvaluator(Stays):
     """The :class:`privtuner.engines.base.CkksEngine` on a GPU: :class:`privtuner.ckks.Evaluator` for `DeviceTensor`.
 
     Operations raise what those of the native evaluator raise. They return before the device is done; only `download`
@@ -95,6 +97,7 @@ class CudaEvaluator:
     """
 
     name = "cuda"
+    stays = "an evaluator on a GPU cannot be pickled: make one of the same parameters and keys in the other process"
 
     def __init__(
         self,

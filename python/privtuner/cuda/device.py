@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..copies import Stays
 from ..errors import EngineError, InputError
 from ..packages import advice
 from . import sources
@@ -222,8 +223,10 @@ class _CudaStream:
         self.raw.synchronize()
 
 
-class CudaDevice:
+class CudaDevice(Stays):
     """An NVIDIA GPU through CuPy; see :class:`Device`. Safe to use from several threads."""
+
+    stays = "an open GPU cannot be pickled: its memory is this process's; call privtuner.cuda.devices in the other"
 
     def __init__(self, cupy: Any, index: int, memory_bytes: int | None = None) -> None:
         self.xp = cupy

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from privtuner.copies import Stays
 from privtuner.cuda import linear as kernels
 from privtuner.cuda.ckks import CudaEvaluator
 from privtuner.cuda.device import Device
@@ -122,7 +123,7 @@ class _Worker:
         return True
 
 
-class CudaEngine:
+class CudaEngine(Stays):
     """Answers requests of the native engine on one or several GPUs.
 
     A layer lies on one device, one or two bytes a weight, where it stays. Requests that wait for the same layer are
@@ -136,6 +137,7 @@ class CudaEngine:
     """
 
     name = "native"
+    stays = "an engine on GPUs cannot be pickled: make one of the other process's privtuner.cuda.devices there"
 
     def __init__(self, devices: Sequence[Device]) -> None:
         if not devices:
@@ -199,7 +201,7 @@ class CudaEngine:
         return CudaEvaluator(device, parameters, keys)
 
 
-class CudaOwner:
+class CudaOwner(Stays):
     """The data owner's half of the native engine on a GPU: secrets of one request, made, used and wiped there.
 
     Args:
@@ -212,6 +214,7 @@ class CudaOwner:
 
     name = "native"
     on_device = True
+    stays = "an owner on a GPU cannot be pickled: make one of the other process's privtuner.cuda.devices there"
 
     def __init__(self, device: Device, mask_cache_bytes: int | None = None) -> None:
         if mask_cache_bytes is not None and mask_cache_bytes < 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,13 @@ class LocalTransport:
         self.layers: Mapping[str, Layer] = MappingProxyType(dict(layers))
         self.engine: Engine = NativeEngine() if engine is None else engine
         self.block_rows = block_rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "layers": dict(self.layers)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.layers = MappingProxyType(state["layers"])
 
     def apply(self, layer: str, request: bytes) -> Iterator[bytes]:
         """Yield the blocks of the reply of ``layer``; see :class:`privtuner.engines.Transport`."""

@@ -6,8 +6,9 @@ says up front what cannot work without the weights.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ _TASK_TYPES = {
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
 }
+_ALL_LINEAR = "all-linear"
 # Initialisations that read no weight: A random and B zero in one way or another.
 _FREE_INITS = (True, False, "gaussian", "orthogonal")
 
@@ -51,7 +53,8 @@ def add_lora(
         r: rank of the adapters; 0 adds none, so that the heads alone are trained and saved.
         alpha: the update is scaled by ``alpha / r``; 2 r when None.
         dropout: probability of dropping an input of an adapter, in [0, 1).
-        targets: ends of module names, e.g. ("query", "value"); PEFT's choice for the model type when None.
+        targets: ends of module names, e.g. ("query", "value"), a regular expression, or "all-linear"; PEFT's choice for
+            the model type when None.
         modules_to_save: modules trained in full; the model's trainable heads when None.
         **options: further fields of :class:`peft.LoraConfig`.
 
@@ -66,26 +69,37 @@ def add_lora(
     from peft import LoraConfig, get_peft_model
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
-    if r < 0:
+    if not isinstance(r, int) or r < 0:
         raise InputError(f"r is {r}; give a rank of at least 1, or 0 to train the heads alone")
     if not 0.0 <= dropout < 1.0:
         raise InputError(f"dropout is {dropout}; give a probability in [0, 1)")
+    if any(hasattr(module, "base_layer") for module in model.modules()):
+        raise InputError("the model has adapters already; give what OwnerBundle.build returned, or use its add_adapter")
+    if targets is not None and not isinstance(targets, str):
+        # As in PEFT, the word stands for all layers, and the command line gives a list.
+        targets = _ALL_LINEAR if list(targets) == [_ALL_LINEAR] else list(targets)
     name = type(model).__name__
     if r == 0:
         # PEFT's word for an adapter that matches no layer; it refuses a rank of 0 and an empty list of targets.
         r, targets = 1, DUMMY_TARGET_MODULES
     options.setdefault("fan_in_fan_out", _targets_conv1d(model, targets))
-    config = LoraConfig(
-        r=r,
-        lora_alpha=2 * r if alpha is None else alpha,
-        lora_dropout=dropout,
-        target_modules=targets if targets is None or isinstance(targets, str) else list(targets),
-        modules_to_save=list(trainable_heads(model) if modules_to_save is None else modules_to_save),
-        task_type=next((task for suffix, task in _TASK_TYPES.items() if name.endswith(suffix)), None),
-        **options,
-    )
+    try:
+        config = LoraConfig(
+            r=r,
+            lora_alpha=2 * r if alpha is None else alpha,
+            lora_dropout=dropout,
+            target_modules=targets,
+            modules_to_save=list(trainable_heads(model) if modules_to_save is None else modules_to_save),
+            task_type=next((task for suffix, task in _TASK_TYPES.items() if name.endswith(suffix)), None),
+            **options,
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"these are no options of a LoRA adapter: {error}") from error
     check_lora_config(model, config)
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise InputError(f"PEFT cannot adapt this {name}: {str(error).partition('. ')[0]}") from error
 
 
 def load_adapter(model: torch.nn.Module, directory: str | Path) -> PeftModel:
@@ -116,8 +130,10 @@ def check_lora_config(model: torch.nn.Module, config: LoraConfig) -> None:
         config: what is to be passed to :func:`peft.get_peft_model`.
 
     Raises:
-        privtuner.errors.InputError: a target matches no module, or a module to save has its weight at the server.
-        privtuner.errors.WeightWithheldError: DoRA, or an initialisation computed from the weights.
+        privtuner.errors.InputError: a target matches no module, or one that takes no adapter or is trained in full; a
+            module to save does not exist, or has its weight at the server.
+        privtuner.errors.WeightWithheldError: DoRA, an initialisation computed from the weights, or an adapter of a
+            weight itself.
     """
     if config.use_dora:
         raise WeightWithheldError("use_dora needs the values of the frozen weights; use plain LoRA")
@@ -127,17 +143,48 @@ def check_lora_config(model: torch.nn.Module, config: LoraConfig) -> None:
             f"use one of {', '.join(map(repr, _FREE_INITS))}"
         )
     modules = dict(model.named_modules())
-    if config.target_modules is not None and not isinstance(config.target_modules, str):
-        for target in sorted(config.target_modules):
-            if not any(_ends_with(path, target) for path in modules):
-                leaves = sorted({p.rpartition(".")[2] for p, m in modules.items() if isinstance(m, EncryptedLayer)})
-                raise InputError(f"target {target!r} matches no module; the encrypted layers are {', '.join(leaves)}")
+    for parameter in getattr(config, "target_parameters", None) or ():
+        if any(_ends_with(f"{path}.weight", parameter) for path, m in modules.items() if isinstance(m, EncryptedLayer)):
+            raise WeightWithheldError(f"target_parameters: '{parameter}' is with the server; name its layer in targets")
+    _check_targets(modules, config)
     for wanted in config.modules_to_save or ():
+        if not any(_ends_with(path, wanted) for path in modules):
+            parts = ", ".join(path for path in modules if path and "." not in path)
+            raise InputError(f"modules_to_save: '{wanted}' matches no module; the model has {parts}")
         for path, module in modules.items():
             if _ends_with(path, wanted) and any(isinstance(m, EncryptedLayer) for m in module.modules()):
                 raise InputError(
                     f"'{path}' cannot be trained in full: its weight stays with the server; give it an adapter "
                     "(targets) or split the model with keep naming it"
+                )
+
+
+def _check_targets(modules: Mapping[str, torch.nn.Module], config: LoraConfig) -> None:
+    """Refuse targets that PEFT would pass over, or stop at with the model half changed."""
+    targets = config.target_modules
+    if targets is None or targets == _ALL_LINEAR:
+        return
+    saved = config.modules_to_save or ()
+    takes = {path for path, module in modules.items() if isinstance(module, _adaptable())}
+    takes -= {path for path in takes if any(_is_in(path, name) for name in saved)}
+    known = ", ".join(sorted({path.rpartition(".")[2] for path in takes}))
+    if not targets and not getattr(config, "target_parameters", None):
+        raise InputError(f"no targets; name layers that get adapters, of {known}")
+    for target in [targets] if isinstance(targets, str) else sorted(map(str, targets)):
+        try:
+            found = [path for path in modules if _matches(path, target, expression=isinstance(targets, str))]
+        except re.error as error:
+            raise InputError(f"target {target!r} is no regular expression: {error}") from error
+        if not found:
+            raise InputError(f"target {target!r} matches no module; the layers that take adapters are {known}")
+        open_ = [path for path in found if not any(_is_in(path, name) for name in saved)]
+        if not open_:
+            raise InputError(f"target {target!r}: '{found[0]}' is trained in full, without an adapter; leave it out")
+        for path in open_:
+            if path not in takes:
+                kind = type(modules[path]).__name__
+                raise InputError(
+                    f"target {target!r}: '{path}' is a {kind}, which takes no adapter; name some of {known}"
                 )
 
 
@@ -172,6 +219,21 @@ def _targets_conv1d(model: torch.nn.Module, targets: Collection[str] | str | Non
         isinstance(module, Conv1D) and (wanted is None or any(_ends_with(path, target) for target in wanted))
         for path, module in model.named_modules()
     )
+
+
+def _matches(path: str, target: str, *, expression: bool) -> bool:
+    return re.fullmatch(target, path) is not None if expression else _ends_with(path, target)
+
+
+def _adaptable() -> tuple[type[torch.nn.Module], ...]:
+    from transformers.pytorch_utils import Conv1D
+
+    return (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, Conv1D)
+
+
+def _is_in(path: str, name: str) -> bool:
+    """Return whether a module is the one called ``name``, or inside it."""
+    return f".{name}." in f".{path}."
 
 
 def _ends_with(path: str, suffix: str) -> bool:

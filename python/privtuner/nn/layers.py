@@ -12,7 +12,7 @@ from privtuner.errors import InputError, WeightWithheldError
 from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.session import Session
 from privtuner.nn.traffic import TrafficMeter
-from privtuner.nn.withheld import WithheldWeight, mark_withheld, without_mark
+from privtuner.nn.withheld import WithheldWeight, mark_withheld, refuse_tracing, without_mark
 
 if TYPE_CHECKING:
     from privtuner.cuda import Device
@@ -23,8 +23,8 @@ __all__ = ["EncryptedLayer", "EncryptedLinear", "traffic_of"]
 class EncryptedLayer(torch.nn.Module):
     """What encrypted layers of every kind have in common.
 
-    There is no weight parameter: ``parameters()`` holds the bias alone, which is frozen. ``state_dict()`` has an empty
-    ``weight`` beside it, so that a clear model refuses the state instead of keeping random weights.
+    There is no weight parameter: ``parameters()`` holds the bias alone, which is frozen. ``state_dict()`` has a
+    ``weight`` of one zero beside it, so that a clear model refuses the state instead of keeping random weights.
     ``weight`` answers for device, dtype and shape, and raises :class:`privtuner.errors.WeightWithheldError` when its
     values are used. Copies made with :func:`copy.deepcopy` use the same server; pickling is refused.
 
@@ -109,9 +109,10 @@ class EncryptedLayer(torch.nn.Module):
             (..., out_features) in the dtype of ``input``.
 
         Raises:
-            privtuner.errors.InputError: wrong dtype or shape, or a NaN or infinity.
+            privtuner.errors.InputError: wrong dtype or shape, or a NaN or infinity; or the model is being traced.
             privtuner.errors.PrivtunerError: the transport failed, or the reply does not fit the request.
         """
+        refuse_tracing()
         product = self.group.take(self.member, input)
         return product if self.bias is None else product + self.bias.to(product.dtype)
 

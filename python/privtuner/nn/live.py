@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from privtuner.errors import InputError
+from privtuner.copies import Stays
 
 __all__ = ["LiveResource"]
 
 
-class LiveResource:
+class LiveResource(Stays):
     """Something a copied model goes on using, and a pickled one could not."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return self
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        raise InputError(
-            "a model with encrypted layers cannot be pickled: it holds a live connection to the server; save the "
-            "adapter with save_pretrained, the owner's tensors with OwnerBundle.save, or use state_dict"
-        )
+    stays = (
+        "a model with encrypted layers cannot be pickled: it holds a live connection to the server; save the adapter "
+        "with save_pretrained, the owner's tensors with OwnerBundle.save, or use state_dict"
+    )

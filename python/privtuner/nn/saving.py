@@ -25,10 +25,11 @@ def adapt_methods(model: PreTrainedModel) -> None:
 
     ``save_pretrained`` writes the data owner's tensors as ``model.safetensors`` without a ``config.json``, so that
     ``transformers.Trainer`` can save and resume checkpoints and nothing can load the directory as a model. They load
-    with ``safetensors.torch.load_model(model, file)`` on what the bundle builds, and on the clear model with
-    ``load_state_dict({k: t for k, t in load_file(file).items() if t.numel()}, strict=False)``.
-    ``push_to_hub`` is refused. ``resize_token_embeddings`` is refused before anything changes if the server has the
-    output embeddings. A model to which ``add_adapter`` was applied saves its adapter, as ever.
+    with ``safetensors.torch.load_model(model, file)`` on what the bundle builds; a head alone, on the clear model, with
+    ``load_state_dict({k: t for k, t in load_file(file).items() if k.startswith("classifier.")}, strict=False)``.
+
+    ``push_to_hub`` and ``init_weights`` are refused, and ``resize_token_embeddings`` before anything changes if the
+    server has the output embeddings. A model to which ``add_adapter`` was applied saves its adapter, as ever.
     """
     from transformers import PreTrainedModel
 
@@ -38,6 +39,7 @@ def adapt_methods(model: PreTrainedModel) -> None:
             for name, function in (
                 ("save_pretrained", _save_pretrained),
                 ("push_to_hub", _push_to_hub),
+                ("init_weights", _init_weights),
                 ("resize_token_embeddings", _resize_token_embeddings),
             ):
                 setattr(module, name, MethodType(function, module))
@@ -105,6 +107,13 @@ def _push_to_hub(self: PreTrainedModel, *_: Any, **__: Any) -> None:
     raise WeightWithheldError(
         f"this {type(self).__name__} is no whole model: its frozen weights are with the server; push a PEFT adapter "
         "(PeftModel.push_to_hub), or what save_pretrained writes"
+    )
+
+
+def _init_weights(self: PreTrainedModel) -> None:
+    raise WeightWithheldError(
+        f"the weights of this {type(self).__name__} are pretrained, and most of them with the server; they cannot be "
+        "initialised anew"
     )
 
 

@@ -23,7 +23,7 @@ from privtuner.nn.kinds import Kind, kind_of, matrix_of
 from privtuner.nn.overflow import blank_overflow
 from privtuner.nn.padding import Rows
 from privtuner.nn.session import Session
-from privtuner.nn.withheld import mark_withheld, without_mark
+from privtuner.nn.withheld import mark_withheld, refuse_tracing, without_mark
 
 __all__ = [
     "ACTIVATION_DEGREE",
@@ -170,7 +170,7 @@ def prepare_blocks(
 class SealedMLP(torch.nn.Module):
     """A frozen feed-forward block that the server evaluates on encrypted rows; stands for its first linear layer.
 
-    Has no parameters, and in ``state_dict()`` an empty ``weight`` alone, as encrypted layers have. Gradients flow
+    Has no parameters, and in ``state_dict()`` a ``weight`` of one zero alone, as encrypted layers have. Gradients flow
     through the server, which evaluates the derivative of its polynomial; the input is encrypted anew for that. Copies
     made with :func:`copy.deepcopy` use the same server; pickling is refused.
 
@@ -207,6 +207,7 @@ class SealedMLP(torch.nn.Module):
                 f"block '{self.name}': input has shape {tuple(input.shape)}; its last dimension must be "
                 f"{self.in_features}"
             )
+        refuse_tracing()
         rows = self.session.passes.admit(self.name, input.shape[:-1])
         y: torch.Tensor = _SealedProduct.apply(input, self, rows)  # type: ignore[no-untyped-call]
         return y

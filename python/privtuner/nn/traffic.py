@@ -63,6 +63,12 @@ class TrafficMeter:
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, str], Traffic] = {}
 
+    def __getstate__(self) -> dict[tuple[str, str], Traffic]:
+        return self.snapshot()
+
+    def __setstate__(self, counts: dict[tuple[str, str], Traffic]) -> None:
+        self._lock, self._counts = threading.Lock(), dict(counts)
+
     def add(self, layer: str, direction: str, traffic: Traffic) -> None:
         """Add ``traffic`` to the count of ``layer`` (wire name) and ``direction`` ("forward" or "backward")."""
         with self._lock:

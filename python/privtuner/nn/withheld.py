@@ -9,7 +9,7 @@ import torch
 
 from privtuner.errors import InputError, PrivtunerError, WeightWithheldError
 
-__all__ = ["WithheldOutput", "WithheldWeight", "mark_withheld", "without_mark"]
+__all__ = ["WithheldOutput", "WithheldWeight", "mark_withheld", "refuse_tracing", "without_mark"]
 
 _T: Any = torch.Tensor
 # What code that wraps a layer asks of its weight without reading a value.
@@ -120,11 +120,22 @@ class WithheldOutput(_Withheld):
 
 
 def mark_withheld(state: dict[str, Any], prefix: str) -> None:
-    """Put an empty ``weight`` into a module's state: a clear model finds it of the wrong shape, strict or not."""
-    state[f"{prefix}weight"] = torch.empty(0)
+    """Put a ``weight`` of one zero into a module's state: a clear model finds it of the wrong shape, strict or not."""
+    # Not an empty one: accelerate takes all empty tensors for one that is shared, and drops them.
+    state[f"{prefix}weight"] = torch.zeros(1)
 
 
 def without_mark(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """Return ``state`` without what `mark_withheld` put there."""
     mark = f"{prefix}weight"
-    return {name: tensor for name, tensor in state.items() if name != mark or tensor.numel()}
+    return {name: tensor for name, tensor in state.items() if name != mark or tensor.shape != (1,)}
+
+
+def refuse_tracing() -> None:
+    """Refuse to run under ``torch.jit.trace`` (and what exports by it), which would record a reply as a constant.
+
+    Raises:
+        privtuner.errors.InputError: it runs.
+    """
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        raise InputError("a model with encrypted layers cannot be traced or exported: its products are the server's")

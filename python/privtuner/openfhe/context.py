@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..ckks import Parameters
+from ..copies import Immutable
 from ..errors import CkksError, InputError, MessageError
 from .library import Saved, library, read, whole
 
@@ -31,7 +32,7 @@ _SETTINGS = {
 _TEXTS = ("scaling_technique", "key_switch_technique")
 
 
-class Context(Saved):
+class Context(Immutable, Saved):
     """An OpenFHE context for CKKS with 128 bits of classical security by OpenFHE's own check (HEStd_128_classic).
 
     Released with the last object that refers to it: OpenFHE's table of contexts does not keep it.

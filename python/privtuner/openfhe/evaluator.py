@@ -55,6 +55,9 @@ class Evaluator:
         self._deviation = context.scale_deviation()
         self._switched, self._lifted = self._switch_error()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Evaluator, (self.context, self.keys))
+
     def add(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
         """X + y; y a tensor, a number, or numbers of shape (features,). No level, unless the factors differ."""
         if isinstance(y, EncryptedTensor):

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ckks.keys import as_values
+from ..copies import Immutable
 from ..errors import CkksError, InputError, SecretError
 from .context import BytesLike, Context, require_message, same_context
 from .library import Saved, library, read, write
@@ -62,7 +63,7 @@ def _encrypted(
     return EncryptedTensor(core, context, len(re), bound, slot_bound=bound, noise=noise, bias=bias, independent=True)
 
 
-class EvaluationKeys:
+class EvaluationKeys(Immutable):
     """What the server needs to compute: a relinearisation key, rotation keys. Public.
 
     OpenFHE finds such keys in tables of the process; these are there only while an operation of theirs runs.
@@ -115,6 +116,9 @@ class EvaluationKeys:
         parts = [b"" if path is None else read(path) for path in (multiplication, automorphisms)]
         return cls.from_bytes(context, *parts)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (EvaluationKeys.from_bytes, (self.context, *self.to_bytes()))
+
     def __repr__(self) -> str:
         return (
             f"<OpenFHE evaluation keys: relinearisation {self.relinearisation}, conjugation {self.conjugation}, "
@@ -122,7 +126,7 @@ class EvaluationKeys:
         )
 
 
-class PublicKey(Saved):
+class PublicKey(Immutable, Saved):
     """Encrypts without the secret."""
 
     def __init__(self, core: Any, context: Context) -> None:
@@ -145,6 +149,9 @@ class PublicKey(Saved):
             MessageError: this is no public key of this context.
         """
         return cls(library().PublicKey.from_bytes(context._core, require_message(data, "public key")), context)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (PublicKey.from_bytes, (self.context, self.to_bytes()))
 
     @classmethod
     def load(cls, context: Context, path: str | Path) -> PublicKey:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,9 @@ class Pending:
     head: Head
     unit: npt.NDArray[np.float64] = field(repr=False)  # value = slot * unit, (tokens,): it tells of the values
     used: bool = False  # a decryption has begun
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise SecretError("what decrypts a reply is never copied or pickled: it stays in the process that asked")
 
 
 class Owner:

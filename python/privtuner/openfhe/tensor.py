@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ckks.tensor import Budget
+from ..copies import Immutable
 from ..errors import CkksError, InputError, MessageError
 from .context import BytesLike, Context, require_message
 from .library import Saved, library, read, whole, write
@@ -24,7 +25,7 @@ _HEAD = struct.Struct("<4sHHIIddddII")
 _MAGIC, _VERSION = b"PVOT", 1
 
 
-class EncryptedTensor(Saved):
+class EncryptedTensor(Immutable, Saved):
     """An encrypted array of shape (tokens, features). Immutable.
 
     A value is ``factor`` times what a slot holds: a product with a quantised matrix leaves its scale there, so that it
@@ -191,6 +192,9 @@ class EncryptedTensor(Saved):
         if not (math.isfinite(bound) and bound > 0 and math.isfinite(error) and error >= 0):
             raise InputError(f"bound {bound} must be a positive number and error {error} not negative")
         return cls(core, context, used, bound, slot_bound=bound, noise=0.0, bias=error)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (EncryptedTensor.from_bytes, (self.context, self.to_bytes()))
 
     def __repr__(self) -> str:
         budget = self.budget()

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 import privtuner
+from privtuner.copies import Stays
 from privtuner.errors import ServiceError
 from privtuner.nn import OwnerBundle
 from privtuner.service.counts import ServerCounts
@@ -33,7 +34,7 @@ _PROBE_SECONDS = 3.0
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
-class RemoteTransport:
+class RemoteTransport(Stays):
     """Carries requests to a :class:`privtuner.service.Server` in another process.
 
     A :class:`privtuner.nn.Transport`. Nothing is sent before the first call. Safe to use from several threads. A
@@ -47,6 +48,11 @@ class RemoteTransport:
     Raises:
         privtuner.errors.InputError: ``address`` is not HOST:PORT.
     """
+
+    stays = (
+        "a connection cannot be pickled: it stays in the process that opened it; make a RemoteTransport of the same "
+        "address in the other one"
+    )
 
     def __init__(self, address: str, *, connect_seconds: float = 10.0, keepalive_seconds: float = 20.0) -> None:
         parse_address(address)

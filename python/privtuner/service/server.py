@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 
 import privtuner
+from privtuner.copies import Stays
 from privtuner.engines import Engine, NativeEngine
 from privtuner.errors import InputError, MessageError, ServiceError
 from privtuner.linear import Prepared
@@ -48,7 +49,7 @@ class _Refusal(Exception):  # noqa: N818 - it is no error of the server
         self.code = code
 
 
-class Server:
+class Server(Stays):
     """Serves the prepared layers of a split model and hands out the owner's bundle.
 
     There is no encryption or authentication of the connection yet, so anybody who reaches the port can use the layers,
@@ -70,6 +71,8 @@ class Server:
         privtuner.errors.EngineError: the engine has not the memory for the layers.
         privtuner.errors.ServiceError: the address cannot be bound, e.g. because another program has the port.
     """
+
+    stays = "a server cannot be pickled: it answers in the process that started it; pickle the Split and serve that"
 
     def __init__(
         self,

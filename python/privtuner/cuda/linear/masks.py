@@ -6,6 +6,7 @@ import secrets
 import threading
 from typing import Any
 
+from ...copies import Stays
 from ...errors import EngineError, InputError
 from ..device import Device
 
@@ -14,7 +15,7 @@ __all__ = ["DeviceMasks"]
 _Id = bytes  # of a layer; the class has a property of the type's name
 
 
-class DeviceMasks:
+class DeviceMasks(Stays):
     """`privtuner.linear.MaskCache` in device memory: the products of one public mask with the layers it met.
 
     Args:
@@ -24,6 +25,8 @@ class DeviceMasks:
     Raises:
         InputError: ``max_bytes`` is negative.
     """
+
+    stays = "mask products on a GPU cannot be pickled: the other process makes its own DeviceMasks"
 
     def __init__(self, device: Device, max_bytes: int | None = None) -> None:
         if max_bytes is not None and max_bytes < 0:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ... import _core, linear
+from ...copies import Stays
 from ...errors import InputError, MessageError
 from ...linear import BytesLike, Direction, Prepared
 from .. import gemm
@@ -24,7 +25,7 @@ _PRODUCT_TILE = 128  # rows, and about the columns, that a block of threads of a
 _TILES_EACH = 4  # of these for every multiprocessor, to keep it busy
 
 
-class DeviceLayer:
+class DeviceLayer(Stays):
     """A prepared weight on a device, one or two bytes a weight, which stays there.
 
     Args:
@@ -39,6 +40,8 @@ class DeviceLayer:
     Raises:
         EngineError: the device's memory does not suffice.
     """
+
+    stays = "a layer on a GPU cannot be pickled: pickle the Prepared it was made of, and copy that in the other process"
 
     def __init__(self, device: Device, prepared: Prepared) -> None:
         self.device = device
