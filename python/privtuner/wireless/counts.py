@@ -23,6 +23,7 @@ _HEATING = 30.0  # where Newton's method gets lost
 _RISES = 8
 _COOLING = 0.2
 _MOST = 1e4  # of a price, as a part of the costs' spread: beyond, the limits cannot be kept
+_RIDGE = 1e-13
 _SHORTEST = 1e-3  # part of a step
 
 
@@ -84,9 +85,15 @@ class Limits:
         apart = own * (values - (own * values).sum(axis=1, keepdims=True))
         return np.asarray((apart[:, self.tier] * self._signed).sum(axis=0))
 
-    def stiffness(self, weights: FloatArray, heat: float) -> FloatArray:
-        """Covariance of the counts with each other and what the barrier adds, (limits, limits)."""
-        return self._stiffness(weights[self.rows], heat)
+    def kept(self, weights: FloatArray, moved: FloatArray, heat: float) -> FloatArray:
+        """What the prices' own moves take back of changes that move the counts: (changes, changes).
+
+        Args:
+            weights: (devices, tiers).
+            moved: (changes, limits), how each change moves the counts.
+            heat: temperature.
+        """
+        return np.asarray(moved @ _solve(self._stiffness(weights[self.rows], heat), moved.T))
 
     def _charges(self, price: FloatArray, tiers: int) -> FloatArray:
         charges = np.zeros((len(self.rows), tiers))
@@ -117,7 +124,7 @@ class Limits:
         for _ in range(_STEPS):
             if ((np.abs(slope) <= _MISS * self._members) | ((self.price == self._most) & (slope > 0))).all():
                 return True
-            step = np.linalg.solve(self._stiffness(weights, heat), heat * slope)
+            step = _solve(self._stiffness(weights, heat), heat * slope)
             length = 1.0
             while True:
                 price = np.clip(self.price + length * step, 0.01 * self.price, self._most)
@@ -129,6 +136,14 @@ class Limits:
                     return False
             self.price, value, slope, weights = price, new, new_slope, new_weights
         return False
+
+
+def _solve(stiffness: FloatArray, right: FloatArray) -> FloatArray:
+    """Solve equations whose unknowns differ in scale, and of which some may say the same."""
+    scale = np.sqrt(np.diagonal(stiffness))
+    scaled = stiffness / np.outer(scale, scale)
+    scaled[np.diag_indices_from(scaled)] += _RIDGE
+    return np.asarray(np.linalg.solve(scaled, (right.T / scale).T).T / scale).T
 
 
 def tighten(offset: FloatArray, limits: Sequence[Limit]) -> tuple[FloatArray, tuple[Limit, ...]] | None:
