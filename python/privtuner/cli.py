@@ -1,7 +1,7 @@
 """The command ``privtuner``: serve, train, allocate, wireless-study, calibrate, info, demo.
 
 Results go to standard output, progress and errors to standard error. Exit status: 0 done, 1 failed, 2 the arguments or
-the data cannot be used, 130 interrupted.
+the data cannot be used, 3 done, but an allocation is not certified to the tolerance asked for, 130 interrupted.
 """
 
 from __future__ import annotations
