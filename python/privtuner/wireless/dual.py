@@ -185,10 +185,7 @@ class _Climb:
                 ]
             )
             if self.limits is not None:
-                # The limits' prices follow, so that the counts stay.
-                moved = np.array([self.limits.moved(weights, d) for d in (*demand, gap)])
-                moved[-1] += heat / self.limits.price
-                kept = self.limits.kept(weights, moved, heat)
+                kept = self.limits.kept(weights, demand, gap, heat)
                 bend += kept[:-1, :-1] * (prices / heat)
                 warming -= kept[:-1, -1] / heat
                 entropy += len(self.limits.price)
