@@ -1,8 +1,9 @@
 """The command ``privtuner``: serve, train, allocate, wireless-study, calibrate, info, demo.
 
 Results go to standard output, progress and errors to standard error. Exit status: 0 done, 1 failed, 2 the arguments or
-the data cannot be used, 130 ended by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (a server that was told to end is done: 0).
-The first such signal ends a command in order, `train` with the adapter saved; a second one ends it at once.
+the data cannot be used, 3 done, but an allocation is not certified to the tolerance asked for, 130 ended by Ctrl-C, 143
+by SIGTERM, 129 by SIGHUP (a server that was told to end is done: 0). The first such signal ends a command in order,
+`train` with the adapter saved; a second one ends it at once.
 """
 
 from __future__ import annotations

@@ -17,12 +17,14 @@ from .arrays import FloatArray, IntArray
 
 __all__ = ["Limit", "Limits", "tighten"]
 
-_MISS = 1e-9  # of a count, as a part of the group
+_MISS = 1e-8  # of a count, as a part of the group
 _STEPS = 12  # of Newton's method at one temperature
 _HEATING = 30.0  # where Newton's method gets lost
 _RISES = 8
 _COOLING = 0.2
-_MOST = 1e4  # of a price, as a part of the costs' spread: beyond, the limits cannot be kept
+_USUAL = 10.0  # price, as a part of the costs' spread, to which two limits that leave one count only tend
+_MOST = 1e4  # likewise, beyond which the limits cannot be kept
+_RIDGE = 1e-13
 _SHORTEST = 1e-3  # part of a step
 
 
@@ -52,7 +54,7 @@ class Limits:
         self._same = self.tier[:, None] == self.tier
         self._signed = self.inside.T * self.sign  # (rows, limits)
         self._members = self.inside.sum(axis=1).astype(np.float64)
-        self._most = np.inf
+        self._spread = 0.0  # of the costs, J: when first seen
         self.price = np.zeros(len(limits))
         """J a device, positive: as `settle` left them."""
 
@@ -65,28 +67,50 @@ class Limits:
     def settle(self, costs: FloatArray, heat: float) -> float:
         """Set the prices that are best at these costs (devices, tiers; inf where barred); returns the barrier's part.
 
-        The smooth bound has heat * ln(price) added, which keeps the prices positive and hides little as it cools.
+        The smooth bound has heat * (ln(price) - price / a usual one) added, which keeps the prices positive and finite
+        and hides little as it cools.
         """
         own = costs[self.rows]
-        spread = np.ptp(np.where(np.isfinite(own), own, own.min(axis=1, keepdims=True)), axis=1)
-        self._most = _MOST * max(float(spread.max()), heat)
+        if self._spread == 0:
+            spread = np.ptp(np.where(np.isfinite(own), own, own.min(axis=1, keepdims=True)), axis=1)
+            self._spread = max(float(spread.max()), heat)
         warm, rises = heat, 0
         while not self._newton(own, warm) and rises < _RISES:  # to where it is soft enough
             warm, rises = warm * _HEATING, rises + 1
         while warm > heat * (1 + 1e-9):
             warm = max(warm * _COOLING, heat)
             self._newton(own, warm)
-        return heat * float(np.log(self.price).sum())
+        return heat * self._barrier(self.price)
 
-    def moved(self, weights: FloatArray, values: FloatArray) -> FloatArray:
-        """Covariance of the counts with ``values`` (devices, tiers) under the weights, (limits,)."""
-        own, values = weights[self.rows], values[self.rows]
-        apart = own * (values - (own * values).sum(axis=1, keepdims=True))
-        return np.asarray((apart[:, self.tier] * self._signed).sum(axis=0))
+    def kept(
+        self, weights: FloatArray, demand: Sequence[FloatArray], gap: FloatArray, heat: float
+    ) -> FloatArray:
+        """How much less the demands react because these prices follow: by prices of goods and, last, by temperature.
 
-    def stiffness(self, weights: FloatArray, heat: float) -> FloatArray:
-        """Covariance of the counts with each other and what the barrier adds, (limits, limits)."""
-        return self._stiffness(weights[self.rows], heat)
+        Args:
+            weights: (devices, tiers).
+            demand: likewise, one a good.
+            gap: likewise, cost above a device's least, in units of the temperature.
+            heat: temperature.
+
+        Returns:
+            (goods + 1, goods + 1), to be multiplied by price / heat and 1 / heat.
+        """
+        own = weights[self.rows]
+        moved = np.empty((len(demand) + 1, len(self.price)))
+        for row, values in zip(moved, (*demand, gap), strict=True):
+            near = values[self.rows]
+            apart = own * (near - (own * near).sum(axis=1, keepdims=True))
+            row[:] = (apart[:, self.tier] * self._signed).sum(axis=0)
+        moved[-1] += heat * self._push(self.price)
+        return np.asarray(moved @ _solve(self._stiffness(own, heat), moved.T))
+
+    def _barrier(self, price: FloatArray) -> float:
+        return float(np.log(price).sum() - price.sum() / (_USUAL * self._spread))
+
+    def _push(self, price: FloatArray) -> FloatArray:
+        """The barrier's slope."""
+        return 1 / price - 1 / (_USUAL * self._spread)
 
     def _charges(self, price: FloatArray, tiers: int) -> FloatArray:
         charges = np.zeros((len(self.rows), tiers))
@@ -107,20 +131,22 @@ class Limits:
         mass = weights.sum(axis=1, keepdims=True)
         weights /= mass
         limit = self.sign * self.count
-        value = float((least - heat * np.log(mass)).sum() - price @ limit + heat * np.log(price).sum())
-        return value, (weights[:, self.tier] * self._signed).sum(axis=0) - limit + heat / price, weights
+        value = float((least - heat * np.log(mass)).sum() - price @ limit) + heat * self._barrier(price)
+        slope = (weights[:, self.tier] * self._signed).sum(axis=0) - limit
+        return value, slope + heat * self._push(price), weights
 
     def _newton(self, own: FloatArray, heat: float) -> bool:
         """Newton's method from the prices as they are; whether it got there."""
-        self.price = np.clip(self.price, heat / self._members, self._most)
+        most = _MOST * self._spread
+        self.price = np.clip(self.price, heat / self._members, most)
         value, slope, weights = self._smooth(own, heat, self.price)
         for _ in range(_STEPS):
-            if ((np.abs(slope) <= _MISS * self._members) | ((self.price == self._most) & (slope > 0))).all():
+            if ((np.abs(slope) <= _MISS * self._members) | ((self.price == most) & (slope > 0))).all():
                 return True
-            step = np.linalg.solve(self._stiffness(weights, heat), heat * slope)
+            step = _solve(self._stiffness(weights, heat), heat * slope)
             length = 1.0
             while True:
-                price = np.clip(self.price + length * step, 0.01 * self.price, self._most)
+                price = np.clip(self.price + length * step, 0.01 * self.price, most)
                 new, new_slope, new_weights = self._smooth(own, heat, price)
                 if new - value >= 1e-4 * float(slope @ (price - self.price)):
                     break
@@ -129,6 +155,14 @@ class Limits:
                     return False
             self.price, value, slope, weights = price, new, new_slope, new_weights
         return False
+
+
+def _solve(stiffness: FloatArray, right: FloatArray) -> FloatArray:
+    """Solve equations whose unknowns differ in scale, and of which some may say the same."""
+    scale = np.sqrt(np.diagonal(stiffness))
+    scaled = stiffness / np.outer(scale, scale)
+    scaled[np.diag_indices_from(scaled)] += _RIDGE
+    return np.asarray(np.linalg.solve(scaled, (right.T / scale).T).T / scale).T
 
 
 def tighten(offset: FloatArray, limits: Sequence[Limit]) -> tuple[FloatArray, tuple[Limit, ...]] | None:

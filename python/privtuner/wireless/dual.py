@@ -183,10 +183,7 @@ class _Climb:
                 ]
             )
             if self.limits is not None:
-                # The limits' prices follow, so that the counts stay.
-                moved = np.array([self.limits.moved(weights, d) for d in (*demand, gap)])
-                moved[-1] += heat / self.limits.price
-                kept = moved @ np.linalg.solve(self.limits.stiffness(weights, heat), moved.T)
+                kept = self.limits.kept(weights, demand, gap, heat)
                 bend += kept[:-1, :-1] * (prices / heat)
                 warming -= kept[:-1, -1] / heat
                 entropy += len(self.limits.price)
