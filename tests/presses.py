@@ -50,8 +50,8 @@ def run(line: list[str], delays: list[float], number: int, log: Path) -> dict[st
 
 def main(address: str, csv: str, out: str, count: str, double: str = "") -> None:
     import matplotlib.backends.backend_agg
-    import matplotlib.figure
-    import peft
+    import matplotlib.figure  # noqa: F401
+    import peft  # noqa: F401
     import torch
     import transformers  # noqa: F401
 
@@ -72,7 +72,7 @@ def main(address: str, csv: str, out: str, count: str, double: str = "") -> None
         ended["saved"] = saved.stat().st_size if saved.exists() else None
         ended["trained"] = "s/step" in log.read_text(errors="replace")
         ended["traceback"] = "Traceback" in log.read_text(errors="replace")
-        print(json.dumps(ended), flush=True)
+        print(json.dumps(ended), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
