@@ -48,8 +48,8 @@ class TrainConfig:
         steps: optimiser steps, 1 to 10**9.
         batch_size: texts a step, 1 to 2**20.
         lr: peak learning rate of the adapters, positive, up to 1e30.
-        head_lr: peak learning rate of the head, positive, up to 1e30. Larger, because the head starts from nothing and the frozen
-            pooler before it may scale its features down a lot.
+        head_lr: peak learning rate of the head, positive, up to 1e30. Larger, because the head starts from nothing and
+            the frozen pooler before it may scale its features down a lot.
         warmup: part of the steps over which the rates rise linearly from zero, in [0, 1); they fall linearly after.
         weight_decay: of AdamW.
         clip: largest norm of the gradient, positive, up to 1e30.
