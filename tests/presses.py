@@ -20,7 +20,7 @@ from pathlib import Path
 from privtuner import cli
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-HANG_SECONDS = 30.0
+HANG_SECONDS = 120.0
 
 
 def run(line: list[str], delays: list[float], number: int, log: Path) -> dict[str, object]:

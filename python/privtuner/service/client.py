@@ -152,7 +152,9 @@ class RemoteTransport:
         try:
             hello = dict(json.loads(answer))
             protocol = int(hello["protocol"])
-        except (KeyError, TypeError, ValueError) as error:
+            if protocol == PROTOCOL and not all(isinstance(hello[name], str) for name in ("model", "preset")):
+                raise TypeError("model and preset are no names")
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ServiceError(f"what answers at {self.address} is no privtuner server") from error
         if protocol != PROTOCOL:
             raise ServiceError(
