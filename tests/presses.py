@@ -14,28 +14,33 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from privtuner import cli
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-HANG_SECONDS = 30.0
+HANG_SECONDS = 120.0
 
 
 def run(line: list[str], delays: list[float], number: int, log: Path) -> dict[str, object]:
     """Start ``privtuner`` with ``line``; after each of ``delays`` send it ``number``; wait for its end."""
+    ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
-        from privtuner import cli
-
-        for each in SIGNALS:  # what a shell gives a program in the foreground
-            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
         sys.argv[1:] = line
+        os.write(tell, b"!")
         sys.exit(cli.main())
+    os.read(ready, 1)
+    os.close(ready)
+    os.close(tell)
     for delay in delays:
         time.sleep(delay)
-        os.kill(child, number)
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
     pressed = time.monotonic()
     while time.monotonic() - pressed < HANG_SECONDS:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -49,6 +54,12 @@ def run(line: list[str], delays: list[float], number: int, log: Path) -> dict[st
 
 
 def main(address: str, csv: str, out: str, count: str, double: str = "") -> None:
+    for each in SIGNALS:  # what a shell gives a program in the foreground
+        signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
+
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+    import peft  # noqa: F401
     import torch
     import transformers  # noqa: F401
 
@@ -69,7 +80,7 @@ def main(address: str, csv: str, out: str, count: str, double: str = "") -> None
         ended["saved"] = saved.stat().st_size if saved.exists() else None
         ended["trained"] = "s/step" in log.read_text(errors="replace")
         ended["traceback"] = "Traceback" in log.read_text(errors="replace")
-        print(json.dumps(ended), flush=True)
+        print(json.dumps(ended), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

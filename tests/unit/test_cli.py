@@ -5,25 +5,30 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
+import tempfile
 import types
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import privtuner
 from cuda_host import HostDevice
 from openfhe_cases import ClearOwner
-from privtuner import cli, cuda, openfhe
+from privtuner import cli, cuda, nn, openfhe, paths
 from privtuner.commands import train
 from privtuner.cuda import device
 from privtuner.engines import ENGINES, engine_of
+from privtuner.lora import report, training
 from privtuner.nn import split_pretrained
 from privtuner.openfhe import library
 from privtuner.service import Server
-from text_cases import one_thread, rows, tiny_model_directory, write_csv
+from text_cases import environment, one_thread, rows, tiny_model_directory, write_csv
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -160,7 +165,6 @@ def test_both_ways_see_the_same_batches_and_start(model, address, arguments, tmp
 
 def test_adapter_gives_the_same_answers_on_the_clear_model(model, address, arguments, tmp_path, files):
     from peft import PeftModel
-    from transformers import AutoTokenizer
 
     assert run("train", "--server", address, *flat(arguments, steps=20, lr=2e-2)) == 0
     reported = json.loads((tmp_path / "out" / "metrics.json").read_text())["accuracy_after"]
@@ -288,7 +292,8 @@ def test_server_without_a_model(capsys, tmp_path):
 
 def test_port_taken(model, address, capsys):
     port = address.rpartition(":")[2]
-    assert "another program has the port" in failed(capsys, 1, ["serve", "--model", model, "--port", port])
+    # Before anything is loaded: there is no such model.
+    assert "another program has the port" in failed(capsys, 2, ["serve", "--model", "none", "--port", port])
 
 
 def test_nobody_serves(arguments, capsys):
@@ -397,20 +402,137 @@ def test_server_elsewhere_is_warned_of(arguments, capsys, monkeypatch):
     assert "warning: 192.0.2.1:5 is another machine" in capsys.readouterr().err
 
 
-def test_full_disk_says_what_is_lost(model, arguments, capsys, monkeypatch):
+def test_disk_that_is_full_before_training(model, arguments, capsys, monkeypatch):
     import peft
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(peft.PeftModel, "save_pretrained", full)
+    monkeypatch.setattr(training, "train_classifier", None)
     line = ["train", "--plain", "--model", model, *flat(arguments)]
-    assert "the trained adapter is lost" in failed(capsys, 1, line)
+    assert re.search("cannot save an adapter in .*out: No space left", failed(capsys, 2, line))
+
+
+def test_disk_that_is_full_after_training(model, arguments, capsys, monkeypatch, tmp_path):
+    """The table is printed, the adapter is somewhere, and nothing is left half written."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.json").write_text("an earlier run's")
+
+    def put(new, target):
+        if target.is_relative_to(out):
+            raise OSError(28, "No space left on device")
+        new.replace(target)
+
+    monkeypatch.setattr(report, "put", put)
+    monkeypatch.setattr(paths, "put", put)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    line = ["train", "--plain", "--model", model, *flat(arguments, json=tmp_path / "copy.json")]
+    assert run(*line) == 1
+    printed, err = capsys.readouterr()
+    assert re.search(r"^accuracy +\d+\.\d% before, \d+\.\d% after", printed, re.MULTILINE)
+    (elsewhere,) = tmp_path.glob("privtuner-adapter-*")
+    assert f"IT IS IN {elsewhere} INSTEAD" in err
+    assert printed.splitlines()[-1] == f"written   {elsewhere}: adapter, labels.json; {tmp_path}: copy.json"
+    assert err.splitlines()[-1].startswith("privtuner: error: the trained adapter is lost: cannot write")
+    assert report.load_labels(elsewhere) == ("fruit", "river", "tool")
+    assert len(json.loads((tmp_path / "copy.json").read_text())["steps"]) == 3
+    assert [path.name for path in out.iterdir()] == ["metrics.json"]
+    assert (out / "metrics.json").read_text() == "an earlier run's"
+
+
+FAULTS = [
+    (KeyboardInterrupt(), 130),
+    (privtuner.ServiceError("the server went away"), 1),
+    (privtuner.CkksError("a bound was passed"), 1),
+    (privtuner.MessageError("a reply is malformed"), 1),
+    (MemoryError(), 1),
+    (OSError(5, "Input/output error"), 1),
+    (RuntimeError("index out of range"), RuntimeError),
+    (SystemExit(3), SystemExit),
+]
+
+
+def at_step(monkeypatch, fault, number):
+    """Raise ``fault`` in the optimiser's step of that number."""
+    calls, whole = [], torch.optim.AdamW.step
+
+    def step(self, *rest, **options):
+        calls.append(1)
+        if len(calls) == number:
+            raise fault
+        return whole(self, *rest, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+
+
+@pytest.mark.parametrize(("fault", "status"), FAULTS, ids=lambda value: type(value).__name__)
+def test_whatever_ends_training_the_adapter_is_saved(model, arguments, capsys, monkeypatch, tmp_path, fault, status):
+    at_step(monkeypatch, fault, 2)
+    line = ["train", "--plain", "--model", model, *flat(arguments, eval=None)]
+    if isinstance(status, int):
+        assert run(*line) == status
+        assert capsys.readouterr().err.splitlines()[-1].startswith("privtuner: error: ")
+    else:  # a bug keeps its traceback
+        with pytest.raises(status):
+            run(*line)
+    assert (tmp_path / "out" / "interrupted" / "adapter_model.safetensors").stat().st_size
+    assert report.load_labels(tmp_path / "out" / "interrupted") == ("fruit", "river", "tool")
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("fault", "status"), FAULTS, ids=lambda value: type(value).__name__)
+def test_whatever_comes_after_the_last_step_the_results_are_there(
+    model, arguments, capsys, monkeypatch, tmp_path, fault, status
+):
+    whole = training.evaluate
+
+    def evaluate(*rest, title, **options):
+        if title == "after":
+            raise fault
+        return whole(*rest, title=title, **options)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    line = ["train", "--plain", "--model", model, *flat(arguments)]
+    if isinstance(status, int):
+        assert run(*line) == status
+    else:
+        with pytest.raises(status):
+            run(*line)
+    assert re.search(r"^loss +\d\.\d+ at the first step", capsys.readouterr().out, re.MULTILINE)
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
+        "adapter_model.safetensors",
+        "labels.json",
+        "metrics.json",
+        "loss.png",
+    }
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written["accuracy_before"] is not None
+    assert written["accuracy_after"] is None
+    assert not (tmp_path / "out" / "interrupted").exists()
+
+
+@pytest.mark.parametrize("fault", [privtuner.ServiceError("refused"), privtuner.MessageError("malformed")])
+def test_server_that_gives_no_counts_costs_nothing(address, arguments, capsys, monkeypatch, tmp_path, fault):
+    from privtuner.service import client
+
+    saved = []
+
+    def counts(_):
+        saved.append((tmp_path / "out" / "adapter_model.safetensors").exists())
+        raise fault
+
+    monkeypatch.setattr(client.RemoteTransport, "counts", counts)
+    assert run("train", "--server", address, *flat(arguments)) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"^mode +encrypted$", out, re.MULTILINE)
+    assert f"warning: what the server counted is left out: {fault}" in err
+    assert saved == [True]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["server"] is None
 
 
 def test_interrupted_training_keeps_the_adapter(model, arguments, capsys, monkeypatch, tmp_path):
-    from privtuner.lora import training
-
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
@@ -418,6 +540,127 @@ def test_interrupted_training_keeps_the_adapter(model, arguments, capsys, monkey
     assert run("train", "--plain", "--model", model, *flat(arguments)) == 130
     assert "the adapter as it stood is in" in capsys.readouterr().err
     assert (tmp_path / "out" / "interrupted" / "adapter_model.safetensors").exists()
+
+
+def test_adapter_that_can_be_saved_nowhere_hides_no_error(model, arguments, capsys, monkeypatch):
+    at_step(monkeypatch, privtuner.CkksError("a bound was passed"), 2)
+
+    def full(*_):
+        raise privtuner.PrivtunerError("no room")
+
+    monkeypatch.setattr(report.AdapterKeeper, "rescue", full)
+    assert run("train", "--plain", "--model", model, *flat(arguments, eval=None)) == 1
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "privtuner: the adapter as it stood could not be saved: no room",
+        "privtuner: error: a bound was passed",
+    ]
+
+
+def test_long_text_is_cut_at_the_positions_of_the_model(model, arguments, capsys, tmp_path):
+    table = write_csv(tmp_path / "long.csv", [*rows(0, 20), ("apple and " * 100, "fruit")])
+    line = ["train", "--plain", "--model", model, *flat(arguments, data=table, eval=table, max_length=128)]
+    assert run(*line) == 0
+    assert "texts are cut at the 32 tokens that the model has positions for, not at 128" in capsys.readouterr().err
+
+
+def test_padding_token_without_an_embedding(model, arguments, tmp_path):
+    for file in model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer.pad_token_id == 30
+    assert run("train", "--plain", "--model", tmp_path, *flat(arguments, seed=1)) == 0
+    assert run("train", "--plain", "--model", model, *flat(arguments, seed=1, out=tmp_path / "other")) == 0
+    losses = [
+        [step["loss"] for step in json.loads((tmp_path / name / "metrics.json").read_text())["steps"]]
+        for name in ("out", "other")
+    ]
+    # Which token fills the masked places changes nothing but rounding.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_tokenizer_of_another_model(model, arguments, capsys, tmp_path):
+    for file in model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["apple"], special_tokens=True)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(tmp_path)
+    table = write_csv(tmp_path / "zebra.csv", [*rows(0, 20), ("i like zebra", "fruit")])
+    line = ["train", "--plain", "--model", tmp_path, *flat(arguments, data=table, eval=None)]
+    assert "the model has embeddings for 0 to 29" in failed_late(capsys, 2, line)
+
+
+def failed_late(capsys, status, line):
+    """As `failed`, with lines of progress before."""
+    assert run(*line) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("targets", ["LayerNorm", "embeddings", "dropout", "encoder", "classifier", "query,query.x"])
+@pytest.mark.parametrize("way", ["plain", "encrypted"])
+def test_targets_that_take_no_adapter(model, address, arguments, capsys, way, targets):
+    where = ["--plain", "--model", model] if way == "plain" else ["--server", address]
+    assert failed_late(capsys, 2, ["train", *where, *flat(arguments, targets=targets)]).startswith("privtuner: error: ")
+
+
+@pytest.mark.parametrize("options", [{"data": "nowhere.csv"}, {"steps": 0}, {"out": "/dev/null/x"}, {"threads": 0}])
+def test_what_needs_no_server_is_checked_before_there_is_one(arguments, capsys, monkeypatch, options):
+    monkeypatch.setattr(privtuner.service, "RemoteTransport", None)
+    failed(capsys, 2, ["train", "--server", "127.0.0.1:1", *flat(arguments, **options)])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--port", "65536"],
+        ["--port", "-1"],
+        ["--host", "0.0.0.0"],
+        ["--host", "no such host", "--allow-plaintext"],
+        ["--host", "192.0.2.1", "--allow-plaintext"],
+        ["--host", "", "--allow-plaintext"],
+        ["--preset", "linear-w7"],
+        ["--threads", "0"],
+        ["--device", "gpu"],
+        ["--device-memory", "nan", "--device", "cuda"],
+        ["--model", "nowhere"],
+    ],
+)
+def test_what_needs_no_model_is_checked_before_there_is_one(model, capsys, monkeypatch, options):
+    monkeypatch.setattr(nn, "split_pretrained", None)
+    failed(capsys, 2, ["serve", "--model", model, "--port", "0", *options])
+
+
+def test_error_of_the_system_is_one_line(monkeypatch, capsys):
+    def full(_):
+        raise OSError(28, "No space left on device", "/somewhere")
+
+    monkeypatch.setattr(cli, "_info", full)
+    assert failed(capsys, 1, ["info"]) == "privtuner: error: No space left on device: /somewhere"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+def test_output_that_takes_nothing():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "privtuner", "info"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+    assert (done.returncode, done.stderr) == (1, "privtuner: error: No space left on device\n")
+
+
+def test_command_in_a_thread(capsys):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run, "info").result() == 0
+    assert run("info") == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
 def test_interrupt(monkeypatch, capsys):

@@ -22,6 +22,7 @@ from privtuner.lora.training import (
     train_classifier,
 )
 from privtuner.nn import LocalTransport, split_pretrained, traffic_of
+from privtuner.service.counts import request_shape
 from text_cases import one_thread, rows, tiny_model_directory
 
 # PEFT asks transformers for a property that transformers renamed.
@@ -82,6 +83,12 @@ def trained(model):
     ("field", "value"),
     [
         ("steps", 0),
+        ("steps", 10**9 + 1),
+        ("batch_size", (1 << 20) + 1),
+        ("lora_r", (1 << 16) + 1),
+        ("lora_alpha", (1 << 20) + 1),
+        ("max_length", (1 << 20) + 1),
+        ("lr", 1e31),
         ("batch_size", 0),
         ("lora_r", -1),
         ("lora_alpha", 0),
@@ -233,6 +240,108 @@ def test_without_a_test_set_there_is_no_accuracy(directory, data):
 def test_loss_that_is_no_number_stops_training(directory, data):
     with pytest.raises(PrivtunerError, match="the loss is nan at step .*lower learning rate"):
         run(plain_model(directory), (data[0], None), TrainConfig(steps=20, batch_size=4, lr=1e30, head_lr=1e30))
+
+
+def test_run_that_diverges_goes_back_to_what_was_good(directory, data):
+    config = TrainConfig(steps=20, batch_size=4, lr=1e30, head_lr=1e30)
+    adapted, seen = prepare_model(plain_model(directory), config), []
+    with pytest.raises(PrivtunerError, match=r"at step \d+ of 20.*the peaks were 1e\+30 for the adapters"):
+        train_classifier(
+            adapted, data[0], None, config, progress=False, after_step=lambda _: seen.append(trained(adapted))
+        )
+    # The last step is the one that spoilt it, and the one before gave the last finite loss.
+    good = seen[-2] if len(seen) > 1 else trained(prepare_model(plain_model(directory), config))
+    assert all(torch.equal(value, good[name]) for name, value in trained(adapted).items())
+    assert math.isfinite(evaluate(adapted, data[1]).accuracy)
+
+
+def test_encrypted_run_that_diverges_says_so(parts, data):
+    config = TrainConfig(steps=20, batch_size=4, lr=1e30, head_lr=1e30)
+    adapted = prepare_model(encrypted_model(parts), config)
+    with pytest.raises(
+        PrivtunerError, match=r"at step \d+ of 20.*the run diverged; use a lower learning rate"
+    ) as caught:
+        train_classifier(adapted, data[0], None, config, progress=False)
+    assert not isinstance(caught.value, InputError)
+    assert all(value.isfinite().all() for value in trained(adapted).values())
+
+
+def test_run_that_diverges_in_its_last_step_is_noticed_by_the_evaluation(parts, data):
+    config = TrainConfig(steps=1, batch_size=4, lr=1e30, head_lr=1e30)
+    adapted = prepare_model(encrypted_model(parts), config)
+    with pytest.raises(PrivtunerError, match=r"after step 1, though the steps before went well: the run diverged"):
+        train_classifier(adapted, data[0], data[1], config, progress=False)
+
+
+def test_model_that_is_broken_from_the_start_did_not_diverge(directory, data):
+    adapted = prepare_model(plain_model(directory), CONFIG)
+    with torch.no_grad():
+        adapted.get_input_embeddings().weight.fill_(math.nan)
+    with pytest.raises(InputError, match="^the loss is nan before anything was trained"):
+        train_classifier(adapted, data[0], None, CONFIG, progress=False)
+
+
+def test_step_that_breaks_off_is_taken_back(directory, data, monkeypatch):
+    adapted = prepare_model(plain_model(directory), CONFIG)
+    before, whole = trained(adapted), torch.optim.AdamW.step
+
+    def broken(self, *_, **__):
+        whole(self)
+        raise MemoryError
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    with pytest.raises(MemoryError):
+        train_classifier(adapted, data[0], None, CONFIG, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in trained(adapted).items())
+
+
+def test_gradient_that_is_no_number_does_not_reach_the_weights(directory, data):
+    adapted = prepare_model(plain_model(directory), CONFIG)
+    before, calls = trained(adapted), []
+
+    def spoil(gradient):
+        calls.append(1)
+        return gradient * math.nan if len(calls) == 2 else gradient
+
+    next(parameter for parameter in adapted.parameters() if parameter.requires_grad).register_hook(spoil)
+    with pytest.raises(PrivtunerError, match="the gradient is nan at step 2 of 12"):
+        train_classifier(adapted, data[0], None, CONFIG, progress=False)
+    # The first step's weights gave a finite loss but no gradient: back to those before.
+    assert all(torch.equal(value, before[name]) for name, value in trained(adapted).items())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])
+def test_whatever_ends_training_whole_steps_are_left(parts, data, error):
+    """The error comes in the middle of a backward pass, from below PyTorch's engine."""
+    transport = Interrupted(parts.server, error, after=40)
+    adapted = prepare_model(parts.bundle.build(transport, num_labels=3), CONFIG)
+    runs = []
+    with pytest.raises(error):
+        train_classifier(
+            adapted,
+            data[0],
+            None,
+            CONFIG,
+            progress=False,
+            after_step=lambda run: runs.append((len(run.steps), trained(adapted))),
+        )
+    assert [count for count, _ in runs] == list(range(1, len(runs) + 1))
+    assert 1 <= len(runs) < CONFIG.steps
+    assert all(torch.equal(value, runs[-1][1][name]) for name, value in trained(adapted).items())
+
+
+class Interrupted(LocalTransport):
+    """Raises ``error`` at the first backward request after so many requests."""
+
+    def __init__(self, layers, error, after):
+        super().__init__(layers)
+        self.error, self.left = error, after
+
+    def apply(self, layer, request):
+        self.left -= 1
+        if self.left < 0 and request_shape(request)[0] == "backward":
+            raise self.error
+        return super().apply(layer, request)
 
 
 def test_evaluation_counts_right_answers(directory, data):

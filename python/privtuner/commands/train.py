@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from privtuner.lora.classifier import MeanForSequenceClassification
     from privtuner.lora.dataset import Encoded
+    from privtuner.lora.report import AdapterKeeper
     from privtuner.lora.table import TextTable
     from privtuner.lora.training import TrainConfig, TrainResult
     from privtuner.service import RemoteTransport
@@ -108,13 +109,18 @@ def run(arguments: argparse.Namespace) -> int:
     with stop.deferred(), _connection(arguments.server, stop) as transport:
         adapted, encoded, encoded_test = _prepared(task, transport, arguments)
         adapted.register_forward_pre_hook(lambda *_: stop.check())
-        result, failure = _train(adapted, encoded, encoded_test, task)
+        keeper, result, failure = _train(adapted, encoded, encoded_test, task)
         sizes = {"labels": len(task.labels), "training_texts": len(task.train.texts)}
         numbers = {**result.to_dict(), **sizes, "pool": arguments.pool}
         if transport:
             numbers["engine"] = arguments.engine
             numbers["server"] = None if failure else _server_counts(transport)
-        _report(result, numbers, task, arguments.json, failure)
+        written, failed = _write(result, numbers, task.out, arguments.json)
+        _print_result(result, task, keeper.place, written)
+        # In the order in which things went wrong.
+        for error in (failure, keeper.failure, failed):
+            if error is not None:
+                raise error
     return 0
 
 
@@ -212,20 +218,20 @@ def _prepared(
 
 def _train(
     adapted: PeftModel, train: Encoded, test: Encoded | None, task: _Task
-) -> tuple[TrainResult, BaseException | None]:
-    """Return what training did, and what ended it after its last step; what ends it before is raised.
+) -> tuple[AdapterKeeper, TrainResult, BaseException | None]:
+    """Return where the adapter is, what training did, and what went wrong after its last step.
 
-    The adapter is on disk either way.
+    What ends it before is raised. The adapter is on disk either way.
     """
     from privtuner.lora.report import AdapterKeeper
     from privtuner.lora.training import train_classifier
 
     keeper = AdapterKeeper(adapted, task.labels, task.out, say)
     try:
-        return train_classifier(adapted, train, test, task.config, after_step=keeper), None
+        return keeper, train_classifier(adapted, train, test, task.config, after_step=keeper), None
     except BaseException as error:
         if keeper.complete and keeper.result:
-            return keeper.result, error
+            return keeper, keeper.result, error
         with suppress(OSError):  # the terminal may be gone
             try:
                 place = keeper.rescue()
@@ -244,31 +250,29 @@ def _server_counts(transport: RemoteTransport) -> dict[str, Any] | None:
         return None
 
 
-def _report(
-    result: TrainResult, numbers: dict[str, Any], task: _Task, copy: str | None, failure: BaseException | None
-) -> None:
-    """Write the numbers and the curve, and print the table in any case; then raise what went wrong first, if anything.
-
-    The adapter was saved before.
-    """
+def _write(
+    result: TrainResult, numbers: dict[str, Any], out: Path, copy: str | None
+) -> tuple[list[Path], PrivtunerError | None]:
+    """Write the numbers and the curve; return what was written, and the first failure."""
     from privtuner.lora import report
 
     curve = {result.mode: [step.loss for step in result.steps]}
-    title = f"{result.mode} fine-tuning, {task.config.steps} steps of {task.config.batch_size} texts"
-    work: list[Callable[[], None]] = [
-        lambda: report.save_json(numbers, task.out / "metrics.json"),
-        lambda: report.save_loss_curve(curve, task.out / "loss.png", title),
-    ]
+    title = f"{result.mode} fine-tuning, {result.config.steps} steps of {result.config.batch_size} texts"
+    work: dict[Path, Callable[[Path], None]] = {
+        out / "metrics.json": lambda path: report.save_json(numbers, path),
+        out / "loss.png": lambda path: report.save_loss_curve(curve, path, title),
+    }
     if copy:
-        work.insert(1, lambda: report.save_json(numbers, Path(copy)))
-    for write in work:
+        work[Path(copy)] = work[out / "metrics.json"]
+    written: list[Path] = []
+    failure: PrivtunerError | None = None
+    for path, write in work.items():
         try:
-            write()
+            write(path)
+            written.append(path)
         except PrivtunerError as error:
             failure = failure or error
-    _print_result(result, task.config, len(task.train.texts), len(task.labels), task.out)
-    if failure:
-        raise failure
+    return written, failure
 
 
 def _training_device(name: str) -> str:
@@ -347,11 +351,12 @@ def _plain_model(
     return clear_classifier(arguments.model, labels, arguments.pool), load_tokenizer(arguments.model)
 
 
-def _print_result(result: TrainResult, config: TrainConfig, texts: int, labels: int, out: Path) -> None:
+def _print_result(result: TrainResult, task: _Task, adapter: Path | None, written: Sequence[Path]) -> None:
+    config = result.config
     trained = f"LoRA r = {config.lora_r} on {','.join(config.targets)}" if config.lora_r else "the head alone"
     lines = [
         ("mode", result.mode),
-        ("data", f"{texts} training texts, {labels} labels"),
+        ("data", f"{len(task.train.texts)} training texts, {len(task.labels)} labels"),
         ("steps", f"{config.steps} of {config.batch_size} texts, {trained}"),
         ("loss", f"{result.steps[0].loss:.3f} at the first step, {result.steps[-1].loss:.3f} at the last"),
     ]
@@ -362,6 +367,8 @@ def _print_result(result: TrainResult, config: TrainConfig, texts: int, labels: 
     if result.mode == "encrypted":
         up, down = result.bytes_up_per_token, result.bytes_down_per_token
         lines.append(("traffic", f"{up:,.0f} bytes a token to the server, {down:,.0f} back, forward and backward"))
-    lines.append(("written", f"{out}: adapter, labels.json, metrics.json, loss.png"))
+    files = [adapter / "adapter", adapter / "labels.json", *written] if adapter else written
+    folders = {path.parent: [file.name for file in files if file.parent == path.parent] for path in files}
+    lines.append(("written", "; ".join(f"{folder}: {', '.join(names)}" for folder, names in folders.items())))
     for name, text in lines:
         print(f"{name:10}{text}")

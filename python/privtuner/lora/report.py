@@ -57,6 +57,10 @@ class AdapterKeeper:
         self._began = False
         self.result: TrainResult | None = None
         """The run so far, None before its first step."""
+        self.place: Path | None = None
+        """Where the adapter is after the last step."""
+        self.failure: PrivtunerError | None = None
+        """Why that is not the directory asked for."""
 
     @property
     def complete(self) -> bool:
@@ -67,7 +71,7 @@ class AdapterKeeper:
         """Note a step of ``result``, the last of its steps."""
         self.result = result
         if self.complete:
-            self._save(self._directory)
+            self.place = self._save(self._directory)
             if self._began:
                 shutil.rmtree(self._directory / INTERRUPTED, ignore_errors=True)
         elif time.monotonic() - self._saved > self._seconds:
@@ -91,6 +95,7 @@ class AdapterKeeper:
             save_adapter(self._model, self._labels, directory)
             return directory
         except PrivtunerError as error:
+            self.failure = error
             try:
                 elsewhere = Path(tempfile.mkdtemp(prefix="privtuner-adapter-"))
                 save_adapter(self._model, self._labels, elsewhere)

@@ -10,7 +10,7 @@ import math
 import secrets
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -46,21 +46,21 @@ class TrainConfig:
     """How to train.
 
     Attributes:
-        steps: optimiser steps, at least 1.
-        batch_size: texts a step, at least 1.
-        lr: peak learning rate of the adapters, positive.
-        head_lr: peak learning rate of the head, positive. Larger, because the head starts from nothing and the frozen
-            pooler before it may scale its features down a lot.
+        steps: optimiser steps, 1 to 10**9.
+        batch_size: texts a step, 1 to 2**20.
+        lr: peak learning rate of the adapters, positive, up to 1e30.
+        head_lr: peak learning rate of the head, positive, up to 1e30. Larger, because the head starts from nothing and
+            the frozen pooler before it may scale its features down a lot.
         warmup: part of the steps over which the rates rise linearly from zero, in [0, 1); they fall linearly after.
         weight_decay: of AdamW.
-        clip: largest norm of the gradient.
-        lora_r: rank of the adapters, 0 to train the head alone.
+        clip: largest norm of the gradient, positive, up to 1e30.
+        lora_r: rank of the adapters, 1 to 2**16, or 0 to train the head alone.
         lora_alpha: the adapters' update is scaled by ``lora_alpha / lora_r``.
         targets: ends of the names of the layers that get adapters.
         seed: of batches, adapters and head, which it makes repeatable. Whoever knows it knows the order of the batches
             and can tell the length of every text from what a server sees; None draws all three from the operating
             system's randomness.
-        max_length: tokens at which texts are cut.
+        max_length: tokens at which texts are cut, 3 to 2**20.
 
     Raises:
         privtuner.errors.InputError: a value outside its range.
@@ -80,12 +80,19 @@ class TrainConfig:
     max_length: int = 64
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("lora_r", 0), ("lora_alpha", 1), ("max_length", 3)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least {least}")
+        for name, least, most in (
+            ("steps", 1, 10**9),
+            ("batch_size", 1, 1 << 20),
+            ("lora_r", 0, 1 << 16),
+            ("lora_alpha", 1, 1 << 20),
+            ("max_length", 3, 1 << 20),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise InputError(f"{name} is {getattr(self, name)}; give a number from {least} to {most}")
         for name in ("lr", "head_lr", "clip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"{name} is {getattr(self, name)}; give a positive number")
+            # Far beyond any use; above, float32 overflows in the optimiser.
+            if not 0 < getattr(self, name) <= 1e30:
+                raise InputError(f"{name} is {getattr(self, name)}; give a positive number up to 1e30")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is {self.warmup}; give a part of the steps in [0, 1)")
         if self.seed is not None and not 0 <= self.seed < 1 << 63:
@@ -277,13 +284,15 @@ def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, prog
                     loss.backward()
                     _check_finite("the gradient", torch.nn.utils.clip_grad_norm_(parameters, config.clip))
             except _DivergedError:
-                with torch.no_grad():
-                    for parameter, value in zip(parameters, good, strict=True):
-                        parameter.copy_(value)
+                _restore(parameters, good)
                 raise
             good = [parameter.detach().clone() for parameter in parameters]
             rate = float(schedule.get_last_lr()[0])
-            optimizer.step()
+            try:
+                optimizer.step()
+            except BaseException:
+                _restore(parameters, good)
+                raise
             schedule.step()
             moved: Traffic = meter.total() - sent
             step = Step(loss.item(), rate, time.perf_counter() - start, batch.tokens, moved.bytes_up, moved.bytes_down)
@@ -303,11 +312,17 @@ def _diverging(when: str, config: TrainConfig, *, possible: bool = True) -> Iter
         yield
     except (InputError, CkksError) as error:
         if not possible:
-            raise
+            raise InputError(f"{error} before anything was trained: look at the model's weights") from error
         raise _DivergedError(
             f"{error} {when}, though the steps before went well: the run diverged; use a lower learning rate "
             f"(the peaks were {config.lr:g} for the adapters and {config.head_lr:g} for the head)"
         ) from error
+
+
+@torch.no_grad()
+def _restore(parameters: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
 def _check_finite(what: str, value: torch.Tensor) -> None:

@@ -162,8 +162,11 @@ class RemoteTransport(Stays):
         try:
             hello = dict(json.loads(answer))
             protocol = int(hello["protocol"])
-            int(hello.get("bundle_bytes", 0))
-        except (KeyError, TypeError, ValueError) as error:
+            if protocol == PROTOCOL:
+                int(hello.get("bundle_bytes", 0))
+                if not all(isinstance(hello[name], str) for name in ("model", "preset")):
+                    raise TypeError("model and preset are no names")
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ServiceError(f"what answers at {self.address} is no privtuner server") from error
         if protocol != PROTOCOL:
             raise ServiceError(

@@ -109,7 +109,7 @@ class ServerCounts:
                 for entry in entries["layers"]
             }
             return cls(layers, int(entries["bundles"]), int(entries["refused"]))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise MessageError(
                 f"the server's counts are malformed ({error}); use the same version on both sides"
             ) from error
