@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import privtuner
 from privtuner.commands import allocate, calibrate, serve, train
@@ -21,6 +21,8 @@ from privtuner.errors import InputError, PrivtunerError
 from privtuner.packages import missing
 
 __all__ = ["main"]
+
+_STATUSES = "Exit status: 0 done, 1 failed, 2 the arguments or the data cannot be used, above 128 ended by a signal (130 Ctrl-C)."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,27 +57,45 @@ def _fail(reason: object, status: int) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every other error of the command."""
+    """Says what is wrong in one line, as every other error of the command, and in its help what the statuses mean."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(epilog=_STATUSES, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"privtuner: error: {message}; see '{self.prog} --help'\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="privtuner", description="Private fine-tuning through encrypted linear layers.")
+    parser = _Parser(
+        prog="privtuner",
+        description="Fine-tune transformers on a server that holds the weights and never sees the data. "
+        "'privtuner COMMAND --help' tells more of a command; 'privtuner demo' shows it at work.",
+    )
     parser.add_argument("--version", action="version", version=f"privtuner {privtuner.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     for command in (serve, train, allocate, calibrate):
         command.add(commands)
 
-    info = commands.add_parser("info", help="version, compiler, instruction sets, engines")
-    info.add_argument("--json", action="store_true", help="print JSON")
+    info = commands.add_parser(
+        "info",
+        help="what this installation can do",
+        description="Say what this installation can do, and for the rest what is missing.",
+    )
+    info.add_argument("--json", action="store_true", help="print JSON, with more in it")
     info.set_defaults(run=_info)
 
-    demo = commands.add_parser("demo", help="fine-tune MiniLM plain and encrypted, and compare")
+    demo = commands.add_parser(
+        "demo",
+        help="fine-tune MiniLM plain and encrypted, and compare",
+        description="Fine-tune MiniLM on messages to a clinic, in the clear and then through a server in a process of "
+        "its own, and print one table. Takes a few minutes; everything it needs is in the packages.",
+    )
     demo.add_argument("--out", default="demo-out", metavar="DIR", help="where results go (default %(default)s)")
-    demo.add_argument("--steps", type=int, default=60, help="optimiser steps of each run (default %(default)s)")
+    demo.add_argument(
+        "--steps", type=int, default=60, metavar="N", help="optimiser steps of each run (default %(default)s)"
+    )
     demo.set_defaults(run=_demo)
     return parser
 

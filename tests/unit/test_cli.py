@@ -1,5 +1,6 @@
 """The command in this process: what it prints where, its exit status, and one line for every mistake of a user."""
 
+import argparse
 import builtins
 import json
 import os
@@ -16,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 import privtuner
 from cuda_host import HostDevice
 from openfhe_cases import ClearOwner
-from privtuner import cli, cuda, openfhe
+from privtuner import cli, cuda, info, openfhe
 from privtuner.commands import train
 from privtuner.cuda import device
 from privtuner.engines import ENGINES, engine_of
@@ -443,6 +444,35 @@ def test_error_is_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "_info", fail)
     assert failed(capsys, 1, ["info"]) == "privtuner: error: first second"
+
+
+def commands():
+    (action,) = (entry for entry in cli._parser()._actions if isinstance(entry, argparse._SubParsersAction))
+    return action.choices
+
+
+@pytest.mark.parametrize("name", [None, *commands()])
+def test_help_tells_a_newcomer_what_it_is_for(name):
+    parser = commands()[name] if name else cli._parser()
+    assert len(parser.description) > 60
+    assert "Exit status: 0 done, 1 failed, 2 the arguments" in parser.format_help()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            continue
+        assert action.help, action.dest
+        # A value is called by what it is; argparse would repeat the option's name in capitals.
+        assert action.nargs == 0 or action.metavar or action.choices, action.dest
+
+
+def test_info_says_what_to_install(monkeypatch):
+    facts = info.collect()
+    facts["packages"]["grpc"] = None
+    facts["isa"]["paths"].append({"name": "new", "compiled": False, "usable": False, "obstacle": ""})
+    text = info.render(facts)
+    advice = "pip install '.[service]' in a checkout of privtuner, or pip install grpcio"
+    assert f"  grpc          not installed: {advice}" in text
+    assert "new           cannot be used: not compiled" in text
+    assert re.search(rf"^  {privtuner.active_isa()} +in use$", text, re.MULTILINE)
 
 
 def test_info(capsys, monkeypatch):

@@ -16,7 +16,12 @@ __all__ = ["add"]
 
 def add(commands: Any) -> None:
     """Declare both commands."""
-    allocate = commands.add_parser("allocate", help="share bandwidth, power and processors among devices")
+    allocate = commands.add_parser(
+        "allocate",
+        help="share bandwidth, power and processors among devices",
+        description="Share a wireless cell's bandwidth, power and processors among the devices that train in it, with "
+        "the least energy. README.md shows a SYSTEM file.",
+    )
     allocate.add_argument("system", metavar="SYSTEM", help="devices, server and channel, a .toml or .json file")
     allocate.add_argument(
         "--method",
@@ -27,15 +32,23 @@ def add(commands: Any) -> None:
     )
     allocate.add_argument("--tiers", metavar="FILE", help="table of parameter sets in place of the system's own")
     allocate.add_argument(
-        "--tolerance", type=float, default=1e-6, help="gap to certify, as a part of the energy (default %(default)s)"
+        "--tolerance",
+        type=float,
+        default=1e-6,
+        metavar="X",
+        help="gap to certify, as a part of the energy (default %(default)s)",
     )
-    allocate.add_argument("--seed", type=int, default=0, help="of the method random (default %(default)s)")
+    allocate.add_argument("--seed", type=int, default=0, metavar="N", help="of the method random (default %(default)s)")
     allocate.add_argument("--plan", action="store_true", help="print seconds, joules, MB and security of each device")
     allocate.add_argument("--json", metavar="FILE", help="write the allocation to this file")
     allocate.add_argument("--plot", metavar="FILE", help="draw the allocation: .png, .pdf or .svg")
     allocate.set_defaults(run=_allocate)
 
-    study = commands.add_parser("wireless-study", help="compare the methods of allocation along every parameter")
+    study = commands.add_parser(
+        "wireless-study",
+        help="compare the methods of allocation along every parameter",
+        description="Compare the methods of 'privtuner allocate' on random cells, along every parameter of a cell.",
+    )
     study.add_argument("--out", required=True, metavar="DIR", help="where the tables and figures go")
     study.add_argument("--tiers", metavar="FILE", help="calibrated table (default: the package's)")
     study.add_argument("--seeds", type=int, default=20, metavar="N", help="random cells (default %(default)s)")
