@@ -22,7 +22,10 @@ from privtuner.packages import missing
 
 __all__ = ["main"]
 
-_STATUSES = "Exit status: 0 done, 1 failed, 2 the arguments or the data cannot be used, above 128 ended by a signal (130 Ctrl-C)."
+_STATUSES = (
+    "Exit status: 0 done, 1 failed, 2 the arguments or the data cannot be used, above 128 ended by a signal (130: "
+    "Ctrl-C)."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
