@@ -1,7 +1,7 @@
 """A pytest plugin (``-p jitter``): NumPy's functions, off by a unit in the last place.
 
-Which way depends on the place in the array, as where a vector kernel leaves the last elements to a scalar one. So it
-shows, on any processor, what another one's kernels may do. Exact results, such as exp(0) = 1, stay exact.
+Which way depends on the place in the array, its size and its layout, as where a vector kernel leaves some elements to a
+scalar one. So it shows, on any processor, what another one's kernels may do. Exact results, such as exp(0) = 1, stay.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def shaken(function: Callable[..., Any]) -> Callable[..., Any]:
         values = np.asarray(result)
         if values.dtype.kind != "f":
             return result
-        ways = (np.arange(values.size).reshape(values.shape) + values.size) % 3
+        layout = values.size + values.ndim + (not np.asarray(arguments[0]).flags.c_contiguous)
+        ways = (np.arange(values.size).reshape(values.shape) + layout) % 3
         kept = (ways == 0) | (values == np.rint(values)) | ~np.isfinite(values)
         with np.errstate(all="ignore"):
             beyond = np.nextafter(values, np.where(ways == 1, np.inf, -np.inf).astype(values.dtype))

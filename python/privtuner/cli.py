@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import privtuner
 from privtuner.commands import allocate, calibrate, serve, train
@@ -24,6 +24,11 @@ from privtuner.errors import InputError, PrivtunerError
 from privtuner.packages import missing
 
 __all__ = ["main"]
+
+_STATUSES = (
+    "Exit status: 0 done, 1 failed, 2 the arguments or the data cannot be used, 130 ended by Ctrl-C, 143 by SIGTERM, 129 by "
+    "SIGHUP. The first such signal ends a command in order, a second one at once."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +83,10 @@ def _drop_unwritten() -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every other error of the command."""
+    """Says what is wrong in one line, as every other error of the command, and in its help what the statuses mean."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(epilog=_STATUSES, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"privtuner: error: {message}; see '{self.prog} --help'\n")
@@ -87,9 +95,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="privtuner",
-        description="Private fine-tuning through encrypted linear layers.",
-        epilog="Exit status: 0 done, 1 failed, 2 arguments or data that cannot be used, 130 ended by Ctrl-C, 143 by "
-        "SIGTERM, 129 by SIGHUP. The first such signal ends a command in order, a second one at once.",
+        description="Fine-tune transformers on a server that holds the weights and never sees the data. "
+        "'privtuner COMMAND --help' tells more of a command; 'privtuner demo' shows it at work.",
     )
     parser.add_argument("--version", action="version", version=f"privtuner {privtuner.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
@@ -97,13 +104,24 @@ def _parser() -> argparse.ArgumentParser:
     for command in (serve, train, allocate, calibrate):
         command.add(commands)
 
-    info = commands.add_parser("info", help="version, compiler, instruction sets, engines")
-    info.add_argument("--json", action="store_true", help="print JSON")
+    info = commands.add_parser(
+        "info",
+        help="what this installation can do",
+        description="Say what this installation can do, and for the rest what is missing.",
+    )
+    info.add_argument("--json", action="store_true", help="print JSON, with more in it")
     info.set_defaults(run=_info)
 
-    demo = commands.add_parser("demo", help="fine-tune MiniLM plain and encrypted, and compare")
+    demo = commands.add_parser(
+        "demo",
+        help="fine-tune MiniLM plain and encrypted, and compare",
+        description="Fine-tune MiniLM on messages to a clinic, in the clear and then through a server in a process of "
+        "its own, and print one table. Takes a few minutes; everything it needs is in the packages.",
+    )
     demo.add_argument("--out", default="demo-out", metavar="DIR", help="where results go (default %(default)s)")
-    demo.add_argument("--steps", type=int, default=60, help="optimiser steps of each run (default %(default)s)")
+    demo.add_argument(
+        "--steps", type=int, default=60, metavar="N", help="optimiser steps of each run (default %(default)s)"
+    )
     demo.set_defaults(run=_demo)
     return parser
 

@@ -1,6 +1,8 @@
 """The command in this process: what it prints where, its exit status, and one line for every mistake of a user."""
 
+import argparse
 import builtins
+import csv
 import json
 import os
 import re
@@ -20,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import privtuner
 from cuda_host import HostDevice
 from openfhe_cases import ClearOwner
-from privtuner import cli, cuda, nn, openfhe, paths
+from privtuner import cli, cuda, info, nn, openfhe, paths
 from privtuner.commands import train
 from privtuner.cuda import device
 from privtuner.engines import ENGINES, engine_of
@@ -123,6 +125,27 @@ def test_plain_training(model, arguments, capsys, tmp_path):
     assert (written["labels"], written["training_texts"], len(written["steps"])) == (3, 60, 3)
     assert json.loads((tmp_path / "out" / "labels.json").read_text()) == {"labels": ["fruit", "river", "tool"]}
     assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_adapter_classifies_on_the_clear_model(model, address, arguments, files, tmp_path):
+    """As the README says: the model's directory, PEFT, and the labels beside the adapter."""
+    assert run("train", "--server", address, *flat(arguments, steps=20, lr=2e-2)) == 0
+    labels = json.loads((tmp_path / "out" / "labels.json").read_text())["labels"]
+    clear = AutoModelForSequenceClassification.from_pretrained(model, num_labels=len(labels))
+    clear = PeftModel.from_pretrained(clear, tmp_path / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with files[1].open(newline="") as file:
+        texts = list(csv.DictReader(file))
+    batch = tokenizer([row["text"] for row in texts], padding=True, truncation=True, max_length=64, return_tensors="pt")
+    with torch.no_grad():
+        logits = clear(**batch).logits
+    right = [labels[place] == row["category"] for place, row in zip(logits.argmax(-1), texts, strict=True)]
+    best, second = logits.topk(2).values.T
+    # int8 weights may turn over what is all but a tie; nothing else differs.
+    ties = int((best - second < 0.05 * logits.abs().max()).sum())
+    measured = json.loads((tmp_path / "out" / "metrics.json").read_text())["accuracy_after"]
+    assert abs(sum(right) - measured * len(texts)) <= ties < len(texts) / 4
+    assert measured > 0.6
 
 
 def test_encrypted_training(address, arguments, capsys, tmp_path):
@@ -696,6 +719,35 @@ def test_error_is_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "_info", fail)
     assert failed(capsys, 1, ["info"]) == "privtuner: error: first second"
+
+
+def commands():
+    (action,) = (entry for entry in cli._parser()._actions if isinstance(entry, argparse._SubParsersAction))
+    return action.choices
+
+
+@pytest.mark.parametrize("name", [None, *commands()])
+def test_help_tells_a_newcomer_what_it_is_for(name):
+    parser = commands()[name] if name else cli._parser()
+    assert len(parser.description) > 60
+    assert "Exit status: 0 done, 1 failed, 2 the arguments" in parser.format_help()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            continue
+        assert action.help, action.dest
+        # A value is called by what it is; argparse would repeat the option's name in capitals.
+        assert action.nargs == 0 or action.metavar or action.choices, action.dest
+
+
+def test_info_says_what_to_install(monkeypatch):
+    facts = info.collect()
+    facts["packages"]["grpc"] = None
+    facts["isa"]["paths"].append({"name": "new", "compiled": False, "usable": False, "obstacle": ""})
+    text = info.render(facts)
+    advice = "pip install '.[service]' in a checkout of privtuner, or pip install grpcio"
+    assert f"  grpc          not installed: {advice}" in text
+    assert "new           cannot be used: not compiled" in text
+    assert re.search(rf"^  {privtuner.active_isa()} +in use$", text, re.MULTILINE)
 
 
 def test_info(capsys, monkeypatch):

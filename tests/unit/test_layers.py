@@ -34,7 +34,7 @@ PYTHON_LAYERS = {
     "ckks": {"system", "_core", "errors"},
     "openfhe": {"linear", "ckks", "packages", "paths", "_core", "errors"},
     "cuda": {"linear", "ckks", "packages", "_core", "errors"},
-    "info": {"cuda", "openfhe", "system", "_core", "errors"},
+    "info": {"cuda", "openfhe", "packages", "system", "_core", "errors"},
     "engines": {"linear", "ckks", "openfhe", "cuda", "errors"},
     "nn": {"engines", "linear", "ckks", "errors"},
     "lora": {"nn", "engines", "linear", "ckks", "errors"},

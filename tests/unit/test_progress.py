@@ -74,6 +74,16 @@ def test_short_work_is_silent(clock, capsys):
     assert told(capsys) == []
 
 
+def test_lines_are_two_seconds_apart(clock, capsys):
+    progress = Progress("preparing layers")
+    for done in range(11):
+        progress(done, 10)
+        clock.now += 0.7
+    assert [line.partition(": ")[2].partition(",")[0] for line in told(capsys)] == [
+        f"preparing layers: {done} of 10" for done in (3, 6, 9)
+    ]
+
+
 def test_units_and_the_piece_that_comes_next(clock, capsys):
     progress = Progress("fetching", "MB", scale=1e6)
     progress(0, 4_500_000)

@@ -38,12 +38,16 @@ def add(commands: Any) -> None:
     )
     allocate.add_argument("--tiers", metavar="FILE", help="table of parameter sets in place of the system's own")
     allocate.add_argument(
-        "--tolerance", type=float, default=1e-6, help="gap to certify, as a part of the energy (default %(default)s)"
+        "--tolerance",
+        type=float,
+        default=1e-6,
+        metavar="X",
+        help="gap to certify, as a part of the energy (default %(default)s)",
     )
     allocate.add_argument(
         "--max-nodes", type=int, default=10_000, metavar="N", help="where the search ends at last (default %(default)s)"
     )
-    allocate.add_argument("--seed", type=int, default=0, help="of the method random (default %(default)s)")
+    allocate.add_argument("--seed", type=int, default=0, metavar="N", help="of the method random (default %(default)s)")
     allocate.add_argument("--plan", action="store_true", help="print seconds, joules, MB and security of each device")
     allocate.add_argument("--json", metavar="FILE", help="write the allocation to this file")
     allocate.add_argument("--plot", metavar="FILE", help="draw the allocation: .png, .pdf or .svg")

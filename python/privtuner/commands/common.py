@@ -68,8 +68,8 @@ class Progress:
 
     What the library's slow functions take as ``progress``: they call it with what is done and what there is to do, for
     the first time before they begin. On a terminal one line is rewritten and wiped out at the end; elsewhere there is a
-    line for each tenth of the work, and for every five minutes. What takes less than two seconds is not worth a line. A
-    context manager: leaving it wipes.
+    line for each tenth of the work and for every five minutes, and never two within two seconds. A context manager:
+    leaving it wipes.
 
     Args:
         title: what is being done.
@@ -91,7 +91,10 @@ class Progress:
             self._start, self._told = (now, done), now
         elapsed, advance = now - self._start[0], done - self._start[1]
         silence, terminal = now - self._told, sys.stderr.isatty()
-        due = silence >= _REDRAW_SECONDS if terminal else tenths > self._tenths or silence >= _SILENCE_SECONDS
+        if terminal:
+            due = silence >= _REDRAW_SECONDS
+        else:
+            due = silence >= (_QUIET_SECONDS if tenths > self._tenths else _SILENCE_SECONDS)
         if not due or elapsed < _QUIET_SECONDS:
             return
         self._told, self._tenths, self._shown = now, tenths, terminal

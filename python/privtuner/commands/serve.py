@@ -18,11 +18,26 @@ __all__ = ["add"]
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    serve = commands.add_parser("serve", help="hold a model's frozen weights and compute on encrypted activations")
-    serve.add_argument("--model", required=True, metavar="DIR", help="model directory (config.json, model.safetensors)")
-    serve.add_argument("--port", type=int, default=50051, help="TCP port, 0 for a free one (default %(default)s)")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    serve.add_argument("--preset", choices=PRESETS, default="linear-w8", help="linear-w8 (default) or linear-w16")
+    serve = commands.add_parser(
+        "serve",
+        help="hold a model's frozen weights and compute on encrypted activations",
+        description="Hold a model's frozen weights and compute on encrypted activations, until Ctrl-C. Runs where the "
+        "weights are; 'privtuner train --server' runs where the data is.",
+    )
+    serve.add_argument("--model", required=True, metavar="DIR", help="model directory, as save_pretrained writes it")
+    serve.add_argument(
+        "--port", type=int, default=50051, metavar="N", help="TCP port, 0 for a free one (default %(default)s)"
+    )
+    serve.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default %(default)s)"
+    )
+    serve.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="linear-w8",
+        metavar="P",
+        help="linear-w8 (default) or linear-w16: weights of 8 bits, or 16",
+    )
     serve.add_argument(
         "--allow-plaintext",
         action="store_true",

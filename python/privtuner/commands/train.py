@@ -39,32 +39,50 @@ __all__ = ["add"]
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    train = commands.add_parser("train", help="fine-tune a text classifier through a server, or in the clear")
+    train = commands.add_parser(
+        "train",
+        help="fine-tune a text classifier through a server, or in the clear",
+        description="Fine-tune a text classifier with LoRA through a server that sees neither texts nor labels, or in "
+        "the clear for comparison. Writes an adapter that PEFT loads onto the clear model.",
+    )
     where = train.add_mutually_exclusive_group(required=True)
     where.add_argument("--server", metavar="HOST:PORT", help="a running 'privtuner serve'")
     where.add_argument("--plain", action="store_true", help="train in the clear, for comparison; needs --model")
     train.add_argument("--model", metavar="DIR", help="model directory, with --plain only")
-    train.add_argument("--data", required=True, metavar="CSV", help="training texts")
-    train.add_argument("--eval", metavar="CSV", help="test texts; without it no accuracy is measured")
-    train.add_argument("--text-column", default="text", metavar="NAME", help="(default %(default)s)")
-    train.add_argument("--label-column", default="label", metavar="NAME", help="(default %(default)s)")
+    train.add_argument(
+        "--data", required=True, metavar="CSV", help="training texts: a header, a column of texts and one of labels"
+    )
+    train.add_argument(
+        "--eval", metavar="CSV", help="test texts, of the same form; without them no accuracy is measured"
+    )
+    train.add_argument("--text-column", default="text", metavar="NAME", help="of the texts (default %(default)s)")
+    train.add_argument("--label-column", default="label", metavar="NAME", help="of the labels (default %(default)s)")
     train.add_argument(
         "--delimiter", default=",", metavar="C", help="of fields: a character, tab or semicolon (default ,)"
     )
     train.add_argument("--encoding", metavar="NAME", help="of the texts (default: as a byte-order mark says, or utf-8)")
     train.add_argument("--out", required=True, metavar="DIR", help="where the adapter, numbers and loss curve go")
     train.add_argument("--json", metavar="FILE", help="write the run's numbers to this file too")
-    train.add_argument("--steps", type=int, default=150, help="optimiser steps (default %(default)s)")
+    train.add_argument("--steps", type=int, default=150, metavar="N", help="optimiser steps (default %(default)s)")
     train.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts a step (default %(default)s)")
-    train.add_argument("--lr", type=float, default=5e-3, help="peak learning rate, adapters (default %(default)s)")
-    train.add_argument("--head-lr", type=float, default=3e-2, help="peak learning rate, head (default %(default)s)")
+    train.add_argument(
+        "--lr", type=float, default=5e-3, metavar="X", help="peak learning rate, adapters (default %(default)s)"
+    )
+    train.add_argument(
+        "--head-lr", type=float, default=3e-2, metavar="X", help="peak learning rate, head (default %(default)s)"
+    )
     train.add_argument(
         "--lora-r", type=int, default=8, metavar="R", help="rank of the adapters (default %(default)s); 0: head alone"
     )
     train.add_argument(
-        "--targets", default="query,value", metavar="A,B", help="layers that get adapters (default %(default)s)"
+        "--targets",
+        default="query,value",
+        metavar="A,B",
+        help="layers that get adapters, by the ends of their names (default %(default)s)",
     )
-    train.add_argument("--max-length", type=int, default=64, metavar="N", help="tokens a text (default %(default)s)")
+    train.add_argument(
+        "--max-length", type=int, default=64, metavar="N", help="tokens at which texts are cut (default %(default)s)"
+    )
     train.add_argument(
         "--pool",
         choices=["mean", "first"],
