@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from privtuner.lora.classifier import MeanForSequenceClassification
-    from privtuner.lora.dataset import Encoded
+    from privtuner.lora.dataset import Encoded, TextTable
     from privtuner.lora.report import AdapterKeeper
-    from privtuner.lora.table import TextTable
     from privtuner.lora.training import TrainConfig, TrainResult
     from privtuner.service import RemoteTransport
 
@@ -179,7 +178,7 @@ def _task(arguments: argparse.Namespace) -> _Task:
 
     import matplotlib  # noqa: F401 - draws at the very end: what is missing should show now
 
-    from privtuner.lora import table
+    from privtuner.lora import dataset
     from privtuner.lora.training import TrainConfig
 
     quiet_transformers()
@@ -195,9 +194,9 @@ def _task(arguments: argparse.Namespace) -> _Task:
     )
     columns = (arguments.text_column, arguments.label_column)
     form = {"delimiter": arguments.delimiter, "encoding": arguments.encoding}
-    train = table.read_csv(arguments.data, *columns, **form)
-    test = table.read_csv(arguments.eval, *columns, **form) if arguments.eval else None
-    return _Task(config, device, train, test, table.label_names(train, test), out)
+    train = dataset.read_csv(arguments.data, *columns, **form)
+    test = dataset.read_csv(arguments.eval, *columns, **form) if arguments.eval else None
+    return _Task(config, device, train, test, dataset.label_names(train, test), out)
 
 
 def _prepared(
