@@ -129,6 +129,7 @@ class OwnerBundle:
         attn_implementation: str | None = None,
         allow_insecure: bool = False,
         device: str | Device = "cpu",
+        allow_data_dependent_requests: bool = False,
         **config: Any,
     ) -> PreTrainedModel:
         """Return the data owner's ``transformers`` model, its frozen linear layers computed through ``transport``.
@@ -142,8 +143,13 @@ class OwnerBundle:
             task: "sequence-classification", "token-classification", "question-answering", "causal-lm", "masked-lm" or
                 "feature-extraction" (no head). None means sequence classification when ``num_labels`` is given, else
                 the architecture that was split.
-            skip_padding: leave tokens that ``attention_mask`` hides out of requests. The server then learns the number
-                of real tokens in a batch; their results do not change. None does so for model types known to be safe.
+            skip_padding: leave positions that ``attention_mask`` hides out of requests. The server then learns the
+                number of real tokens in a batch. None does so where it is proven that nothing reads what the model
+                computes there: for model types whose attention honours the mask, in sequence classification if the
+                pooled position is visible, and in training with labels if the loss reads visible positions alone (of
+                that step's logits no value can be used). A base model gives its hidden states to the caller, who may
+                say that the mask is honoured with :func:`privtuner.nn.visible_only`. True leaves them out on the
+                caller's word, of whatever the model gives back; False sends them always.
             engine: "native" or "openfhe", what the server was started with; see
                 :class:`privtuner.nn.session.Session`.
             mask_cache_bytes: memory for the products of the public masks, None for no limit; see
@@ -152,12 +158,15 @@ class OwnerBundle:
             allow_insecure: accept sealed blocks under INSECURE parameters, for tests.
             device: where linear layers are encrypted and decrypted, see :class:`privtuner.nn.session.Session`. The
                 model itself comes on the processor, as from ``transformers``; move it with ``.to``.
+            allow_data_dependent_requests: build model types that are not known to ask every layer for the same tokens
+                whatever the texts say, such as mixtures of experts. The server then learns of the data what the numbers
+                and sizes of requests tell.
             **config: entries of the configuration to change, such as ``num_labels``, ``id2label`` or
                 ``pad_token_id``.
 
         Raises:
-            privtuner.errors.InputError: unknown task, engine, model type or configuration entry, or the bundle lacks
-                what the architecture needs.
+            privtuner.errors.InputError: unknown task, engine, model type or configuration entry, a model type whose
+                requests may depend on the data, or the bundle lacks what the architecture needs.
             privtuner.errors.EngineError: the engine, or what a GPU needs, is missing on this machine.
         """
         from privtuner.nn.build import build_model
@@ -172,6 +181,7 @@ class OwnerBundle:
             attn_implementation=attn_implementation,
             allow_insecure=allow_insecure,
             device=device,
+            allow_data_dependent_requests=allow_data_dependent_requests,
             overrides=config,
         )
 

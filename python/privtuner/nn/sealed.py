@@ -19,6 +19,7 @@ from privtuner.ckks import Parameters, Polynomial, approximations, blocks
 from privtuner.errors import InputError
 from privtuner.nn.groups import DTYPES, spread
 from privtuner.nn.kinds import Kind, kind_of, matrix_of
+from privtuner.nn.padding import Rows
 from privtuner.nn.session import Session
 
 __all__ = [
@@ -183,10 +184,11 @@ class SealedMLP(torch.nn.Module):
             input: (..., in_features), float32, bfloat16 or float16.
 
         Returns:
-            (..., out_features) in the dtype of ``input``; zeros for rows that the attention mask hides.
+            (..., out_features) in the dtype of ``input``; zeros for rows that are left out.
 
         Raises:
-            privtuner.errors.InputError: wrong dtype or shape, a NaN or infinity, or values above the input bound.
+            privtuner.errors.InputError: wrong dtype or shape, a NaN or infinity, values above the input bound, or a
+                number of tokens that does not follow from the shapes of the model's inputs.
             privtuner.errors.PrivtunerError: the transport failed, the reply does not fit the request, or it is out of
                 bounds because an input left the activation's domain.
         """
@@ -197,7 +199,7 @@ class SealedMLP(torch.nn.Module):
                 f"block '{self.name}': input has shape {tuple(input.shape)}; its last dimension must be "
                 f"{self.in_features}"
             )
-        rows = self.session.padding.rows(input.shape[:-1])
+        rows = self.session.passes.admit(self.name, input.shape[:-1])
         y: torch.Tensor = _SealedProduct.apply(input, self, rows)  # type: ignore[no-untyped-call]
         return y
 
@@ -210,7 +212,7 @@ class _SealedProduct(torch.autograd.Function):
     """A sealed block as one node of PyTorch's graph."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, block: SealedMLP, rows: torch.Tensor | None) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, block: SealedMLP, rows: Rows | None) -> torch.Tensor:
         ctx.block, ctx.rows = block, rows
         ctx.save_for_backward(x)
         y = block.session.sealed(block.name, block.public, _flat(x, rows))
@@ -220,9 +222,11 @@ class _SealedProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        block = ctx.block
-        gx = block.session.sealed(block.name, block.public, _flat(x, ctx.rows), _flat(grad, ctx.rows))
-        return spread(torch.from_numpy(gx), ctx.rows, x.shape[:-1], x.dtype, x.device), None, None
+        block, rows = ctx.block, ctx.rows
+        overflowed = rows is not None and rows.overflowed(block.name, grad)
+        gx = block.session.sealed(block.name, block.public, _flat(x, rows), _flat(grad, rows))
+        gradient = spread(torch.from_numpy(gx), rows, x.shape[:-1], x.dtype, x.device)
+        return gradient.fill_(torch.nan) if overflowed else gradient, None, None
 
 
 def polynomial_activations(
@@ -292,10 +296,10 @@ def _evaluated(polynomial: Polynomial, x: torch.Tensor) -> torch.Tensor:
     return torch.cat(pieces).reshape(x.shape).to(x) if pieces else torch.zeros_like(x)
 
 
-def _flat(x: torch.Tensor, rows: torch.Tensor | None) -> Any:
+def _flat(x: torch.Tensor, rows: Rows | None) -> Any:
     """Return the tokens of ``x``, or those of ``rows``, as a float64 array (tokens, features)."""
     flat = x.detach().reshape(-1, x.shape[-1])
-    return _double(flat if rows is None else flat.index_select(0, rows.to(flat.device)))
+    return _double(flat if rows is None else rows.selected(flat))
 
 
 def _affine(layer: torch.nn.Module) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from privtuner.ckks.blocks import SealedClient, SealedPublic
 from privtuner.engines import Owner, Transport, owner_of
 from privtuner.errors import CkksError, InputError
 from privtuner.nn.live import LiveResource
-from privtuner.nn.padding import PaddingTracker
+from privtuner.nn.passes import PassTracker
 from privtuner.nn.traffic import Traffic, TrafficMeter
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class _TimedBlocks:
 
 
 class Session(LiveResource):
-    """What all encrypted layers of one model share: transport, keys, mask products, traffic counts, padding.
+    """What all encrypted layers of one model share: transport, keys, mask products, traffic counts, passes.
 
     Args:
         transport: carries requests to the server.
@@ -83,7 +83,7 @@ class Session(LiveResource):
             )
         self.transport = transport
         self.meter = TrafficMeter()
-        self.padding = PaddingTracker()
+        self.passes = PassTracker()
         self._owner: Owner = owner_of(engine, mask_cache_bytes, device)
         self._allow_insecure = allow_insecure
         self._lock = threading.Lock()

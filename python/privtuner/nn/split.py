@@ -15,7 +15,7 @@ from privtuner.ckks import Parameters
 from privtuner.engines.base import Layer
 from privtuner.errors import InputError
 from privtuner.nn.bundle import TOKENIZER_FILES, GroupSpec, OwnerBundle, describing_entries
-from privtuner.nn.families import KEPT_HEADS, TASKS, group_siblings, wire_name
+from privtuner.nn.families import KEPT_HEADS, TASKS, check_regular, group_siblings, wire_name
 from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.sealed import ACTIVATION_DEGREE, ACTIVATION_DOMAIN, INPUT_BOUND, Seal, SealedSpec, prepare_blocks
 
@@ -56,6 +56,7 @@ def split(
     activation_degree: int = ACTIVATION_DEGREE,
     input_bound: float = INPUT_BOUND,
     seal_parameters: Parameters | None = None,
+    allow_data_dependent_requests: bool = False,
 ) -> Split:
     """Split ``model``: every frozen linear layer to the server, the rest to the data owner.
 
@@ -76,11 +77,14 @@ def split(
         activation_degree: of the polynomial in its place.
         input_bound: largest absolute input of a sealed block, declared with every request.
         seal_parameters: of the sealed blocks' encryption; the smallest secure set that is deep enough when None.
+        allow_data_dependent_requests: split model types that are not known to ask every layer for the same tokens
+            whatever the texts say; see :meth:`OwnerBundle.build`, where the data owner has to say so too.
 
     Raises:
         privtuner.errors.InputError: ``model`` is no such model, has adapters or quantised layers, holds a matrix that
-            is neither linear nor an embedding, or weights that are not finite; ``preset`` is unknown; or with ``seal``,
-            there is no block to seal, or one that is kept or omitted.
+            is neither linear nor an embedding, or weights that are not finite; it is of a type whose requests may
+            depend on the data; ``preset`` is unknown; or with ``seal``, there is no block to seal, or one that is kept
+            or omitted.
     """
     from transformers import PreTrainedModel
 
@@ -90,6 +94,8 @@ def split(
         raise InputError("the model has adapters; split the plain model and add adapters to what the bundle builds")
     if getattr(model.config, "quantization_config", None) is not None:
         raise InputError("the model's weights are quantised; load it in float32, bfloat16 or float16 and split that")
+    if not allow_data_dependent_requests:
+        check_regular(model)
     canonical = canonical_names(model)
     kept = _matcher(keep)
     omitted = _matcher_exact(omit)
@@ -161,7 +167,7 @@ def split_pretrained(
     task: str | None = None,
     dtype: torch.dtype = torch.float32,
     seal: Seal | None = None,
-    **seal_options: Any,
+    **options: Any,
 ) -> Split:
     """Load the model in ``directory`` and split it; its tokenizer goes into the bundle.
 
@@ -173,8 +179,8 @@ def split_pretrained(
             names, or the base model when that is a pretraining head.
         dtype: dtype to load and train in.
         seal: see :func:`split`.
-        **seal_options: ``activation_domain``, ``activation_degree``, ``input_bound``, ``seal_parameters`` of
-            :func:`split`.
+        **options: ``activation_domain``, ``activation_degree``, ``input_bound``, ``seal_parameters``,
+            ``allow_data_dependent_requests`` of :func:`split`.
 
     Raises:
         privtuner.errors.InputError: ``directory`` holds no model, or see :func:`split`.
@@ -197,7 +203,7 @@ def split_pretrained(
     # A layer that the directory lacks was made up on loading: the data owner makes and trains its own.
     missing = {name.rpartition(".")[0] for name in report["missing_keys"] if "." in name}
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in TOKENIZER_FILES}
-    return split(model, preset, keep, files=files, omit=missing, seal=seal, **seal_options)
+    return split(model, preset, keep, files=files, omit=missing, seal=seal, **options)
 
 
 def canonical_names(model: PreTrainedModel) -> Callable[[str], str]:

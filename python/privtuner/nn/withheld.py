@@ -1,15 +1,15 @@
-"""A stand-in for a weight whose values stay with the server."""
+"""Stand-ins for tensors whose values are not here: weights that stay with the server, outputs that were left out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from privtuner.errors import WeightWithheldError
+from privtuner.errors import InputError, PrivtunerError, WeightWithheldError
 
-__all__ = ["WithheldWeight"]
+__all__ = ["WithheldOutput", "WithheldWeight"]
 
 _T: Any = torch.Tensor
 # What code that wraps a layer asks of its weight without reading a value.
@@ -28,18 +28,18 @@ _METADATA: frozenset[Any] = frozenset(
 ) | {_T.size, _T.dim, _T.numel, _T.is_floating_point, _T.is_complex, _T.element_size}
 
 
-class WithheldWeight(torch.Tensor):
-    """Device, dtype and shape of a weight without its values; any use of a value raises.
+class _Withheld(torch.Tensor):
+    """Device, dtype and shape of a tensor without its values; any use of a value raises."""
 
-    Libraries such as PEFT look at a layer's ``weight`` to place and cast what they add to it. Adding an adapter works
-    with this; merging it, or initialising it from the weight (DoRA, PiSSA, OLoRA, ...), is refused with the reason.
-    """
+    _error: ClassVar[type[PrivtunerError]]
+    _reason: ClassVar[str]
+    _kept_by: ClassVar[frozenset[Any]] = frozenset()
 
-    @staticmethod
-    def of(shape: tuple[int, int], like: torch.Tensor) -> WithheldWeight:
+    @classmethod
+    def of(cls, shape: Sequence[int], like: torch.Tensor) -> Any:
         """Return a stand-in of ``shape`` with the dtype and device of ``like``, holding a single element."""
         one = torch.zeros(1, dtype=like.dtype, device=like.device)
-        return one.expand(shape).as_subclass(WithheldWeight)
+        return one.expand(*shape).as_subclass(cls)
 
     @classmethod
     def __torch_function__(
@@ -52,14 +52,41 @@ class WithheldWeight(torch.Tensor):
         if func in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
-        raise WeightWithheldError(
-            "the values of a frozen weight stay with the server, so it cannot be merged with an adapter, read, written "
-            "or used to initialise one; keep the adapter separate (save_pretrained) and merge it where the clear "
-            "model is"
-        )
+        if func in cls._kept_by:
+            return args[0]
+        raise cls._error(cls._reason)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"WithheldWeight(shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device})"
+        return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> WithheldWeight:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self
+
+
+class WithheldWeight(_Withheld):
+    """A weight whose values stay with the server.
+
+    Libraries such as PEFT look at a layer's ``weight`` to place and cast what they add to it. Adding an adapter works
+    with this; merging it, or initialising it from the weight (DoRA, PiSSA, OLoRA, ...), is refused with the reason.
+    """
+
+    _error = WeightWithheldError
+    _reason = (
+        "the values of a frozen weight stay with the server, so it cannot be merged with an adapter, read, written "
+        "or used to initialise one; keep the adapter separate (save_pretrained) and merge it where the clear "
+        "model is"
+    )
+
+
+class WithheldOutput(_Withheld):
+    """Logits of a training pass that left out what ``attention_mask`` hides: its loss does not read them there.
+
+    Trainers that use the loss alone never notice; those that cast outputs keep the stand-in.
+    """
+
+    _error = InputError
+    _reason = (
+        "these logits were not computed where attention_mask hides a position, which the loss of this training pass "
+        "does not read; build the model with skip_padding=False to use them"
+    )
+    _kept_by = frozenset({_T.detach, _T.float, _T.to})
