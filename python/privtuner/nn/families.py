@@ -49,7 +49,7 @@ REGULAR = frozenset(
     """
     # Decoders.
     """
-    apertus arcee biogpt bitnet bloom codegen cohere cohere2 diffllama ernie4_5 exaone4 falcon gemma gemma2 gemma3_text
+    apertus arcee biogpt bitnet bloom codegen cohere cohere2 diffllama ernie4_5 exaone4 gemma gemma2 gemma3_text
     glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox gptj granite helium hunyuan_v1_dense llama ministral mistral
     modernbert-decoder mpt nanochat nemotron olmo olmo2 olmo3 openai-gpt opt persimmon phi phi3 qwen2 qwen3 seed_oss
     smollm3 stablelm starcoder2
