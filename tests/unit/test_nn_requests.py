@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,32 +11,19 @@ from transformers import PreTrainedModel, SwitchTransformersConfig, SwitchTransf
 from transformers.models.auto import modeling_auto
 
 from family_cases import tiny_model
-from nn_cases import tiny_bert, tiny_llama, tokens
+from nn_cases import RecordingTransport, tiny_bert, tiny_llama, tokens
 from privtuner.ckks import INSECURE_parameters
 from privtuner.errors import InputError
 from privtuner.nn import LocalTransport, Split, split
 from privtuner.nn.families import PADDING_SAFE, REGULAR
-from privtuner.service.counts import request_shape
 
 # Constants of these families that are neither embeddings nor linear.
 CONSTANTS = ("final_logits_bias", "embed_positions", "attn.bias")
 
 
-class RecordingTransport(LocalTransport):
-    """Remembers (layer, direction, tokens) of every request, as the server sees them."""
-
-    def __init__(self, layers: Any) -> None:
-        super().__init__(layers)
-        self.seen: list[tuple[str, str, int]] = []
-
-    def apply(self, layer: str, request: bytes) -> Iterator[bytes]:
-        self.seen.append((layer, *request_shape(request)))
-        return super().apply(layer, request)
-
-
 def task_of(model_type: str) -> str:
-    if model_type in ("camembert", "xlm-roberta"):
-        # Their tied decoder of masked words is not found in a bundle.
+    if model_type in ("camembert", "mobilebert", "xlm-roberta"):
+        # Their heads for masked words read weights, or are tied in ways that a bundle does not hold.
         return "AutoModel"
     for auto, mapping in (
         ("AutoModelForSeq2SeqLM", modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
