@@ -119,9 +119,7 @@ def sent(transport: RecordingTransport) -> set[tuple[str, int]]:
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("learnt", LEARNT)
 @pytest.mark.parametrize("family", TINY)
-def test_steps_are_those_of_the_clear_model(
-    parts: dict[str, Split], family: str, learnt: str, kind: str
-) -> None:
+def test_steps_are_those_of_the_clear_model(parts: dict[str, Split], family: str, learnt: str, kind: str) -> None:
     """With every kind of checkpointing in turn."""
     model, transport = built(parts[family], learnt, causal=family != "bert")
     place = list(TINY).index(family) + LEARNT.index(learnt) + list(MASKS).index(kind)
@@ -296,7 +294,7 @@ def test_gradients_at_rows_left_out_are_refused(parts: dict[str, Split]) -> None
     batch = batch_of("right")
     model, _ = built(parts["bert"], "mean", skip_padding=True)
     loss = model(**batch).last_hidden_state.mean(1).square().sum()
-    with pytest.raises(InputError, match=r"layer 'encoder.layer.1.*loss depends on positions that attention_mask hides"):
+    with pytest.raises(InputError, match=r"layer 'encoder.*loss depends on positions that attention_mask hides"):
         loss.backward()
     model, _ = built(parts["bert"], "mean")
     with visible_only():

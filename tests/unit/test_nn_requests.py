@@ -56,7 +56,9 @@ def test_two_texts_of_one_length_ask_for_the_same(model_type: str) -> None:
         arguments = {}
         if task != "AutoModel":
             # As many labels as the text says.
-            arguments["labels"] = ids.masked_fill(torch.rand(2, 6, generator=torch.Generator().manual_seed(seed)) < 0.5, -100)
+            arguments["labels"] = ids.masked_fill(
+                torch.rand(2, 6, generator=torch.Generator().manual_seed(seed)) < 0.5, -100
+            )
         step(model, ids, **arguments)
         seen.append(transport.seen)
         transport.seen = []
@@ -70,14 +72,21 @@ def test_families_known_to_honour_masks_are_regular() -> None:
 
 def experts() -> PreTrainedModel:
     config = SwitchTransformersConfig(
-        vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_sparse_encoder_layers=1, num_heads=4, num_experts=4
+        vocab_size=50,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_sparse_encoder_layers=1,
+        num_heads=4,
+        num_experts=4,
     )
     torch.manual_seed(0)
     return SwitchTransformersEncoderModel(config).eval()
 
 
 def test_a_mixture_of_experts_needs_the_word_of_both_parties() -> None:
-    with pytest.raises(InputError, match=r"SwitchTransformersEncoderModel is not known .* allow_data_dependent_requests"):
+    with pytest.raises(InputError, match=r"SwitchTransformers.* is not known .* allow_data_dependent_requests"):
         split(experts())
     parts = split(experts(), allow_data_dependent_requests=True)
     transport = RecordingTransport(parts.server)

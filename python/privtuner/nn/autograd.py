@@ -21,9 +21,7 @@ class GroupProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, group: EncryptedGroup, rows: Rows | None
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Any, x: torch.Tensor, group: EncryptedGroup, rows: Rows | None) -> tuple[torch.Tensor, ...]:
         """Return the members' products.
 
         Args:
@@ -51,6 +49,6 @@ class GroupProduct(torch.autograd.Function):
         given = [grad for grad in grads if grad is not None]
         if not given:
             return None, None, None
-        overflowed = ctx.rows is not None and any([ctx.rows.overflowed(ctx.group.name, grad) for grad in given])
+        overflowed = ctx.rows is not None and any(ctx.rows.overflowed(ctx.group.name, grad) for grad in given)
         gradient = ctx.group.backward_product(grads, ctx.leading, ctx.dtype, ctx.device, ctx.rows)
         return gradient.fill_(torch.nan) if overflowed else gradient, None, None

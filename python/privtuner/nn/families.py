@@ -40,25 +40,20 @@ PADDING_SAFE: Mapping[str, Literal["first", "last"]] = {
 """Model types whose tokens meet in masked attention alone, so that padding never reaches a real token; and which token
 their sequence classifiers pool, the first or the last that is not ``pad_token_id``."""
 
-REGULAR = frozenset(
-    # Encoders.
-    """
-    albert bert bert-generation camembert data2vec-text deberta deberta-v2 distilbert electra ernie esm eurobert fnet
-    layoutlm megatron-bert mobilebert modernbert mpnet nomic_bert rembert roberta roberta-prelayernorm roformer xlm
-    xlm-roberta xlm-roberta-xl
-    """
-    # Decoders.
-    """
-    apertus arcee biogpt bitnet bloom codegen cohere cohere2 diffllama ernie4_5 exaone4 gemma gemma2 gemma3_text
-    glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox gptj granite helium hunyuan_v1_dense llama ministral mistral
-    modernbert-decoder mpt nanochat nemotron olmo olmo2 olmo3 openai-gpt opt persimmon phi phi3 qwen2 qwen3 seed_oss
-    smollm3 stablelm starcoder2
-    """
-    # Both.
-    """
-    bart blenderbot blenderbot-small m2m_100 marian mbart mt5 pegasus plbart t5 umt5
-    """.split()
-)
+_ENCODERS = """
+albert bert bert-generation camembert data2vec-text deberta deberta-v2 distilbert electra ernie esm eurobert fnet
+layoutlm megatron-bert mobilebert modernbert mpnet nomic_bert rembert roberta roberta-prelayernorm roformer
+xlm xlm-roberta xlm-roberta-xl
+"""
+_DECODERS = """
+apertus arcee biogpt bitnet bloom codegen cohere cohere2 diffllama ernie4_5 exaone4 gemma gemma2 gemma3_text glm glm4
+gpt2 gpt_bigcode gpt_neo gpt_neox gptj granite helium hunyuan_v1_dense llama ministral mistral modernbert-decoder mpt
+nanochat nemotron olmo olmo2 olmo3 openai-gpt opt persimmon phi phi3 qwen2 qwen3 seed_oss smollm3 stablelm starcoder2
+"""
+_ENCODERS_WITH_DECODERS = """
+bart blenderbot blenderbot-small m2m_100 marian mbart mt5 pegasus plbart t5 umt5
+"""
+REGULAR = frozenset((_ENCODERS + _DECODERS + _ENCODERS_WITH_DECODERS).split())
 """Model types that ask every layer for the same tokens whatever the texts say: which layers are asked, in which order
 and for how many tokens follows from the shapes of the inputs alone. Left out are those that route tokens to experts,
 gather some of them, pad to sizes of their own, or stop early. Layers dropped in training (BART, OPT) are drawn from
@@ -75,10 +70,9 @@ TASKS = {
 """Task name -> the class of ``transformers`` that builds its head."""
 
 
-
-def type_of(model: Any) -> str | None:
+def type_of(model: Any) -> str:
     """Return the model type that the class of ``model`` implements, whatever its configuration claims."""
-    implemented: str | None = getattr(type(model).config_class, "model_type", None)
+    implemented: str = getattr(type(model).config_class, "model_type", "")
     return implemented
 
 
@@ -96,8 +90,8 @@ def check_regular(model: Any) -> None:
         )
     if getattr(model.config, "sparse_prediction", False):
         raise InputError(
-            f"sparse_prediction of this {type(model).__name__} sends labelled tokens alone, so sizes of requests depend "
-            f"on the data, {way_out}"
+            f"sparse_prediction of this {type(model).__name__} sends labelled tokens alone, so that sizes of requests "
+            f"depend on the data, {way_out}"
         )
 
 

@@ -9,7 +9,7 @@ alone, or if the caller says so.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -156,7 +156,7 @@ def omission(model: Any, arguments: Mapping[str, Any], skip: bool | None) -> Omi
         return None
     name = type(model).__name__
     if name.endswith("ForSequenceClassification"):
-        pooled = _POOLED[PADDING_SAFE[type_of(model)]](model.config, arguments)
+        pooled = _pooled(model, arguments)
         return Omission(Rows.of(visible)) if bool(visible.gather(1, pooled.to(visible.device)).all()) else None
     for ending, (loss, shift) in _LABELLED.items():
         if name.endswith(ending) and _loss_reads_visible(model, arguments, visible, loss, shift):
@@ -194,25 +194,22 @@ def _leading(arguments: Mapping[str, Any]) -> torch.Size | None:
     return None
 
 
-def _first(config: Any, arguments: Mapping[str, Any]) -> torch.Tensor:
-    batch, _ = arguments["attention_mask"].shape
-    return torch.zeros(batch, 1, dtype=torch.int64)
+def _pooled(model: Any, arguments: Mapping[str, Any]) -> torch.Tensor:
+    """Return the position (batch, 1) that a sequence classifier of ``transformers`` pools.
 
-
-def _last(config: Any, arguments: Mapping[str, Any]) -> torch.Tensor:
-    """Return the position that GPT-2 and the generic classifiers of ``transformers`` pool: the last that is no padding.
-
-    They tell padding by the token number of the configuration, not by the mask.
+    GPT-2 and the generic classifiers take the last that is no padding, and tell padding by the token number of the
+    configuration, not by the mask.
     """
-    ids, pad = arguments.get("input_ids"), config.get_text_config().pad_token_id
     batch, length = arguments["attention_mask"].shape
+    if PADDING_SAFE[type_of(model)] == "first":
+        return torch.zeros(batch, 1, dtype=torch.int64)
+    ids, pad = arguments.get("input_ids"), model.config.get_text_config().pad_token_id
     if ids is None or pad is None:
         return torch.full((batch, 1), length - 1)
     places = torch.arange(length, device=ids.device, dtype=torch.int32)
     return (places * (ids != pad).to(torch.int32)).argmax(-1, keepdim=True)
 
 
-_POOLED: Mapping[str, Callable[[Any, Mapping[str, Any]], torch.Tensor]] = {"first": _first, "last": _last}
 # End of a class's name -> its loss in `transformers`, and how many positions before a label stands the output it reads.
 _LABELLED: Mapping[str, tuple[str, int]] = {
     "ForTokenClassification": ("ForTokenClassification", 0),
@@ -222,9 +219,7 @@ _LABELLED: Mapping[str, tuple[str, int]] = {
 }
 
 
-def _loss_reads_visible(
-    model: Any, arguments: Mapping[str, Any], visible: torch.Tensor, loss: str, shift: int
-) -> bool:
+def _loss_reads_visible(model: Any, arguments: Mapping[str, Any], visible: torch.Tensor, loss: str, shift: int) -> bool:
     """Whether this is a training pass whose loss reads no hidden position.
 
     In evaluation logits are what the caller is after, so nothing is withheld then.
