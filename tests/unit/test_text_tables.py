@@ -1,4 +1,4 @@
-"""Labelled texts from CSV files: what is read, and one refusal, with its line, for each thing that a file leaves open."""
+"""Labelled texts from CSV files: what is read, and one refusal, with its line, for each thing left open."""
 
 import codecs
 import csv
@@ -36,7 +36,7 @@ def test_columns_can_be_named(tmp_path):
 
 def test_texts_stay_as_they_are(read):
     """Nothing is inferred: no missing value, number, date or white space of a text."""
-    texts = ["NA", "null", "  two  spaces ", "1e5", "007", "TRUE", "2020-01-01", "it is 5\" long", "=1+1", "'quoted'"]
+    texts = ["NA", "null", "  two  spaces ", "1e5", "007", "TRUE", "2020-01-01", 'it is 5" long', "=1+1", "'quoted'"]
     table = read("text,label\n" + "".join(f"{text},x\n" for text in texts))
     assert table.texts == tuple(texts)
 

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from privtuner.errors import InputError, PrivtunerError
-from privtuner.lora.dataset import TextTable, encode, label_names
+from privtuner.lora.dataset import encode
+from privtuner.lora.table import TextTable, label_names
 from privtuner.lora.training import (
     Step,
     TrainConfig,
@@ -88,7 +89,7 @@ def trained(model):
         ("max_length", (1 << 20) + 1),
         ("lr", 1e31),
         ("batch_size", 0),
-        ("lora_r", 0),
+        ("lora_r", -1),
         ("lora_alpha", 0),
         ("max_length", 2),
         ("lr", 0.0),
@@ -137,6 +138,15 @@ def test_seed_sets_adapters_and_head(directory):
     changed = {name for name in one if not torch.equal(one[name], other[name])}
     assert any("lora_A" in name for name in changed)
     assert any("classifier" in name for name in changed)
+
+
+def test_without_a_seed_adapters_and_head_are_drawn_anew(directory):
+    starts = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        starts.append(trained(prepare_model(plain_model(directory), TrainConfig(lora_r=4))))
+    same = {name for name in starts[0] if torch.equal(starts[0][name], starts[1][name])}
+    assert same == {name for name in starts[0] if "lora_B" in name or name.endswith("bias")}  # which start at zero
 
 
 def test_preparation_leaves_the_generator_alone(directory):

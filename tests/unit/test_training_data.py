@@ -131,39 +131,78 @@ def test_batches_of_an_evaluation_are_full():
     assert [batch.tokens for batch in batches] == [100, 100, 100]
 
 
-@pytest.fixture(scope="module")
-def clinic():
-    folder = resources.files("privtuner") / "data"
-    tables = {}
+def shipped(name, label):
+    tables = []
     for part in ("train", "test"):
-        with resources.as_file(folder / f"clinic_{part}.csv") as path:
-            tables[part] = read_csv(path, "text", "category")
+        with resources.as_file(resources.files("privtuner") / "data" / f"{name}_{part}.csv") as path:
+            tables.append(read_csv(path, "text", label))
     return tables
 
 
+@pytest.fixture(scope="module")
+def clinic():
+    return shipped("clinic", "category")
+
+
+@pytest.fixture(scope="module")
+def reschedule():
+    return shipped("reschedule", "day")
+
+
 def test_shipped_set_is_balanced(clinic):
-    assert len(label_names(clinic["train"], clinic["test"])) == 10
-    for part, count in (("train", 37), ("test", 12)):
-        assert set(collections.Counter(clinic[part].labels).values()) == {count}
+    assert len(label_names(*clinic)) == 10
+    for part, count in zip(clinic, (37, 12), strict=True):
+        assert set(collections.Counter(part.labels).values()) == {count}
+
+
+def plain(text):
+    return re.sub(r"[^a-z0-9 ]", "", text.lower())
 
 
 def test_shipped_set_repeats_nothing(clinic):
-    texts = [*clinic["train"].texts, *clinic["test"].texts]
-    plain = [re.sub(r"[^a-z0-9 ]", "", text.lower()) for text in texts]
-    assert len(set(plain)) == len(plain) == 490
+    texts = [plain(text) for part in clinic for text in part.texts]
+    assert len(set(texts)) == len(texts) == 490
     # No sentence shares most of its words with another, in order or not.
-    words = [frozenset(text.split()) for text in plain]
+    words = [frozenset(text.split()) for text in texts]
     for place, one in enumerate(words):
         for other in words[place + 1 :]:
             assert len(one & other) < 0.8 * len(one | other), (one, other)
 
 
-def test_shipped_files_are_plain_csv():
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+
+def test_each_message_names_the_day_it_asks_for_and_another(reschedule):
+    assert set(label_names(*reschedule)) == set(DAYS)
+    for part, texts in zip(reschedule, (360, 120), strict=True):
+        assert len(set(part.texts)) == len(part.texts) == texts
+        counts = collections.Counter(part.labels).values()
+        assert max(counts) - min(counts) <= 1
+        named = [re.findall("|".join(DAYS), text) for text in part.texts]
+        messages = list(zip(named, part.labels, strict=True))
+        assert all(len(days) == 2 == len(set(days)) and label in days for days, label in messages)
+        # Neither the order nor the pair gives the answer away.
+        first = sum(days[0] == label for days, label in messages)
+        assert 0.4 < first / texts < 0.6
+        answers = collections.defaultdict(set)
+        for days, label in messages:
+            answers[frozenset(days)].add(label)
+        assert all(len(labels) == 2 for labels in answers.values())
+
+
+def test_sentences_of_the_test_are_not_those_of_the_training(reschedule):
+    words = [{frozenset(plain(re.sub("|".join(DAYS), "", text)).split()) for text in part.texts} for part in reschedule]
+    assert len(words[0]) >= 80  # some sentences differ in the order of their words alone, within one part
+    assert all(len(one & other) < 0.8 * len(one | other) for one in words[0] for other in words[1])
+
+
+@pytest.mark.parametrize(("name", "label"), [("clinic", "category"), ("reschedule", "day")])
+def test_shipped_files_are_plain_csv(name, label):
     for part in ("train", "test"):
-        content = (resources.files("privtuner") / "data" / f"clinic_{part}.csv").read_bytes()
+        content = (resources.files("privtuner") / "data" / f"{name}_{part}.csv").read_bytes()
         assert b"\r" not in content
         assert content.isascii()
-        assert next(csv.reader(content.decode().splitlines())) == ["text", "category"]
+        assert next(csv.reader(content.decode().splitlines())) == ["text", label]
 
 
 def test_generated_rows_of_tests_differ():

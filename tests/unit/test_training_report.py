@@ -40,7 +40,7 @@ def contents(folder):
 
 def test_labels_lie_beside_the_adapter(tmp_path):
     report.save_adapter(Model(), ["ä", "b"], tmp_path)
-    assert report.load_labels(tmp_path) == ("ä", "b")
+    assert report.load_labels(tmp_path) == (("ä", "b"), "first")
     assert (tmp_path / "adapter_model.safetensors").exists()
 
 
@@ -64,7 +64,18 @@ def test_numbers_are_json(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, None, "ä"]}
 
 
-@pytest.mark.parametrize("content", [None, b"", b"[]", b'{"labels": 5}', b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"[]",
+        b'{"labels": ["a"]}',
+        b'{"labels": 5, "pool": "mean"}',
+        b'{"labels": "a", "pool": "mean"}',
+        b"\xff",
+    ],
+)
 def test_labels_that_are_none(tmp_path, content):
     if content is not None:
         (tmp_path / "labels.json").write_bytes(content)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from privtuner.lora.classifier import MeanForSequenceClassification
     from privtuner.lora.dataset import Encoded, TextTable
     from privtuner.lora.report import AdapterKeeper
     from privtuner.lora.training import TrainConfig, TrainResult
@@ -39,18 +40,37 @@ def add(commands: Any) -> None:
     train.add_argument("--eval", metavar="CSV", help="test texts; without it no accuracy is measured")
     train.add_argument("--text-column", default="text", metavar="NAME", help="(default %(default)s)")
     train.add_argument("--label-column", default="label", metavar="NAME", help="(default %(default)s)")
+    train.add_argument(
+        "--delimiter", default=",", metavar="C", help="of fields: a character, tab or semicolon (default ,)"
+    )
+    train.add_argument("--encoding", metavar="NAME", help="of the texts (default: as a byte-order mark says, or utf-8)")
     train.add_argument("--out", required=True, metavar="DIR", help="where the adapter, numbers and loss curve go")
     train.add_argument("--json", metavar="FILE", help="write the run's numbers to this file too")
     train.add_argument("--steps", type=int, default=150, help="optimiser steps (default %(default)s)")
     train.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts a step (default %(default)s)")
     train.add_argument("--lr", type=float, default=5e-3, help="peak learning rate, adapters (default %(default)s)")
     train.add_argument("--head-lr", type=float, default=3e-2, help="peak learning rate, head (default %(default)s)")
-    train.add_argument("--lora-r", type=int, default=8, metavar="R", help="rank of the adapters (default %(default)s)")
+    train.add_argument(
+        "--lora-r", type=int, default=8, metavar="R", help="rank of the adapters (default %(default)s); 0: head alone"
+    )
     train.add_argument(
         "--targets", default="query,value", metavar="A,B", help="layers that get adapters (default %(default)s)"
     )
     train.add_argument("--max-length", type=int, default=64, metavar="N", help="tokens a text (default %(default)s)")
-    train.add_argument("--seed", type=int, default=0, help="of batches, adapters and head (default %(default)s)")
+    train.add_argument(
+        "--pool",
+        choices=["mean", "first"],
+        default="mean",
+        help="what the head reads: the mean of a text's last hidden states (default), or the first token or the last, "
+        "as the model's own classifier",
+    )
+    train.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="make batches, adapters and head repeatable; a server that guesses N learns the length of every text "
+        "(default: drawn from the operating system)",
+    )
     add_engine(train, "what encrypts: native (default), or openfhe with keys of this run; as the server's")
     train.add_argument(
         "--device", default="cpu", metavar="D", help="what trains and encrypts: cpu (default), cuda, or cuda:1"
@@ -82,7 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
         adapted, encoded, encoded_test = _prepared(task, transport, arguments)
         adapted.register_forward_pre_hook(lambda *_: stop.check())
         keeper, result, failure = _train(adapted, encoded, encoded_test, task)
-        numbers = {**result.to_dict(), "labels": len(task.labels), "training_texts": len(task.train.texts)}
+        sizes = {"labels": len(task.labels), "training_texts": len(task.train.texts)}
+        numbers = {**result.to_dict(), **sizes, "pool": arguments.pool}
         if transport:
             numbers["engine"] = arguments.engine
             numbers["server"] = None if failure else _server_counts(transport)
@@ -132,7 +153,7 @@ def _task(arguments: argparse.Namespace) -> _Task:
 
     import matplotlib  # noqa: F401 - draws at the very end: what is missing should show now
 
-    from privtuner.lora import dataset
+    from privtuner.lora import table
     from privtuner.lora.training import TrainConfig
 
     quiet_transformers()
@@ -147,9 +168,10 @@ def _task(arguments: argparse.Namespace) -> _Task:
         max_length=arguments.max_length,
     )
     columns = (arguments.text_column, arguments.label_column)
-    train = dataset.read_csv(arguments.data, *columns)
-    test = dataset.read_csv(arguments.eval, *columns) if arguments.eval else None
-    return _Task(config, device, train, test, dataset.label_names(train, test), out)
+    form = {"delimiter": arguments.delimiter, "encoding": arguments.encoding}
+    train = table.read_csv(arguments.data, *columns, **form)
+    test = table.read_csv(arguments.eval, *columns, **form) if arguments.eval else None
+    return _Task(config, device, train, test, table.label_names(train, test), out)
 
 
 def _prepared(
@@ -164,7 +186,7 @@ def _prepared(
     from privtuner.lora.training import prepare_model
 
     model, tokenizer = (
-        _encrypted_model(transport, task.labels, arguments) if transport else _plain_model(arguments.model, task.labels)
+        _encrypted_model(transport, task.labels, arguments) if transport else _plain_model(task.labels, arguments)
     )
     longest = task.config.max_length
     if (positions := limits.positions(model)) is not None and positions < longest:
@@ -282,13 +304,11 @@ def _connection(address: str | None, stop: Stop) -> Iterator[RemoteTransport | N
         yield transport
 
 
-def _label_maps(labels: Sequence[str]) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
-
-
 def _encrypted_model(
     transport: RemoteTransport, labels: Sequence[str], arguments: argparse.Namespace
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel | MeanForSequenceClassification, PreTrainedTokenizerBase]:
+    from privtuner.lora.classifier import owner_classifier
+
     hello = transport.hello()
     sealed, engine = hello.get("sealed", 0), hello.get("engine", "native")
     if arguments.seal and not sealed:
@@ -309,43 +329,33 @@ def _encrypted_model(
         logging.basicConfig(stream=sys.stderr, format="privtuner: %(message)s")
         logging.getLogger("privtuner.nn.session").setLevel(logging.INFO)
     bundle = transport.fetch_bundle()
-    names = _label_maps(labels)
     # The GPU is PyTorch's and CuPy's: what one computes the other reads where it lies.
-    model = bundle.build(transport, engine=engine, device=arguments.device, num_labels=len(labels), **names)
+    model = owner_classifier(bundle, transport, labels, arguments.pool, engine=engine, device=arguments.device)
     return model, bundle.tokenizer()
 
 
-def _plain_model(directory: str, labels: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+def _plain_model(
+    labels: Sequence[str], arguments: argparse.Namespace
+) -> tuple[PreTrainedModel | MeanForSequenceClassification, PreTrainedTokenizerBase]:
+    from transformers import AutoTokenizer
 
-    options = {"local_files_only": True, "trust_remote_code": False}
-    if not (Path(directory) / "config.json").is_file():
-        raise InputError(f"{directory} is no model directory: it has no config.json")
+    from privtuner.lora.classifier import clear_classifier
+
+    directory = arguments.model
+    model = clear_classifier(directory, labels, arguments.pool)
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            directory,
-            num_labels=len(labels),
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            **_label_maps(labels),
-            **options,
-        )
-        return model.eval(), AutoTokenizer.from_pretrained(directory, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"cannot load a model from {directory}: {error}") from error
+        return model, AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load a tokenizer from {directory}: {error}") from error
 
 
 def _print_result(result: TrainResult, task: _Task, adapter: Path | None, written: Sequence[Path]) -> None:
     config = result.config
+    trained = f"LoRA r = {config.lora_r} on {','.join(config.targets)}" if config.lora_r else "the head alone"
     lines = [
         ("mode", result.mode),
         ("data", f"{len(task.train.texts)} training texts, {len(task.labels)} labels"),
-        (
-            "steps",
-            f"{config.steps} of {config.batch_size} texts, LoRA r = {config.lora_r} on {','.join(config.targets)}",
-        ),
+        ("steps", f"{config.steps} of {config.batch_size} texts, {trained}"),
         ("loss", f"{result.steps[0].loss:.3f} at the first step, {result.steps[-1].loss:.3f} at the last"),
     ]
     if result.before and result.after:

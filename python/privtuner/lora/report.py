@@ -126,7 +126,7 @@ def check_folder(model: PeftModel, labels: Sequence[str], directory: Path) -> No
 
 
 def save_adapter(model: PeftModel, labels: Sequence[str], directory: Path) -> None:
-    """Write the adapter as ``save_pretrained`` of PEFT does, and the labels beside it.
+    """Write the adapter as ``save_pretrained`` of PEFT does, and beside it the labels and what the head reads.
 
     Raises:
         privtuner.errors.PrivtunerError: the disk is full or the directory went away.
@@ -145,23 +145,28 @@ def _staged(model: PeftModel, labels: Sequence[str], directory: Path) -> Iterato
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         model.save_pretrained(name)
-        (folder / LABELS_FILE).write_text(json.dumps({"labels": list(labels)}, indent=1) + "\n", encoding="utf-8")
+        head = {"pool": getattr(model, "pool", "first"), "labels": list(labels)}
+        (folder / LABELS_FILE).write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
         yield folder
 
 
-def load_labels(directory: str | Path) -> tuple[str, ...]:
-    """Return the labels beside a saved adapter, in the order of the head's outputs.
+def load_labels(directory: str | Path) -> tuple[tuple[str, ...], str]:
+    """Return the labels beside a saved adapter, in the order of the head's outputs, and the pool, "mean" or "first".
 
     Raises:
         privtuner.errors.InputError: the file is missing or malformed.
     """
     path = Path(directory) / LABELS_FILE
     try:
-        return tuple(str(label) for label in json.loads(path.read_text(encoding="utf-8"))["labels"])
+        head = json.loads(path.read_text(encoding="utf-8"))
+        labels, pool = head["labels"], head["pool"]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is no list of labels: {error}") from error
+        raise InputError(f"{path} is no list of labels: {error!r}") from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in [*labels, pool]):
+        raise InputError(f"{path} is no list of labels with a pool")
+    return tuple(labels), pool
 
 
 def save_json(values: Mapping[str, Any], path: Path) -> None:

@@ -126,7 +126,7 @@ def label_names(train: TextTable, test: TextTable | None = None) -> tuple[str, .
             known, source = spelled.setdefault(_sameness(label), (label, table))
             if known != label:
                 raise InputError(
-                    f"{table.where(label)}: the label {ascii(label)} differs only in spelling from {ascii(known)} of "
+                    f"{table.where(label)}: the label {label!a} differs only in spelling from {known!a} of "
                     f"{source.where(known)}; write both alike, or rename one if they are two classes"
                 )
     names = sorted(set(train.labels))
@@ -158,7 +158,7 @@ def _decoded(path: str | Path, encoding: str | None) -> str:
     except UnicodeDecodeError as error:
         line = _lines(content[: error.start].decode(chosen, "ignore"))
         raise InputError(
-            f"{path}, line {line}: byte {content[error.start]:#04x} is not {chosen.upper()}; save the file as UTF-8, or "
+            f"{path}, line {line}: byte {content[error.start]:#04x} is not {chosen.upper()}; save the file as UTF-8 or "
             "name its encoding (--encoding cp1252 for most files of Windows)"
         ) from error
     except (LookupError, UnicodeError) as error:

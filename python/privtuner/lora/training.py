@@ -7,6 +7,7 @@ two runs is that of the arithmetic: 8-bit frozen weights and the noise of the en
 from __future__ import annotations
 
 import math
+import secrets
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -53,10 +54,12 @@ class TrainConfig:
         warmup: part of the steps over which the rates rise linearly from zero, in [0, 1); they fall linearly after.
         weight_decay: of AdamW.
         clip: largest norm of the gradient, positive, up to 1e30.
-        lora_r: rank of the adapters, 1 to 2**16.
+        lora_r: rank of the adapters, up to 2**16; 0 trains the head alone.
         lora_alpha: the adapters' update is scaled by ``lora_alpha / lora_r``.
         targets: ends of the names of the layers that get adapters.
-        seed: of batches, adapters and head.
+        seed: of batches, adapters and head, which it makes repeatable. Whoever knows it knows the order of the batches
+            and can tell the length of every text from what a server sees; None draws all three from the operating
+            system's randomness.
         max_length: tokens at which texts are cut, 3 to 2**20.
 
     Raises:
@@ -73,14 +76,14 @@ class TrainConfig:
     lora_r: int = 8
     lora_alpha: int = 16
     targets: tuple[str, ...] = ("query", "value")
-    seed: int = 0
+    seed: int | None = None
     max_length: int = 64
 
     def __post_init__(self) -> None:
         for name, least, most in (
             ("steps", 1, 10**9),
             ("batch_size", 1, 1 << 20),
-            ("lora_r", 1, 1 << 16),
+            ("lora_r", 0, 1 << 16),
             ("lora_alpha", 1, 1 << 20),
             ("max_length", 3, 1 << 20),
         ):
@@ -92,7 +95,7 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)}; give a positive number up to 1e30")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is {self.warmup}; give a part of the steps in [0, 1)")
-        if not 0 <= self.seed < 1 << 63:
+        if self.seed is not None and not 0 <= self.seed < 1 << 63:
             raise InputError(f"seed is {self.seed}; give 0 or a positive number below 2**63")
         if not self.targets or not all(self.targets):
             raise InputError(f"targets are {list(self.targets)}; name the layers that get adapters")
@@ -182,7 +185,7 @@ class TrainResult:
 
 
 def prepare_model(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
-    """Freeze all but the head, start the head anew and add adapters, all from ``config.seed``.
+    """Freeze all but the head, start the head anew and add adapters.
 
     Args:
         model: a sequence classifier, in the clear or from :meth:`privtuner.nn.OwnerBundle.build`.
@@ -196,7 +199,8 @@ def prepare_model(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
     heads = trainable_heads(model)
     if not heads:
         raise InputError(f"this {type(model).__name__} has no classification head to train; serve another model")
-    generator = torch.Generator().manual_seed(config.seed)
+    seed = secrets.randbits(63) if config.seed is None else config.seed
+    generator = torch.Generator().manual_seed(seed)
     for head in heads:
         for module in model.get_submodule(head).modules():
             if isinstance(module, torch.nn.Linear):
@@ -204,7 +208,7 @@ def prepare_model(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
                 if module.bias is not None:
                     torch.nn.init.zeros_(module.bias)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seed)
         adapted = add_lora(
             model, r=config.lora_r, alpha=config.lora_alpha, targets=config.targets, modules_to_save=heads
         )
