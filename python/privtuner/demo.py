@@ -50,7 +50,7 @@ def run(out: Path, steps: int) -> None:
         }
         with serving(model) as address:
             runs["LoRA encrypted"] = _run(["train", "--server", address, *common, "--out", str(out / "encrypted")])
-        from privtuner.lora.table import read_csv
+        from privtuner.lora.dataset import read_csv
 
         sample = read_csv(data / "reschedule_test.csv", "text", "day").texts[0]
     _draw(runs, out / "loss.png")

@@ -9,8 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from privtuner.errors import InputError, PrivtunerError
-from privtuner.lora.dataset import encode
-from privtuner.lora.table import TextTable, label_names
+from privtuner.lora.dataset import TextTable, encode, label_names
 from privtuner.lora.training import (
     Step,
     TrainConfig,

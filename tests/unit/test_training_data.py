@@ -14,8 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privtuner.errors import InputError
-from privtuner.lora.dataset import Encoded, collate, encode, length_batches, shuffled
-from privtuner.lora.table import TextTable, label_names, read_csv
+from privtuner.lora.dataset import (
+    Encoded,
+    TextTable,
+    collate,
+    encode,
+    label_names,
+    length_batches,
+    read_csv,
+    shuffled,
+)
 from text_cases import rows, tiny_tokenizer
 
 

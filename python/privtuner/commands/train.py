@@ -153,7 +153,7 @@ def _task(arguments: argparse.Namespace) -> _Task:
 
     import matplotlib  # noqa: F401 - draws at the very end: what is missing should show now
 
-    from privtuner.lora import table
+    from privtuner.lora import dataset
     from privtuner.lora.training import TrainConfig
 
     quiet_transformers()
@@ -169,9 +169,9 @@ def _task(arguments: argparse.Namespace) -> _Task:
     )
     columns = (arguments.text_column, arguments.label_column)
     form = {"delimiter": arguments.delimiter, "encoding": arguments.encoding}
-    train = table.read_csv(arguments.data, *columns, **form)
-    test = table.read_csv(arguments.eval, *columns, **form) if arguments.eval else None
-    return _Task(config, device, train, test, table.label_names(train, test), out)
+    train = dataset.read_csv(arguments.data, *columns, **form)
+    test = dataset.read_csv(arguments.eval, *columns, **form) if arguments.eval else None
+    return _Task(config, device, train, test, dataset.label_names(train, test), out)
 
 
 def _prepared(

@@ -1,4 +1,4 @@
-"""Labelled texts as batches of token numbers."""
+"""Labelled texts: read from a CSV file (:mod:`privtuner.lora.table`), as batches of token numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from privtuner.errors import InputError
-from privtuner.lora.table import TextTable
+from privtuner.lora.table import TextTable, label_names, read_csv
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Encoded",
+    "TextTable",
     "collate",
     "encode",
+    "label_names",
     "length_batches",
+    "read_csv",
     "shuffled",
 ]
 

@@ -114,12 +114,12 @@ def embed_texts(model: str, data: str, label_column: str, count: int) -> tuple[A
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from privtuner.lora import table
+    from privtuner.lora import dataset
 
     if not (Path(model) / "config.json").is_file():
         raise InputError(f"{model} is no model directory: it has no config.json")
-    texts = table.read_csv(data, "text", label_column)
-    names = table.label_names(texts)[:count]
+    texts = dataset.read_csv(data, "text", label_column)
+    names = dataset.label_names(texts)[:count]
     rows = [place for place, label in enumerate(texts.labels) if label in names]
     encoder, tokenizer = AutoModel.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
     vectors = []
