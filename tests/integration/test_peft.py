@@ -374,7 +374,7 @@ def test_trainable_heads_are_the_outermost() -> None:
 def test_add_lora_refuses_what_cannot_work(parts: Split) -> None:
     model = classifier(parts)
     for options, message in [
-        ({"r": 0}, "r is 0; give a rank"),
+        ({"r": -1}, "r is -1; give a rank"),
         ({"dropout": 1.0}, "dropout is 1.0; give a probability"),
         ({"targets": ["query", "quarry"]}, "target 'quarry' matches no module; the encrypted layers are dense, key"),
         ({"targets": ["query"], "modules_to_save": ["pooler"]}, "'bert.pooler' cannot be trained in full"),

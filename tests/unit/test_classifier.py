@@ -195,9 +195,13 @@ def test_adapter_of_another_model(saved, tmp_path):
 def test_adapter_that_is_none(directory, saved, tmp_path):
     with pytest.raises(InputError, match=r"cannot read .*labels\.json"):
         load_classifier(directory, tmp_path)
-    (saved / "adapter_model.safetensors").unlink()
+    (saved / "adapter_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(InputError, match="cannot load an adapter from"):
         load_classifier(directory, saved)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (saved / name).unlink()
+        with pytest.raises(InputError, match=f"no adapter in .*: it has no {name}"):
+            load_classifier(directory, saved)
 
 
 def test_model_that_is_none(saved, tmp_path):

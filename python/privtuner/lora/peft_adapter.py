@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
+    from privtuner.lora.classifier import MeanForSequenceClassification
+
 __all__ = ["add_lora", "check_lora_config", "load_adapter", "trainable_heads"]
 
 # Class name suffix of transformers -> task type of PEFT, which decides what a saved adapter can be loaded as.
@@ -35,7 +37,7 @@ _FREE_INITS = (True, False, "gaussian", "orthogonal")
 
 
 def add_lora(
-    model: PreTrainedModel,
+    model: PreTrainedModel | MeanForSequenceClassification,
     *,
     r: int = 8,
     alpha: int | None = None,
@@ -95,7 +97,12 @@ def load_adapter(model: torch.nn.Module, directory: str | Path) -> PeftModel:
         privtuner.errors.InputError: there is none, or it does not fit ``model``.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
+    # PEFT would look for what is missing on the hub, and for weights that are a pickle.
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (Path(directory) / name).is_file():
+            raise InputError(f"there is no adapter in {directory}: it has no {name}")
     try:
         with warnings.catch_warnings():
             # A layer without its part of the adapter would go on as it was.
@@ -104,7 +111,7 @@ def load_adapter(model: torch.nn.Module, directory: str | Path) -> PeftModel:
     except (RuntimeError, UserWarning) as error:
         first = " ".join(" ".join(str(error).splitlines()[:2]).split())
         raise InputError(f"the adapter in {directory} does not fit this {type(model).__name__}: {first}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"cannot load an adapter from {directory}: {error}") from error
 
 

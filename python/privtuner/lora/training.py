@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from privtuner.lora.classifier import MeanForSequenceClassification
+
 __all__ = [
     "Evaluation",
     "Step",
@@ -184,7 +186,7 @@ class TrainResult:
         }
 
 
-def prepare_model(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
+def prepare_model(model: PreTrainedModel | MeanForSequenceClassification, config: TrainConfig) -> PeftModel:
     """Freeze all but the head, start the head anew and add adapters.
 
     Args:
