@@ -291,7 +291,7 @@ def test_empty_file(model, arguments, capsys, tmp_path):
 def test_label_that_was_never_trained(model, arguments, capsys, tmp_path):
     other = write_csv(tmp_path / "other.csv", [("a cat", "animal")])
     line = ["train", "--plain", "--model", model, *flat(arguments, eval=other)]
-    assert "lacks: animal" in failed(capsys, 2, line)
+    assert "lacks: 'animal'" in failed(capsys, 2, line)
 
 
 def test_directory_that_takes_nothing_is_found_before_training(model, arguments, capsys, tmp_path):
