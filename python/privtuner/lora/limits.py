@@ -14,10 +14,12 @@ from privtuner.lora.dataset import Encoded
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from privtuner.lora.classifier import MeanForSequenceClassification
+
 __all__ = ["fitted", "positions"]
 
 
-def positions(model: PreTrainedModel) -> int | None:
+def positions(model: PreTrainedModel | MeanForSequenceClassification) -> int | None:
     """Return the most tokens a text of ``model`` may have, None where the configuration sets no limit."""
     stated: Any = getattr(model.config, "max_position_embeddings", None)
     limits = [stated] if isinstance(stated, int) and stated > 0 else []
@@ -28,7 +30,7 @@ def positions(model: PreTrainedModel) -> int | None:
     return min(limits, default=None)
 
 
-def fitted(model: PreTrainedModel, tables: Sequence[Encoded]) -> tuple[Encoded, ...]:
+def fitted(model: PreTrainedModel | MeanForSequenceClassification, tables: Sequence[Encoded]) -> tuple[Encoded, ...]:
     """Return ``tables`` as ``model`` can take them: all padded with one token that has an embedding.
 
     That is the tokenizer's where it has one; another that no text contains where not. Padding is masked, so that which
