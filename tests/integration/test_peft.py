@@ -398,7 +398,7 @@ def test_trainable_heads_are_the_outermost() -> None:
 def test_add_lora_refuses_what_cannot_work(parts: Split) -> None:
     model = classifier(parts)
     for options, message in [
-        ({"r": 0}, "r is 0; give a rank"),
+        ({"r": -1}, "r is -1; give a rank"),
         ({"dropout": 1.0}, "dropout is 1.0; give a probability"),
         ({"r": 2.5}, "r is 2.5; give a rank"),
         (

@@ -101,7 +101,7 @@ def test_reply_of_another_process_is_right(model, address):
 
 
 def test_owners_do_not_disturb_each_other(address):
-    config = TrainConfig(steps=4, batch_size=16, lora_r=4, lr=2e-2, head_lr=5e-2)
+    config = TrainConfig(steps=4, batch_size=16, lora_r=4, lr=2e-2, head_lr=5e-2, seed=3)
 
     def owner():
         transport = RemoteTransport(address)

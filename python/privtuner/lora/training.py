@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from privtuner.lora.classifier import MeanForSequenceClassification
+
 __all__ = [
     "Evaluation",
     "Step",
@@ -54,7 +56,7 @@ class TrainConfig:
         warmup: part of the steps over which the rates rise linearly from zero, in [0, 1); they fall linearly after.
         weight_decay: of AdamW.
         clip: largest norm of the gradient, positive, up to 1e30.
-        lora_r: rank of the adapters, 1 to 2**16, or 0 to train the head alone.
+        lora_r: rank of the adapters, up to 2**16; 0 trains the head alone.
         lora_alpha: the adapters' update is scaled by ``lora_alpha / lora_r``.
         targets: ends of the names of the layers that get adapters.
         seed: of batches, adapters and head, which it makes repeatable. Whoever knows it knows the order of the batches
@@ -184,7 +186,7 @@ class TrainResult:
         }
 
 
-def prepare_model(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
+def prepare_model(model: PreTrainedModel | MeanForSequenceClassification, config: TrainConfig) -> PeftModel:
     """Freeze all but the head, start the head anew and add adapters.
 
     Args:

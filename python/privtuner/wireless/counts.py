@@ -82,9 +82,7 @@ class Limits:
             self._newton(own, warm)
         return heat * self._barrier(self.price)
 
-    def kept(
-        self, weights: FloatArray, demand: Sequence[FloatArray], gap: FloatArray, heat: float
-    ) -> FloatArray:
+    def kept(self, weights: FloatArray, demand: Sequence[FloatArray], gap: FloatArray, heat: float) -> FloatArray:
         """How much less the demands react because these prices follow: by prices of goods and, last, by temperature.
 
         Args:
