@@ -238,6 +238,9 @@ def encrypt(
     Raises:
         InputError: wrong shape or dtype, a value that is not finite in float32, or no tokens.
     """
+    for name, value, kind in (("public", public, Public), ("masks", masks, (MaskCache, type(None)))):
+        if not isinstance(value, kind):  # the core's own refusal would show all arguments, and so the batch
+            raise InputError(f"{name} is of type {type(value).__name__}: see encrypt")
     cache = None if masks is None else masks._core
     return _core.encrypt(public._core, direction, as_batch(x, public, direction), cache)
 

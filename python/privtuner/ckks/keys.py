@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from .. import _core
 from ..copies import Immutable
-from ..errors import InputError, SecretError
+from ..errors import CkksError, InputError, SecretError
 from .parameters import BytesLike, Parameters
 from .tensor import EncryptedTensor
 
@@ -42,8 +42,16 @@ def _encrypted(
     key: PublicKey | SecretKey, values: npt.ArrayLike, bound: float, level: int | None, scale: npt.ArrayLike | None
 ) -> EncryptedTensor:
     re, im = as_values(values)
-    at = key.parameters.depth if level is None else level
-    return EncryptedTensor(key._core.encrypt(re, im, at, bound, as_scales(scale)), key.parameters)
+    depth = key.parameters.depth
+    # What has the wrong type is found here: the core's own refusal would show all arguments, and so the values.
+    if not isinstance(bound, (int, float, np.integer, np.floating)):
+        raise InputError(f"bound is of type {type(bound).__name__}: give a number")
+    if not isinstance(level, (int, np.integer, type(None))):
+        raise InputError(f"level is of type {type(level).__name__}: give a whole number")
+    at = depth if level is None else int(level)
+    if not 0 <= at <= depth:
+        raise CkksError(f"level {at} is outside [0, {depth}] of {key.parameters.name}")
+    return EncryptedTensor(key._core.encrypt(re, im, at, float(bound), as_scales(scale)), key.parameters)
 
 
 class EvaluationKeys(Immutable):
