@@ -55,6 +55,7 @@ class Limits:
         self._signed = self.inside.T * self.sign  # (rows, limits)
         self._members = self.inside.sum(axis=1).astype(np.float64)
         self._spread = 0.0  # of the costs, J: when first seen
+        self._drift: tuple[FloatArray, FloatArray, float] | None = None
         self.price = np.zeros(len(limits))
         """J a device, positive: as `settle` left them."""
 
@@ -64,8 +65,10 @@ class Limits:
         charged[self.rows] += self._charges(self.price, costs.shape[1])
         return charged, float(self.price @ (self.sign * self.count))
 
-    def settle(self, costs: FloatArray, heat: float) -> float:
+    def settle(self, costs: FloatArray, heat: float, goods: FloatArray) -> float:
         """Set the prices that are best at these costs (devices, tiers; inf where barred); returns the barrier's part.
+
+        ``goods``, the prices of the goods, and the temperature tell how far the last ones have to move.
 
         The smooth bound has heat * (ln(price) - price / a usual one) added, which keeps the prices positive and finite
         and hides little as it cools.
@@ -74,6 +77,13 @@ class Limits:
         if self._spread == 0:
             spread = np.ptp(np.where(np.isfinite(own), own, own.min(axis=1, keepdims=True)), axis=1)
             self._spread = max(float(spread.max()), heat)
+        if self._drift is not None:
+            drift, last_goods, last_heat = self._drift
+            far = last_goods * np.clip(np.log(goods / last_goods), -1.0, 1.0)
+            self.price = np.maximum(self.price - drift @ np.append(far, last_heat - heat), 0.1 * self.price)
+        if self._newton(own, heat):
+            return heat * self._barrier(self.price)
+        self._place(own)
         warm, rises = heat, 0
         while not self._newton(own, warm) and rises < _RISES:  # to where it is soft enough
             warm, rises = warm * _HEATING, rises + 1
@@ -82,7 +92,9 @@ class Limits:
             self._newton(own, warm)
         return heat * self._barrier(self.price)
 
-    def kept(self, weights: FloatArray, demand: Sequence[FloatArray], gap: FloatArray, heat: float) -> FloatArray:
+    def kept(
+        self, weights: FloatArray, demand: Sequence[FloatArray], gap: FloatArray, heat: float, goods: FloatArray
+    ) -> FloatArray:
         """How much less the demands react because these prices follow: by prices of goods and, last, by temperature.
 
         Args:
@@ -90,6 +102,7 @@ class Limits:
             demand: likewise, one a good.
             gap: likewise, cost above a device's least, in units of the temperature.
             heat: temperature.
+            goods: the prices of the goods.
 
         Returns:
             (goods + 1, goods + 1), to be multiplied by price / heat and 1 / heat.
@@ -101,7 +114,9 @@ class Limits:
             apart = own * (near - (own * near).sum(axis=1, keepdims=True))
             row[:] = (apart[:, self.tier] * self._signed).sum(axis=0)
         moved[-1] += heat * self._push(self.price)
-        return np.asarray(moved @ _solve(self._stiffness(own, heat), moved.T))
+        drift = _solve(self._stiffness(own, heat), moved.T)
+        self._drift = drift, goods, heat
+        return np.asarray(moved @ drift)
 
     def _barrier(self, price: FloatArray) -> float:
         return float(np.log(price).sum() - price.sum() / (_USUAL * self._spread))
@@ -132,6 +147,16 @@ class Limits:
         value = float((least - heat * np.log(mass)).sum() - price @ limit) + heat * self._barrier(price)
         slope = (weights[:, self.tier] * self._signed).sum(axis=0) - limit
         return value, slope + heat * self._push(price), weights
+
+    def _place(self, own: FloatArray) -> None:
+        """Set each price in turn to where its limit is just kept, without heat: exact for a limit alone."""
+        for place, (tier, count) in enumerate(zip(self.tier, self.count.astype(int), strict=True)):
+            self.price[place] = 0.0
+            charged = (own + self._charges(self.price, own.shape[1]))[self.inside[place]]
+            cost = charged[:, tier].copy()
+            charged[:, tier] = np.inf
+            ahead = np.sort(charged.min(axis=1) - cost)[::-1]  # of a device that the tier suits by so much
+            self.price[place] = max(0.0, self.sign[place] * 0.5 * float(ahead[count - 1] + ahead[count]))
 
     def _newton(self, own: FloatArray, heat: float) -> bool:
         """Newton's method from the prices as they are; whether it got there."""

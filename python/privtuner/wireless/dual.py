@@ -154,7 +154,7 @@ class _Climb:
         else:
             barrier = 0.0
             if self.limits is not None:
-                barrier = self.limits.settle(costs, heat)
+                barrier = self.limits.settle(costs, heat, prices)
                 costs, income = self.limits.charge(costs)
                 spent += income
             least = costs.min(axis=1)
@@ -183,7 +183,7 @@ class _Climb:
                 ]
             )
             if self.limits is not None:
-                kept = self.limits.kept(weights, demand, gap, heat)
+                kept = self.limits.kept(weights, demand, gap, heat, prices)
                 bend += kept[:-1, :-1] * (prices / heat)
                 warming -= kept[:-1, -1] / heat
                 entropy += len(self.limits.price)
