@@ -1,5 +1,6 @@
 #include "privtuner/linear/messages.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -35,8 +36,57 @@ struct Header {
   Direction direction;
   LayerId layer;
   RequestId request;
-  std::size_t size;  // of the whole message
+  std::size_t size;      // of the whole message
+  bool residues = true;  // whether every word that must be one is below q
 };
+
+// Every residue below q, without a branch a word.
+template <class Word>
+bool all_below(const std::uint8_t* data, std::size_t count, std::uint64_t q) {
+  Word over = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    Word word;
+    std::memcpy(&word, data + i * sizeof(Word), sizeof(Word));
+    over |= static_cast<Word>(word >= static_cast<Word>(q));
+  }
+  return over == 0;
+}
+
+// Where the residues of a message begin, which reach to its end; its size if it has none. From fields that are not
+// checked yet: where they are wrong, the message is refused for it.
+std::size_t residues_at(Kind kind, const Preset& preset, const std::uint8_t* message, std::size_t size) {
+  if (kind == Kind::request) return std::min(size, kRequestPrefix);
+  if (kind != Kind::block || size < kBlockPrefix) return size;
+  Reader in(message + kHeaderBytes + 8);
+  const auto flags = in.get<std::uint32_t>();
+  in.skip(4);
+  const auto rows = in.get<std::uint32_t>();
+  const std::size_t words = flags == kMaskWanted ? rows * preset.n : 0;
+  return size - std::min(size - kBlockPrefix, words * static_cast<std::size_t>(preset.word_bytes));
+}
+
+// The checksum of a message and whether its residues are below q, both from one reading, on which it is copied as well
+// if there is somewhere to copy it to.
+std::uint64_t read_once(const std::uint8_t* message, std::size_t size, const Preset* preset, std::size_t residues,
+                        std::uint8_t* copy, bool& below) {
+  constexpr std::size_t kStep = 4096;  // a multiple of the checksum's lanes that stays in the nearest cache
+  if (copy != nullptr) std::memcpy(copy, message, kHeaderBytes);
+  Checksum sum;
+  sum.add(message, kChecksumAt);
+  for (std::size_t begin = kHeaderBytes; begin < size; begin += kStep) {
+    const std::size_t end = begin + std::min(kStep, size - begin);
+    if (copy != nullptr) std::memcpy(copy + begin, message + begin, end - begin);
+    const std::uint8_t* from = copy != nullptr ? copy : message;
+    sum.add(from + begin, end - begin);
+    if (preset == nullptr || end <= residues) continue;
+    const std::size_t bytes = static_cast<std::size_t>(preset->word_bytes);
+    const std::size_t count = (end - residues) / bytes;  // a word that goes on behind the end comes next time
+    below &= bytes == 4 ? all_below<std::uint32_t>(from + residues, count, preset->q)
+                        : all_below<std::uint64_t>(from + residues, count, preset->q);
+    residues += count * bytes;
+  }
+  return sum.value();
+}
 
 void seal(Kind kind, Direction direction, const Preset& preset, const LayerId& layer, const RequestId& request,
           std::uint8_t* message, std::size_t size) {
@@ -52,8 +102,10 @@ void seal(Kind kind, Direction direction, const Preset& preset, const LayerId& l
   out.put(checksum(message, size));
 }
 
-// Checks the header and the checksum of the message at the front of [message, message + size).
-Header open(Kind kind, const Preset* preset, const std::uint8_t* message, std::size_t size) {
+// Checks the header and the checksum of the message at the front of [message, message + size), looks at its residues,
+// and copies it if `copy` is not null.
+Header open(Kind kind, const Preset* preset, const std::uint8_t* message, std::size_t size,
+            std::uint8_t* copy = nullptr) {
   const std::string what = kind_name(kind);
   if (size < kHeaderBytes) {
     throw MessageError(what + " of " + std::to_string(size) + " bytes is shorter than its header of " +
@@ -87,7 +139,9 @@ Header open(Kind kind, const Preset* preset, const std::uint8_t* message, std::s
                        std::to_string(size - kHeaderBytes) + " are here: truncated?");
   }
   header.size = kHeaderBytes + static_cast<std::size_t>(length);
-  if (in.get<std::uint64_t>() != checksum(message, header.size)) {
+  const std::size_t residues = preset == nullptr ? header.size : residues_at(kind, *preset, message, header.size);
+  const std::uint64_t sum = read_once(message, header.size, preset, residues, copy, header.residues);
+  if (in.get<std::uint64_t>() != sum) {
     throw MessageError(what + ": checksum mismatch: the message was changed on its way");
   }
   return header;
@@ -97,22 +151,8 @@ void require(bool condition, const std::string& text) {
   if (!condition) throw MessageError(text);
 }
 
-// Every residue below q, without a branch a word.
-template <class Word>
-bool all_below(const std::uint8_t* data, std::size_t count, std::uint64_t q) {
-  Word over = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    Word word;
-    std::memcpy(&word, data + i * sizeof(Word), sizeof(Word));
-    over |= static_cast<Word>(word >= static_cast<Word>(q));
-  }
-  return over == 0;
-}
-
-void require_residues(const Preset& preset, const std::uint8_t* data, std::size_t count, const char* what) {
-  const bool good = preset.word_bytes == 4 ? all_below<std::uint32_t>(data, count, preset.q)
-                                           : all_below<std::uint64_t>(data, count, preset.q);
-  require(good, std::string(what) + ": a residue is not below q = " + std::to_string(preset.q));
+void require_residues(const Header& header, const Preset& preset, const char* what) {
+  require(header.residues, std::string(what) + ": a residue is not below q = " + std::to_string(preset.q));
 }
 
 }  // namespace
@@ -188,8 +228,8 @@ void seal_request(const Preset& preset, const RequestHeader& header, std::uint8_
   seal(Kind::request, header.direction, preset, header.layer, header.request, message, size);
 }
 
-RequestHeader open_request(const Preset& preset, const std::uint8_t* message, std::size_t size) {
-  const Header common = open(Kind::request, &preset, message, size);
+RequestHeader open_request(const Preset& preset, const std::uint8_t* message, std::size_t size, std::uint8_t* copy) {
+  const Header common = open(Kind::request, &preset, message, size, copy);
   require(common.size == size, "request: " + std::to_string(size - common.size) + " bytes too many");
   require(size >= kRequestPrefix, "request: truncated");
   RequestHeader header;
@@ -209,7 +249,7 @@ RequestHeader open_request(const Preset& preset, const std::uint8_t* message, st
   require(size == request_bytes(preset, header.features, header.tokens),
           "request: length does not fit " + std::to_string(header.features) + " features of " +
               std::to_string(header.tokens) + " tokens");
-  require_residues(preset, message + kRequestPrefix, std::size_t{header.features} * header.tokens, "request");
+  require_residues(common, preset, "request");
   return header;
 }
 
@@ -224,8 +264,9 @@ void seal_block(const Preset& preset, const BlockHeader& header, std::uint8_t* m
   seal(Kind::block, header.direction, preset, header.layer, header.request, message, size);
 }
 
-BlockHeader open_block(const Preset& preset, const std::uint8_t* message, std::size_t size, std::size_t& block_size) {
-  const Header common = open(Kind::block, &preset, message, size);
+BlockHeader open_block(const Preset& preset, const std::uint8_t* message, std::size_t size, std::size_t& block_size,
+                       std::uint8_t* copy) {
+  const Header common = open(Kind::block, &preset, message, size, copy);
   block_size = common.size;
   require(block_size >= kBlockPrefix, "reply block: truncated");
   BlockHeader header;
@@ -246,11 +287,7 @@ BlockHeader open_block(const Preset& preset, const std::uint8_t* message, std::s
           "reply block: unusable shape");
   require(block_size == block_bytes(preset, header.row_count, header.tokens, header.mask_present),
           "reply block: length does not fit its shape");
-  if (header.mask_present) {
-    const std::size_t words = header.row_count * preset.n;
-    require_residues(preset, message + block_size - words * static_cast<std::size_t>(preset.word_bytes), words,
-                     "reply block");
-  }
+  require_residues(common, preset, "reply block");
   return header;
 }
 
