@@ -4,9 +4,10 @@
     python benchmarks/gpu.py ntt ckks                     # some parts: linear, bytes, llama, ntt, ckks, chebyshev
 
 Needs a GPU, CuPy, and for the plain products PyTorch's CUDA build. Where one is missing, what cannot be measured is
-listed as such, with the reason. Times are of the device, by events, with data and weights resident; what copies to and
-from the processor add is measured on its own, from and to messages in host memory, beside the copies over the bus. Before a part is timed, its results are compared with the processor's,
-bit for bit. Ceilings are measured in the same run: a copy for memory, PyTorch's int8 product for the tensor cores.
+listed as such, with the reason. Times are of the device, by events, with data and weights resident; those from and to
+messages in host memory are of the host, beside the copies over the bus. Before a part is timed, its results are
+compared with the processor's, bit for bit. Ceilings are measured in the same run: a copy for memory, PyTorch's int8
+product for the tensor cores.
 """
 
 from __future__ import annotations

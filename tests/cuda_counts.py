@@ -31,7 +31,7 @@ class _CountedStream:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def wait(self, other: Any = None) -> None:  # noqa: ARG002 - the protocol's signature
+    def wait(self, other: Any = None) -> None:
         self._counts["events"] += 1
 
     def synchronize(self) -> None:
@@ -61,7 +61,7 @@ class CountingDevice(HostDevice):
         self.counts["launches"] += 1
         super().launch(*arguments, **options)
 
-    def empty(self, shape: tuple[int, ...], dtype: Any, what: str = "a work array") -> Any:  # noqa: ARG002 - as above
+    def empty(self, shape: tuple[int, ...], dtype: Any, what: str = "a work array") -> Any:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         memory = np.frombuffer(mmap.mmap(-1, max(1, size)), np.uint8)[:size]  # tracemalloc does not see it
         memory.fill(0xA5)

@@ -73,6 +73,40 @@ def test_sealed_again_a_message_is_the_same(preset, direction, known_mask, kind)
     assert begin == len(reply)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_threads_find_what_one_finds(preset):
+    """Messages that are long enough to be shared out among threads: the same checksums, and every damage."""
+    info = _core.preset_info(preset)
+    features, tokens = 331, 3301  # 4.4 and 8.7 MB
+    dtype = np.uint32 if info["word_bytes"] == 4 else np.uint64
+    words = np.random.default_rng(0).integers(0, info["q"], features * tokens, dtype)
+    fields = {"direction": "forward", "layer": bytes(16), "request": bytes(16), "tokens": tokens, "features": features}
+    sealed, before = {}, _core.num_threads()
+    try:
+        for threads in (1, 2, 5):
+            _core.set_num_threads(threads)
+            message = sealed[threads] = bytearray(bytes(112) + words.tobytes())
+            _core.linear_seal_request(preset, message, seed=bytes(32), mask_wanted=False, **fields)
+            assert message == sealed[1]
+            copy = bytearray(len(message))
+            assert _core.linear_open_request(preset, message, copy)["tokens"] == tokens
+            assert copy == message
+            for place in (65, 111, 112, len(message) // 4, len(message) // 2 + 1, len(message) - 9, len(message) - 1):
+                message[place] ^= 4
+                with pytest.raises(MessageError):
+                    _core.linear_open_request(preset, message)
+                message[place] ^= 4
+            # The ends of the threads' shares, whatever they are, and what is between.
+            for place in {0, 1, len(words) - 1, *range(len(words) // 4 - 3, len(words), len(words) // 4)}:
+                bad = bytearray(message)
+                np.frombuffer(bad, dtype, offset=112)[place] = info["q"]
+                _core.linear_seal_request(preset, bad, seed=bytes(32), mask_wanted=False, **fields)
+                with pytest.raises(MessageError, match="a residue is not below q"):
+                    _core.linear_open_request(preset, bad)
+    finally:
+        _core.set_num_threads(before)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_many_blocks_are_sealed_at_once(threads):
     before = _core.num_threads()
@@ -122,7 +156,7 @@ def test_messages_are_copied_while_they_are_checked(preset):
             read(preset, damaged, copy)
 
 
-@pytest.mark.parametrize("place", [0, 997, 1021, 1022, 1023, 1024, 2045, -1])  # around the steps of 4096 bytes
+@pytest.mark.parametrize("place", [0, 243, 244, 245, 499, 500, 501, 2047, -1])  # around steps of 1024 bytes
 def test_a_residue_is_looked_at_wherever_it_stands(place):
     q = _core.preset_info("linear-w8")["q"]
     words = np.full(3000, q - 1, np.uint32)

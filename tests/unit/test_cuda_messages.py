@@ -126,8 +126,8 @@ def test_few_calls_to_the_driver_a_request(exchange, monkeypatch):
             blocks = list(exchange.engine.apply_blocks(exchange.prepared, request, 256))
         with counted(exchange.device, monkeypatch) as decrypting:
             exchange.owner.decrypt(blocks, secret)
-    # Two seeds are all that is uploaded. The owner waits for the check of its batch and for the end, the engine for each
-    # piece of a reply and for the end.
+    # Two seeds are all that is uploaded. The owner waits for the check of its batch and for the end, the engine for
+    # each piece of a reply and for the end.
     names = ("launches", "uploads", "waits", "events", "questions")
     assert [encrypting[name] for name in names] == [10, 2, 2, 3, 0]
     assert [applying[name] for name in names] == [4, 0, 2, 4, 0]

@@ -1,8 +1,11 @@
 #include "privtuner/linear/messages.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+
+#include "privtuner/math/parallel.hpp"
 
 namespace privtuner::linear {
 namespace {
@@ -25,10 +28,21 @@ const char* kind_name(Kind kind) {
   }
 }
 
+constexpr std::size_t kLong = std::size_t{4} << 20;  // bytes of a message that is worth threads
+
+bool shared_out(std::size_t size) { return size >= kLong && math::num_threads() > 1; }
+
 std::uint64_t checksum(const std::uint8_t* message, std::size_t size) {
   Checksum sum;
   sum.add(message, kChecksumAt);
-  sum.add(message + kHeaderBytes, size - kHeaderBytes);
+  const std::uint8_t* body = message + kHeaderBytes;
+  if (!shared_out(size)) {
+    sum.add(body, size - kHeaderBytes);
+    return sum.value();
+  }
+  math::parallel_for(Checksum::kParts, 1,
+                     [&](std::size_t part, std::size_t) { sum.add_part(part, body, size - kHeaderBytes); });
+  sum.add_length(size - kHeaderBytes);
   return sum.value();
 }
 
@@ -65,11 +79,21 @@ std::size_t residues_at(Kind kind, const Preset& preset, const std::uint8_t* mes
   return size - std::min(size - kBlockPrefix, words * static_cast<std::size_t>(preset.word_bytes));
 }
 
-// The checksum of a message and whether its residues are below q, both from one reading, on which it is copied as well
-// if there is somewhere to copy it to.
+// Whether the residues from `residues` on are below q, those whole ones that end by `end`; sets `residues` behind them.
+bool residues_below(const Preset& preset, const std::uint8_t* message, std::size_t& residues, std::size_t end) {
+  if (end <= residues) return true;
+  const auto bytes = static_cast<std::size_t>(preset.word_bytes);
+  const std::size_t begin = residues, count = (end - begin) / bytes;
+  residues += count * bytes;
+  return bytes == 4 ? all_below<std::uint32_t>(message + begin, count, preset.q)
+                    : all_below<std::uint64_t>(message + begin, count, preset.q);
+}
+
+// The checksum of a message and whether its residues are below q, from one reading, on which it is copied as well if
+// there is somewhere to copy it to: what was copied is what was checked.
 std::uint64_t read_once(const std::uint8_t* message, std::size_t size, const Preset* preset, std::size_t residues,
                         std::uint8_t* copy, bool& below) {
-  constexpr std::size_t kStep = 4096;  // a multiple of the checksum's lanes that stays in the nearest cache
+  constexpr std::size_t kStep = 1024;  // a multiple of the checksum's lanes, near enough for both to be at work at once
   if (copy != nullptr) std::memcpy(copy, message, kHeaderBytes);
   Checksum sum;
   sum.add(message, kChecksumAt);
@@ -78,13 +102,34 @@ std::uint64_t read_once(const std::uint8_t* message, std::size_t size, const Pre
     if (copy != nullptr) std::memcpy(copy + begin, message + begin, end - begin);
     const std::uint8_t* from = copy != nullptr ? copy : message;
     sum.add(from + begin, end - begin);
-    if (preset == nullptr || end <= residues) continue;
-    const std::size_t bytes = static_cast<std::size_t>(preset->word_bytes);
-    const std::size_t count = (end - residues) / bytes;  // a word that goes on behind the end comes next time
-    below &= bytes == 4 ? all_below<std::uint32_t>(from + residues, count, preset->q)
-                        : all_below<std::uint64_t>(from + residues, count, preset->q);
-    residues += count * bytes;
+    if (preset != nullptr) below &= residues_below(*preset, from, residues, end);
   }
+  return sum.value();
+}
+
+// The same by threads: each has a few of the checksum's lanes, for which it reads the whole message, and its share of
+// the residues.
+std::uint64_t read_shared_out(const std::uint8_t* message, std::size_t size, const Preset* preset, std::size_t residues,
+                              std::uint8_t* copy, bool& below) {
+  constexpr std::size_t kGrain = std::size_t{1} << 20;
+  if (copy != nullptr) {
+    math::parallel_for(size, kGrain, [&](std::size_t begin, std::size_t end) {
+      std::memcpy(copy + begin, message + begin, end - begin);
+    });
+    message = copy;
+  }
+  Checksum sum;
+  sum.add(message, kChecksumAt);
+  std::atomic<bool> good{true};
+  const std::size_t share = (size - residues) / Checksum::kParts / 8 * 8;
+  math::parallel_for(Checksum::kParts, 1, [&](std::size_t part, std::size_t) {
+    sum.add_part(part, message + kHeaderBytes, size - kHeaderBytes);
+    if (preset == nullptr) return;
+    std::size_t begin = residues + part * share;
+    if (!residues_below(*preset, message, begin, part + 1 == Checksum::kParts ? size : begin + share)) good = false;
+  });
+  sum.add_length(size - kHeaderBytes);
+  below &= good;
   return sum.value();
 }
 
@@ -140,7 +185,8 @@ Header open(Kind kind, const Preset* preset, const std::uint8_t* message, std::s
   }
   header.size = kHeaderBytes + static_cast<std::size_t>(length);
   const std::size_t residues = preset == nullptr ? header.size : residues_at(kind, *preset, message, header.size);
-  const std::uint64_t sum = read_once(message, header.size, preset, residues, copy, header.residues);
+  const auto read = shared_out(header.size) ? read_shared_out : read_once;
+  const std::uint64_t sum = read(message, header.size, preset, residues, copy, header.residues);
   if (in.get<std::uint64_t>() != sum) {
     throw MessageError(what + ": checksum mismatch: the message was changed on its way");
   }
