@@ -121,9 +121,8 @@ def test_replies_are_refused_as_the_core_does():
 
 def sealed_block(prepared, request, direction="forward", tokens=3, features=40, rows=40, mask=True):
     message = np.zeros(_core.linear_block_bytes("linear-w8", rows, tokens, mask), np.uint8)
-    _core.linear_seal_block(
-        "linear-w8", message, direction, prepared.public.id, request[32:48], tokens, features, 0, rows, mask
-    )
+    block = (message, bytes(request[32:48]), tokens, 0, rows, mask)
+    _core.linear_seal_blocks("linear-w8", direction, prepared.public.id, features, [block])
     return message.tobytes()
 
 

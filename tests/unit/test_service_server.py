@@ -1,5 +1,6 @@
 """Server and client over loopback in one process: right replies, and a clear error for every way to go wrong."""
 
+import gc
 import json
 import logging
 import socket
@@ -11,8 +12,12 @@ import grpc
 import numpy as np
 import pytest
 
+import linear_cases as cases
+from cuda_arrays import host
+from cuda_counts import CountingDevice
 from privtuner import linear
 from privtuner.engines import NativeEngine
+from privtuner.engines.cuda import CudaEngine, CudaOwner
 from privtuner.errors import InputError, MessageError, ServiceError
 from privtuner.nn import GroupSpec, OwnerBundle, Split
 from privtuner.service import RemoteTransport, Server, client, server
@@ -66,6 +71,24 @@ class Engine(NativeEngine):
 def connected(split, **options):
     with Server(split, **options) as running, RemoteTransport(running.address) as transport:
         yield running, transport
+
+
+def test_devices_on_both_sides_of_a_connection(split, monkeypatch):
+    """Requests in one message and in many; messages become gRPC's bytes and no page-locked memory is kept."""
+    monkeypatch.setattr(client, "MESSAGE_BYTES", 4096)
+    serving, owning = CountingDevice(), CountingDevice()
+    owner, prepared = CudaOwner(owning), split.server["fc2"]
+    with connected(split, engine=CudaEngine([serving])) as (_, transport):
+        for tokens in (9, 300):
+            x = batch(tokens, 16)
+            request, secret = owner.encrypt(x, prepared.public, "forward")
+            y = owner.decrypt(transport.apply("fc2", request), secret)
+            cases.check_result(prepared, x, host(y), "forward")
+        counts = transport.counts().layers["fc2", "forward"]
+    assert (counts.requests, counts.tokens, counts.bytes_in) == (2, 309, 2 * 112 + 4 * 16 * 309)
+    del request
+    gc.collect()
+    assert (serving.lent, owning.lent) == (0, 0)
 
 
 def test_hello_says_what_is_served(transport):

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .device import Device
+from .device import Device, constant
 
 __all__ = ["MAX_DEPTH", "MAX_WEIGHT16", "Packed", "Weights", "multiply", "pack", "packed_bytes", "workspace_bytes"]
 
@@ -185,7 +185,7 @@ def multiply(
     grid = (row_tiles * _ceil(packed.columns, tile), 1, packed.batch)
     shared = _STAGES * _STEP * (_TILE_ROWS + tile * _planes(packed.word_bytes, packed.bits))
     sizes = (count, packed.columns, packed.batch, steps)
-    table = device.upload(constants, "moduli")
+    table = constant(device, constants)
     for byte in reversed(range(weights.bytes_per_weight)):  # 256 times the high bytes' product, and the low bytes'
         add = int(byte + 1 < weights.bytes_per_weight)
         kernel = f"gemm_{_kind(packed.word_bytes, packed.bits)}"

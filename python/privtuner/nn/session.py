@@ -37,12 +37,12 @@ _DIVERGED = (
 class _TimedBlocks:
     """Passes blocks on, counting their bytes and the time spent waiting for them."""
 
-    def __init__(self, blocks: Iterable[bytes]) -> None:
+    def __init__(self, blocks: Iterable[linear.BytesLike]) -> None:
         self._blocks = blocks
         self.bytes = 0
         self.wait_seconds = 0.0
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[linear.BytesLike]:
         start = time.perf_counter()
         for block in self._blocks:
             self.wait_seconds += time.perf_counter() - start

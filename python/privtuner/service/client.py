@@ -14,6 +14,7 @@ import grpc
 import privtuner
 from privtuner.copies import Stays
 from privtuner.errors import ServiceError
+from privtuner.linear import BytesLike
 from privtuner.nn import OwnerBundle
 from privtuner.service.counts import ServerCounts
 from privtuner.service.protocol import (
@@ -103,7 +104,7 @@ class RemoteTransport(Stays):
             files = join_files(messages())
         return OwnerBundle.from_files(files)
 
-    def apply(self, layer: str, request: bytes) -> Iterator[bytes]:
+    def apply(self, layer: str, request: BytesLike) -> Iterator[bytes]:
         """Yield the blocks of the reply to ``request`` as the server computes them.
 
         See :class:`privtuner.nn.Transport`. The call is cancelled when the iterator is closed early.
@@ -119,7 +120,7 @@ class RemoteTransport(Stays):
         with self._explained(f"layer '{layer}'"):
             if len(request) <= 4 * MESSAGE_BYTES:
                 # A stream of one message needs no thread to feed it.
-                call = self._channel.unary_stream(path)(request, metadata=metadata)
+                call = self._channel.unary_stream(path)(bytes(request), metadata=metadata)
             else:
                 call = self._channel.stream_stream(path)(_chunks(request), metadata=metadata)
             try:
@@ -239,6 +240,7 @@ def _metadata() -> tuple[tuple[str, str | bytes], ...]:
     return ((PROTOCOL_KEY, str(PROTOCOL)),)
 
 
-def _chunks(request: bytes) -> Iterator[bytes]:
-    for start in range(0, len(request), MESSAGE_BYTES):
-        yield request[start : start + MESSAGE_BYTES]
+def _chunks(request: BytesLike) -> Iterator[bytes]:
+    view = memoryview(request)
+    for start in range(0, len(view), MESSAGE_BYTES):
+        yield bytes(view[start : start + MESSAGE_BYTES])

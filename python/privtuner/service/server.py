@@ -18,7 +18,7 @@ import privtuner
 from privtuner.copies import Stays
 from privtuner.engines import Engine, NativeEngine
 from privtuner.errors import InputError, MessageError, ServiceError
-from privtuner.linear import Prepared
+from privtuner.linear import BytesLike, Prepared
 from privtuner.nn import Split
 from privtuner.openfhe import messages
 from privtuner.service.counts import Counter, ServerCounts, request_shape
@@ -193,8 +193,8 @@ class Server(Stays):
         prepared = self._layers.get(layer)
         if prepared is None:
             raise _Refusal(grpc.StatusCode.NOT_FOUND, f"no layer is called '{layer}'; fetch the bundle of this server")
-        request = self._receive(chunks)
-        if request.startswith(messages.MAGIC) and self._engine.name != "openfhe":
+        request = self._engine.gather(prepared, self._receive(chunks))
+        if _is_openfhe(request) and self._engine.name != "openfhe":
             raise _Refusal(
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"this server's engine is {self._engine.name} and the request carries OpenFHE ciphertexts: start it "
@@ -204,10 +204,10 @@ class Server(Stays):
         sent = 0
         for block in self._engine.apply_blocks(prepared, request, _block_rows(request)):
             sent += len(block)
-            yield block
+            yield bytes(block)  # gRPC takes nothing else
         self._counter.answered(layer, request, sent, time.perf_counter() - start)
 
-    def _receive(self, chunks: Iterable[bytes]) -> bytes:
+    def _receive(self, chunks: Iterable[bytes]) -> list[bytes]:
         pieces: list[bytes] = []
         size = 0
         for chunk in chunks:
@@ -219,7 +219,7 @@ class Server(Stays):
                     "send fewer tokens at once",
                 )
             pieces.append(chunk)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return pieces
 
 
 def ensure_free(host: str, port: int, allow_plaintext: bool = False) -> None:
@@ -258,9 +258,13 @@ def _literal(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _block_rows(request: bytes) -> int:
+def _is_openfhe(request: BytesLike) -> bool:
+    return bytes(request[: len(messages.MAGIC)]) == messages.MAGIC
+
+
+def _block_rows(request: BytesLike) -> int:
     """Return how many output features make a block of about ``MESSAGE_BYTES``, from 32 to 256."""
-    row = messages.row_bytes(request) if request.startswith(messages.MAGIC) else 4 * request_shape(request)[1]
+    row = messages.row_bytes(request) if _is_openfhe(request) else 4 * request_shape(request)[1]
     rows = MESSAGE_BYTES // max(1, row) // _ROW_STEP * _ROW_STEP
     return min(256, max(_ROW_STEP, rows))
 
