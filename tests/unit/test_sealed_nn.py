@@ -25,6 +25,7 @@ from privtuner.nn import (
     polynomial_activations,
     split,
     traffic_of,
+    visible_only,
 )
 from privtuner.nn.sealed import fit_activation
 
@@ -195,12 +196,22 @@ def test_padding_is_not_sent() -> None:
     parts = split(tiny_bert(), **OPTIONS)
     owner = parts.bundle.build(LocalTransport(parts.server), allow_insecure=True)
     ids, mask = tokens(2, 5), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
-    with torch.no_grad():
+    with torch.no_grad(), visible_only():
         y = owner(input_ids=ids, attention_mask=mask)[0]
         alone = owner(input_ids=ids[1:, :2])[0]
     assert (y[1, :2] - alone[0]).abs().max() < 2e-2
     traffic = traffic_of(owner).snapshot()
     assert traffic[next(iter(parts.bundle.sealed)), "forward"].tokens == 7 + 2
+
+
+def test_a_gradient_at_padding_left_out_is_refused() -> None:
+    parts = split(tiny_bert(), **OPTIONS)
+    owner = parts.bundle.build(LocalTransport(parts.server), allow_insecure=True, skip_padding=True)
+    owner.get_input_embeddings().requires_grad_(True)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    loss = owner(input_ids=tokens(2, 5), attention_mask=mask)[0].square().mean()
+    with pytest.raises(InputError, match=r"layer 'encoder.layer.1.intermediate.*loss depends on positions"):
+        loss.backward()
 
 
 def test_layer_refuses() -> None:

@@ -229,6 +229,16 @@ def test_every_byte_is_recorded(parts, data):
     assert result.bytes_up_per_token == sum(step.bytes_up for step in result.steps) / tokens
 
 
+def test_padding_is_left_out_of_training_and_evaluation(parts, data):
+    adapted = prepare_model(encrypted_model(parts), CONFIG)
+    result = train_classifier(adapted, *data, CONFIG, progress=False)
+    counts = traffic_of(adapted).snapshot()
+    steps, tests = sum(step.tokens for step in result.steps), result.before.tokens + result.after.tokens
+    layer = "encoder.layer.1.output.dense"
+    assert counts[layer, "forward"].tokens == steps + tests
+    assert counts[layer, "backward"].tokens == steps
+
+
 def test_without_a_test_set_there_is_no_accuracy(directory, data):
     _, result = run(plain_model(directory), (data[0], None), TrainConfig(steps=1, batch_size=4))
     assert result.before is None

@@ -99,10 +99,11 @@ class Rows:
             privtuner.errors.InputError: one of them has a gradient: the loss read a hidden position.
         """
         flat = gradient.reshape(-1, gradient.shape[-1])
-        left = flat.index_select(0, self.hidden.to(flat.device))
-        if not bool(left.any()):
+        # A NaN or an infinity shows in the extremes, and these are several times as fast as a test of every number.
+        low, high = torch.aminmax(flat.index_select(0, self.hidden.to(flat.device)))
+        if bool((low == 0) & (high == 0)):
             return False
-        if bool(left.isfinite().all()):
+        if bool(low.isfinite() & high.isfinite()):
             raise InputError(
                 f"layer '{layer}': the loss depends on positions that attention_mask hides, and they were left out of "
                 "the request; read visible positions only, or build the model with skip_padding=False"
@@ -207,7 +208,8 @@ def _pooled(model: Any, arguments: Mapping[str, Any]) -> torch.Tensor:
     if ids is None or pad is None:
         return torch.full((batch, 1), length - 1)
     places = torch.arange(length, device=ids.device, dtype=torch.int32)
-    return (places * (ids != pad).to(torch.int32)).argmax(-1, keepdim=True)
+    last: torch.Tensor = (places * (ids != pad).to(torch.int32)).argmax(-1, keepdim=True)
+    return last
 
 
 # End of a class's name -> its loss in `transformers`, and how many positions before a label stands the output it reads.

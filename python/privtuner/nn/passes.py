@@ -127,6 +127,7 @@ class PassTracker(LiveResource):
 
     def _carry_checkpoints(self, model: torch.nn.Module) -> None:
         """Make the gradient checkpoints of ``transformers`` in ``model`` recompute inside the pass they belong to."""
+        module: Any
         for module in model.modules():
             if module.__dict__.get("gradient_checkpointing"):
                 checkpoint = module._gradient_checkpointing_func

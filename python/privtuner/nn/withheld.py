@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -11,6 +11,7 @@ from privtuner.errors import InputError, PrivtunerError, WeightWithheldError
 
 __all__ = ["WithheldOutput", "WithheldWeight", "mark_withheld", "refuse_tracing", "without_mark"]
 
+_Kind = TypeVar("_Kind", bound="_Withheld")
 _T: Any = torch.Tensor
 # What code that wraps a layer asks of its weight without reading a value.
 _METADATA: frozenset[Any] = frozenset(
@@ -44,7 +45,7 @@ class _Withheld(torch.Tensor):
     _kept_by: ClassVar[frozenset[Any]] = frozenset()
 
     @classmethod
-    def of(cls, shape: Sequence[int], like: torch.Tensor) -> Any:
+    def of(cls: type[_Kind], shape: Sequence[int], like: torch.Tensor) -> _Kind:
         """Return a stand-in of ``shape`` with the dtype and device of ``like``, holding a single element."""
         one = torch.zeros(1, dtype=like.dtype, device=like.device)
         return one.expand(*shape).as_subclass(cls)
