@@ -534,7 +534,8 @@ def test_files_get_their_mode_whatever_was_there(context, secret, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["key"]
 
 
-def test_what_is_public_is_copied_and_pickled(context, secret, keys):
+def test_what_is_public_is_copied_and_pickled(context, secret):
+    keys = secret.evaluation_keys(rotations=[1])
     tensor = secret.encrypt(np.linspace(-1, 1, 6).reshape(3, 2))
     for thing in (context, tensor, keys, secret.public_key()):
         assert copy.deepcopy([thing])[0] is thing
