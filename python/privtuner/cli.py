@@ -41,8 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        arguments = _parser().parse_args(argv)
-        with Stop(own_process=argv is None) as arguments.stop:
+        with Stop(own_process=argv is None) as stop:
+            arguments = _parser().parse_args(argv)
+            arguments.stop = stop
+            stop.check()
             status: int = arguments.run(arguments)
             sys.stdout.flush()
         return status

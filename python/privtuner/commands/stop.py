@@ -96,10 +96,12 @@ class Stop:
     def __enter__(self) -> Stop:
         if threading.current_thread() is not threading.main_thread():
             return self
-        self._ours, theirs = socket.socketpair()
-        theirs.setblocking(False)
-        self._theirs = theirs
-        self._wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        # A signal in between waits, and is only noted then, or it would leave half of this done.
+        self._deferred = True
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._ours, self._theirs = socket.socketpair()
+        self._theirs.setblocking(False)
+        self._wakeup = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
         self._watcher = threading.Thread(target=self._watch, name="privtuner-signals", daemon=True)
         self._watcher.start()
         for number in SIGNALS:
@@ -109,6 +111,8 @@ class Stop:
                 continue
             self._before[number] = before
             signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        self._deferred = False
         return self
 
     def __exit__(
