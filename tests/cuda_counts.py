@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cuda_arrays import DeviceArray
-from cuda_host import HostDevice
+from cuda_host import ON_GPU, HostDevice
 from cuda_late import PageLockedOwner
 from privtuner import _core
 from privtuner.cuda.device import PageLocked
@@ -146,7 +146,8 @@ def counted(device: CountingDevice, patch: Any) -> Iterator[Counter[str]]:
         try:
             start = tracemalloc.get_traced_memory()[0]
             yield counts
-            counts["memory"] = tracemalloc.get_traced_memory()[1] - start
+            if not ON_GPU:  # where every launch brings its arrays there and back
+                counts["memory"] = tracemalloc.get_traced_memory()[1] - start
         finally:
             tracemalloc.stop()
     counts.update({name: count - before[name] for name, count in device.counts.items()})

@@ -42,6 +42,24 @@ def test_replies_and_results_through_streams(device, preset, tokens):
     engine.close()
 
 
+def test_messages_lie_in_memory_that_is_used_again(device):
+    prepared = cases.layer(d_out=700, d_in=900)
+    engine, owner = CudaEngine([device]), CudaOwner(device)
+    places, kept = [], []
+    for turn in range(6):
+        request, secret = owner.encrypt(cases.batch(400, 900, turn), prepared.public, "forward")
+        blocks = list(engine.apply_blocks(prepared, request, 64))
+        owner.decrypt(blocks, secret)
+        places.append(np.frombuffer(request, np.uint8).ctypes.data)
+        if turn == 0:
+            kept = [(message, bytes(message)) for message in (request, *blocks)]
+        del request, blocks
+    assert places[0] not in places[1:]  # somebody holds it
+    assert len(set(places[1:])) < 5
+    assert all(message == content for message, content in kept)
+    engine.close()
+
+
 def test_ciphertexts_are_the_native_ones(device):
     parameters = ckks.parameters(depth=5)
     secret = ckks.SecretKey(parameters)
