@@ -2,7 +2,6 @@
 
 import argparse
 import builtins
-import csv
 import json
 import os
 import re
@@ -13,8 +12,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 import privtuner
 from cuda_host import HostDevice
@@ -121,27 +119,6 @@ def test_plain_training(model, arguments, capsys, tmp_path):
     assert (written["labels"], written["training_texts"], len(written["steps"])) == (3, 60, 3)
     assert json.loads((tmp_path / "out" / "labels.json").read_text()) == {"labels": ["fruit", "river", "tool"]}
     assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_adapter_classifies_on_the_clear_model(model, address, arguments, files, tmp_path):
-    """As the README says: the model's directory, PEFT, and the labels beside the adapter."""
-    assert run("train", "--server", address, *flat(arguments, steps=20, lr=2e-2)) == 0
-    labels = json.loads((tmp_path / "out" / "labels.json").read_text())["labels"]
-    clear = AutoModelForSequenceClassification.from_pretrained(model, num_labels=len(labels))
-    clear = PeftModel.from_pretrained(clear, tmp_path / "out").eval()
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    with files[1].open(newline="") as file:
-        texts = list(csv.DictReader(file))
-    batch = tokenizer([row["text"] for row in texts], padding=True, truncation=True, max_length=64, return_tensors="pt")
-    with torch.no_grad():
-        logits = clear(**batch).logits
-    right = [labels[place] == row["category"] for place, row in zip(logits.argmax(-1), texts, strict=True)]
-    best, second = logits.topk(2).values.T
-    # int8 weights may turn over what is all but a tie; nothing else differs.
-    ties = int((best - second < 0.05 * logits.abs().max()).sum())
-    measured = json.loads((tmp_path / "out" / "metrics.json").read_text())["accuracy_after"]
-    assert abs(sum(right) - measured * len(texts)) <= ties < len(texts) / 4
-    assert measured > 0.6
 
 
 def test_encrypted_training(address, arguments, capsys, tmp_path):
