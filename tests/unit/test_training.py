@@ -2,11 +2,14 @@
 
 import copy
 import dataclasses
+import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
+import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from privtuner.errors import InputError, PrivtunerError
@@ -364,6 +367,16 @@ def test_evaluation_counts_right_answers(directory, data):
     assert found.accuracy == expected / len(test)
     assert (found.texts, found.tokens) == (30, sum(map(len, test.tokens)))
     assert found.bytes_up == found.bytes_down == 0
+
+
+@pytest.mark.parametrize(("terminal", "fewest", "most"), [(True, 5, 1000), (False, 1, 3)])
+def test_a_file_gets_few_drawings_of_the_bar(directory, data, capsys, monkeypatch, terminal, fewest, most):
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: terminal)
+    clock = itertools.count(0, 0.2)
+    monkeypatch.setattr(tqdm.std, "time", lambda: next(clock))
+    adapted = prepare_model(plain_model(directory), CONFIG)
+    train_classifier(adapted, data[0], None, TrainConfig(steps=12, batch_size=1))
+    assert fewest <= capsys.readouterr().err.count("plain: ") <= most
 
 
 def test_progress_goes_to_standard_error(parts, data, capsys):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -263,8 +264,6 @@ def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, prog
         privtuner.errors.PrivtunerError: the run diverged: they are not after some steps, or too large for the
             encryption. ``model`` then holds what gave the last finite loss.
     """
-    from tqdm import tqdm
-
     mode, meter = _mode(model), _meter(model)
     adapters, head = _trained(model)
     groups = [{"params": adapters, "lr": config.lr}, {"params": head, "lr": config.head_lr}]
@@ -273,7 +272,7 @@ def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, prog
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
     batches = shuffled(train, config.batch_size, config.seed)
-    with tqdm(total=config.steps, desc=mode, unit="step", disable=not progress, dynamic_ncols=True) as bar:
+    with _bar(progress, total=config.steps, desc=mode, unit="step") as bar:
         for number in range(1, config.steps + 1):
             start, sent = time.perf_counter(), meter.total()
             batch = next(batches).to(model.device)
@@ -345,12 +344,10 @@ def _trained(model: PeftModel) -> tuple[list[torch.nn.Parameter], list[torch.nn.
 @torch.no_grad()
 def evaluate(model: PeftModel, data: Encoded, *, progress: bool = False, title: str = "evaluation") -> Evaluation:
     """Return the part of ``data`` that ``model`` classifies rightly."""
-    from tqdm import tqdm
-
     meter = _meter(model)
     start, sent = time.perf_counter(), meter.total()
     right = tokens = 0
-    with tqdm(total=len(data), desc=f"accuracy {title}", unit="text", disable=not progress, leave=False) as bar:
+    with _bar(progress, total=len(data), desc=f"accuracy {title}", unit="text", leave=False) as bar:
         for batch in (batch.to(model.device) for batch in length_batches(data, EVAL_TOKENS)):
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             right += int((logits.argmax(-1) == batch.targets).sum())
@@ -359,6 +356,13 @@ def evaluate(model: PeftModel, data: Encoded, *, progress: bool = False, title: 
     moved = meter.total() - sent
     seconds = time.perf_counter() - start
     return Evaluation(right / len(data), len(data), tokens, seconds, moved.bytes_up, moved.bytes_down)
+
+
+def _bar(shown: bool, **options: Any) -> Any:
+    """A bar on standard error: drawn all the time on a terminal, every ten seconds where each drawing stays."""
+    from tqdm import tqdm
+
+    return tqdm(disable=not shown, dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 10.0, **options)
 
 
 def _mode(model: PeftModel) -> str:
