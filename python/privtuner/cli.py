@@ -26,8 +26,8 @@ from privtuner.packages import missing
 __all__ = ["main"]
 
 _STATUSES = (
-    "Exit status: 0 done, 1 failed, 2 the arguments or the data cannot be used, 130 ended by Ctrl-C, 143 by SIGTERM, 129 by "
-    "SIGHUP. The first such signal ends a command in order, a second one at once."
+    "Exit status: 0 done, 1 failed, 2 the arguments or the data cannot be used, 130 ended by Ctrl-C, 143 by SIGTERM, "
+    "129 by SIGHUP. The first such signal ends a command in order, a second one at once."
 )
 
 

@@ -433,16 +433,16 @@ def test_address_is_tried_before_there_is_a_server(split, running):
         server.ensure_free("127.0.0.1", 65536)
     with pytest.raises(InputError, match="can be reached from other machines"):
         server.ensure_free("0.0.0.0", 0)
-    for host in ("192.0.2.1", "no such host", "x" * 300):
+    for address in ("192.0.2.1", "no such host", "x" * 300):
         with pytest.raises(InputError, match="cannot listen on .*choose another --host or --port"):
-            server.ensure_free(host, 0, allow_plaintext=True)
+            server.ensure_free(address, 0, allow_plaintext=True)
 
 
 def test_address_that_is_free_stays_free(split):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    for host in ("127.0.0.1", "localhost"):
-        server.ensure_free(host, port)
+    for address in ("127.0.0.1", "localhost"):
+        server.ensure_free(address, port)
     with Server(split, port=port), pytest.raises(InputError):
         server.ensure_free("127.0.0.1", port)
     with Server(split, port=port) as running:  # just after it was used
