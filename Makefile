@@ -18,11 +18,12 @@ SOURCES := $(shell find cpp/include cpp/src cpp/bindings cpp/openfhe -name '*.[c
            $(shell find python -name '*.py' -o -name '*.pyi' -o -name '*.csv' -o -name '*.toml' -o -name '*.cu*' -o -name py.typed)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cpp test-sanitize bench lint wheel develop clean
+.PHONY: help demo test test-cpp test-paths test-sanitize bench lint wheel develop clean
 
 help:
 	@echo 'make demo            fine-tune MiniLM plain and encrypted, with the server in its own process'
 	@echo 'make test            install into .venv, run the C++ and the Python tests'
+	@echo 'make test-paths      run the tests on the code paths of other processors: PATHS="sse jitter isa-portable"'
 	@echo 'make test-sanitize   run the C++ tests under the address and undefined-behaviour sanitizers'
 	@echo 'make bench           measure, print tables, write JSON and plots into out/'
 	@echo 'make lint            formatters, linters and the type checker'
@@ -41,6 +42,9 @@ test-cpp: $(VENV)/installed
 	$(call configure,build/test,-DPRIVTUNER_BUILD_PYTHON=OFF -DPRIVTUNER_BUILD_TESTS=ON -DPRIVTUNER_WERROR=$(WERROR))
 	$(BIN)/cmake --build build/test
 	$(BIN)/ctest --test-dir build/test --output-on-failure --no-tests=error
+
+test-paths: test-cpp
+	$(BIN)/python tests/paths.py $(PATHS) --ctest build/test --tests "$(TESTS)"
 
 test-sanitize: $(VENV)/tools
 	$(call configure,build/sanitize,-DPRIVTUNER_BUILD_PYTHON=OFF -DPRIVTUNER_BUILD_TESTS=ON -DPRIVTUNER_SANITIZE=ON)

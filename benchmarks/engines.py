@@ -264,12 +264,12 @@ def training(threads: int, steps: int) -> Iterator[Record]:
     progress(f"training, {steps} steps of each: some minutes")
     set_threads(threads)
     torch.set_num_threads(threads)
-    task, config = Task(), lora.TrainConfig(steps=steps)
+    task, config = Task(), lora.TrainConfig(steps=steps, seed=0)
     curves: dict[str, list[float]] = {}
     times: dict[str, float] = {}
     for name, engine in (("native", "native"), ("native again", "native"), ("openfhe", "openfhe")):
         transport = nn.LocalTransport(task.split.server, engine=OpenFheEngine() if engine == "openfhe" else None)
-        model = task.encrypted(config, transport, engine=engine)
+        model = task.encrypted(config, transport=transport, engine=engine)
         done = []
         for step in lora.iterate_steps(model, task.train, config, progress=True):
             done.append(step)

@@ -1,12 +1,13 @@
 """How fast is the GPU engine? Against PyTorch's plain product, against the roofline, against this machine's processor.
 
     python benchmarks/gpu.py --all [--json F] [--plot F.png] [--device cuda:0]
-    python benchmarks/gpu.py ntt ckks                     # some parts: linear, llama, ntt, ckks, chebyshev
+    python benchmarks/gpu.py ntt ckks                     # some parts: linear, bytes, llama, ntt, ckks, chebyshev
 
 Needs a GPU, CuPy, and for the plain products PyTorch's CUDA build. Where one is missing, what cannot be measured is
-listed as such, with the reason. Times are of the device, by events, with data and weights resident; what copies to and
-from the processor add is measured on its own. Before a part is timed, its results are compared with the processor's,
-bit for bit. Ceilings are measured in the same run: a copy for memory, PyTorch's int8 product for the tensor cores.
+listed as such, with the reason. Times are of the device, by events, with data and weights resident; those from and to
+messages in host memory are of the host, beside the copies over the bus. Before a part is timed, its results are
+compared with the processor's, bit for bit. Ceilings are measured in the same run: a copy for memory, PyTorch's int8
+product for the tensor cores.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from privtuner import ckks, cuda, linear
 from privtuner.cuda import linear as kernels
 from privtuner.cuda import ntt
 from privtuner.cuda.ckks import CudaEvaluator
+from privtuner.engines.cuda import CudaEngine, CudaOwner
 
 TOKENS = 8192
 RUNS = 7
@@ -38,6 +40,12 @@ MODELS = {
     "Llama-3-8B": (32, ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))),
 }
 Models = dict[str, tuple[int, tuple[tuple[int, int], ...]]]
+STEPS = {
+    "Llama-3.2-1B": (16, TOKENS, MODELS["Llama-3.2-1B"][1]),
+    "MiniLM-L6": (6, 1024, ((1152, 384), (384, 384), (1536, 384), (384, 1536))),
+}
+"""Blocks, tokens of a step, layers of a block."""
+Steps = dict[str, tuple[int, int, tuple[tuple[int, int], ...]]]
 SETS = ((1 << 14, 8, (None, None)), (1 << 16, 24, (1.5, 1.2)))
 """Ring, limbs, milliseconds to reach of a product and a rotation."""
 Sets = tuple[tuple[int, int, tuple[float | None, float | None]], ...]
@@ -164,19 +172,20 @@ class Layer:
         )
 
 
-def check_linear(gpu: Gpu, size: int) -> None:
-    """The reply to a request is the processor's, bit for bit, in both directions, with a mask."""
+def check_linear(gpu: Gpu, size: int, block_rows: int = 32) -> None:
+    """The reply to a request is the processor's, block by block, in both directions, with a mask."""
     layer = Layer(gpu, size, size, tokens=256)
     for direction in ("forward", "backward"):
         x = gpu.device.download(layer.x[direction])
         request, secret = linear.encrypt(x, layer.prepared.public, direction=direction)
-        reply = b"".join(kernels.apply_blocks(layer.layer, request))
-        assert reply == linear.apply(layer.prepared, request), f"{direction}: the replies differ"
+        reply = list(kernels.apply_blocks(layer.layer, request, block_rows))
+        expected = list(linear.apply_blocks(layer.prepared, request, block_rows))
+        assert reply == expected, f"{direction}: the replies differ"
         linear.decrypt(reply, secret)
 
 
 def linear_part(gpu: Gpu, size: int = 4096, tokens: int = TOKENS) -> Iterator[Record]:
-    """One square layer: the server's product, both halves of the owner, and all of it with copies."""
+    """One square layer: the server's product, both halves of the owner."""
     check_linear(gpu, size)
     layer = Layer(gpu, size, size, tokens)
     plain = _plain_product(gpu, layer)
@@ -190,15 +199,71 @@ def linear_part(gpu: Gpu, size: int = 4096, tokens: int = TOKENS) -> Iterator[Re
     shape = {"d_in": size, "d_out": size, "tokens": tokens}
     product = layer.milliseconds("forward", mask=False)
     yield _owner_record("owner's encrypt + decrypt", layer.owner_milliseconds("forward"), product, **shape)
+
+
+def bytes_part(gpu: Gpu, size: int = 2048, tokens: int = TOKENS, steps: Steps = STEPS) -> Iterator[Record]:
+    """From and to messages, owner and server on one GPU: the parts of an exchange, all exchanges of training steps."""
+    check_linear(gpu, size)
+    engine, owner = CudaEngine([gpu.device]), CudaOwner(gpu.device)
+    layer = Layer(gpu, size, size, tokens)
+    _exchange(engine, owner, layer, "forward")  # brings the product of the mask, once
+    runs = [_exchange(engine, owner, layer, "forward") for _ in range(RUNS + 1)][1:]
+    request, reply = runs[0].request, runs[0].reply
+    inwards, outwards = _copies(gpu, request)
+    reply_inwards, reply_outwards = _copies(gpu, reply)
+    for place, (name, copies, nbytes) in enumerate(
+        (
+            ("encrypt to bytes", outwards, request),
+            ("apply from and to bytes", inwards + reply_outwards, request + reply),
+            ("decrypt from bytes", reply_inwards, reply),
+        )
+    ):
+        taken = 1e3 * statistics.median(run.seconds[place] for run in runs)
+        yield Record(
+            f"{name}, mask product known",
+            taken,
+            "ms",
+            reference="its copies over the bus",
+            ratio=taken / copies,
+            d_in=size,
+            d_out=size,
+            tokens=tokens,
+            note=f"{nbytes / 1e6:.3g} MB over the bus in {copies:.3g} ms",
+        )
+    for name, (blocks, rows, shapes) in steps.items():
+        seconds = 0.0
+        for d_out, d_in in shapes:
+            progress(f"{name}: {d_out} x {d_in}")
+            layer = Layer(gpu, d_out, d_in, rows)
+            for direction in ("forward", "backward"):
+                _exchange(engine, owner, layer, direction)
+                seconds += blocks * min(sum(_exchange(engine, owner, layer, direction).seconds) for _ in range(2))
+        yield Record(f"all exchanges of a training step, {name}", seconds, "s", tokens=rows)
+    engine.close()
+
+
+class _Exchange(NamedTuple):
+    seconds: tuple[float, float, float]  # to encrypt, to apply, to decrypt
+    request: int  # bytes
+    reply: int
+
+
+def _exchange(engine: CudaEngine, owner: CudaOwner, layer: Layer, direction: Any) -> _Exchange:
     start = time.perf_counter()
-    request, secret = kernels.encrypt(gpu.device, layer.x["forward"], layer.prepared.public)
+    request, secret = owner.encrypt(layer.x[direction], layer.prepared.public, direction)
     sent = time.perf_counter()
-    blocks = list(kernels.apply_blocks(layer.layer, request))
+    blocks = list(engine.apply_blocks(layer.prepared, request))
     answered = time.perf_counter()
-    kernels.decrypt(blocks, secret)
+    owner.decrypt(blocks, secret)  # its result lies on the device when it returns
     seconds = (sent - start, answered - sent, time.perf_counter() - answered)
-    for name, value in zip(("encrypt", "apply", "decrypt"), seconds, strict=True):
-        yield Record(f"{name} to and from bytes on the host, first call", 1e3 * value, "ms", tokens=tokens)
+    return _Exchange(seconds, len(request), sum(map(len, blocks)))
+
+
+def _copies(gpu: Gpu, nbytes: int) -> tuple[float, float]:
+    """Milliseconds of a copy from page-locked memory to the device, and back."""
+    host, array = gpu.device.page_locked(nbytes), gpu.device.empty((nbytes,), np.uint8)
+    inwards = gpu.milliseconds(lambda: gpu.device.copy_in(host, array))
+    return inwards, gpu.milliseconds(lambda: gpu.device.copy_out(array, host))
 
 
 def _plain_product(gpu: Gpu, layer: Layer) -> float | None:
@@ -364,6 +429,7 @@ def chebyshev_part(gpu: Gpu, ring: int = 1 << 14, times: int = 64) -> Iterator[R
 
 PARTS: dict[str, Callable[[Gpu], Iterator[Record]]] = {
     "linear": linear_part,
+    "bytes": bytes_part,
     "llama": llama_part,
     "ntt": ntt_part,
     "ckks": ckks_part,

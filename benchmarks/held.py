@@ -60,7 +60,7 @@ def main() -> int:
         parser.error("--model and --data are needed")
     x, labels = embed_texts(arguments.model, arguments.data, arguments.label_column, arguments.labels)
     shape = (int(labels.max()) + 1, x.shape[1])
-    options = {"steps": arguments.steps, "batch_size": arguments.batch_size}
+    options = {"steps": arguments.steps, "batch_size": arguments.batch_size, "seed": 0}
     command = [sys.executable, __file__, "--serve", *map(str, shape)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:

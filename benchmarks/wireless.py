@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import numpy as np
 import harness
 from harness import Record, median_ratio, paired, progress
 from privtuner.errors import InfeasibleError
-from privtuner.wireless import Allocation, Cell, System, allocate
+from privtuner.wireless import Allocation, Cell, System, UncertifiedWarning, allocate
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 _ALONE = "--hundred-thousand"  # runs that system in a process of its own, for its memory
@@ -176,6 +177,7 @@ def saved(seeds: int) -> Iterator[Record]:
 
 def main() -> None:
     """Measure everything and write what was asked for."""
+    warnings.simplefilter("error", UncertifiedWarning)  # no time of a search that was cut short
     if _ALONE in sys.argv:
         alone()
         return

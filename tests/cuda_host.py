@@ -20,7 +20,7 @@ import numpy as np
 
 from cuda_arrays import DeviceArray, Xp, host
 from privtuner.cuda import sources
-from privtuner.cuda.device import CudaDevice, open_device
+from privtuner.cuda.device import CudaDevice, PageLocked, open_device
 from privtuner.errors import EngineError, InputError
 
 _RUNNER = r"""
@@ -107,10 +107,6 @@ class _NoStream:
         return None
 
 
-class _PageLocked(np.ndarray):
-    """Host memory that copies may start from."""
-
-
 class HostDevice:
     """A :class:`privtuner.cuda.device.Device` without a GPU. Memory: ``memory_bytes`` at most in one array.
 
@@ -171,7 +167,7 @@ class HostDevice:
         return self.xp.asnumpy(array)
 
     def page_locked(self, nbytes: int) -> Any:
-        return np.full(nbytes, 0xA5, np.uint8).view(_PageLocked)
+        return np.full(nbytes, 0xA5, np.uint8).view(PageLocked)
 
     def copy_in(self, source: Any, array: Any) -> None:
         whole_bytes(array)[:] = page_locked_bytes(source, array)
@@ -197,7 +193,7 @@ def whole_bytes(array: Any) -> np.ndarray:
 
 def page_locked_bytes(memory: Any, array: Any) -> np.ndarray:
     """So many bytes of page-locked memory as the array has."""
-    assert isinstance(memory, _PageLocked), "the copy would wait for the device"
+    assert isinstance(memory, PageLocked), "the copy would wait for the device"
     assert memory.flags.c_contiguous, "copies know no strides"
     assert memory.nbytes >= array.nbytes, "the copy would reach beyond the memory"
     return memory.reshape(-1).view(np.uint8)[: array.nbytes]

@@ -84,7 +84,9 @@ class _Root:
     """What all views of an array hold on to."""
 
 
-class _PageLockedOwner:
+class PageLockedOwner:
+    """Of memory that goes back when the last array of it is gone."""
+
     def __init__(self, memory: np.ndarray) -> None:
         self.__array_interface__ = memory.__array_interface__
 
@@ -141,7 +143,7 @@ class LateDevice(HostDevice):
     def page_locked(self, nbytes: int) -> Any:
         fitting = [i for i, memory in enumerate(self._page_locked) if memory.nbytes >= nbytes]
         memory = self._page_locked.pop(fitting[-1]) if fitting else host(super().page_locked(nbytes))
-        owner = _PageLockedOwner(memory)
+        owner = PageLockedOwner(memory)
         weakref.finalize(owner, self._page_locked.append, memory)
         return np.asarray(owner)[:nbytes].view(type(memory))
 
@@ -172,6 +174,6 @@ class LateDevice(HostDevice):
 
 def _memory_at(interface: dict[str, Any]) -> np.ndarray:
     """The bytes there, without holding on to whoever owns them."""
-    owner = _PageLockedOwner.__new__(_PageLockedOwner)
+    owner = PageLockedOwner.__new__(PageLockedOwner)
     owner.__array_interface__ = interface
     return np.asarray(owner)

@@ -25,6 +25,7 @@ from transformers import (
 
 from privtuner import linear
 from privtuner.nn import LocalTransport, Split
+from privtuner.service.counts import request_shape
 
 VOCABULARY = 50
 
@@ -102,6 +103,18 @@ class CountingTransport(LocalTransport):
 
     def apply(self, layer: str, request: bytes) -> Iterator[bytes]:
         self.calls.append(layer)
+        return super().apply(layer, request)
+
+
+class RecordingTransport(LocalTransport):
+    """Remembers (layer, direction, tokens) of every request, as the server sees them."""
+
+    def __init__(self, layers: Any) -> None:
+        super().__init__(layers)
+        self.seen: list[tuple[str, str, int]] = []
+
+    def apply(self, layer: str, request: bytes) -> Iterator[bytes]:
+        self.seen.append((layer, *request_shape(request)))
         return super().apply(layer, request)
 
 

@@ -3,11 +3,18 @@
 #include <array>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include <pybind11/stl.h>
 
 #include "bindings.hpp"
 #include "privtuner/linear/owner.hpp"
 #include "privtuner/linear/server.hpp"
+#include "privtuner/math/parallel.hpp"
 
 namespace privtuner::bindings {
 namespace {
@@ -162,11 +169,26 @@ std::size_t block_bytes(const std::string& preset, std::uint32_t rows, std::uint
   return linear::block_bytes(linear::preset(preset), rows, tokens, mask);
 }
 
-py::dict open_request(const std::string& preset, const py::buffer& data) {
+// Where a message is copied on the way of its checks: nowhere, or a buffer that is long enough.
+class Copy {
+ public:
+  Copy(const std::optional<py::buffer>& buffer, std::size_t size) {
+    if (!buffer.has_value()) return;
+    bytes_.emplace(*buffer);
+    if (bytes_->size() < size) require_size("message", bytes_->size(), size);
+  }
+  std::uint8_t* data() const { return bytes_.has_value() ? bytes_->data() : nullptr; }
+
+ private:
+  std::optional<WritableBytes> bytes_;
+};
+
+py::dict open_request(const std::string& preset, const py::buffer& data, const std::optional<py::buffer>& copy) {
   const Bytes bytes(data);
+  const Copy target(copy, bytes.size());
   const linear::RequestHeader header = [&] {
     const py::gil_scoped_release release;
-    return linear::open_request(linear::preset(preset), bytes.data(), bytes.size());
+    return linear::open_request(linear::preset(preset), bytes.data(), bytes.size(), target.data());
   }();
   py::dict fields;
   fields["direction"] = linear::direction_name(header.direction);
@@ -179,12 +201,13 @@ py::dict open_request(const std::string& preset, const py::buffer& data) {
   return fields;
 }
 
-py::dict open_block(const std::string& preset, const py::buffer& data) {
+py::dict open_block(const std::string& preset, const py::buffer& data, const std::optional<py::buffer>& copy) {
   const Bytes bytes(data);
+  const Copy target(copy, bytes.size());
   std::size_t size = 0;
   const linear::BlockHeader header = [&] {
     const py::gil_scoped_release release;
-    return linear::open_block(linear::preset(preset), bytes.data(), bytes.size(), size);
+    return linear::open_block(linear::preset(preset), bytes.data(), bytes.size(), size, target.data());
   }();
   py::dict fields;
   fields["direction"] = linear::direction_name(header.direction);
@@ -215,26 +238,43 @@ void seal_request(const std::string& preset, const py::buffer& buffer, const std
   linear::seal_request(linear::preset(preset), header, message.data(), message.size());
 }
 
-void seal_block(const std::string& preset, const py::buffer& buffer, const std::string& direction,
-                const py::bytes& layer, const py::bytes& request, std::uint32_t tokens, std::uint32_t features,
-                std::uint32_t row_begin, std::uint32_t row_count, bool mask_present) {
-  const linear::BlockHeader header{direction_of(direction),
-                                   layer_id(layer),
-                                   fixed<16>(request, "a request id"),
-                                   tokens,
-                                   features,
-                                   row_begin,
-                                   row_count,
-                                   mask_present};
+// Blocks of the replies to requests of one direction to one layer, each (buffer, request, tokens, row_begin, row_count,
+// mask_present): on several threads where there is enough of them.
+void seal_blocks(const std::string& preset_name, const std::string& direction, const py::bytes& layer,
+                 std::uint32_t features, const py::list& blocks) {
+  using Block = std::tuple<py::buffer, py::bytes, std::uint32_t, std::uint32_t, std::uint32_t, bool>;
+  const linear::Preset& preset = linear::preset(preset_name);
   require_range("features", features, 1, kMaxFeatures);
-  if (row_begin > features || row_count > features - row_begin) {
-    throw std::invalid_argument(std::to_string(row_count) + " rows from " + std::to_string(row_begin) + ": there are " +
-                                std::to_string(features));
+  std::vector<std::pair<linear::BlockHeader, WritableBytes>> checked;
+  std::size_t total = 0;
+  for (const py::handle& entry : blocks) {
+    const auto [buffer, request, tokens, row_begin, row_count, mask_present] = py::cast<Block>(entry);
+    const linear::BlockHeader header{direction_of(direction),
+                                     layer_id(layer),
+                                     fixed<16>(request, "a request id"),
+                                     tokens,
+                                     features,
+                                     row_begin,
+                                     row_count,
+                                     mask_present};
+    if (row_begin > features || row_count > features - row_begin) {
+      throw std::invalid_argument(std::to_string(row_count) + " rows from " + std::to_string(row_begin) +
+                                  ": there are " + std::to_string(features));
+    }
+    checked.emplace_back(header, WritableBytes(buffer));
+    const std::size_t size = checked.back().second.size();
+    require_size("reply block", size, block_bytes(preset_name, row_count, tokens, mask_present));
+    total += size;
   }
-  const WritableBytes message(buffer);
-  require_size("reply block", message.size(), block_bytes(preset, row_count, tokens, mask_present));
+  constexpr std::size_t kTaskBytes = std::size_t{1} << 20;  // what is worth a thread
+  const std::size_t grain = std::max<std::size_t>(1, checked.size() * kTaskBytes / std::max(total, kTaskBytes));
   const py::gil_scoped_release release;
-  linear::seal_block(linear::preset(preset), header, message.data(), message.size());
+  math::parallel_for(checked.size(), grain, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const auto& [header, message] = checked[i];
+      linear::seal_block(preset, header, message.data(), message.size());
+    }
+  });
 }
 
 // Messages whose bodies another engine reads and writes.
@@ -244,14 +284,13 @@ void register_messages(py::module_& module) {
   module.def("linear_request_bytes", &request_bytes, py::arg("preset"), py::arg("features"), py::arg("tokens"));
   module.def("linear_block_bytes", &block_bytes, py::arg("preset"), py::arg("rows"), py::arg("tokens"),
              py::arg("mask"));
-  module.def("linear_open_request", &open_request, py::arg("preset"), py::arg("data"));
-  module.def("linear_open_block", &open_block, py::arg("preset"), py::arg("data"));
+  module.def("linear_open_request", &open_request, py::arg("preset"), py::arg("data"), py::arg("copy") = py::none());
+  module.def("linear_open_block", &open_block, py::arg("preset"), py::arg("data"), py::arg("copy") = py::none());
   module.def("linear_seal_request", &seal_request, py::arg("preset"), py::arg("buffer"), py::arg("direction"),
              py::arg("layer"), py::arg("request"), py::arg("seed"), py::arg("tokens"), py::arg("features"),
              py::arg("mask_wanted"));
-  module.def("linear_seal_block", &seal_block, py::arg("preset"), py::arg("buffer"), py::arg("direction"),
-             py::arg("layer"), py::arg("request"), py::arg("tokens"), py::arg("features"), py::arg("row_begin"),
-             py::arg("row_count"), py::arg("mask_present"));
+  module.def("linear_seal_blocks", &seal_blocks, py::arg("preset"), py::arg("direction"), py::arg("layer"),
+             py::arg("features"), py::arg("blocks"));
 }
 
 }  // namespace

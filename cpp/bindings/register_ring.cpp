@@ -1,9 +1,10 @@
-// Tables of the number-theoretic transform, for transforms on other devices.
+// Randomness of the operating system, and tables of the number-theoretic transform for transforms on other devices.
 #include <array>
 #include <string>
 
 #include "bindings.hpp"
 #include "privtuner/ring/ntt.hpp"
+#include "privtuner/ring/sampling.hpp"
 
 namespace privtuner::bindings {
 namespace {
@@ -21,6 +22,13 @@ py::tuple tables(std::size_t n, std::uint64_t q) {
 }  // namespace
 
 void register_ring(py::module_& module) {
+  module.def(
+      "os_random",
+      [](const py::buffer& out) {
+        const WritableBytes bytes(out);
+        ring::os_random(bytes.data(), bytes.size());
+      },
+      py::arg("out"));
   module.def(
       "ntt_tables",
       [](std::size_t n, std::uint64_t q, int word_bytes) {

@@ -428,6 +428,7 @@ TEST(a_mask_product_is_kept_only_when_complete) {
     CHECK_THROWS(MessageError, dropped.finish(), "ends after output 32 of 40: truncated");
   }
   CHECK_EQ(masks->bytes(), 0u);
+  sent = send(layer, Direction::forward, x, 1, masks);
   check_results(layer, Direction::forward, x, receive(sent.secret, reply));
   CHECK_EQ(masks->bytes(), 40u * 8192);
 }
@@ -448,21 +449,58 @@ TEST(a_cached_mask_serves_only_the_shape_it_came_from) {
 TEST(a_secret_serves_one_decryption) {
   const Layer layer = make_layer("linear-w8", 40, 20, 81);
   const std::vector<float> x = make_batch(5, 20, 82);
+  std::vector<float> y(5 * 40);
   Sent sent = send(layer, Direction::forward, x);
   const std::vector<Bytes> reply = answer(layer, sent.request, 32);
-  std::vector<float> y(5 * 40);
-  Decryption late(sent.secret, y.data()), later(sent.secret, y.data());
-  later.feed(reply[0].data(), reply[0].size());
+  const auto refused = [&](Secret& secret) {
+    CHECK(secret.used());
+    CHECK_THROWS(SecretError, receive(secret, reply), "used already: a secret decrypts one reply");
+  };
   CHECK(!sent.secret.used());
-  receive(sent.secret, reply);
-  CHECK(sent.secret.used());
-  CHECK_THROWS(SecretError, receive(sent.secret, reply), "used already: a secret decrypts one reply");
-  // Decryptions that were begun before see no zeros in the place of the secret.
-  CHECK_THROWS(SecretError, late.feed(reply[0].data(), reply[0].size()), "used already");
-  CHECK_THROWS(SecretError, later.feed(reply[1].data(), reply[1].size()), "used already");
+  {
+    Decryption decryption(sent.secret, y.data());
+    refused(sent.secret);  // it is this decryption's from the start
+    for (const Bytes& block : reply) decryption.feed(block.data(), block.size());
+    decryption.finish();
+    check_results(layer, Direction::forward, x, y);
+  }
+  refused(sent.secret);
+  for (const std::size_t blocks : {0, 1}) {  // an end before the end
+    Sent ended = send(layer, Direction::forward, x);
+    {
+      Decryption decryption(ended.secret, y.data());
+      for (std::size_t i = 0; i < blocks; ++i) decryption.feed(reply[i].data(), reply[i].size());
+    }
+    refused(ended.secret);
+  }
   Sent wiped = send(layer, Direction::forward, x);
   wiped.secret.wipe();
-  CHECK_THROWS(SecretError, Decryption(wiped.secret, y.data()), "used already");
+  refused(wiped.secret);
+  // Wiped under a decryption, which then sees no zeros in the place of the secret.
+  Sent under = send(layer, Direction::forward, x);
+  Decryption decryption(under.secret, y.data());
+  decryption.feed(reply[0].data(), reply[0].size());
+  under.secret.wipe();
+  CHECK_THROWS(SecretError, decryption.feed(reply[1].data(), reply[1].size()), "used already");
+}
+
+TEST(a_block_that_is_refused_ends_the_secret) {
+  const Layer layer = make_layer("linear-w8", 40, 20, 85);
+  const std::vector<float> x = make_batch(5, 20, 86);
+  const auto masks = std::make_shared<MaskCache>(1 << 20);
+  std::vector<float> y(5 * 40);
+  for (const std::size_t good : {0, 1}) {
+    Sent sent = send(layer, Direction::forward, x, 1, masks);
+    const std::vector<Bytes> reply = answer(layer, sent.request, 32);
+    Bytes damaged = reply[good];
+    damaged.back() ^= 1;
+    Decryption decryption(sent.secret, y.data());
+    for (std::size_t i = 0; i < good; ++i) decryption.feed(reply[i].data(), reply[i].size());
+    CHECK_THROWS(MessageError, decryption.feed(damaged.data(), damaged.size()), "checksum mismatch");
+    CHECK_THROWS(SecretError, decryption.feed(reply[good].data(), reply[good].size()), "used already");
+    CHECK_THROWS(MessageError, decryption.finish(), "truncated");
+    CHECK_EQ(masks->bytes(), 0u);
+  }
 }
 
 TEST(two_threads_cannot_use_one_secret_twice) {
@@ -528,11 +566,11 @@ TEST(prepared_rejects) {
     return Prepared(w8, LayerId{}, w, 2, 1, delta).public_part().d_out;
   };
   CHECK_EQ(make(bytes, 1, kMaxScale), 2u);
-  CHECK_THROWS(std::invalid_argument, make(bytes, -1, 1), "scale of row 0 is -1");
-  CHECK_THROWS(std::invalid_argument, make(bytes, 1, nan), "scale of row 1 is ");
+  CHECK_THROWS(std::invalid_argument, make(bytes, -1, 1), "the scale of row 0 is no float32 from 0 on");
+  CHECK_THROWS(std::invalid_argument, make(bytes, 1, nan), "the scale of row 1 is no float32");
   CHECK_THROWS(std::invalid_argument, make(bytes, 1, 2 * kMaxScale), "float32");
   CHECK_THROWS(std::invalid_argument, make(bytes, 1, 0), "scale of row 1 is 0, its weights are not");
-  CHECK_THROWS(std::invalid_argument, make(low, 1, 1), "weight -128 at (1, 0) is beyond 127");
+  CHECK_THROWS(std::invalid_argument, make(low, 1, 1), "the weight at (1, 0) is beyond 127");
   const double one[] = {1, 1};
   CHECK_THROWS(std::invalid_argument, Prepared(w8, LayerId{}, words, 2, 1, one), "linear-w8 takes weights of 1 bytes");
   CHECK_THROWS(std::invalid_argument, Prepared(w16, LayerId{}, bytes, 2, 1, one),

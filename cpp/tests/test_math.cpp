@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "check.hpp"
+#include "privtuner/math/bytes.hpp"
 #include "privtuner/math/cpu.hpp"
 #include "privtuner/math/memory.hpp"
 #include "privtuner/math/modular.hpp"
@@ -305,6 +306,27 @@ TEST(thread_counts_and_grains_out_of_range_are_refused) {
   set_num_threads(1024);
   CHECK_EQ(num_threads(), 1024);
   CHECK_THROWS(std::invalid_argument, parallel_for(1, 0, [](std::size_t, std::size_t) {}), "grain is 0");
+}
+
+TEST(checksums_in_parts_are_those_of_the_whole) {
+  std::vector<std::uint8_t> data(400);
+  for (std::size_t i = 0; i < data.size(); ++i) data[i] = static_cast<std::uint8_t>(i * 37 + 11);
+  for (std::size_t size = 0; size < data.size(); ++size) {
+    Checksum whole, parts;
+    whole.add(data.data(), 56);
+    whole.add(data.data(), size);
+    parts.add(data.data(), 56);
+    for (std::size_t part = Checksum::kParts; part-- > 0;) parts.add_part(part, data.data(), size);
+    parts.add_length(size);
+    CHECK_EQ(parts.value(), whole.value());
+    if (size == 0) continue;
+    Checksum changed;
+    changed.add(data.data(), 56);
+    data[size - 1] ^= 1;
+    changed.add(data.data(), size);
+    data[size - 1] ^= 1;
+    CHECK(changed.value() != whole.value());
+  }
 }
 
 TEST(buffers_are_aligned_and_wiped) {

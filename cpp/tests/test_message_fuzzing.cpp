@@ -182,22 +182,22 @@ void fuzz_replies(const char* name, int messages, std::uint64_t seed, bool mask,
     return mask ? settings[setting].long_request() : settings[setting].short_request();
   };
   std::vector<Bytes> originals, others = all_messages(settings);
-  std::vector<Sent> sent;
   for (std::size_t i = 0; i < settings.size(); ++i) {
-    sent.push_back(make_request(i));
     const std::vector<Bytes> blocks = make_reply(settings[i], mask ? 2 : 1, mask);
     originals.push_back(joined(blocks));
     originals.push_back(blocks[0]);
   }
   others.insert(others.end(), originals.begin(), originals.end());
   fuzz(name, messages, seed, originals, others, reasons(more), [&](const Exact& message, std::size_t which) {
-    Secret& secret = sent[which / 2].secret;
-    std::vector<float> y(std::size_t{secret.tokens()} * secret.features_out(), 0.0f);
-    Decryption decryption(secret, y.data());
+    std::size_t size = 0;
+    open_block(*settings[which / 2].layer.owner->preset, message.data(), message.size(), size);  // most end here
+    Sent sent = make_request(which / 2);
+    std::vector<float> y(std::size_t{sent.secret.tokens()} * sent.secret.features_out(), 0.0f);
+    Decryption decryption(sent.secret, y.data());
     const auto check = [&] {
       // Whatever the blocks held, the outputs are numbers a reply can hold; the secret serves once.
       for (const float v : y) CHECK(std::isfinite(v));
-      if (secret.used()) sent[which / 2] = make_request(which / 2);
+      CHECK(sent.secret.used());
     };
     try {
       decryption.feed(message.data(), message.size());
@@ -205,7 +205,6 @@ void fuzz_replies(const char* name, int messages, std::uint64_t seed, bool mask,
       check();
       throw;
     }
-    CHECK_EQ(secret.used(), decryption.complete());
     check();
   });
 }

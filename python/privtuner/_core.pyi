@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
@@ -25,12 +26,17 @@ def set_num_threads(n: int) -> None: ...
 def preset_info(name: str) -> dict[str, Any]: ...
 def noise_bound(preset: str, depth: int, norm: float) -> float: ...
 
+# fills out
+def os_random(out: _WritableBuffer) -> None: ...
+
 # roots, their companions, inverse roots, their companions; (n_inverse, companion, last_root, companion)
 def ntt_tables(n: int, q: int, word_bytes: int) -> tuple[_Table, _Table, _Table, _Table, _Table]: ...
 def linear_request_bytes(preset: str, features: int, tokens: int) -> int: ...
 def linear_block_bytes(preset: str, rows: int, tokens: int, mask: bool) -> int: ...
-def linear_open_request(preset: str, data: _Buffer) -> dict[str, Any]: ...
-def linear_open_block(preset: str, data: _Buffer) -> dict[str, Any]: ...
+
+# Copied to `copy` on the way of the checks, where that is given: the request, or the first block.
+def linear_open_request(preset: str, data: _Buffer, copy: _WritableBuffer | None = None) -> dict[str, Any]: ...
+def linear_open_block(preset: str, data: _Buffer, copy: _WritableBuffer | None = None) -> dict[str, Any]: ...
 def linear_seal_request(
     preset: str,
     buffer: _WritableBuffer,
@@ -42,17 +48,14 @@ def linear_seal_request(
     features: int,
     mask_wanted: bool,
 ) -> None: ...
-def linear_seal_block(
+
+# Each block: buffer, request, tokens, row_begin, row_count, mask_present.
+def linear_seal_blocks(
     preset: str,
-    buffer: _WritableBuffer,
     direction: str,
     layer: bytes,
-    request: bytes,
-    tokens: int,
     features: int,
-    row_begin: int,
-    row_count: int,
-    mask_present: bool,
+    blocks: Sequence[tuple[_WritableBuffer, bytes, int, int, int, bool]],
 ) -> None: ...
 def encrypt(
     public: Public, direction: str, x: npt.NDArray[np.float32], masks: MaskCache | None

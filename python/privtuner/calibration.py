@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,14 +89,15 @@ def measure(
     workload: Workload | None = None,
     *,
     frequency: float | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[float, float, str], object] | None = None,
 ) -> tuple[Tier, ...]:
     """Measure every set by one thread: linear-w8, linear-w16, and CKKS of one depth in three rings.
 
     Args:
         workload: what a sample is; the default is one layer of width 384 and 16 tokens.
         frequency: of the processor, cycles/s; default as the operating system tells.
-        progress: called with a line before each set.
+        progress: called before each run with the part of the work that is done, in per cent, 100, and the name of the
+            set that is being measured.
 
     Raises:
         InputError: no frequency is known, or it is not positive.
@@ -108,7 +109,7 @@ def measure(
     threads = get_num_threads()
     set_num_threads(1)
     try:
-        return tuple(_tiers(workload, hertz, progress or (lambda _: None)))
+        return tuple(_tiers(workload, hertz, progress or (lambda *_: None)))
     finally:
         set_num_threads(threads)
 
@@ -123,7 +124,7 @@ def describe(workload: Workload, frequency: float) -> str:
     )
 
 
-def _tiers(workload: Workload, hertz: float, progress: Callable[[str], None]) -> Any:
+def _tiers(workload: Workload, hertz: float, progress: Callable[[float, float, str], object]) -> Any:
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(workload.width, workload.width)) / math.sqrt(workload.width)
     batch = np.clip(rng.normal(size=(workload.tokens * workload.batch, workload.width)), -4, 4).astype(np.float32)
@@ -141,18 +142,32 @@ def _tiers(workload: Workload, hertz: float, progress: Callable[[str], None]) ->
             error_sigma=_SIGMA,
         )
 
+    # Both schemes multiply every weight by every slot; the linear one takes about an eighth of the time for it.
+    shares = [len(batch) / 8] * len(linear.PRESETS) + [float(ring) for ring in _CKKS_RINGS]
+    done = 0.0
+
+    def runs(name: str) -> Iterator[None]:
+        """Once for each run of the next set."""
+        nonlocal done
+        share = 100 * shares.pop(0) / total / (1 + workload.runs)
+        for _ in range(1 + workload.runs):
+            progress(done, 100, name)
+            yield
+            done += share
+
+    total = sum(shares)
     for preset in linear.PRESETS:
         ring, modulus = linear.ring(preset)
-        progress(f"{preset}, N = {ring}")
-        yield tier(preset, ring, math.log2(modulus), _linear_costs(preset, weight, batch, workload.runs))
+        costs = _linear_costs(preset, weight, batch, runs(f"{preset}, N = {ring}"))
+        yield tier(preset, ring, math.log2(modulus), costs)
     for ring in _CKKS_RINGS:
         parameters = ckks.parameters(_DEPTH, _SCALE_BITS, ring_dimension=ring)
-        progress(f"CKKS, N = {ring}, depth {_DEPTH}")
-        costs = _ckks_costs(parameters, weight, batch, workload.runs)
+        costs = _ckks_costs(parameters, weight, batch, runs(f"CKKS, N = {ring}, depth {_DEPTH}"))
         yield tier(f"ckks-{ring}", ring, parameters.log_qp, costs)
+    progress(100, 100, "")
 
 
-def _linear_costs(preset: str, weight: Any, batch: Any, runs: int) -> _Costs:
+def _linear_costs(preset: str, weight: Any, batch: Any, runs: Iterable[None]) -> _Costs:
     prepared, masks = linear.prepare(weight, preset), linear.MaskCache()
 
     def encrypt(direction: linear.Direction) -> tuple[bytes, Callable[[bytes], Any]]:
@@ -162,7 +177,7 @@ def _linear_costs(preset: str, weight: Any, batch: Any, runs: int) -> _Costs:
     return _costs(encrypt, lambda request, _: linear.apply(prepared, request), runs)
 
 
-def _ckks_costs(parameters: ckks.Parameters, weight: Any, batch: Any, runs: int) -> _Costs:
+def _ckks_costs(parameters: ckks.Parameters, weight: Any, batch: Any, runs: Iterable[None]) -> _Costs:
     secret, engine, matrix = ckks.SecretKey(parameters), ckks.Evaluator(parameters), ckks.Matrix(weight, per_row=False)
 
     def encrypt(_: linear.Direction) -> tuple[bytes, Callable[[bytes], Any]]:
@@ -179,11 +194,11 @@ def _ckks_costs(parameters: ckks.Parameters, weight: Any, batch: Any, runs: int)
 def _costs(
     encrypt: Callable[[linear.Direction], tuple[bytes, Callable[[bytes], Any]]],
     answer: Callable[[bytes, linear.Direction], bytes],
-    runs: int,
+    runs: Iterable[None],
 ) -> _Costs:
-    """Medians of both directions, after a warm-up; ``encrypt`` gives the request and what decrypts its reply."""
+    """Medians of both directions, the first run left out; ``encrypt`` gives a request and what decrypts its reply."""
     all_runs = []
-    for _ in range(1 + runs):
+    for _ in runs:
         owner = server = 0.0
         up = down = 0
         for direction in _DIRECTIONS:

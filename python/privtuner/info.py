@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+import textwrap
 from typing import Any
 
 from . import _core, cuda
 from .errors import EngineError
 from .openfhe import library
+from .packages import advice
 from .system import active_isa, processor_name
 
 __all__ = ["collect", "render"]
@@ -50,25 +52,38 @@ def render(facts: dict[str, Any]) -> str:
         f"privtuner {facts['version']}, Python {facts['python']}, NumPy {facts['numpy']}",
         f"compiled by {facts['compiler']}",
         f"processor: {facts['processor']} ({facts['machine']}), {facts['threads']} threads",
-        "instruction-set paths:",
+        "kernels, by instruction set:",
     ]
     for path in facts["isa"]["paths"]:
-        state = "chosen" if path["name"] == facts["isa"]["active"] else "usable" if path["usable"] else path["obstacle"]
-        lines.append(f"  {path['name']:<12}{'compiled' if path['compiled'] else 'not compiled':<14}{state}")
+        obstacle = "cannot be used: " + ("not compiled" if not path["compiled"] else path["obstacle"])
+        state = "in use" if path["name"] == facts["isa"]["active"] else "can be used" if path["usable"] else obstacle
+        lines.append(f"  {path['name']:<14}{state}")
     if facts["isa"]["error"]:
-        lines.append(f"  error: {facts['isa']['error']}")
+        lines += _wrapped("error", facts["isa"]["error"])
     lines.append("engines:")
     for engine in facts["engines"]:
-        lines.append(f"  {engine['name']:<9}{'present' if engine['available'] else 'absent':<14}{engine['reason']}")
-    lines.append("presets:")
+        lines += _wrapped(engine["name"], f"{'present' if engine['available'] else 'absent'}: {engine['reason']}")
+    lines.append("presets of the encrypted product:")
     for preset in facts["presets"]:
         lines.append(
-            f"  {preset['name']:<12}N = {preset['n']}, q = {preset['q']}, weights of {8 * preset['weight_bytes']} bits"
+            f"  {preset['name']:<14}weights of {8 * preset['weight_bytes']} bits; N = {preset['n']}, q = {preset['q']}"
         )
-    lines.append("optional packages:")
+    lines.append("packages for training and for the service:")
     for name, version in facts["packages"].items():
-        lines.append(f"  {name:<14}{version or 'not installed'}")
+        lines += _wrapped(name, version or f"not installed: {advice(name)}")
     return "\n".join(lines)
+
+
+def _wrapped(name: str, text: str) -> list[str]:
+    indent = " " * 16
+    return textwrap.wrap(
+        text,
+        110,
+        initial_indent=f"  {name:<14}",
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _engines() -> list[dict[str, Any]]:

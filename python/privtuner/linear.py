@@ -53,7 +53,8 @@ PRESETS: tuple[str, ...] = _core.PRESETS
 """Names of the parameter sets: ``linear-w8`` (8-bit weights, log2 q = 32) and ``linear-w16`` (16-bit, log2 q = 50)."""
 
 Secret = _core.Secret
-"""What decrypts the reply to one request. Never copied or pickled; wiped after one decryption or by ``wipe()``."""
+"""What decrypts the reply to one request. Never copied or pickled; wiped when its decryption ends, however it
+ends, or by ``wipe()``."""
 
 _ROW_STEP = 32  # row ranges of a product start at multiples of it (gemm.hpp, kRowStep)
 
@@ -205,9 +206,7 @@ def prepare(weight: npt.ArrayLike, preset: str = "linear-w8") -> Prepared:
     _require_finite("weight", w)
     largest = np.abs(w).max(axis=1)
     if largest.max() > np.finfo(np.float32).max:
-        raise InputError(
-            f"weight[{int(largest.argmax())}] holds {largest.max()}: every value must be finite in float32"
-        )
+        raise InputError(f"weight[{int(largest.argmax())}]: every value must be finite in float32")
     delta = largest / info["max_weight"]
     integers: npt.NDArray[Any] = np.zeros(w.shape, np.int8 if info["weight_bytes"] == 1 else np.int16)
     rows = delta > 0
@@ -239,6 +238,9 @@ def encrypt(
     Raises:
         InputError: wrong shape or dtype, a value that is not finite in float32, or no tokens.
     """
+    for name, value, kind in (("public", public, Public), ("masks", masks, (MaskCache, type(None)))):
+        if not isinstance(value, kind):  # the core's own refusal would show all arguments, and so the batch
+            raise InputError(f"{name} is of type {type(value).__name__}: see encrypt")
     cache = None if masks is None else masks._core
     return _core.encrypt(public._core, direction, as_batch(x, public, direction), cache)
 
@@ -284,7 +286,7 @@ def apply(prepared: Prepared, request: BytesLike) -> bytes:
 
 
 def decrypt(reply: BytesLike | Iterable[BytesLike], secret: Secret) -> npt.NDArray[np.float32]:
-    """Decrypt a reply (data owner). Uses up the secret.
+    """Decrypt a reply (data owner). Uses up the secret, whatever comes of it: a second reply needs a new request.
 
     Args:
         reply: the whole reply, or an iterable of its blocks, which are decrypted as they arrive.
@@ -294,17 +296,19 @@ def decrypt(reply: BytesLike | Iterable[BytesLike], secret: Secret) -> npt.NDArr
         float32 (tokens, d_out) forward, (tokens, d_in) backward.
 
     Raises:
-        MessageError: a block is malformed, truncated, corrupted, out of order, or answers another request. Unless the
-            fault comes after the last output, the secret stays usable: the right reply can still be decrypted.
+        MessageError: a block is malformed, truncated, corrupted, out of order, or answers another request.
         SecretError: the secret was used or wiped.
         InputError: ``secret`` is no secret.
     """
     if not isinstance(secret, Secret):
         raise InputError(f"secret is of type {type(secret).__name__}: expected the Secret that encrypt returned")
     decryption = _core.Decryption(secret)
-    for block in [reply] if isinstance(reply, (bytes, bytearray, memoryview)) else reply:
-        decryption.feed(block)
-    return decryption.finish()
+    try:
+        for block in [reply] if isinstance(reply, (bytes, bytearray, memoryview)) else reply:
+            decryption.feed(block)
+        return decryption.finish()
+    finally:
+        secret.wipe()
 
 
 def error_bound(public: Public, x: npt.ArrayLike, direction: Direction = "forward") -> npt.NDArray[np.float64]:

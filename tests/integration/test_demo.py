@@ -36,15 +36,20 @@ def test_demo(model, monkeypatch, tmp_path, capfd):
     assert cli.main(["demo", "--out", str(tmp_path), "--steps", "2"]) == 0
     out, err = capfd.readouterr()
     assert "Traceback" not in err
-    assert out.count("$ privtuner") == 3
-    assert re.search(r"^10 intents, 370 training texts, 120 test texts, same seed$", out, re.MULTILINE)
+    assert out.count("$ privtuner") == 4
+    assert re.search(
+        r"^which of 7 days a message asks for: 360 training texts, 120 test texts of other sentences, same seed$",
+        out,
+        re.MULTILINE,
+    )
     percent = r"\d+\.\d%"
     for row in (
-        rf"accuracy before +{percent} +{percent}",
-        rf"accuracy after +{percent} +{percent}",
-        r"seconds a step +\d+\.\d\d +\d+\.\d\d",
-        r"bytes a token up +- +[\d,]+",
-        r"bytes a token down +- +[\d,]+",
+        "head alone +LoRA +LoRA encrypted",
+        rf"accuracy before( +{percent}){{3}}",
+        rf"accuracy after( +{percent}){{3}}",
+        r"seconds a step( +\d+\.\d\d){3}",
+        r"bytes a token up +- +- +[\d,]+",
+        r"bytes a token down +- +- +[\d,]+",
     ):
         assert re.search(rf"^ +{row}$", out, re.MULTILINE), row
     assert "What the server saw" in out
@@ -52,7 +57,7 @@ def test_demo(model, monkeypatch, tmp_path, capfd):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     seen = json.loads((tmp_path / "encrypted" / "metrics.json").read_text())["server"]
     requests = sum(entry["requests"] for entry in seen["layers"])
-    assert f"{requests:,} requests for 9 layers" in out
+    assert f"{requests:,} requests for 8 layers" in out
     (address,) = re.findall(r"^privtuner: serving .* at (127\.0\.0\.1:\d+);", out, re.MULTILINE)
     with RemoteTransport(address) as transport, pytest.raises(ServiceError, match="no privtuner server answers"):
         transport.hello()

@@ -40,7 +40,8 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     train = write_csv(tmp_path_factory.mktemp("data") / "train.csv", rows(0, 60))
-    return ["--data", str(train), "--label-column", "category", "--batch-size", "8", "--lora-r", "2", "--steps", "2"]
+    files = ["--data", str(train), "--label-column", "category"]
+    return [*files, "--batch-size", "8", "--lora-r", "2", "--steps", "2", "--seed", "0"]
 
 
 def test_sealed_training(model, options, tmp_path):

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from integration._minilm import find_minilm
-from nn_cases import CountingTransport, clear_twin, tiny_bert, tokens
+from nn_cases import CountingTransport, RecordingTransport, clear_twin, tiny_bert, tiny_llama, tokens
 from privtuner import linear
 from privtuner.lora import add_lora
 from privtuner.nn import LocalTransport, Split, split, split_pretrained, traffic_of
@@ -203,6 +203,46 @@ def test_a_head_alone_is_checkpointed_resumed_and_chosen(parts: Split, tmp_path:
 def test_mixed_precision(parts: Split, tmp_path: Path) -> None:
     trainer = train(adapted(parts), tmp_path, max_steps=2, bf16=True)
     assert torch.isfinite(losses(trainer)).all()
+
+
+class Lines(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Four lines of 3 to 6 tokens, padded on the right to 6, with labels of -100 there."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        mask = (torch.arange(6) < 3 + index).long()
+        row = tokens(1, 6, seed=index)[0] * mask
+        return {"input_ids": row, "attention_mask": mask, "labels": row.masked_fill(mask == 0, -100)}
+
+
+@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"gradient_checkpointing": True}])
+def test_a_language_model_trains_without_its_padding(tmp_path: Path, options: dict[str, Any]) -> None:
+    """The trainer reads a training step's loss alone, and everything that it evaluates."""
+    parts = split(tiny_llama())
+    transport = RecordingTransport(parts.server)
+    models = [parts.bundle.build(transport)]
+    models.append(clear_twin(models[0], parts, dtype=torch.float32, attention="sdpa"))
+    runs = []
+    for model in models:
+        torch.manual_seed(1)
+        trainer = Trainer(
+            model=get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")),
+            args=arguments(tmp_path, max_steps=2, per_device_eval_batch_size=4, **options),
+            train_dataset=Lines(),
+            eval_dataset=Lines(),
+        )
+        trainer.train()
+        if model is models[0]:
+            assert {count for _, _, count in transport.seen} == {18}, "3 + 4 + 5 + 6 tokens of 24"
+            transport.seen = []
+        runs.append((losses(trainer), trainer.predict(Lines()).predictions))
+    assert {count for _, _, count in transport.seen} == {24}
+    # Noise of 2^-14 a product on losses and logits of order one, 2^-8 and less where bfloat16 rounds.
+    near = 2**-4 if "bf16" in options else 2**-8
+    assert float((runs[0][0] - runs[1][0]).abs().max()) < near
+    assert float(abs(runs[0][1] - runs[1][1]).max()) < 4 * near
 
 
 def test_plain_loop_with_traffic(parts: Split) -> None:

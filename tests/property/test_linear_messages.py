@@ -10,19 +10,31 @@ from privtuner.errors import MessageError
 
 PREPARED = layer(40, 6)
 X = batch(2, 6)
-REQUEST, SECRET = linear.encrypt(X, PREPARED.public)
-BLOCKS = list(linear.apply_blocks(PREPARED, REQUEST, 32))
+REQUEST, _ = linear.encrypt(X, PREPARED.public)
+
+
+def reply():
+    """The blocks of a reply, and what decrypts it: once."""
+    request, secret = linear.encrypt(X, PREPARED.public)
+    return list(linear.apply_blocks(PREPARED, request, 32)), lambda data: linear.decrypt(data, secret)
+
+
+def joined_reply():
+    blocks, read = reply()
+    return b"".join(blocks), read
+
+
 MESSAGES = {
-    "public": (PREPARED.public.to_bytes(), linear.Public.from_bytes),
-    "request": (REQUEST, lambda data: linear.apply(PREPARED, data)),
-    "reply": (b"".join(BLOCKS), lambda data: linear.decrypt(data, SECRET)),
+    "public": lambda: (PREPARED.public.to_bytes(), linear.Public.from_bytes),
+    "request": lambda: (REQUEST, lambda data: linear.apply(PREPARED, data)),
+    "reply": joined_reply,
 }
 KINDS = st.sampled_from(sorted(MESSAGES))
 
 
 @given(KINDS, st.data())
 def test_changed_bytes(kind, data):
-    message, read = MESSAGES[kind]
+    message, read = MESSAGES[kind]()
     changed = bytearray(message)
     for _ in range(data.draw(st.integers(1, 4))):
         changed[data.draw(st.integers(0, len(message) - 1))] ^= data.draw(st.integers(1, 255))
@@ -33,7 +45,7 @@ def test_changed_bytes(kind, data):
 
 @given(KINDS, st.data())
 def test_lost_bytes(kind, data):
-    message, read = MESSAGES[kind]
+    message, read = MESSAGES[kind]()
     begin = data.draw(st.integers(0, len(message) - 1))
     count = data.draw(st.integers(1, len(message) - begin))
     with pytest.raises(MessageError):
@@ -42,7 +54,7 @@ def test_lost_bytes(kind, data):
 
 @given(KINDS, st.binary(min_size=1, max_size=200), st.data())
 def test_added_bytes(kind, extra, data):
-    message, read = MESSAGES[kind]
+    message, read = MESSAGES[kind]()
     at = data.draw(st.integers(0, len(message)))
     with pytest.raises(MessageError):
         read(message[:at] + extra + message[at:])
@@ -51,18 +63,19 @@ def test_added_bytes(kind, extra, data):
 @given(KINDS, st.binary(max_size=500))
 def test_noise(kind, noise):
     with pytest.raises(MessageError):
-        MESSAGES[kind][1](noise)
+        MESSAGES[kind]()[1](noise)
 
 
 @given(st.lists(st.integers(0, 1), max_size=4).filter(lambda order: order[:2] != [0, 1]))
 def test_blocks_in_any_other_order(order):
+    blocks, read = reply()
     with pytest.raises(MessageError):
-        linear.decrypt([BLOCKS[i] for i in order], SECRET)
+        read([blocks[i] for i in order])
 
 
 def test_the_messages_were_good():
-    request, secret = linear.encrypt(X, PREPARED.public)
-    check_result(PREPARED, X, linear.decrypt(linear.apply(PREPARED, request), secret), "forward")
-    assert linear.Public.from_bytes(MESSAGES["public"][0]) == PREPARED.public
+    blocks, read = reply()
+    check_result(PREPARED, X, read(blocks), "forward")
+    message, read = MESSAGES["public"]()
+    assert read(message) == PREPARED.public
     assert linear.apply(PREPARED, REQUEST)
-    assert not SECRET.used

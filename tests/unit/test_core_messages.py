@@ -37,6 +37,11 @@ def fresh_buffer(message: bytes, prefix: int, kind: type) -> bytearray | memoryv
     return np.frombuffer(content, np.uint8) if kind is np.ndarray else kind(content)
 
 
+def seal_block(preset, buffer, direction, layer, request, tokens, features, row_begin, row_count, mask_present):
+    block = (buffer, request, tokens, row_begin, row_count, mask_present)
+    _core.linear_seal_blocks(preset, direction, layer, features, [block])
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("known_mask", [False, True])
@@ -62,10 +67,116 @@ def test_sealed_again_a_message_is_the_same(preset, direction, known_mask, kind)
         shape = {"tokens": 5, "features": rows, "row_begin": 0 if begin == 0 else 32, "row_count": count}
         assert fields == identity | shape | {"mask_present": not known_mask}
         buffer = fresh_buffer(block, _core.LINEAR_BLOCK_PREFIX, kind)
-        _core.linear_seal_block(preset, buffer, **fields)
+        seal_block(preset, buffer, **fields)
         assert bytes(buffer) == block
         begin += len(block)
     assert begin == len(reply)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_threads_find_what_one_finds(preset):
+    """Messages that are long enough to be shared out among threads: the same checksums, and every damage."""
+    info = _core.preset_info(preset)
+    features, tokens = 331, 3301  # 4.4 and 8.7 MB
+    dtype = np.uint32 if info["word_bytes"] == 4 else np.uint64
+    words = np.random.default_rng(0).integers(0, info["q"], features * tokens, dtype)
+    fields = {"direction": "forward", "layer": bytes(16), "request": bytes(16), "tokens": tokens, "features": features}
+    sealed, before = {}, _core.num_threads()
+    try:
+        for threads in (1, 2, 5):
+            _core.set_num_threads(threads)
+            message = sealed[threads] = bytearray(bytes(112) + words.tobytes())
+            _core.linear_seal_request(preset, message, seed=bytes(32), mask_wanted=False, **fields)
+            assert message == sealed[1]
+            copy = bytearray(len(message))
+            assert _core.linear_open_request(preset, message, copy)["tokens"] == tokens
+            assert copy == message
+            for place in (65, 111, 112, len(message) // 4, len(message) // 2 + 1, len(message) - 9, len(message) - 1):
+                message[place] ^= 4
+                with pytest.raises(MessageError):
+                    _core.linear_open_request(preset, message)
+                message[place] ^= 4
+            # The ends of the threads' shares, whatever they are, and what is between.
+            for place in {0, 1, len(words) - 1, *range(len(words) // 4 - 3, len(words), len(words) // 4)}:
+                bad = bytearray(message)
+                np.frombuffer(bad, dtype, offset=112)[place] = info["q"]
+                _core.linear_seal_request(preset, bad, seed=bytes(32), mask_wanted=False, **fields)
+                with pytest.raises(MessageError, match="a residue is not below q"):
+                    _core.linear_open_request(preset, bad)
+    finally:
+        _core.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_blocks_are_sealed_at_once(threads):
+    before = _core.num_threads()
+    _core.set_num_threads(threads)
+    try:
+        rows, tokens = 64, 2000
+        size = _core.linear_block_bytes("linear-w8", rows, tokens, False)
+        content = np.random.default_rng(0).integers(0, 256, (9, size), np.uint8)  # 3.4 MB: of several threads
+        buffers = [bytearray(row) for row in content]
+        layer, requests = bytes(16), [bytes([i] * 16) for i in range(9)]
+        blocks = [(buffers[i], requests[i], tokens, 64 * i, rows, False) for i in range(9)]
+        _core.linear_seal_blocks("linear-w8", "backward", layer, 9 * 64, blocks)
+        for i, buffer in enumerate(buffers):
+            alone = bytearray(content[i])
+            seal_block("linear-w8", alone, "backward", layer, requests[i], tokens, 9 * 64, 64 * i, rows, False)
+            assert buffer == alone
+            assert buffer[88:] == content[i, 88:].tobytes()
+            assert _core.linear_open_block("linear-w8", buffer)["row_begin"] == 64 * i
+    finally:
+        _core.set_num_threads(before)
+    with pytest.raises(InputError, match="for a reply block of"):
+        _core.linear_seal_blocks(
+            "linear-w8", "backward", layer, 9 * 64, [*blocks[:2], (*blocks[2][:2], 1999, 0, 1, True)]
+        )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_messages_are_copied_while_they_are_checked(preset):
+    request, blocks = exchange(preset)
+    reply = b"".join(blocks)
+    for message, size, read in [
+        (request, len(request), _core.linear_open_request),
+        (blocks[1], len(blocks[1]), _core.linear_open_block),
+        (reply, len(blocks[0]), _core.linear_open_block),
+    ]:
+        copy = bytearray(b"\xa5" * (len(message) + 3))
+        assert read(preset, message, copy) == read(preset, message)
+        assert copy[:size] == message[:size]
+        assert copy[size:] == b"\xa5" * (len(copy) - size)  # nothing but the one message
+        with pytest.raises(InputError, match="a buffer of .* bytes for a message of"):
+            read(preset, message, bytearray(len(message) - 1))
+        with pytest.raises(TypeError, match="writable, contiguous"):
+            read(preset, message, bytes(len(message)))
+        damaged = bytearray(message)
+        damaged[size - 1] ^= 1
+        with pytest.raises(MessageError):
+            read(preset, damaged, copy)
+
+
+@pytest.mark.parametrize("place", [0, 243, 244, 245, 499, 500, 501, 2047, -1])  # around steps of 1024 bytes
+def test_a_residue_is_looked_at_wherever_it_stands(place):
+    q = _core.preset_info("linear-w8")["q"]
+    words = np.full(3000, q - 1, np.uint32)
+    for value in (q - 1, q, 2**32 - 1):
+        words[place] = value
+        message = bytearray(b"\xa5" * 112 + words.tobytes())
+        fields = {"direction": "forward", "layer": bytes(16), "request": bytes(16), "tokens": 3, "features": 1000}
+        _core.linear_seal_request("linear-w8", message, seed=bytes(32), mask_wanted=False, **fields)
+        # A block whose words stand at no multiple of their length: 7 tokens of 3 bytes, one row.
+        mask = np.full(2048, q - 1, np.uint32)
+        mask[place % 2048] = value
+        block = bytearray(b"\xa5" * (88 + 21) + mask.tobytes())
+        seal_block("linear-w8", block, "forward", bytes(16), bytes(16), 7, 1, 0, 1, True)
+        for sealed, read in [(message, _core.linear_open_request), (block, _core.linear_open_block)]:
+            if value < q:
+                read("linear-w8", sealed)
+                continue
+            for copy in (None, bytearray(len(sealed))):
+                with pytest.raises(MessageError, match=f"a residue is not below q = {q}"):
+                    read("linear-w8", sealed, copy)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -148,7 +259,7 @@ def test_blocks_that_cannot_be_sealed(change, error, message):
     del fields["size"]
     arguments = {"preset": "linear-w8", "buffer": bytearray(block)} | fields
     with pytest.raises(error, match=message):
-        _core.linear_seal_block(**(arguments | change))
+        seal_block(**(arguments | change))
     assert bytes(arguments["buffer"]) == block
 
 

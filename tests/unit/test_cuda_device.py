@@ -173,7 +173,10 @@ def install(monkeypatch):
 
 ABSENT = ModuleNotFoundError("No module named 'cupy'", name="cupy")
 OBSTACLES = [
-    (ABSENT, r"CuPy is not installed: pip install 'privtuner\[cuda13\]'"),
+    (
+        ABSENT,
+        r"CuPy is not installed: pip install '.\[cuda13\]' in a checkout of privtuner, or pip install 'cupy-cuda13x",
+    ),
     (ImportError("libcudart.so.13: cannot open"), r"does not load \(libcudart.so.13: cannot open\)"),
     (types.SimpleNamespace(), "a folder called cupy is in the way"),
     (stand_in(failing="cudaErrorNoDevice"), r"no NVIDIA driver or device answers \(cudaErrorNoDevice\)"),
@@ -356,3 +359,21 @@ def test_signatures_are_read_from_the_sources():
     ]
     for kernel in sources.kernels().values():
         assert kernel.max_threads % 32 == 0
+
+
+def test_small_tables_are_uploaded_once(monkeypatch):
+    opened, other = HostDevice(), HostDevice()
+    table = np.arange(4, dtype=np.uint64)
+    kept = device.constant(opened, table)
+    assert device.constant(opened, table.copy()) is kept
+    assert np.array_equal(host(kept), table)
+    for different in (table.astype(np.uint32), table.reshape(2, 2), table + 1):
+        assert device.constant(opened, different) is not kept
+        assert np.array_equal(host(device.constant(opened, different)), different)
+    assert device.constant(other, table) is not kept
+    large = np.zeros(5000, np.uint8)
+    assert device.constant(opened, large) is not device.constant(opened, large)
+    monkeypatch.setattr(device, "_MAX_CONSTANTS", 4)  # as many as there are
+    more = np.ones(3)
+    assert device.constant(opened, more) is not device.constant(opened, more)
+    assert device.constant(opened, table) is kept

@@ -44,6 +44,11 @@ def test_replies_are_the_native_ones(engine, preset, direction):
     assert len(blocks) == -(-cases.features_out(prepared, direction) // 32)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_replies_and_results_in_blocks(engine, preset):
+    cases.check_blocks(engine, CudaOwner(HostDevice()), cases.layer(70, 40, preset), 5, 32, host)
+
+
 def test_a_bad_request_is_refused_before_any_work(engine):
     prepared = cases.layer()
     request, _ = request_for(prepared)
@@ -201,7 +206,7 @@ def test_what_did_not_fit_together_is_let_go_of_before_the_next_attempt(monkeypa
     request = kernels.open_request(layer, request_for(prepared)[0])
     tickets = [_Ticket(layer, request, 256) for _ in range(2)]
     engine._workers[0]._answer(tickets)
-    assert [isinstance(ticket.blocks.get(), bytes) for ticket in tickets] == [True, True]
+    assert [isinstance(ticket.blocks.get(), memoryview) for ticket in tickets] == [True, True]
 
 
 def test_an_error_that_is_kept_keeps_no_memory_of_the_device(monkeypatch, engine):

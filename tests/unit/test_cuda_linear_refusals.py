@@ -79,12 +79,6 @@ def outcome(decrypt, blocks, secret):
 
 def test_replies_are_refused_as_the_core_does():
     device, prepared, x = HostDevice(), layer(40, 11), batch(3, 11)
-    native = linear.encrypt(x, prepared.public)
-    mine = device_linear.encrypt(device, x, prepared.public)
-    cached = linear.MaskCache()
-    linear.decrypt(
-        linear.apply(prepared, (filling := linear.encrypt(x, prepared.public, "forward", cached))[0]), filling[1]
-    )
 
     def spoil(request):
         blocks = list(linear.apply_blocks(prepared, request, 32))
@@ -102,11 +96,21 @@ def test_replies_are_refused_as_the_core_does():
         yield [sealed(mask=False)]
         yield [b"".join(blocks) + blocks[1]]
 
-    for index, (wrong, expected) in enumerate(zip(spoil(mine[0]), spoil(native[0]), strict=True)):
-        found = outcome(device_linear.decrypt, wrong, mine[1])
-        assert found == outcome(linear.decrypt, expected, native[1]), index
-        assert found[0] is MessageError
-    check_result(prepared, x, device_linear.decrypt(linear.apply(prepared, mine[0]), mine[1]), "forward")
+    for index in range(11):
+        results = []
+        for encrypt, decrypt in (
+            (linear.encrypt, linear.decrypt),
+            (lambda *args: device_linear.encrypt(device, *args), device_linear.decrypt),
+        ):
+            request, secret = encrypt(x, prepared.public)
+            wrong = list(spoil(request))
+            assert len(wrong) == 11
+            results.append(outcome(decrypt, wrong[index], secret))
+            assert secret.used
+            with pytest.raises(SecretError, match="used already"):
+                decrypt(linear.apply(prepared, request), secret)
+        assert results[0] == results[1], index
+        assert results[0][0] is MessageError
 
     after = device_linear.encrypt(device, x, prepared.public)
     whole = linear.apply(prepared, after[0])
@@ -117,9 +121,8 @@ def test_replies_are_refused_as_the_core_does():
 
 def sealed_block(prepared, request, direction="forward", tokens=3, features=40, rows=40, mask=True):
     message = np.zeros(_core.linear_block_bytes("linear-w8", rows, tokens, mask), np.uint8)
-    _core.linear_seal_block(
-        "linear-w8", message, direction, prepared.public.id, request[32:48], tokens, features, 0, rows, mask
-    )
+    block = (message, bytes(request[32:48]), tokens, 0, rows, mask)
+    _core.linear_seal_blocks("linear-w8", direction, prepared.public.id, features, [block])
     return message.tobytes()
 
 
@@ -128,13 +131,12 @@ def test_a_mask_product_nobody_asked_for_is_refused():
     masks = device_linear.DeviceMasks(device)
     for _ in range(2):
         request, secret = device_linear.encrypt(device, x, prepared.public, masks=masks)
-        reply = linear.apply(prepared, request)
         kept = secret._mask
-        if kept is not None:
-            with pytest.raises(MessageError, match="carries a mask product nobody asked for"):
-                device_linear.decrypt(sealed_block(prepared, request), secret)
-        device_linear.decrypt(reply, secret)
+        if kept is None:
+            device_linear.decrypt(linear.apply(prepared, request), secret)
     assert kept is not None
+    with pytest.raises(MessageError, match="carries a mask product nobody asked for"):
+        device_linear.decrypt(sealed_block(prepared, request), secret)
 
 
 def test_batches_are_refused_as_the_core_does():

@@ -82,6 +82,23 @@ def test_the_owner_and_the_engine(preset, direction, device, piecewise):
     engine.close()
 
 
+@pytest.mark.parametrize("of_the_core", [False, True])
+def test_messages_that_nobody_else_holds(of_the_core, device, piecewise):
+    """Their memory is handed out again at once, so whoever copies from it has to hold it."""
+    prepared = cases.layer(200, 40)
+    engine, owner = CudaEngine([device]), CudaOwner(device)
+    for turn in range(3):
+        x = cases.batch(5, 40, seed=turn)
+        request, secret = owner.encrypt(x, prepared.public, "forward")
+        request = bytes(request) if of_the_core else request
+        reply = engine.apply_blocks(prepared, request, 32)
+        del request
+        if of_the_core:
+            reply = (bytes(block) for block in reply)
+        cases.check_result(prepared, x, host(owner.decrypt(reply, secret)), "forward")
+    engine.close()
+
+
 def test_several_requests_as_one_product(device, piecewise):
     prepared = cases.layer(70, 40)
     held = device_linear.DeviceLayer(device, prepared)

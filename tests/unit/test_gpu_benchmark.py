@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,7 @@ class Host(gpu.Gpu):
 
 PARTS = {
     "linear": lambda: gpu.linear_part(Host(), size=32, tokens=64),
+    "bytes": lambda: gpu.bytes_part(Host(), size=32, tokens=64, steps={"tiny": (2, 16, ((32, 8), (8, 32)))}),
     "llama": lambda: gpu.llama_part(Host(), {"tiny": (2, ((32, 8), (8, 32)))}, tokens=64),
     "ntt": lambda: gpu.ntt_part(Host(), n=1 << 14, rows=8),
     "ckks": lambda: gpu.ckks_part(Host(), ((1 << 13, 3, (1.0, None)),)),
@@ -48,10 +50,25 @@ def peak(record):
     return 1e13 if "NTT" in record.name or "limbs" in record.name else 1e15
 
 
+def test_replies_of_several_blocks_are_compared_block_by_block():
+    gpu.check_linear(Host(), 260)
+
+
 def test_primes_are_the_largest_ones():
     primes = gpu._primes(61, 1 << 16, 4)
     assert primes == sorted(primes, reverse=True)
     assert all(prime.bit_length() == 61 and prime % (1 << 17) == 1 for prime in primes)
+
+
+def test_results_say_what_was_measured_on_which_card():
+    results = json.loads((Path(gpu.__file__).parent / "results" / "gpu-h200.json").read_text())
+    assert (results["card"], results["software"]) == ("NVIDIA H200", {"CuPy": "14.2", "driver": "580"})
+    for record in results["records"]:
+        assert list(record) == ["name", "measured", "asked", "unit", "note"]
+        assert record["measured"] > 0
+        assert record["asked"] is None or record["asked"] > 0
+        assert record["unit"] in ("ms", "s", "times", "tokens/s")
+    assert len({record["name"] for record in results["records"]}) == len(results["records"])
 
 
 def test_without_a_gpu_every_part_is_said_to_be_unmeasured(monkeypatch, capsys, tmp_path):

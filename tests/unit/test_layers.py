@@ -24,6 +24,7 @@ CPP_LAYERS = {
 
 PYTHON_LAYERS = {
     "errors": set(),
+    "packages": {"errors"},
     "copies": {"errors"},
     "paths": {"errors"},
     "security": {"errors"},
@@ -32,9 +33,9 @@ PYTHON_LAYERS = {
     "system": {"_core", "errors"},
     "linear": {"_core", "copies", "errors"},
     "ckks": {"system", "_core", "copies", "errors"},
-    "openfhe": {"linear", "ckks", "paths", "_core", "copies", "errors"},
-    "cuda": {"linear", "ckks", "_core", "copies", "errors"},
-    "info": {"cuda", "openfhe", "system", "_core", "errors"},
+    "openfhe": {"linear", "ckks", "packages", "paths", "_core", "copies", "errors"},
+    "cuda": {"linear", "ckks", "packages", "_core", "copies", "errors"},
+    "info": {"cuda", "openfhe", "packages", "system", "_core", "errors"},
     "engines": {"linear", "ckks", "openfhe", "cuda", "copies", "errors"},
     "nn": {"engines", "linear", "ckks", "copies", "errors"},
     "lora": {"nn", "engines", "linear", "ckks", "errors"},

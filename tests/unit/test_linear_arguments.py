@@ -31,7 +31,7 @@ def changed(shape, place, value, dtype=np.float32):
         (changed((2, 3), (1, 0), -np.inf, np.float16), r"weight\[1, 0\] is -inf"),
         (
             changed((2, 3), (1, 0), -1e39, np.float64),
-            r"weight\[1\] holds 1e\+39: every value must be finite in float32",
+            r"weight\[1\]: every value must be finite in float32",
         ),
         (np.ones((65537, 1), np.float32), r"shape \(65537, 1\): both dimensions must be at most 65536"),
         (np.ones((1, 65537), np.float32), r"shape \(1, 65537\): both dimensions must be at most 65536"),

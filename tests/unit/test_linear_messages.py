@@ -58,21 +58,30 @@ def test_the_default_block_is_256_rows():
     assert len(list(linear.apply_blocks(prepared, request))) == 3
 
 
-def test_blocks_are_computed_as_they_are_asked_for():
+def test_blocks_are_decrypted_as_they_arrive(monkeypatch):
     prepared = layer(64, 8)
     x = batch(3, 8)
     request, secret = linear.encrypt(x, prepared.public)
     events = []
 
-    def watched():
+    class Watched:
+        def __init__(self, secret):
+            self.decryption = decryption(secret)
+            self.finish = self.decryption.finish
+
+        def feed(self, block):
+            self.decryption.feed(block)
+            events.append("read")
+
+    def blocks():
         for number, block in enumerate(linear.apply_blocks(prepared, request, 32)):
             events.append(number)
             yield block
-            # The owner asks for the next block only after reading this one.
-            events.append(secret.used)
 
-    check_result(prepared, x, linear.decrypt(watched(), secret), "forward")
-    assert events == [0, False, 1, True]
+    decryption = linear._core.Decryption
+    monkeypatch.setattr(linear._core, "Decryption", Watched)
+    check_result(prepared, x, linear.decrypt(blocks(), secret), "forward")
+    assert events == [0, "read", 1, "read"]
 
 
 @pytest.mark.parametrize(
@@ -139,36 +148,66 @@ def blocks_of(prepared, request):
         (lambda b: [b[0], b[1][:-1] + bytes([b[1][-1] ^ 1]), b[2]], "checksum mismatch"),
     ],
 )
-def test_replies_out_of_order_are_refused_and_leave_the_secret(arrange, message):
+def test_replies_out_of_order_are_refused_and_end_the_secret(arrange, message):
     prepared = layer(70, 8)
     x = batch(3, 8)
     request, secret = linear.encrypt(x, prepared.public)
     blocks = blocks_of(prepared, request)
     with pytest.raises(MessageError, match=message):
         linear.decrypt(arrange(blocks), secret)
-    assert not secret.used
-    check_result(prepared, x, linear.decrypt(blocks, secret), "forward")
+    assert secret.used
+    with pytest.raises(SecretError, match="used already: a secret decrypts one reply; encrypt again for another"):
+        linear.decrypt(blocks, secret)
+    check_exchange(prepared, x)
 
 
-def test_an_error_in_the_source_of_blocks_leaves_the_secret():
+@pytest.mark.parametrize("error", [ConnectionError, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("arrived", [0, 1, 2])
+def test_an_error_in_the_source_of_blocks_ends_the_secret(error, arrived):
     prepared = layer(70, 8)
-    x = batch(3, 8)
-    request, secret = linear.encrypt(x, prepared.public)
+    request, secret = linear.encrypt(batch(3, 8), prepared.public)
     blocks = blocks_of(prepared, request)
 
     def broken():
-        yield blocks[0]
-        raise ConnectionError("the line is dead")
+        yield from blocks[:arrived]
+        raise error("the line is dead")
 
-    with pytest.raises(ConnectionError, match="dead"):
+    with pytest.raises(error, match="dead"):
         linear.decrypt(broken(), secret)
-    check_result(prepared, x, linear.decrypt(blocks, secret), "forward")
+    with pytest.raises(SecretError, match="used already"):
+        linear.decrypt(blocks, secret)
+
+
+@pytest.mark.parametrize("arrived", [0, 1])
+def test_a_decryption_that_is_given_up_ends_the_secret(arrived):
+    prepared = layer(70, 8)
+    request, secret = linear.encrypt(batch(3, 8), prepared.public)
+    blocks = blocks_of(prepared, request)
+    decryption = linear._core.Decryption(secret)
+    for block in blocks[:arrived]:
+        decryption.feed(block)
+    with pytest.raises(SecretError, match="used already"):
+        linear.decrypt(blocks, secret)
+    del decryption
+    with pytest.raises(SecretError, match="used already"):
+        linear.decrypt(blocks, secret)
+
+
+def test_a_refused_block_ends_a_decryption():
+    prepared = layer(70, 8)
+    request, secret = linear.encrypt(batch(3, 8), prepared.public)
+    blocks = blocks_of(prepared, request)
+    decryption = linear._core.Decryption(secret)
+    decryption.feed(blocks[0])
+    with pytest.raises(MessageError, match="starts at output 64, expected 32"):
+        decryption.feed(blocks[2])
+    with pytest.raises(SecretError, match="used already"):
+        decryption.feed(blocks[1])
 
 
 def test_replies_to_others_are_refused():
     prepared, other = layer(40, 40), layer(40, 40, seed=5)
     x = batch(3, 40)
-    request, secret = linear.encrypt(x, prepared.public)
     second_request, _ = linear.encrypt(x, prepared.public)
     foreign_request, _ = linear.encrypt(x, other.public)
     backward_request, _ = linear.encrypt(x, prepared.public, "backward")
@@ -178,10 +217,10 @@ def test_replies_to_others_are_refused():
         (backward_request, prepared, "answers another request"),
     ):
         with pytest.raises(MessageError, match=message):
-            linear.decrypt(linear.apply(by, made), secret)
+            linear.decrypt(linear.apply(by, made), linear.encrypt(x, prepared.public)[1])
+    request, secret = linear.encrypt(x, prepared.public)
     with pytest.raises(MessageError, match="expected a reply block, got a message of kind 2"):
         linear.decrypt(request, secret)
-    check_result(prepared, x, linear.decrypt(linear.apply(prepared, request), secret), "forward")
 
 
 def test_foreign_requests_are_refused():

@@ -247,16 +247,17 @@ def test_buffers_outside_the_state_are_right() -> None:
     assert torch.equal(positions, torch.arange(40)[None])
 
 
-def test_generation_with_a_cache() -> None:
+@pytest.mark.parametrize(("skip", "prompt"), [(None, 8), (True, 7)])
+def test_generation_with_a_cache(skip: bool | None, prompt: int) -> None:
     parts = split(tiny_llama(tied=True))
     transport = CountingTransport(parts.server)
-    model = parts.bundle.build(transport)
+    model = parts.bundle.build(transport, skip_padding=skip)
     ids = tokens(2, 4)
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
     made = model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert made.shape == (2, 7)
     assert len(transport.calls) == 3 * len(parts.server)
-    assert traffic_of(model).snapshot()["layers.0.mlp.down_proj", "forward"].tokens == 7 + 2 + 2
+    assert traffic_of(model).snapshot()["layers.0.mlp.down_proj", "forward"].tokens == prompt + 2 + 2
 
 
 def test_wrong_options_are_refused(parts: Split) -> None:

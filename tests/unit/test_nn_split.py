@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,6 +139,15 @@ def test_encrypted_forward_counts_one_request_a_group() -> None:
     assert sorted(transport.calls) == sorted(parts.server)
 
 
+def test_progress_counts_every_weight_that_is_prepared() -> None:
+    calls: list[tuple[int, int, str]] = []
+    parts = split(tiny_llama(), progress=lambda *call: calls.append(call))
+    assert [name for *_, name in calls] == [*parts.server, ""]
+    weights = [layer.public.d_out * layer.public.d_in for layer in parts.server.values()]  # type: ignore[union-attr]
+    assert [done for done, *_ in calls] == [0, *itertools.accumulate(weights)]
+    assert {total for _, total, _ in calls} == {sum(weights)}
+
+
 def test_kept_modules_stay_clear_and_trainable() -> None:
     torch.manual_seed(0)
     config = BertConfig(
@@ -259,8 +269,8 @@ def test_refuses_to_give_away_a_matrix_of_unknown_kind() -> None:
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, image_size=8, patch_size=4
     )
     with pytest.raises(InputError, match=r"'embeddings\..*' of shape .* is neither a linear weight nor an embedding"):
-        split(ViTModel(config))
-    parts = split(ViTModel(config), keep=("embeddings",))
+        split(ViTModel(config), allow_data_dependent_requests=True)
+    parts = split(ViTModel(config), keep=("embeddings",), allow_data_dependent_requests=True)
     assert "embeddings.patch_embeddings.projection.weight" in parts.bundle.kept
     clear = tiny_bert()
     clear.pooler.register_buffer("packed", torch.zeros(4, 4, dtype=torch.int8))
@@ -306,6 +316,8 @@ def test_mixtures_of_experts_are_refused() -> None:
         vocab_size=50, num_local_experts=2,
     )  # fmt: skip
     with pytest.raises(InputError, match=r"'model.layers.0.mlp.gate.weight' of shape \(2, 32\) in a MixtralTopKRouter"):
+        split(MixtralForCausalLM(config), allow_data_dependent_requests=True)
+    with pytest.raises(InputError, match="a MixtralForCausalLM is not known to send requests"):
         split(MixtralForCausalLM(config))
 
 

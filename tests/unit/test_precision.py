@@ -1,8 +1,10 @@
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
+from linear_cases import exact_product
 from precision import assert_precision, assert_within, precision_bits
 
 
@@ -49,3 +51,21 @@ def test_results_beyond_float32_are_infinite():
         assert_within([1e39], [-math.inf], [1.0])
     with pytest.raises(AssertionError, match="beyond the bound"):
         assert_within([1e39], [3.4e38], [1.0])
+
+
+@pytest.mark.parametrize("largest", [127, 32639])
+def test_products_are_exact_up_to_their_last_rounding(largest):
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((4, 37)) * 10.0 ** rng.integers(-30, 30, (4, 37))).astype(np.float32).astype(np.float64)
+    x[2] = 0
+    x[3, :2] = np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal
+    weight = rng.integers(-largest, largest + 1, (37, 5))
+    weight[:, 0] = largest
+    found = exact_product(x, weight)
+    for (i, k), value in np.ndenumerate(found):
+        terms = [Fraction(a) * int(b) for a, b in zip(x[i].tolist(), weight[:, k], strict=True)]
+        mantissa, exponent = np.frexp(value)
+        exact = Fraction(int(np.ldexp(mantissa, 64))) * Fraction(2) ** (int(exponent) - 64)
+        assert abs(exact - sum(terms)) <= sum(map(abs, terms)) * Fraction(1, 2**50)
+        if np.finfo(np.longdouble).nmant >= 63:
+            assert abs(exact - sum(terms)) <= sum(map(abs, terms)) * Fraction(1, 2**60)

@@ -164,7 +164,7 @@ def test_refuses_to_prepare(change, message):
     [
         (np.ones((2, 9)), None, r"x has shape \(2, 9\); pass \(tokens, 10\)"),
         (np.full((2, 10), np.nan), None, "x holds NaN"),
-        (np.full((2, 10), 65.0), None, "x holds 65 and the block takes values up to 64"),
+        (np.full((2, 10), 65.0), None, r"x\[0, 0\] is above 64 in size, the most that the block takes"),
         (np.ones((2, 10)), np.ones((3, 7)), "x has 2 tokens and g 3"),
         (np.ones((2, 10)), np.full((2, 7), np.inf), "g holds NaN or infinity"),
     ],

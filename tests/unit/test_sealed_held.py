@@ -57,11 +57,22 @@ def test_gradients_carry_fresh_noise():
 def test_steps_learn_as_in_the_clear():
     layer = make()
     x, labels = data()
-    options = {"steps": 12, "batch_size": 32}
+    options = {"steps": 12, "batch_size": 32, "seed": 0}
     encrypted = train_held(HeldClient(layer.answer, allow_insecure=True), x, labels, **options)
     clear = train_held(ClearDevice(make()), x, labels, **options)
     assert encrypted == pytest.approx(clear, abs=0.02)
     assert encrypted[-1] < 0.8 * encrypted[0]
+
+
+def test_batches_without_a_seed_are_drawn_anew():
+    x, labels = data()
+
+    def losses(seed):
+        np.random.seed(0)  # noqa: NPY002 - the global generator is what must not matter
+        return train_held(ClearDevice(make()), x, labels, steps=3, batch_size=8, seed=seed)
+
+    assert losses(1) == losses(1) != losses(2)
+    assert losses(None) != losses(None)
 
 
 def test_devices_have_adapters_of_their_own():
@@ -99,9 +110,9 @@ def test_over_grpc():
     with held_server(layer) as server, RemoteTransport(server.address) as transport:
         device = HeldClient(lambda request: transport.apply("held", request), allow_insecure=True)
         assert device.public == layer.public
-        losses = train_held(device, x, labels, steps=2, batch_size=8)
+        losses = train_held(device, x, labels, steps=2, batch_size=8, seed=0)
         counts = transport.counts().layers
-    assert losses == pytest.approx(train_held(ClearDevice(make()), x, labels, steps=2, batch_size=8), abs=0.01)
+    assert losses == pytest.approx(train_held(ClearDevice(make()), x, labels, steps=2, batch_size=8, seed=0), abs=0.01)
     assert {key: (entry.requests, entry.tokens) for key, entry in counts.items()} == {
         ("held", "describe"): (1, 0),
         ("held", "forward"): (2, 16),

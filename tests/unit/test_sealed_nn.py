@@ -25,6 +25,7 @@ from privtuner.nn import (
     polynomial_activations,
     split,
     traffic_of,
+    visible_only,
 )
 from privtuner.nn.sealed import fit_activation
 
@@ -75,6 +76,16 @@ def clear_twin(model: PreTrainedModel, split: Split) -> PreTrainedModel:
                 twin.get_submodule(prefix + name).weight.copy_(part if sealed.kind == "linear" else part.T)
     polynomial_activations(twin, domain=(-6.0, 6.0), degree=15)
     return twin
+
+
+def test_progress_counts_sealed_blocks_and_layers() -> None:
+    calls: list[tuple[int, int, str]] = []
+    parts = split(tiny_bert(), progress=lambda *call: calls.append(call), **OPTIONS)
+    done, totals, names = zip(*calls, strict=True)
+    sealed = [spec.first for spec in parts.bundle.sealed.values()]
+    assert list(names) == [*sealed, *(name for name in parts.server if name not in parts.bundle.sealed), ""]
+    assert list(done) == sorted(set(done))
+    assert (done[0], set(totals)) == (0, {done[-1]})
 
 
 def test_what_goes_where(family: tuple[str, PreTrainedModel, Split]) -> None:
@@ -185,12 +196,22 @@ def test_padding_is_not_sent() -> None:
     parts = split(tiny_bert(), **OPTIONS)
     owner = parts.bundle.build(LocalTransport(parts.server), allow_insecure=True)
     ids, mask = tokens(2, 5), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
-    with torch.no_grad():
+    with torch.no_grad(), visible_only():
         y = owner(input_ids=ids, attention_mask=mask)[0]
         alone = owner(input_ids=ids[1:, :2])[0]
     assert (y[1, :2] - alone[0]).abs().max() < 2e-2
     traffic = traffic_of(owner).snapshot()
     assert traffic[next(iter(parts.bundle.sealed)), "forward"].tokens == 7 + 2
+
+
+def test_a_gradient_at_padding_left_out_is_refused() -> None:
+    parts = split(tiny_bert(), **OPTIONS)
+    owner = parts.bundle.build(LocalTransport(parts.server), allow_insecure=True, skip_padding=True)
+    owner.get_input_embeddings().requires_grad_(True)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    loss = owner(input_ids=tokens(2, 5), attention_mask=mask)[0].square().mean()
+    with pytest.raises(InputError, match=r"layer 'encoder.layer.1.intermediate.*loss depends on positions"):
+        loss.backward()
 
 
 def test_layer_refuses() -> None:
@@ -201,7 +222,7 @@ def test_layer_refuses() -> None:
         mlp(torch.ones(2, 5))
     with pytest.raises(InputError, match="sealed block 'mlp': the activations .* not finite .*lower the learning rate"):
         mlp(torch.full((2, 6), float("nan")))
-    with pytest.raises(InputError, match="x holds 70 and the block takes values up to 64"):
+    with pytest.raises(InputError, match=r"x\[0, 0\] is above 64 in size, the most that the block takes"):
         mlp(torch.full((2, 6), 70.0))
     narrow, _ = layer(ckks.gelu((-0.5, 0.5), 15))
     with pytest.raises(CkksError, match="sealed block 'mlp', forward: .* left the domain of its activation"):

@@ -1,18 +1,23 @@
 """Server and client over loopback in one process: right replies, and a clear error for every way to go wrong."""
 
+import gc
 import json
 import logging
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import grpc
 import numpy as np
 import pytest
 
+import linear_cases as cases
+from cuda_arrays import host
+from cuda_counts import CountingDevice
 from privtuner import linear
 from privtuner.engines import NativeEngine
+from privtuner.engines.cuda import CudaEngine, CudaOwner
 from privtuner.errors import InputError, MessageError, ServiceError
 from privtuner.nn import GroupSpec, OwnerBundle, Split
 from privtuner.service import RemoteTransport, Server, client, server
@@ -68,6 +73,24 @@ def connected(split, **options):
         yield running, transport
 
 
+def test_devices_on_both_sides_of_a_connection(split, monkeypatch):
+    """Requests in one message and in many; messages become gRPC's bytes and no page-locked memory is kept."""
+    monkeypatch.setattr(client, "MESSAGE_BYTES", 4096)
+    serving, owning = CountingDevice(), CountingDevice()
+    owner, prepared = CudaOwner(owning), split.server["fc2"]
+    with connected(split, engine=CudaEngine([serving])) as (_, transport):
+        for tokens in (9, 300):
+            x = batch(tokens, 16)
+            request, secret = owner.encrypt(x, prepared.public, "forward")
+            y = owner.decrypt(transport.apply("fc2", request), secret)
+            cases.check_result(prepared, x, host(y), "forward")
+        counts = transport.counts().layers["fc2", "forward"]
+    assert (counts.requests, counts.tokens, counts.bytes_in) == (2, 309, 2 * 112 + 4 * 16 * 309)
+    del request
+    gc.collect()
+    assert (serving.lent, owning.lent) == (0, 0)
+
+
 def test_hello_says_what_is_served(transport):
     hello = transport.hello()
     assert hello["model"] == "tiny"
@@ -76,10 +99,17 @@ def test_hello_says_what_is_served(transport):
 
 
 def test_bundle_arrives_whole(split, transport):
-    sizes = []
-    fetched = transport.fetch_bundle(sizes.append)
+    calls = []
+    fetched = transport.fetch_bundle(lambda *call: calls.append(call))
     assert fetched.to_files() == split.bundle.to_files()
-    assert sum(sizes) >= sum(map(len, split.bundle.to_files().values()))
+    size = sum(map(len, split.bundle.to_files().values()))
+    assert calls[0] == (0, size)
+    assert len(calls) > len(fetched.to_files())
+    assert calls == sorted(calls)
+    # Every message carries the name of its file as well.
+    arrived, total = calls[-1]
+    assert arrived == total
+    assert size < total < 1.1 * size
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -250,6 +280,175 @@ def test_server_that_stops_midway(split):
         stuck.set()
 
 
+class Wire:
+    """Carries connections to a server, until it is told to cut them, or to carry them to another one from then on."""
+
+    def __init__(self, target):
+        self.target, self.sockets = target, []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        with suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                try:
+                    far = socket.create_connection(self.target.rsplit(":", 1))
+                except OSError:
+                    near.close()
+                    continue
+                self.sockets += [near, far]
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self.pump, args=ends, daemon=True).start()
+
+    def pump(self, one, other):
+        with suppress(OSError):
+            while data := one.recv(1 << 16):
+                other.sendall(data)
+
+    def cut(self, target):
+        self.target = target
+        for end in self.sockets:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.listener.close()
+        self.cut("127.0.0.1:1")
+        for end in self.sockets:
+            end.close()
+
+
+@pytest.mark.parametrize(
+    ("then", "reason"),
+    [
+        ("same", "the connection to .* was cut during layer 'fc'.*the server is there and answers: begin again"),
+        ("other", "went away during layer 'fc'.*another answers there now; begin again"),
+        ("none", "went away during layer 'fc'.*restart it and begin again"),
+    ],
+)
+def test_what_ended_a_request_is_told_apart(split, then, reason):
+    go_on = threading.Event()
+
+    def behave(blocks):
+        yield next(blocks)
+        go_on.wait(20)
+
+    with (
+        Server(split, name="first", engine=Engine(behave)) as running,
+        Server(split, name="second") as second,
+        Wire(running.address) as wire,
+        RemoteTransport(wire.address) as transport,
+    ):
+        request, _ = linear.encrypt(batch(), split.server["fc"].public)
+        reply = transport.apply("fc", request)
+        next(reply)
+        wire.cut({"same": running.address, "other": second.address, "none": "127.0.0.1:1"}[then])
+        with pytest.raises(ServiceError, match=reason):
+            list(reply)
+        go_on.set()
+
+
+def test_request_to_a_server_that_has_gone(split):
+    with Server(split) as running:
+        transport = RemoteTransport(running.address)
+        transport.hello()
+    with transport, pytest.raises(ServiceError, match="went away during layer 'fc'.*restart it"):
+        list(transport.apply("fc", b"x"))
+
+
+def test_another_thread_closes_in_the_middle_of_a_request(split):
+    go_on = threading.Event()
+
+    def behave(blocks):
+        yield next(blocks)
+        go_on.wait(20)
+
+    with connected(split, engine=Engine(behave)) as (_, transport):
+        request, _ = linear.encrypt(batch(), split.server["fc"].public)
+        reply = transport.apply("fc", request)
+        next(reply)
+        threading.Thread(target=transport.close).start()
+        with pytest.raises(ServiceError, match="was closed; open another"):
+            list(reply)
+        go_on.set()
+
+
+def test_call_that_is_refused_because_it_is_being_closed(running, monkeypatch):
+    transport = RemoteTransport(running.address)
+    transport.hello()
+    transport._channel.close()  # by another thread, which has said so by the time the call fails
+
+    def begin(*_):
+        transport._closed = True
+        raise ValueError("Cannot invoke RPC on closed channel!")
+
+    monkeypatch.setattr(transport._channel, "unary_stream", begin)
+    with pytest.raises(ServiceError, match="was closed"):
+        list(transport.apply("fc", b"x"))
+
+
+def test_closing_does_not_wait_for_what_never_ends(running, monkeypatch):
+    """As after a KeyboardInterrupt while gRPC set up a call."""
+    transport, never = RemoteTransport(running.address), threading.Event()
+    transport.hello()
+    monkeypatch.setattr(client, "_CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(transport._channel, "close", never.wait)
+    transport.close()
+    transport.close()
+    with pytest.raises(ServiceError, match="was closed"):
+        transport.counts()
+    never.set()
+
+
+def test_counts_are_not_waited_for_without_end(split, monkeypatch):
+    go_on = threading.Event()
+    with Server(split) as running, RemoteTransport(running.address, connect_seconds=0.5) as transport:
+        transport.hello()
+        monkeypatch.setattr(running._counter, "snapshot", go_on.wait)
+        with pytest.raises(ServiceError, match="Stats"):
+            transport.counts()
+        go_on.set()
+
+
+@pytest.mark.parametrize("answer", [b'{"protocol": 1}', b'{"protocol": 1, "model": 5, "preset": "p"}', b"[" * 100000])
+def test_hello_that_lacks_something(answer):
+    with (
+        foreign_server("privtuner.Linear", Hello=answer) as address,
+        RemoteTransport(address) as transport,
+        pytest.raises(ServiceError, match="is no privtuner server"),
+    ):
+        transport.hello()
+
+
+def test_address_is_tried_before_there_is_a_server(split, running):
+    port = int(running.address.rpartition(":")[2])
+    with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{port}.*another program has the port"):
+        server.ensure_free("127.0.0.1", port)
+    with pytest.raises(InputError, match="port 65536"):
+        server.ensure_free("127.0.0.1", 65536)
+    with pytest.raises(InputError, match="can be reached from other machines"):
+        server.ensure_free("0.0.0.0", 0)
+    for address in ("192.0.2.1", "no such host", "x" * 300):
+        with pytest.raises(InputError, match="cannot listen on .*choose another --host or --port"):
+            server.ensure_free(address, 0, allow_plaintext=True)
+
+
+def test_address_that_is_free_stays_free(split):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    for address in ("127.0.0.1", "localhost"):
+        server.ensure_free(address, port)
+    with Server(split, port=port), pytest.raises(InputError):
+        server.ensure_free("127.0.0.1", port)
+    with Server(split, port=port) as running:  # just after it was used
+        assert running.address == f"127.0.0.1:{port}"
+
+
 def test_reply_that_ends_early_is_noticed(split):
     def behave(blocks):
         yield next(blocks)
@@ -320,7 +519,9 @@ def test_another_grpc_service_listens():
         transport.hello()
 
 
-@pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b'{"protocol": null}', b"\xff"])
+@pytest.mark.parametrize(
+    "answer", [b"", b"[]", b"{}", b'{"protocol": null}', b'{"protocol": 1, "bundle_bytes": []}', b"\xff"]
+)
 def test_hello_that_is_none(answer):
     with (
         foreign_server("privtuner.Linear", Hello=answer) as address,

@@ -2,14 +2,19 @@
 
 import copy
 import dataclasses
+import itertools
 import math
+import sys
 
+import numpy as np
 import pytest
 import torch
+import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from privtuner.errors import InputError, PrivtunerError
-from privtuner.lora.dataset import TextTable, encode, label_names
+from privtuner.lora.dataset import encode
+from privtuner.lora.table import TextTable, label_names
 from privtuner.lora.training import (
     Step,
     TrainConfig,
@@ -20,6 +25,7 @@ from privtuner.lora.training import (
     train_classifier,
 )
 from privtuner.nn import LocalTransport, split_pretrained, traffic_of
+from privtuner.service.counts import request_shape
 from text_cases import one_thread, rows, tiny_model_directory
 
 # PEFT asks transformers for a property that transformers renamed.
@@ -80,8 +86,14 @@ def trained(model):
     ("field", "value"),
     [
         ("steps", 0),
+        ("steps", 10**9 + 1),
+        ("batch_size", (1 << 20) + 1),
+        ("lora_r", (1 << 16) + 1),
+        ("lora_alpha", (1 << 20) + 1),
+        ("max_length", (1 << 20) + 1),
+        ("lr", 1e31),
         ("batch_size", 0),
-        ("lora_r", 0),
+        ("lora_r", -1),
         ("lora_alpha", 0),
         ("max_length", 2),
         ("lr", 0.0),
@@ -132,6 +144,15 @@ def test_seed_sets_adapters_and_head(directory):
     assert any("classifier" in name for name in changed)
 
 
+def test_without_a_seed_adapters_and_head_are_drawn_anew(directory):
+    starts = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        starts.append(trained(prepare_model(plain_model(directory), TrainConfig(lora_r=4))))
+    same = {name for name in starts[0] if torch.equal(starts[0][name], starts[1][name])}
+    assert same == {name for name in starts[0] if "lora_B" in name or name.endswith("bias")}  # which start at zero
+
+
 def test_preparation_leaves_the_generator_alone(directory):
     model = plain_model(directory)
     torch.manual_seed(5)
@@ -163,9 +184,14 @@ def run(model, data, config=CONFIG):
     return adapted, train_classifier(adapted, *data, config, progress=False)
 
 
-def test_plain_training_repeats_exactly(directory, data):
-    first, second = (run(plain_model(directory), data)[1] for _ in range(2))
-    assert [step.loss for step in first.steps] == [step.loss for step in second.steps]
+def test_training_repeats_with_the_same_seed(directory, data):
+    seeds = (CONFIG.seed, CONFIG.seed, CONFIG.seed + 1)
+    configs = [dataclasses.replace(CONFIG, seed=seed) for seed in seeds]
+    first, second, other = (
+        np.array([step.loss for step in run(plain_model(directory), data, config)[1].steps]) for config in configs
+    )
+    # PyTorch promises no equal bits: what is left is rounding, 2^-24 a step of the arithmetic, and no other draw.
+    assert np.abs(first - second).max() < 2**-10 * np.abs(first - other).max()
 
 
 def test_encrypted_training_follows_the_quantised_model(directory, parts, data):
@@ -206,6 +232,16 @@ def test_every_byte_is_recorded(parts, data):
     assert result.bytes_up_per_token == sum(step.bytes_up for step in result.steps) / tokens
 
 
+def test_padding_is_left_out_of_training_and_evaluation(parts, data):
+    adapted = prepare_model(encrypted_model(parts), CONFIG)
+    result = train_classifier(adapted, *data, CONFIG, progress=False)
+    counts = traffic_of(adapted).snapshot()
+    steps, tests = sum(step.tokens for step in result.steps), result.before.tokens + result.after.tokens
+    layer = "encoder.layer.1.output.dense"
+    assert counts[layer, "forward"].tokens == steps + tests
+    assert counts[layer, "backward"].tokens == steps
+
+
 def test_without_a_test_set_there_is_no_accuracy(directory, data):
     _, result = run(plain_model(directory), (data[0], None), TrainConfig(steps=1, batch_size=4))
     assert result.before is None
@@ -219,6 +255,108 @@ def test_loss_that_is_no_number_stops_training(directory, data):
         run(plain_model(directory), (data[0], None), TrainConfig(steps=20, batch_size=4, lr=1e30, head_lr=1e30))
 
 
+def test_run_that_diverges_goes_back_to_what_was_good(directory, data):
+    config = TrainConfig(steps=20, batch_size=4, lr=1e30, head_lr=1e30)
+    adapted, seen = prepare_model(plain_model(directory), config), []
+    with pytest.raises(PrivtunerError, match=r"at step \d+ of 20.*the peaks were 1e\+30 for the adapters"):
+        train_classifier(
+            adapted, data[0], None, config, progress=False, after_step=lambda _: seen.append(trained(adapted))
+        )
+    # The last step is the one that spoilt it, and the one before gave the last finite loss.
+    good = seen[-2] if len(seen) > 1 else trained(prepare_model(plain_model(directory), config))
+    assert all(torch.equal(value, good[name]) for name, value in trained(adapted).items())
+    assert math.isfinite(evaluate(adapted, data[1]).accuracy)
+
+
+def test_encrypted_run_that_diverges_says_so(parts, data):
+    config = TrainConfig(steps=20, batch_size=4, lr=1e30, head_lr=1e30)
+    adapted = prepare_model(encrypted_model(parts), config)
+    with pytest.raises(
+        PrivtunerError, match=r"at step \d+ of 20.*the run diverged; use a lower learning rate"
+    ) as caught:
+        train_classifier(adapted, data[0], None, config, progress=False)
+    assert not isinstance(caught.value, InputError)
+    assert all(value.isfinite().all() for value in trained(adapted).values())
+
+
+def test_run_that_diverges_in_its_last_step_is_noticed_by_the_evaluation(parts, data):
+    config = TrainConfig(steps=1, batch_size=4, lr=1e30, head_lr=1e30)
+    adapted = prepare_model(encrypted_model(parts), config)
+    with pytest.raises(PrivtunerError, match=r"after step 1, though the steps before went well: the run diverged"):
+        train_classifier(adapted, data[0], data[1], config, progress=False)
+
+
+def test_model_that_is_broken_from_the_start_did_not_diverge(directory, data):
+    adapted = prepare_model(plain_model(directory), CONFIG)
+    with torch.no_grad():
+        adapted.get_input_embeddings().weight.fill_(math.nan)
+    with pytest.raises(InputError, match="^the loss is nan before anything was trained"):
+        train_classifier(adapted, data[0], None, CONFIG, progress=False)
+
+
+def test_step_that_breaks_off_is_taken_back(directory, data, monkeypatch):
+    adapted = prepare_model(plain_model(directory), CONFIG)
+    before, whole = trained(adapted), torch.optim.AdamW.step
+
+    def broken(self, *_, **__):
+        whole(self)
+        raise MemoryError
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    with pytest.raises(MemoryError):
+        train_classifier(adapted, data[0], None, CONFIG, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in trained(adapted).items())
+
+
+def test_gradient_that_is_no_number_does_not_reach_the_weights(directory, data):
+    adapted = prepare_model(plain_model(directory), CONFIG)
+    before, calls = trained(adapted), []
+
+    def spoil(gradient):
+        calls.append(1)
+        return gradient * math.nan if len(calls) == 2 else gradient
+
+    next(parameter for parameter in adapted.parameters() if parameter.requires_grad).register_hook(spoil)
+    with pytest.raises(PrivtunerError, match="the gradient is nan at step 2 of 12"):
+        train_classifier(adapted, data[0], None, CONFIG, progress=False)
+    # The first step's weights gave a finite loss but no gradient: back to those before.
+    assert all(torch.equal(value, before[name]) for name, value in trained(adapted).items())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])
+def test_whatever_ends_training_whole_steps_are_left(parts, data, error):
+    """The error comes in the middle of a backward pass, from below PyTorch's engine."""
+    transport = Interrupted(parts.server, error, after=40)
+    adapted = prepare_model(parts.bundle.build(transport, num_labels=3), CONFIG)
+    runs = []
+    with pytest.raises(error):
+        train_classifier(
+            adapted,
+            data[0],
+            None,
+            CONFIG,
+            progress=False,
+            after_step=lambda run: runs.append((len(run.steps), trained(adapted))),
+        )
+    assert [count for count, _ in runs] == list(range(1, len(runs) + 1))
+    assert 1 <= len(runs) < CONFIG.steps
+    assert all(torch.equal(value, runs[-1][1][name]) for name, value in trained(adapted).items())
+
+
+class Interrupted(LocalTransport):
+    """Raises ``error`` at the first backward request after so many requests."""
+
+    def __init__(self, layers, error, after):
+        super().__init__(layers)
+        self.error, self.left = error, after
+
+    def apply(self, layer, request):
+        self.left -= 1
+        if self.left < 0 and request_shape(request)[0] == "backward":
+            raise self.error
+        return super().apply(layer, request)
+
+
 def test_evaluation_counts_right_answers(directory, data):
     model = prepare_model(plain_model(directory), CONFIG)
     test = data[1]
@@ -229,6 +367,16 @@ def test_evaluation_counts_right_answers(directory, data):
     assert found.accuracy == expected / len(test)
     assert (found.texts, found.tokens) == (30, sum(map(len, test.tokens)))
     assert found.bytes_up == found.bytes_down == 0
+
+
+@pytest.mark.parametrize(("terminal", "fewest", "most"), [(True, 5, 1000), (False, 1, 3)])
+def test_a_file_gets_few_drawings_of_the_bar(directory, data, capsys, monkeypatch, terminal, fewest, most):
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: terminal)
+    clock = itertools.count(0, 0.2)
+    monkeypatch.setattr(tqdm.std, "time", lambda: next(clock))
+    adapted = prepare_model(plain_model(directory), CONFIG)
+    train_classifier(adapted, data[0], None, TrainConfig(steps=12, batch_size=1))
+    assert fewest <= capsys.readouterr().err.count("plain: ") <= most
 
 
 def test_progress_goes_to_standard_error(parts, data, capsys):

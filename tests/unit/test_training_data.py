@@ -1,10 +1,13 @@
-"""Labelled texts: files that can be used and files that cannot, batches, and the set that ships."""
+"""Labelled texts: batches and their order, and the sets that ship."""
 
 import collections
 import csv
+import os
+import random
 import re
 from importlib import resources
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -21,70 +24,12 @@ from privtuner.lora.dataset import (
     read_csv,
     shuffled,
 )
-from text_cases import rows, tiny_tokenizer, write_csv
+from text_cases import rows, tiny_tokenizer
 
 
 def encoded(lengths, pad_id=0):
     tokens = tuple(tuple(range(10 * row + 1, 10 * row + 1 + length)) for row, length in enumerate(lengths))
     return Encoded(tokens, torch.arange(len(lengths)), pad_id)
-
-
-def test_file_is_read(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_bytes('\ufefflabel,text,other\r\n x ,"a, ""b""\nc",1\r\ny,ä,2\r\n'.encode())
-    table = read_csv(path)
-    assert table == TextTable(str(path), ('a, "b"\nc', "ä"), ("x", "y"))
-
-
-def test_columns_can_be_named(tmp_path):
-    table = read_csv(write_csv(tmp_path / "a.csv", [("p", "q")], "one,two"), "two", "one")
-    assert (table.texts, table.labels) == (("q",), ("p",))
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "no column 'text'; its columns are: none"),
-        (b"txt,label\na,b\n", "no column 'text'; its columns are: txt, label"),
-        (b"text,lab\na,b\n", "no column 'label'; its columns are: text, lab"),
-        (b"text,label\n", "has no rows below its header"),
-        (b"text,label\na,x\n ,y\n", "line 3: text or label is empty"),
-        (b"text,label\na,\n", "line 2: text or label is empty"),
-        (b"text,label\na\n", "line 2: text or label is empty"),
-        (b'text,label\n"a,b\n', "no CSV file"),
-        (b"text,label\n\xff,a\n", "no CSV file in UTF-8"),
-    ],
-)
-def test_file_that_cannot_be_used(tmp_path, content, reason):
-    path = tmp_path / "a.csv"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=reason):
-        read_csv(path)
-
-
-def test_missing_file(tmp_path):
-    with pytest.raises(InputError, match="cannot read .*nowhere.csv: No such file"):
-        read_csv(tmp_path / "nowhere.csv")
-    with pytest.raises(InputError, match="cannot read .*: Is a directory"):
-        read_csv(tmp_path)
-
-
-def table(*labels):
-    return TextTable("file.csv", labels, labels)
-
-
-def test_labels_are_sorted():
-    assert label_names(table("b", "a", "b"), table("a")) == ("a", "b")
-
-
-def test_one_label_is_not_enough():
-    with pytest.raises(InputError, match="single label 'a'"):
-        label_names(table("a", "a"))
-
-
-def test_label_that_was_never_trained():
-    with pytest.raises(InputError, match="lacks: c, d, e, f, g and 1 more"):
-        label_names(table("a", "b"), table("a", *"cdefgh"))
 
 
 def test_texts_are_cut_and_numbered():
@@ -101,13 +46,13 @@ def test_tokenizer_without_padding_pads_with_its_end():
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
     tokenizer.eos_token = "[SEP]"
-    data = encode(table("a", "b"), tokenizer, ("a", "b"))
+    data = encode(TextTable("", ("a", "b"), ("a", "b")), tokenizer, ("a", "b"))
     assert data.pad_id == tokenizer.eos_token_id
 
 
 def test_length_without_room():
     with pytest.raises(InputError, match="max_length is 2"):
-        encode(table("a", "b"), tiny_tokenizer(), ("a", "b"), 2)
+        encode(TextTable("", ("a", "b"), ("a", "b")), tiny_tokenizer(), ("a", "b"), 2)
 
 
 def test_batch_is_padded_to_its_longest():
@@ -131,14 +76,53 @@ def test_every_text_comes_once_an_epoch(texts, batch_size, seed):
         assert sorted(seen[epoch * texts : (epoch + 1) * texts]) == list(range(texts))
 
 
+def order(seed):
+    batches = shuffled(encoded([2] * 50), 50, seed)
+    return [next(batches).targets.tolist() for _ in range(3)]
+
+
 def test_order_depends_on_the_seed_alone():
-    data = encoded([2] * 50)
+    first = order(1)
+    torch.rand(3)
+    random.random()
+    assert order(1) == first != order(2)
+    assert len(set(map(tuple, first))) == 3
 
-    def order(seed):
-        torch.rand(3)
-        return next(shuffled(data, 50, seed)).targets.tolist()
 
-    assert order(1) == order(1) != order(2)
+def test_order_without_a_seed_is_no_generator_s():
+    """Neither PyTorch's generator nor Python's, whose states a program may set or give away, decides it."""
+    orders = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002 - the global generator is what must not matter
+        before = torch.get_rng_state(), random.getstate()
+        orders.append(order(None))
+        assert torch.equal(before[0], torch.get_rng_state())
+        assert before[1] == random.getstate()
+    assert orders[0] != orders[1]  # equal once in 50! ** 3 runs
+
+
+def test_order_without_a_seed_takes_the_operating_system_s_randomness(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(random, "_urandom", lambda count: drawn.append(count) or os.urandom(count))
+    order(3)
+    assert not drawn
+    order(None)
+    assert len(drawn) >= 3 * 49  # one draw a swap
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_lengths_of_single_texts_follow_from_a_known_order_only(seed):
+    """What a curious server can do: solve the totals of the batches for the length of each text."""
+    lengths = np.random.default_rng(1).integers(3, 40, 60)
+    mine, guess = shuffled(encoded(lengths), 16, seed), shuffled(encoded([1] * 60), 16, 0)
+    totals, rows_ = [], []
+    for _ in range(100):
+        totals.append(next(mine).tokens)
+        rows_.append(np.bincount(next(guess).targets, minlength=60))
+    solved = np.linalg.lstsq(np.array(rows_, float), np.array(totals, float), rcond=None)[0].round()
+    assert (solved == lengths).all() == (seed is not None)
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 100))
@@ -155,39 +139,78 @@ def test_batches_of_an_evaluation_are_full():
     assert [batch.tokens for batch in batches] == [100, 100, 100]
 
 
-@pytest.fixture(scope="module")
-def clinic():
-    folder = resources.files("privtuner") / "data"
-    tables = {}
+def shipped(name, label):
+    tables = []
     for part in ("train", "test"):
-        with resources.as_file(folder / f"clinic_{part}.csv") as path:
-            tables[part] = read_csv(path, "text", "category")
+        with resources.as_file(resources.files("privtuner") / "data" / f"{name}_{part}.csv") as path:
+            tables.append(read_csv(path, "text", label))
     return tables
 
 
+@pytest.fixture(scope="module")
+def clinic():
+    return shipped("clinic", "category")
+
+
+@pytest.fixture(scope="module")
+def reschedule():
+    return shipped("reschedule", "day")
+
+
 def test_shipped_set_is_balanced(clinic):
-    assert len(label_names(clinic["train"], clinic["test"])) == 10
-    for part, count in (("train", 37), ("test", 12)):
-        assert set(collections.Counter(clinic[part].labels).values()) == {count}
+    assert len(label_names(*clinic)) == 10
+    for part, count in zip(clinic, (37, 12), strict=True):
+        assert set(collections.Counter(part.labels).values()) == {count}
+
+
+def plain(text):
+    return re.sub(r"[^a-z0-9 ]", "", text.lower())
 
 
 def test_shipped_set_repeats_nothing(clinic):
-    texts = [*clinic["train"].texts, *clinic["test"].texts]
-    plain = [re.sub(r"[^a-z0-9 ]", "", text.lower()) for text in texts]
-    assert len(set(plain)) == len(plain) == 490
+    texts = [plain(text) for part in clinic for text in part.texts]
+    assert len(set(texts)) == len(texts) == 490
     # No sentence shares most of its words with another, in order or not.
-    words = [frozenset(text.split()) for text in plain]
+    words = [frozenset(text.split()) for text in texts]
     for place, one in enumerate(words):
         for other in words[place + 1 :]:
             assert len(one & other) < 0.8 * len(one | other), (one, other)
 
 
-def test_shipped_files_are_plain_csv():
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+
+def test_each_message_names_the_day_it_asks_for_and_another(reschedule):
+    assert set(label_names(*reschedule)) == set(DAYS)
+    for part, texts in zip(reschedule, (360, 120), strict=True):
+        assert len(set(part.texts)) == len(part.texts) == texts
+        counts = collections.Counter(part.labels).values()
+        assert max(counts) - min(counts) <= 1
+        named = [re.findall("|".join(DAYS), text) for text in part.texts]
+        messages = list(zip(named, part.labels, strict=True))
+        assert all(len(days) == 2 == len(set(days)) and label in days for days, label in messages)
+        # Neither the order nor the pair gives the answer away.
+        first = sum(days[0] == label for days, label in messages)
+        assert 0.4 < first / texts < 0.6
+        answers = collections.defaultdict(set)
+        for days, label in messages:
+            answers[frozenset(days)].add(label)
+        assert all(len(labels) == 2 for labels in answers.values())
+
+
+def test_sentences_of_the_test_are_not_those_of_the_training(reschedule):
+    words = [{frozenset(plain(re.sub("|".join(DAYS), "", text)).split()) for text in part.texts} for part in reschedule]
+    assert len(words[0]) >= 80  # some sentences differ in the order of their words alone, within one part
+    assert all(len(one & other) < 0.8 * len(one | other) for one in words[0] for other in words[1])
+
+
+@pytest.mark.parametrize(("name", "label"), [("clinic", "category"), ("reschedule", "day")])
+def test_shipped_files_are_plain_csv(name, label):
     for part in ("train", "test"):
-        content = (resources.files("privtuner") / "data" / f"clinic_{part}.csv").read_bytes()
+        content = (resources.files("privtuner") / "data" / f"{name}_{part}.csv").read_bytes()
         assert b"\r" not in content
         assert content.isascii()
-        assert next(csv.reader(content.decode().splitlines())) == ["text", "category"]
+        assert next(csv.reader(content.decode().splitlines())) == ["text", label]
 
 
 def test_generated_rows_of_tests_differ():

@@ -102,7 +102,7 @@ def test_missing_library_says_what_to_install(capsys, system, monkeypatch):
     status, out, err = run(capsys, "allocate", system)
     assert (status, out) == (1, "")
     assert "needs scipy" in err
-    assert "pip install 'privtuner[wireless]'" in err
+    assert "pip install '.[wireless]' in a checkout of privtuner, or pip install scipy" in err
 
 
 def test_report_of_a_method_without_a_bound():
@@ -167,10 +167,15 @@ SMALL = calibration.Workload(width=4, layers=3, tokens=2, batch=4, runs=1)
 
 
 def test_calibration_measures_every_set():
-    lines = []
-    tiers = calibration.measure(SMALL, frequency=1e9, progress=lines.append)
+    calls = []
+    tiers = calibration.measure(SMALL, frequency=1e9, progress=lambda *call: calls.append(call))
     assert [tier.name for tier in tiers] == ["linear-w8", "linear-w16", "ckks-8192", "ckks-16384", "ckks-32768"]
-    assert len(lines) == len(tiers)
+    done, totals, names = zip(*calls, strict=True)
+    assert len(set(names)) == 1 + len(tiers)
+    assert len(calls) == 1 + (1 + SMALL.runs) * len(tiers)
+    assert list(done) == sorted(set(done))
+    assert (done[0], done[-1], set(totals)) == (0, 100, {100})
+    assert done[-2] < 100
     assert [tier.ring_dimension for tier in tiers] == [2048, 2048, 8192, 16384, 32768]
     assert all(tier.encrypt_cycles > 0 and tier.evaluate_cycles > 0 for tier in tiers)
     # A ciphertext's size is its ring's; there are two of a batch, and three layers of four samples.

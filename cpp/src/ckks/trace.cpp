@@ -50,9 +50,9 @@ Matrix::Matrix(gemm::Weights weights, std::vector<double> delta)
     throw std::invalid_argument(std::to_string(delta_.size()) + " row scales for " + std::to_string(weights_.rows()) +
                                 " rows");
   }
-  for (const double value : delta_) {
-    if (!(value > 0) || !std::isfinite(value)) {
-      throw std::invalid_argument("row scale " + std::to_string(value) + " is not a positive number");
+  for (std::size_t r = 0; r < delta_.size(); ++r) {
+    if (!(delta_[r] > 0) || !std::isfinite(delta_[r])) {
+      throw std::invalid_argument("the scale of row " + std::to_string(r) + " is not a positive number");
     }
   }
 }

@@ -68,8 +68,8 @@ void Weights::fill(const T* w) {
         data_[at] = static_cast<std::int8_t>(value);
       } else {
         if (value > kMaxWeight16 || value < -kMaxWeight16) {
-          throw std::invalid_argument("16-bit weight " + std::to_string(value) + " at (" + std::to_string(r) + ", " +
-                                      std::to_string(c) + ") is outside [-" + std::to_string(kMaxWeight16) + ", " +
+          throw std::invalid_argument("the 16-bit weight at (" + std::to_string(r) + ", " + std::to_string(c) +
+                                      ") is outside [-" + std::to_string(kMaxWeight16) + ", " +
                                       std::to_string(kMaxWeight16) + "]");
         }
         const auto low = static_cast<std::int8_t>(value & 0xff);  // signed low byte; the high byte takes the carry

@@ -21,6 +21,17 @@ inline std::int64_t round_to_integer(double v) {
   return bits - zero;
 }
 
+// Exact for |i| < 2^51; in steps that every instruction set has in vectors.
+inline double integer_to_double(std::int64_t i) {
+  std::int64_t bits;
+  const double shift = kRoundingShift;
+  std::memcpy(&bits, &shift, sizeof(bits));
+  bits += i;
+  double shifted;
+  std::memcpy(&shifted, &bits, sizeof(shifted));
+  return shifted - shift;
+}
+
 constexpr std::size_t kTokensAhead = 24;  // rows are far apart: the hardware does not foresee the next
 
 void gather(const float* x, std::size_t stride, std::size_t tokens, std::size_t width, float* columns,
@@ -78,16 +89,21 @@ double row_norm2(const float* x, const double* weight, std::size_t width) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
+// modulus if v < 0, else 0. In bits, as compilers make branches of comparisons.
+inline std::int64_t if_negative(std::int64_t v, std::int64_t modulus) {
+  return modulus & -static_cast<std::int64_t>(static_cast<std::uint64_t>(v) >> 63);
+}
+
 template <class Word>
 void embed(const Word* mask, const std::int8_t* error, const float* x, double weight, const double* scale,
            std::uint64_t q, std::size_t tokens, Word* out) {
   const auto modulus = static_cast<std::int64_t>(q);
   for (std::size_t t = 0; t < tokens; ++t) {
     const std::int64_t message = round_to_integer(static_cast<double>(x[t]) * weight * scale[t]);
-    // (-q, 2q) before the corrections, which have no branch.
+    // (-q, 2q) before the corrections.
     std::int64_t sum = static_cast<std::int64_t>(mask[t]) + error[t] + message;
-    sum += sum < 0 ? modulus : 0;
-    sum -= sum >= modulus ? modulus : 0;
+    sum += if_negative(sum, modulus) - modulus;
+    sum += if_negative(sum, modulus);
     out[t] = static_cast<Word>(sum);
   }
 }
@@ -124,9 +140,8 @@ void shorten64(const std::uint64_t* row, std::size_t tokens, int dropped_bits, s
 template <class Word>
 float reveal_one(std::int64_t kept, Word mask, int dropped_bits, double factor, std::int64_t modulus) {
   std::int64_t difference = (kept << dropped_bits) - static_cast<std::int64_t>(mask);
-  difference -= difference > modulus / 2 ? modulus : 0;
-  difference += difference < -(modulus / 2) ? modulus : 0;
-  return static_cast<float>(static_cast<double>(difference) * factor);
+  difference += if_negative(difference + modulus / 2, modulus) - if_negative(modulus / 2 - difference, modulus);
+  return static_cast<float>(integer_to_double(difference) * factor);
 }
 
 void reveal32(const std::uint8_t* high, const std::uint8_t* low, const std::uint32_t* mask, int dropped_bits,

@@ -1,7 +1,11 @@
 #include "privtuner/linear/messages.hpp"
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+
+#include "privtuner/math/parallel.hpp"
 
 namespace privtuner::linear {
 namespace {
@@ -24,10 +28,21 @@ const char* kind_name(Kind kind) {
   }
 }
 
+constexpr std::size_t kLong = std::size_t{4} << 20;  // bytes of a message that is worth threads
+
+bool shared_out(std::size_t size) { return size >= kLong && math::num_threads() > 1; }
+
 std::uint64_t checksum(const std::uint8_t* message, std::size_t size) {
   Checksum sum;
   sum.add(message, kChecksumAt);
-  sum.add(message + kHeaderBytes, size - kHeaderBytes);
+  const std::uint8_t* body = message + kHeaderBytes;
+  if (!shared_out(size)) {
+    sum.add(body, size - kHeaderBytes);
+    return sum.value();
+  }
+  math::parallel_for(Checksum::kParts, 1,
+                     [&](std::size_t part, std::size_t) { sum.add_part(part, body, size - kHeaderBytes); });
+  sum.add_length(size - kHeaderBytes);
   return sum.value();
 }
 
@@ -35,8 +50,88 @@ struct Header {
   Direction direction;
   LayerId layer;
   RequestId request;
-  std::size_t size;  // of the whole message
+  std::size_t size;      // of the whole message
+  bool residues = true;  // whether every word that must be one is below q
 };
+
+// Every residue below q, without a branch a word.
+template <class Word>
+bool all_below(const std::uint8_t* data, std::size_t count, std::uint64_t q) {
+  Word over = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    Word word;
+    std::memcpy(&word, data + i * sizeof(Word), sizeof(Word));
+    over |= static_cast<Word>(word >= static_cast<Word>(q));
+  }
+  return over == 0;
+}
+
+// Where the residues of a message begin, which reach to its end; its size if it has none. From fields that are not
+// checked yet: where they are wrong, the message is refused for it.
+std::size_t residues_at(Kind kind, const Preset& preset, const std::uint8_t* message, std::size_t size) {
+  if (kind == Kind::request) return std::min(size, kRequestPrefix);
+  if (kind != Kind::block || size < kBlockPrefix) return size;
+  Reader in(message + kHeaderBytes + 8);
+  const auto flags = in.get<std::uint32_t>();
+  in.skip(4);
+  const auto rows = in.get<std::uint32_t>();
+  const std::size_t words = flags == kMaskWanted ? rows * preset.n : 0;
+  return size - std::min(size - kBlockPrefix, words * static_cast<std::size_t>(preset.word_bytes));
+}
+
+// Whether the residues from `residues` on are below q, those whole ones that end by `end`; sets `residues` behind them.
+bool residues_below(const Preset& preset, const std::uint8_t* message, std::size_t& residues, std::size_t end) {
+  if (end <= residues) return true;
+  const auto bytes = static_cast<std::size_t>(preset.word_bytes);
+  const std::size_t begin = residues, count = (end - begin) / bytes;
+  residues += count * bytes;
+  return bytes == 4 ? all_below<std::uint32_t>(message + begin, count, preset.q)
+                    : all_below<std::uint64_t>(message + begin, count, preset.q);
+}
+
+// The checksum of a message and whether its residues are below q, from one reading, on which it is copied as well if
+// there is somewhere to copy it to: what was copied is what was checked.
+std::uint64_t read_once(const std::uint8_t* message, std::size_t size, const Preset* preset, std::size_t residues,
+                        std::uint8_t* copy, bool& below) {
+  constexpr std::size_t kStep = 1024;  // a multiple of the checksum's lanes, near enough for both to be at work at once
+  if (copy != nullptr) std::memcpy(copy, message, kHeaderBytes);
+  Checksum sum;
+  sum.add(message, kChecksumAt);
+  for (std::size_t begin = kHeaderBytes; begin < size; begin += kStep) {
+    const std::size_t end = begin + std::min(kStep, size - begin);
+    if (copy != nullptr) std::memcpy(copy + begin, message + begin, end - begin);
+    const std::uint8_t* from = copy != nullptr ? copy : message;
+    sum.add(from + begin, end - begin);
+    if (preset != nullptr) below &= residues_below(*preset, from, residues, end);
+  }
+  return sum.value();
+}
+
+// The same by threads: each has a few of the checksum's lanes, for which it reads the whole message, and its share of
+// the residues.
+std::uint64_t read_shared_out(const std::uint8_t* message, std::size_t size, const Preset* preset, std::size_t residues,
+                              std::uint8_t* copy, bool& below) {
+  constexpr std::size_t kGrain = std::size_t{1} << 20;
+  if (copy != nullptr) {
+    math::parallel_for(size, kGrain, [&](std::size_t begin, std::size_t end) {
+      std::memcpy(copy + begin, message + begin, end - begin);
+    });
+    message = copy;
+  }
+  Checksum sum;
+  sum.add(message, kChecksumAt);
+  std::atomic<bool> good{true};
+  const std::size_t share = (size - residues) / Checksum::kParts / 8 * 8;
+  math::parallel_for(Checksum::kParts, 1, [&](std::size_t part, std::size_t) {
+    sum.add_part(part, message + kHeaderBytes, size - kHeaderBytes);
+    if (preset == nullptr) return;
+    std::size_t begin = residues + part * share;
+    if (!residues_below(*preset, message, begin, part + 1 == Checksum::kParts ? size : begin + share)) good = false;
+  });
+  sum.add_length(size - kHeaderBytes);
+  below &= good;
+  return sum.value();
+}
 
 void seal(Kind kind, Direction direction, const Preset& preset, const LayerId& layer, const RequestId& request,
           std::uint8_t* message, std::size_t size) {
@@ -52,8 +147,10 @@ void seal(Kind kind, Direction direction, const Preset& preset, const LayerId& l
   out.put(checksum(message, size));
 }
 
-// Checks the header and the checksum of the message at the front of [message, message + size).
-Header open(Kind kind, const Preset* preset, const std::uint8_t* message, std::size_t size) {
+// Checks the header and the checksum of the message at the front of [message, message + size), looks at its residues,
+// and copies it if `copy` is not null.
+Header open(Kind kind, const Preset* preset, const std::uint8_t* message, std::size_t size,
+            std::uint8_t* copy = nullptr) {
   const std::string what = kind_name(kind);
   if (size < kHeaderBytes) {
     throw MessageError(what + " of " + std::to_string(size) + " bytes is shorter than its header of " +
@@ -87,7 +184,10 @@ Header open(Kind kind, const Preset* preset, const std::uint8_t* message, std::s
                        std::to_string(size - kHeaderBytes) + " are here: truncated?");
   }
   header.size = kHeaderBytes + static_cast<std::size_t>(length);
-  if (in.get<std::uint64_t>() != checksum(message, header.size)) {
+  const std::size_t residues = preset == nullptr ? header.size : residues_at(kind, *preset, message, header.size);
+  const auto read = shared_out(header.size) ? read_shared_out : read_once;
+  const std::uint64_t sum = read(message, header.size, preset, residues, copy, header.residues);
+  if (in.get<std::uint64_t>() != sum) {
     throw MessageError(what + ": checksum mismatch: the message was changed on its way");
   }
   return header;
@@ -97,22 +197,8 @@ void require(bool condition, const std::string& text) {
   if (!condition) throw MessageError(text);
 }
 
-// Every residue below q, without a branch a word.
-template <class Word>
-bool all_below(const std::uint8_t* data, std::size_t count, std::uint64_t q) {
-  Word over = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    Word word;
-    std::memcpy(&word, data + i * sizeof(Word), sizeof(Word));
-    over |= static_cast<Word>(word >= static_cast<Word>(q));
-  }
-  return over == 0;
-}
-
-void require_residues(const Preset& preset, const std::uint8_t* data, std::size_t count, const char* what) {
-  const bool good = preset.word_bytes == 4 ? all_below<std::uint32_t>(data, count, preset.q)
-                                           : all_below<std::uint64_t>(data, count, preset.q);
-  require(good, std::string(what) + ": a residue is not below q = " + std::to_string(preset.q));
+void require_residues(const Header& header, const Preset& preset, const char* what) {
+  require(header.residues, std::string(what) + ": a residue is not below q = " + std::to_string(preset.q));
 }
 
 }  // namespace
@@ -188,8 +274,8 @@ void seal_request(const Preset& preset, const RequestHeader& header, std::uint8_
   seal(Kind::request, header.direction, preset, header.layer, header.request, message, size);
 }
 
-RequestHeader open_request(const Preset& preset, const std::uint8_t* message, std::size_t size) {
-  const Header common = open(Kind::request, &preset, message, size);
+RequestHeader open_request(const Preset& preset, const std::uint8_t* message, std::size_t size, std::uint8_t* copy) {
+  const Header common = open(Kind::request, &preset, message, size, copy);
   require(common.size == size, "request: " + std::to_string(size - common.size) + " bytes too many");
   require(size >= kRequestPrefix, "request: truncated");
   RequestHeader header;
@@ -209,7 +295,7 @@ RequestHeader open_request(const Preset& preset, const std::uint8_t* message, st
   require(size == request_bytes(preset, header.features, header.tokens),
           "request: length does not fit " + std::to_string(header.features) + " features of " +
               std::to_string(header.tokens) + " tokens");
-  require_residues(preset, message + kRequestPrefix, std::size_t{header.features} * header.tokens, "request");
+  require_residues(common, preset, "request");
   return header;
 }
 
@@ -224,8 +310,9 @@ void seal_block(const Preset& preset, const BlockHeader& header, std::uint8_t* m
   seal(Kind::block, header.direction, preset, header.layer, header.request, message, size);
 }
 
-BlockHeader open_block(const Preset& preset, const std::uint8_t* message, std::size_t size, std::size_t& block_size) {
-  const Header common = open(Kind::block, &preset, message, size);
+BlockHeader open_block(const Preset& preset, const std::uint8_t* message, std::size_t size, std::size_t& block_size,
+                       std::uint8_t* copy) {
+  const Header common = open(Kind::block, &preset, message, size, copy);
   block_size = common.size;
   require(block_size >= kBlockPrefix, "reply block: truncated");
   BlockHeader header;
@@ -246,11 +333,7 @@ BlockHeader open_block(const Preset& preset, const std::uint8_t* message, std::s
           "reply block: unusable shape");
   require(block_size == block_bytes(preset, header.row_count, header.tokens, header.mask_present),
           "reply block: length does not fit its shape");
-  if (header.mask_present) {
-    const std::size_t words = header.row_count * preset.n;
-    require_residues(preset, message + block_size - words * static_cast<std::size_t>(preset.word_bytes), words,
-                     "reply block");
-  }
+  require_residues(common, preset, "reply block");
   return header;
 }
 

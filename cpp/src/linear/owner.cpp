@@ -221,20 +221,33 @@ Secret encrypt(std::shared_ptr<const Public> public_part, Direction direction, c
   return secret;
 }
 
-void Secret::require_unused() const {
-  if (used_) {
-    throw SecretError("this secret was used already: a secret decrypts one reply; encrypt again for another");
-  }
+namespace {
+
+[[noreturn]] void refuse_used() {
+  throw SecretError("this secret was used already: a secret decrypts one reply; encrypt again for another");
 }
 
+}  // namespace
+
 Decryption::Decryption(Secret& secret, float* out) : secret_(&secret), out_(out) {
-  secret.require_unused();
+  const std::lock_guard<std::mutex> lock(*secret.mutex_);
+  if (secret.used_) refuse_used();
   if (secret.masks_ != nullptr && secret.mask_ == nullptr) filling_ = secret.masks_->reserve(secret.mask_bytes());
+  secret.used_ = true;
 }
 
 void Decryption::feed(const std::uint8_t* data, std::size_t size) {
   const std::lock_guard<std::mutex> lock(*secret_->mutex_);
-  if (!complete()) secret_->require_unused();
+  try {
+    read(data, size);
+  } catch (...) {
+    secret_->erase();
+    throw;
+  }
+}
+
+void Decryption::read(const std::uint8_t* data, std::size_t size) {
+  if (!complete() && secret_->groups_.size() == 0) refuse_used();
   const Public& layer = *secret_->public_;
   while (size > 0) {
     std::size_t block_size = 0;

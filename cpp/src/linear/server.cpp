@@ -40,8 +40,7 @@ void Prepared::finish(const double* delta) {
   public_.delta.assign(delta, delta + public_.d_out);
   for (std::uint32_t k = 0; k < public_.d_out; ++k) {
     if (!(delta[k] >= 0 && delta[k] <= kMaxScale)) {
-      throw std::invalid_argument("scale of row " + std::to_string(k) + " is " + std::to_string(delta[k]) +
-                                  ": it must be a float32 from 0 on");
+      throw std::invalid_argument("the scale of row " + std::to_string(k) + " is no float32 from 0 on");
     }
   }
   std::vector<std::int64_t> columns(public_.d_in, 0);
@@ -51,8 +50,8 @@ void Prepared::finish(const double* delta) {
     for (std::uint32_t j = 0; j < public_.d_in; ++j) {
       const std::int64_t w = weights_.at(k, j);
       if (w > preset.max_weight || w < -preset.max_weight) {
-        throw std::invalid_argument("weight " + std::to_string(w) + " at (" + std::to_string(k) + ", " +
-                                    std::to_string(j) + ") is beyond " + std::to_string(preset.max_weight));
+        throw std::invalid_argument("the weight at (" + std::to_string(k) + ", " + std::to_string(j) + ") is beyond " +
+                                    std::to_string(preset.max_weight));
       }
       row += w * w;
       columns[j] += w * w;

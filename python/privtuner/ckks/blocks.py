@@ -1,7 +1,8 @@
 """Blocks of a model that the server evaluates whole on ciphertexts: the sealed mode.
 
-The data owner sees a block's outputs and gradients and never one linear map; the server sees ciphertexts. That makes
-it hard to copy the weights, not impossible: outputs of any function tell of it, so a server should count requests::
+The data owner sees a block's outputs and gradients; the server sees ciphertexts. **The weights are not secret from the
+data owner**: one backward request can give them, and so do the predicted errors of replies; nor is the data safe from a
+server that deviates from the protocol. See "Sealed blocks" in SECURITY.md::
 
     block = SealedMLP(w1, b1, w2, b2, gelu())                             # server; weights and biases stay here
     client = SealedClient(block.public.parameters)                        # data owner; one secret key a run
@@ -326,10 +327,11 @@ class SealedClient:
         if public.parameters != self.parameters:
             raise InputError(f"the block uses {public.parameters.name}, this client {self.parameters.name}")
         inputs = token_rows("x", x, public.d_in, self.parameters.slots)
-        largest = float(np.abs(inputs).max())
-        if not largest <= public.input_bound:
+        above = np.abs(inputs) > public.input_bound
+        if above.any():
+            token, feature = (int(i) for i in np.argwhere(above)[0])
             raise InputError(
-                f"x holds {largest:.4g} and the block takes values up to {public.input_bound:g}; "
+                f"x[{token}, {feature}] is above {public.input_bound:g} in size, the most that the block takes; "
                 "ask the server for a larger input_bound"
             )
         direction = "forward" if g is None else "backward"

@@ -82,6 +82,13 @@ class Matrix(Immutable):
         return f"Matrix(shape={self.shape}, bits={8 * self._core.bytes_per_weight})"
 
 
+def _core_of(x: EncryptedTensor) -> _core.CkksTensor:
+    """Its ciphertexts. The core's own refusal of another type would show all arguments, and so clear values."""
+    if not isinstance(x, EncryptedTensor):
+        raise InputError(f"expected an encrypted tensor of this engine, got {type(x).__module__}.{type(x).__name__}")
+    return x._core
+
+
 class Evaluator:
     """The native :class:`privtuner.engines.base.CkksEngine`.
 
@@ -135,24 +142,24 @@ class Evaluator:
     def add(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
         """X + y; y a tensor, a number, or numbers of shape (features,). No level, unless the scales need one."""
         if isinstance(y, EncryptedTensor):
-            return self._wrap(self._core.add(x._core, y._core))
-        return self._wrap(self._core.add_constant(x._core, as_numbers(y)))
+            return self._wrap(self._core.add(_core_of(x), _core_of(y)))
+        return self._wrap(self._core.add_constant(_core_of(x), as_numbers(y)))
 
     def subtract(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
         """X - y, as `add`."""
         if isinstance(y, EncryptedTensor):
-            return self._wrap(self._core.subtract(x._core, y._core))
-        return self._wrap(self._core.add_constant(x._core, -as_numbers(y)))
+            return self._wrap(self._core.subtract(_core_of(x), _core_of(y)))
+        return self._wrap(self._core.add_constant(_core_of(x), -as_numbers(y)))
 
     def negate(self, x: EncryptedTensor) -> EncryptedTensor:
         """-x. No level."""
-        return self._wrap(self._core.negate(x._core))
+        return self._wrap(self._core.negate(_core_of(x)))
 
     def multiply(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
         """X y slot by slot; y a tensor, a number, or numbers of shape (features,). One level."""
         if isinstance(y, EncryptedTensor):
-            return self._wrap(self._core.multiply(x._core, y._core))
-        return self._wrap(self._core.multiply_constant(x._core, as_numbers(y)))
+            return self._wrap(self._core.multiply(_core_of(x), _core_of(y)))
+        return self._wrap(self._core.multiply_constant(_core_of(x), as_numbers(y)))
 
     def square(self, x: EncryptedTensor) -> EncryptedTensor:
         """X x. One level."""
@@ -161,26 +168,26 @@ class Evaluator:
     def multiply_plain(self, x: EncryptedTensor, values: npt.ArrayLike) -> EncryptedTensor:
         """X times clear values of shape (tokens,) or (tokens, features), slot by slot. One level."""
         re, im = as_values(values)
-        return self._wrap(self._core.multiply_plain(x._core, re, im))
+        return self._wrap(self._core.multiply_plain(_core_of(x), re, im))
 
     def dot(self, x: EncryptedTensor, y: EncryptedTensor) -> EncryptedTensor:
         """The sum over features of x y, one feature: one relinearisation for all of them. One level."""
-        return self._wrap(self._core.dot(x._core, y._core))
+        return self._wrap(self._core.dot(_core_of(x), _core_of(y)))
 
     def sum_features(self, x: EncryptedTensor) -> EncryptedTensor:
         """The sum over features, one feature. No level."""
-        return self._wrap(self._core.sum_features(x._core))
+        return self._wrap(self._core.sum_features(_core_of(x)))
 
     def concatenate(self, tensors: Sequence[EncryptedTensor]) -> EncryptedTensor:
         """The features of all tensors, one after the other, at the lowest level among them. No level."""
-        return self._wrap(self._core.concatenate([x._core for x in tensors]))
+        return self._wrap(self._core.concatenate([_core_of(x) for x in tensors]))
 
     def select(self, x: EncryptedTensor, features: slice) -> EncryptedTensor:
         """Some neighbouring features, without a copy. No level."""
         begin, end, step = features.indices(x.shape[1])
         if step != 1:
             raise InputError(f"features {features}: choose neighbouring ones, step 1")
-        return self._wrap(self._core.select(x._core, begin, end))
+        return self._wrap(self._core.select(_core_of(x), begin, end))
 
     def linear(
         self, x: EncryptedTensor, weights: Matrix | npt.ArrayLike, *, transpose: bool = False
@@ -190,7 +197,7 @@ class Evaluator:
         An exact integer product modulo every prime: no level, no rotation. The outputs' scales carry 1 / delta.
         """
         matrix = weights if isinstance(weights, Matrix) else Matrix(weights)
-        return self._wrap(self._core.linear(x._core, matrix._core, transpose))
+        return self._wrap(self._core.linear(_core_of(x), matrix._core, transpose))
 
     def linear_combination(
         self, tensors: Sequence[EncryptedTensor], weights: npt.ArrayLike, constant: npt.ArrayLike = 0.0
@@ -202,7 +209,7 @@ class Evaluator:
         if rows.ndim != 2 or len(rows) != len(tensors):
             raise InputError(f"weights of shape {rows.shape} for {len(tensors)} tensors; pass (t,) or (t, features)")
         core = self._core.linear_combination(
-            [x._core for x in tensors], rows.tolist(), np.atleast_1d(as_numbers(constant)).tolist()
+            [_core_of(x) for x in tensors], rows.tolist(), np.atleast_1d(as_numbers(constant)).tolist()
         )
         return self._wrap(core)
 
@@ -210,15 +217,15 @@ class Evaluator:
         """p(x) in every slot. The polynomial's depth in levels, one more if x's scale is large for the domain."""
         low, high = polynomial.domain
         coefficients = np.asarray(polynomial.coefficients, np.float64)
-        return self._wrap(self._core.polynomial(x._core, polynomial.basis, coefficients, low, high))
+        return self._wrap(self._core.polynomial(_core_of(x), polynomial.basis, coefficients, low, high))
 
     def rescale(self, x: EncryptedTensor) -> EncryptedTensor:
         """Divide scale and error by the level's prime. One level."""
-        return self._wrap(self._core.rescale(x._core))
+        return self._wrap(self._core.rescale(_core_of(x)))
 
     def drop_to(self, x: EncryptedTensor, level: int) -> EncryptedTensor:
         """X at a lower level and the same scale: smaller and faster, no more exact."""
-        return self._wrap(self._core.drop(x._core, level))
+        return self._wrap(self._core.drop(_core_of(x), level))
 
     @overload
     def rotate(self, x: EncryptedTensor, steps: int) -> EncryptedTensor: ...
@@ -230,16 +237,16 @@ class Evaluator:
         Several steps are hoisted: the decomposition of x is computed once, and a list comes back.
         """
         if isinstance(steps, (int, np.integer)):
-            return self._wrap(self._core.rotate(x._core, [int(steps)])[0])
-        return [self._wrap(core) for core in self._core.rotate(x._core, [int(step) for step in steps])]
+            return self._wrap(self._core.rotate(_core_of(x), [int(steps)])[0])
+        return [self._wrap(core) for core in self._core.rotate(_core_of(x), [int(step) for step in steps])]
 
     def conjugate(self, x: EncryptedTensor) -> EncryptedTensor:
         """The complex conjugate of every slot. No level."""
-        return self._wrap(self._core.conjugate(x._core))
+        return self._wrap(self._core.conjugate(_core_of(x)))
 
     def sum_slots(self, x: EncryptedTensor) -> EncryptedTensor:
         """The sum over all slots, in every slot: rotations by 1, 2, 4, ... slots / 2. No level."""
-        return self._wrap(self._core.sum_slots(x._core))
+        return self._wrap(self._core.sum_slots(_core_of(x)))
 
     def pack_slot_sums(self, x: EncryptedTensor) -> EncryptedTensor:
         """The sums over all slots of every feature, packed as the coefficients of ceil(features / N) ciphertexts.
@@ -248,7 +255,7 @@ class Evaluator:
         LWE Ciphertexts", 2021). Only for :meth:`SecretKey.decrypt_sums`: slots of the result mean nothing. Slots
         beyond the tokens count too: they hold zero unless a constant was added. Needs keys made with ``packing``.
         """
-        return self._wrap(self._core.pack_slot_sums(x._core))
+        return self._wrap(self._core.pack_slot_sums(_core_of(x)))
 
     def assume(self, x: EncryptedTensor, bound: float) -> EncryptedTensor:
         """X with the caller's promise that |value| <= bound. No copy, no level.
@@ -256,7 +263,7 @@ class Evaluator:
         Raises:
             CkksError: the bound is not a positive number.
         """
-        return self._wrap(self._core.assume(x._core, bound))
+        return self._wrap(self._core.assume(_core_of(x), bound))
 
     def __repr__(self) -> str:
         return f"<CKKS evaluator of {self.parameters.name}, keys: {self.keys!r}>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -11,7 +10,7 @@ import numpy.typing as npt
 
 from .. import _core
 from ..copies import Immutable
-from ..errors import InputError, SecretError
+from ..errors import CkksError, InputError, SecretError
 from .parameters import BytesLike, Parameters
 from .tensor import EncryptedTensor
 
@@ -43,8 +42,16 @@ def _encrypted(
     key: PublicKey | SecretKey, values: npt.ArrayLike, bound: float, level: int | None, scale: npt.ArrayLike | None
 ) -> EncryptedTensor:
     re, im = as_values(values)
-    at = key.parameters.depth if level is None else level
-    return EncryptedTensor(key._core.encrypt(re, im, at, bound, as_scales(scale)), key.parameters)
+    depth = key.parameters.depth
+    # What has the wrong type is found here: the core's own refusal would show all arguments, and so the values.
+    if not isinstance(bound, (int, float, np.integer, np.floating)):
+        raise InputError(f"bound is of type {type(bound).__name__}: give a number")
+    if not isinstance(level, (int, np.integer, type(None))):
+        raise InputError(f"level is of type {type(level).__name__}: give a whole number")
+    at = depth if level is None else int(level)
+    if not 0 <= at <= depth:
+        raise CkksError(f"level {at} is outside [0, {depth}] of {key.parameters.name}")
+    return EncryptedTensor(key._core.encrypt(re, im, at, float(bound), as_scales(scale)), key.parameters)
 
 
 class EvaluationKeys(Immutable):
@@ -201,9 +208,12 @@ class SecretKey:
         if not 1 <= flood_bits <= 40:
             raise InputError(f"flood_bits {flood_bits} is outside [1, 40]")
         values = self.decrypt(tensor) if sums is None else self.decrypt_sums(tensor, sums)
-        words = np.frombuffer(secrets.token_bytes(8 * values.size), np.uint64).reshape(values.shape)
+        words = np.empty(values.shape, np.uint64)
+        _core.os_random(words.reshape(-1).view(np.uint8))
         uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0
         flooded: Array = values + uniform * (tensor.budget().error * 2.0**flood_bits)
+        for secret in (values, words, uniform):  # any of them takes the noise off again
+            secret.fill(0)
         return flooded
 
     def public_key(self) -> PublicKey:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from privtuner.commands.common import say
+from privtuner.commands.common import Progress
 from privtuner.paths import ensure_writable_file
 
 __all__ = ["add"]
@@ -14,18 +14,31 @@ __all__ = ["add"]
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    calibrate = commands.add_parser("calibrate", help="measure what the parameter sets cost on this machine")
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure what the parameter sets cost on this machine",
+        description="Measure what encryption costs on this machine with each parameter set, some minutes long, for "
+        "'privtuner allocate --tiers FILE'. A sample is a text that goes through the frozen layers and back.",
+    )
     calibrate.add_argument("--out", required=True, metavar="FILE", help="table of tiers to write, .toml or .json")
     calibrate.add_argument(
-        "--frequency", type=float, metavar="HZ", help="of the processor (default: as the system tells)"
+        "--frequency", type=float, metavar="HZ", help="the processor's (default: what the system says)"
     )
-    calibrate.add_argument("--width", type=int, default=384, help="features of a layer (default %(default)s)")
-    calibrate.add_argument("--layers", type=int, default=1, help="frozen layers of a sample (default %(default)s)")
-    calibrate.add_argument("--tokens", type=int, default=16, help="of a sample (default %(default)s)")
+    calibrate.add_argument(
+        "--width", type=int, default=384, metavar="N", help="features of a layer (default %(default)s)"
+    )
+    calibrate.add_argument(
+        "--layers", type=int, default=1, metavar="N", help="frozen layers of a sample (default %(default)s)"
+    )
+    calibrate.add_argument(
+        "--tokens", type=int, default=16, metavar="N", help="tokens of a sample (default %(default)s)"
+    )
     calibrate.add_argument(
         "--batch", type=int, default=128, metavar="N", help="samples a request (default %(default)s)"
     )
-    calibrate.add_argument("--runs", type=int, default=3, metavar="N", help="medians of so many (default %(default)s)")
+    calibrate.add_argument(
+        "--runs", type=int, default=3, metavar="N", help="runs of which the median counts (default %(default)s)"
+    )
     calibrate.set_defaults(run=run)
 
 
@@ -45,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     frequency = arguments.frequency or calibration.processor_frequency()
     suffix_of(Path(arguments.out))
     ensure_writable_file(arguments.out)
-    tiers = calibration.measure(workload, frequency=frequency, progress=say)
+    with Progress("measuring", "%") as progress:
+        tiers = calibration.measure(workload, frequency=frequency, progress=progress)
     head = calibration.describe(workload, frequency)
     save_tiers(arguments.out, tiers, head)
     print(head)

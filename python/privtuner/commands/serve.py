@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from privtuner.commands.common import add_engine, add_threads, quiet_transformers, set_threads
+from privtuner.commands.common import Progress, add_engine, add_threads, quiet_transformers, say, set_threads
+from privtuner.commands.stop import Stop, Stopped
 from privtuner.errors import InputError
+from privtuner.linear import PRESETS
 
 __all__ = ["add"]
 
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    serve = commands.add_parser("serve", help="hold a model's frozen weights and compute on encrypted activations")
-    serve.add_argument("--model", required=True, metavar="DIR", help="model directory (config.json, model.safetensors)")
-    serve.add_argument("--port", type=int, default=50051, help="TCP port, 0 for a free one (default %(default)s)")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    serve.add_argument("--preset", default="linear-w8", help="linear-w8 (default) or linear-w16")
+    serve = commands.add_parser(
+        "serve",
+        help="hold a model's frozen weights and compute on encrypted activations",
+        description="Hold a model's frozen weights and compute on encrypted activations, until Ctrl-C. Runs where the "
+        "weights are; 'privtuner train --server' runs where the data is.",
+    )
+    serve.add_argument("--model", required=True, metavar="DIR", help="model directory, as save_pretrained writes it")
+    serve.add_argument(
+        "--port", type=int, default=50051, metavar="N", help="TCP port, 0 for a free one (default %(default)s)"
+    )
+    serve.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default %(default)s)"
+    )
+    serve.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="linear-w8",
+        metavar="P",
+        help="linear-w8 (default) or linear-w16: weights of 8 bits, or 16",
+    )
     serve.add_argument(
         "--allow-plaintext",
         action="store_true",
@@ -52,42 +68,41 @@ def run(arguments: argparse.Namespace) -> int:
     import logging
 
     from privtuner.engines import engine_of
-    from privtuner.nn import split_pretrained
     from privtuner.service import Server
+    from privtuner.service.server import ensure_free
 
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    # What needs no model should show before one is loaded: address, GPU, directory.
+    ensure_free(arguments.host, arguments.port, arguments.allow_plaintext)
     set_threads(arguments.threads)
-    quiet_transformers()
-    # A GPU that is missing should show before a model is loaded.
     engine = engine_of(arguments.engine, arguments.device, _memory_bytes(arguments))
-    print(f"privtuner: preparing {arguments.model}", file=sys.stderr)
+    if not (Path(arguments.model) / "config.json").is_file():
+        raise InputError(f"{arguments.model} is no model directory: it has no config.json")
+
+    from privtuner.nn import split_pretrained
+
+    quiet_transformers()
+    say(f"preparing {arguments.model}")
     name = Path(arguments.model).resolve().name
+    with Progress("preparing", "million weights", scale=1e6) as progress:
+        split = split_pretrained(arguments.model, arguments.preset, seal=arguments.seal, progress=progress)
     server = Server(
-        split_pretrained(arguments.model, arguments.preset, seal=arguments.seal),
+        split,
         host=arguments.host,
         port=arguments.port,
         name=name,
         engine=engine,
         allow_plaintext=arguments.allow_plaintext,
     )
-    # No threading.Event: its lock may be held by the very thread that a signal interrupts.
-    signals: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: signals.append(number))
-    with server:
+    stop: Stop = arguments.stop
+    with suppress(Stopped), stop.deferred(), server:
         layers = server.hello["layers"]
         if arguments.seal:
-            print(
-                f"privtuner: {server.hello['sealed']} feed-forward blocks are sealed; each takes minutes a request, "
-                "one at a time",
-                file=sys.stderr,
-            )
+            say(f"{server.hello['sealed']} feed-forward blocks are sealed; each takes minutes a request, one at a time")
         for device, held in server.placement.items():
-            print(f"privtuner: {device} holds {held / 1e6:,.0f} MB of layers", file=sys.stderr)
+            say(f"{device} holds {held / 1e6:,.0f} MB of layers")
         print(f"privtuner: serving {name}, {layers} layers, at {server.address}; Ctrl-C stops", flush=True)
-        # A signal that another thread takes does not wake the main one, so it looks from time to time.
-        while not signals:
-            time.sleep(0.2)
+        stop.wait()
     total = server.counts().total()
     print(f"privtuner: stopped after {total.requests} requests", flush=True)
     return 0

@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from privtuner.commands.common import add_engine, add_threads, quiet_transformers, set_threads
-from privtuner.errors import EngineError, InputError, ServiceError
+from privtuner.commands.common import (
+    Progress,
+    add_engine,
+    add_threads,
+    quiet_transformers,
+    report_sealed,
+    say,
+    set_threads,
+)
+from privtuner.commands.stop import Stop
+from privtuner.errors import EngineError, InputError, PrivtunerError
 from privtuner.paths import ensure_writable, ensure_writable_file
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from privtuner.lora.classifier import MeanForSequenceClassification
+    from privtuner.lora.dataset import Encoded, TextTable
+    from privtuner.lora.report import AdapterKeeper
     from privtuner.lora.training import TrainConfig, TrainResult
     from privtuner.service import RemoteTransport
 
@@ -24,27 +38,64 @@ __all__ = ["add"]
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    train = commands.add_parser("train", help="fine-tune a text classifier through a server, or in the clear")
+    train = commands.add_parser(
+        "train",
+        help="fine-tune a text classifier through a server, or in the clear",
+        description="Fine-tune a text classifier with LoRA through a server that sees neither texts nor labels, or in "
+        "the clear for comparison. Writes an adapter that PEFT loads onto the clear model.",
+    )
     where = train.add_mutually_exclusive_group(required=True)
     where.add_argument("--server", metavar="HOST:PORT", help="a running 'privtuner serve'")
     where.add_argument("--plain", action="store_true", help="train in the clear, for comparison; needs --model")
     train.add_argument("--model", metavar="DIR", help="model directory, with --plain only")
-    train.add_argument("--data", required=True, metavar="CSV", help="training texts")
-    train.add_argument("--eval", metavar="CSV", help="test texts; without it no accuracy is measured")
-    train.add_argument("--text-column", default="text", metavar="NAME", help="(default %(default)s)")
-    train.add_argument("--label-column", default="label", metavar="NAME", help="(default %(default)s)")
+    train.add_argument(
+        "--data", required=True, metavar="CSV", help="training texts: a header, a column of texts and one of labels"
+    )
+    train.add_argument(
+        "--eval", metavar="CSV", help="test texts, of the same form; without them no accuracy is measured"
+    )
+    train.add_argument("--text-column", default="text", metavar="NAME", help="of the texts (default %(default)s)")
+    train.add_argument("--label-column", default="label", metavar="NAME", help="of the labels (default %(default)s)")
+    train.add_argument(
+        "--delimiter", default=",", metavar="C", help="of fields: a character, tab or semicolon (default ,)"
+    )
+    train.add_argument("--encoding", metavar="NAME", help="of the texts (default: as a byte-order mark says, or utf-8)")
     train.add_argument("--out", required=True, metavar="DIR", help="where the adapter, numbers and loss curve go")
     train.add_argument("--json", metavar="FILE", help="write the run's numbers to this file too")
-    train.add_argument("--steps", type=int, default=150, help="optimiser steps (default %(default)s)")
+    train.add_argument("--steps", type=int, default=150, metavar="N", help="optimiser steps (default %(default)s)")
     train.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts a step (default %(default)s)")
-    train.add_argument("--lr", type=float, default=5e-3, help="peak learning rate, adapters (default %(default)s)")
-    train.add_argument("--head-lr", type=float, default=3e-2, help="peak learning rate, head (default %(default)s)")
-    train.add_argument("--lora-r", type=int, default=8, metavar="R", help="rank of the adapters (default %(default)s)")
     train.add_argument(
-        "--targets", default="query,value", metavar="A,B", help="layers that get adapters (default %(default)s)"
+        "--lr", type=float, default=5e-3, metavar="X", help="peak learning rate, adapters (default %(default)s)"
     )
-    train.add_argument("--max-length", type=int, default=64, metavar="N", help="tokens a text (default %(default)s)")
-    train.add_argument("--seed", type=int, default=0, help="of batches, adapters and head (default %(default)s)")
+    train.add_argument(
+        "--head-lr", type=float, default=3e-2, metavar="X", help="peak learning rate, head (default %(default)s)"
+    )
+    train.add_argument(
+        "--lora-r", type=int, default=8, metavar="R", help="rank of the adapters (default %(default)s); 0: head alone"
+    )
+    train.add_argument(
+        "--targets",
+        default="query,value",
+        metavar="A,B",
+        help="layers that get adapters, by the ends of their names (default %(default)s)",
+    )
+    train.add_argument(
+        "--max-length", type=int, default=64, metavar="N", help="tokens at which texts are cut (default %(default)s)"
+    )
+    train.add_argument(
+        "--pool",
+        choices=["mean", "first"],
+        default="mean",
+        help="what the head reads: the mean of a text's last hidden states (default), or the first token or the last, "
+        "as the model's own classifier",
+    )
+    train.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="make batches, adapters and head repeatable; a server that guesses N learns the length of every text "
+        "(default: drawn from the operating system)",
+    )
     add_engine(train, "what encrypts: native (default), or openfhe with keys of this run; as the server's")
     train.add_argument(
         "--device", default="cpu", metavar="D", help="what trains and encrypts: cpu (default), cuda, or cuda:1"
@@ -54,8 +105,43 @@ def add(commands: Any) -> None:
     train.set_defaults(run=run)
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What is to be done, checked as far as it can be without a model."""
+
+    config: TrainConfig
+    device: str
+    train: TextTable
+    test: TextTable | None
+    labels: tuple[str, ...]
+    out: Path
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Train, and write the adapter, the numbers and the loss curve."""
+    _check_options(arguments)
+    task = _task(arguments)
+    stop: Stop = arguments.stop
+    # From here on there is something to lose, and a connection that no exception may come into.
+    with stop.deferred(), _connection(arguments.server, stop) as transport:
+        adapted, encoded, encoded_test = _prepared(task, transport, arguments)
+        adapted.register_forward_pre_hook(lambda *_: stop.check())
+        keeper, result, failure = _train(adapted, encoded, encoded_test, task)
+        sizes = {"labels": len(task.labels), "training_texts": len(task.train.texts)}
+        numbers = {**result.to_dict(), **sizes, "pool": arguments.pool}
+        if transport:
+            numbers["engine"] = arguments.engine
+            numbers["server"] = None if failure else _server_counts(transport)
+        written, failed = _write(result, numbers, task.out, arguments.json)
+        _print_result(result, task, keeper.place, written)
+        # In the order in which things went wrong.
+        for error in (failure, keeper.failure, failed):
+            if error is not None:
+                raise error
+    return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
     if arguments.plain and not arguments.model:
         raise InputError("--plain needs --model DIR: the weights to train with in the clear")
     if arguments.server and arguments.model:
@@ -64,7 +150,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError("--seal goes with --server only: nothing is sealed in the clear")
     if arguments.plain and arguments.engine != "native":
         raise InputError("--engine goes with --server only: nothing is encrypted in the clear")
+    if arguments.plain and not (Path(arguments.model) / "config.json").is_file():
+        raise InputError(f"{arguments.model} is no model directory: it has no config.json")
+
+
+def _task(arguments: argparse.Namespace) -> _Task:
+    """Check all that needs neither a model nor a server, the quickest first."""
     if arguments.server:
+        from privtuner.service.protocol import parse_address
+
+        parse_address(arguments.server)
         # Read when PyTorch or OpenFHE loads: idle threads would spin on cores that encryption and server could use.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     device = _training_device(arguments.device)
@@ -72,15 +167,21 @@ def run(arguments: argparse.Namespace) -> int:
         from privtuner.openfhe.library import library
 
         library()  # an engine that is missing should show before anything else is done
-    from privtuner.lora import dataset, report
-    from privtuner.lora.training import TrainConfig, prepare_model, train_classifier
-
-    quiet_transformers()
+    out = ensure_writable(arguments.out)
+    if arguments.json:
+        ensure_writable_file(arguments.json)
     set_threads(arguments.threads)
     if arguments.threads and arguments.engine == "openfhe":
         from privtuner import openfhe
 
         openfhe.set_num_threads(arguments.threads)
+
+    import matplotlib  # noqa: F401 - draws at the very end: what is missing should show now
+
+    from privtuner.lora import dataset
+    from privtuner.lora.training import TrainConfig
+
+    quiet_transformers()
     config = TrainConfig(
         steps=arguments.steps,
         batch_size=arguments.batch_size,
@@ -92,43 +193,103 @@ def run(arguments: argparse.Namespace) -> int:
         max_length=arguments.max_length,
     )
     columns = (arguments.text_column, arguments.label_column)
-    train = dataset.read_csv(arguments.data, *columns)
-    test = dataset.read_csv(arguments.eval, *columns) if arguments.eval else None
-    labels = dataset.label_names(train, test)
-    out = ensure_writable(arguments.out)
-    if arguments.json:
-        ensure_writable_file(arguments.json)
+    form = {"delimiter": arguments.delimiter, "encoding": arguments.encoding}
+    train = dataset.read_csv(arguments.data, *columns, **form)
+    test = dataset.read_csv(arguments.eval, *columns, **form) if arguments.eval else None
+    return _Task(config, device, train, test, dataset.label_names(train, test), out)
 
-    transport = _connect(arguments.server) if arguments.server else None
+
+def _prepared(
+    task: _Task, transport: RemoteTransport | None, arguments: argparse.Namespace
+) -> tuple[PeftModel, Encoded, Encoded | None]:
+    """Return the model with adapters, and the texts as it takes them. What could fail after hours has been tried then.
+
+    Raises:
+        privtuner.errors.InputError: the model cannot take the texts or the adapters, or an adapter cannot be saved.
+    """
+    from privtuner.lora import dataset, limits, report
+    from privtuner.lora.training import EVAL_TOKENS, prepare_model
+
+    model, tokenizer = (
+        _encrypted_model(transport, task.labels, arguments) if transport else _plain_model(task.labels, arguments)
+    )
+    longest = task.config.max_length
+    if (positions := limits.positions(model)) is not None and positions < longest:
+        say(f"texts are cut at the {positions} tokens that the model has positions for, not at {longest}")
+        longest = positions
+    tables = [dataset.encode(table, tokenizer, task.labels, longest) for table in (task.train, task.test) if table]
+    train, *test = limits.fitted(model, tables)
+    model.config.pad_token_id = train.pad_id
+    if transport and (sealed := transport.hello()["sealed"]):
+        tested = sum(1 for table in test for _ in dataset.length_batches(table, EVAL_TOKENS))
+        report_sealed(2 * sealed * (task.config.steps + tested))  # forward and backward; before and after
     try:
-        model, tokenizer = (
-            _encrypted_model(transport, labels, arguments) if transport else _plain_model(arguments.model, labels)
-        )
-        encoded = dataset.encode(train, tokenizer, labels, config.max_length)
-        encoded_test = dataset.encode(test, tokenizer, labels, config.max_length) if test else None
-        model.config.pad_token_id = encoded.pad_id
-        adapted = prepare_model(model, config).to(device)
+        adapted = prepare_model(model, task.config).to(task.device)
+    except PrivtunerError:
+        raise
+    except ValueError as error:  # PEFT's, for modules that take no adapter
+        raise InputError(f"--targets {arguments.targets}: {error}") from error
+    report.check_folder(adapted, task.labels, task.out)
+    return adapted, train, test[0] if test else None
+
+
+def _train(
+    adapted: PeftModel, train: Encoded, test: Encoded | None, task: _Task
+) -> tuple[AdapterKeeper, TrainResult, BaseException | None]:
+    """Return where the adapter is, what training did, and what went wrong after its last step.
+
+    What ends it before is raised. The adapter is on disk either way.
+    """
+    from privtuner.lora.report import AdapterKeeper
+    from privtuner.lora.training import train_classifier
+
+    keeper = AdapterKeeper(adapted, task.labels, task.out, say)
+    try:
+        return keeper, train_classifier(adapted, train, test, task.config, after_step=keeper), None
+    except BaseException as error:
+        if keeper.complete and keeper.result:
+            return keeper, keeper.result, error
+        with suppress(OSError):  # the terminal may be gone
+            try:
+                place = keeper.rescue()
+            except Exception as failure:
+                say(f"the adapter as it stood could not be saved: {failure}")
+            else:
+                say(f"the adapter as it stood is in {place}")
+        raise
+
+
+def _server_counts(transport: RemoteTransport) -> dict[str, Any] | None:
+    try:
+        return transport.counts().to_dict()
+    except PrivtunerError as error:
+        say(f"warning: what the server counted is left out: {error}")
+        return None
+
+
+def _write(
+    result: TrainResult, numbers: dict[str, Any], out: Path, copy: str | None
+) -> tuple[list[Path], PrivtunerError | None]:
+    """Write the numbers and the curve; return what was written, and the first failure."""
+    from privtuner.lora import report
+
+    curve = {result.mode: [step.loss for step in result.steps]}
+    title = f"{result.mode} fine-tuning, {result.config.steps} steps of {result.config.batch_size} texts"
+    work: dict[Path, Callable[[Path], None]] = {
+        out / "metrics.json": lambda path: report.save_json(numbers, path),
+        out / "loss.png": lambda path: report.save_loss_curve(curve, path, title),
+    }
+    if copy:
+        work[Path(copy)] = work[out / "metrics.json"]
+    written: list[Path] = []
+    failure: PrivtunerError | None = None
+    for path, write in work.items():
         try:
-            result = train_classifier(adapted, encoded, encoded_test, config)
-        except (ServiceError, KeyboardInterrupt):
-            report.save_adapter(adapted, labels, out / "interrupted")
-            print(f"\nprivtuner: the adapter as it stood is in {out / 'interrupted'}", file=sys.stderr)
-            raise
-        numbers = {**result.to_dict(), "labels": len(labels), "training_texts": len(train.texts)}
-        if transport:
-            numbers["engine"] = arguments.engine
-            numbers["server"] = transport.counts().to_dict()
-    finally:
-        if transport:
-            transport.close()
-    report.save_adapter(adapted, labels, out)
-    report.save_json(numbers, out / "metrics.json")
-    if arguments.json:
-        report.save_json(numbers, Path(arguments.json))
-    title = f"{result.mode} fine-tuning, {config.steps} steps of {config.batch_size} texts"
-    report.save_loss_curve({result.mode: [step.loss for step in result.steps]}, out / "loss.png", title)
-    _print_result(result, config, len(train.texts), len(labels), out)
-    return 0
+            write(path)
+            written.append(path)
+        except PrivtunerError as error:
+            failure = failure or error
+    return written, failure
 
 
 def _training_device(name: str) -> str:
@@ -153,27 +314,29 @@ def _training_device(name: str) -> str:
     return device
 
 
-def _connect(address: str) -> RemoteTransport:
+@contextmanager
+def _connection(address: str | None, stop: Stop) -> Iterator[RemoteTransport | None]:
+    """Connect, where there is an address, until the block ends or the user asks to stop."""
+    if address is None:
+        yield None
+        return
     from privtuner.service import RemoteTransport
     from privtuner.service.protocol import is_loopback, parse_address
 
-    transport = RemoteTransport(address)
-    if not is_loopback(parse_address(address)[0]):
-        print(
-            f"privtuner: warning: {address} is another machine and the connection has no TLS: activations are "
-            "encrypted, but somebody in between could exchange the model you fetch",
-            file=sys.stderr,
-        )
-    return transport
-
-
-def _label_maps(labels: Sequence[str]) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
+    with RemoteTransport(address) as transport, stop.on_stop(transport.close):
+        if not is_loopback(parse_address(address)[0]):
+            say(
+                f"warning: {address} is another machine and the connection has no TLS: activations are encrypted, "
+                "but somebody in between could exchange the model you fetch"
+            )
+        yield transport
 
 
 def _encrypted_model(
     transport: RemoteTransport, labels: Sequence[str], arguments: argparse.Namespace
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel | MeanForSequenceClassification, PreTrainedTokenizerBase]:
+    from privtuner.lora.classifier import owner_classifier
+
     hello = transport.hello()
     sealed, engine = hello.get("sealed", 0), hello.get("engine", "native")
     if arguments.seal and not sealed:
@@ -186,39 +349,32 @@ def _encrypted_model(
             f"the server at {transport.address} answers requests of the engine {engine}: train with --engine {engine}, "
             f"or start it with 'privtuner serve --engine {arguments.engine}'"
         )
-    print(f"privtuner: fetching what the owner needs of {hello['model']}, preset {hello['preset']}", file=sys.stderr)
+    say(f"fetching what the owner needs of {hello['model']}, preset {hello['preset']}")
     if sealed:
-        import logging
-
-        print(f"privtuner: {sealed} feed-forward blocks are sealed, which is slow; each is reported", file=sys.stderr)
-        logging.basicConfig(stream=sys.stderr, format="privtuner: %(message)s")
-        logging.getLogger("privtuner.nn.session").setLevel(logging.INFO)
-    bundle = transport.fetch_bundle()
-    names = _label_maps(labels)
+        say(f"{sealed} feed-forward blocks are sealed, which is slow; each is reported")
+    with Progress("fetching", "MB", scale=1e6) as progress:
+        bundle = transport.fetch_bundle(progress)
     # The GPU is PyTorch's and CuPy's: what one computes the other reads where it lies.
-    model = bundle.build(transport, engine=engine, device=arguments.device, num_labels=len(labels), **names)
+    model = owner_classifier(bundle, transport, labels, arguments.pool, engine=engine, device=arguments.device)
     return model, bundle.tokenizer()
 
 
-def _plain_model(directory: str, labels: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    import torch
-    from transformers import AutoModelForSequenceClassification
+def _plain_model(
+    labels: Sequence[str], arguments: argparse.Namespace
+) -> tuple[PreTrainedModel | MeanForSequenceClassification, PreTrainedTokenizerBase]:
+    from privtuner.lora.classifier import clear_classifier
+    from privtuner.nn.pretrained import load_tokenizer
 
-    from privtuner.nn.pretrained import load_model, load_tokenizer
-
-    names = {"num_labels": len(labels), **_label_maps(labels)}
-    model, _ = load_model(directory, AutoModelForSequenceClassification, relabelled=True, dtype=torch.float32, **names)
-    return model, load_tokenizer(directory)
+    return clear_classifier(arguments.model, labels, arguments.pool), load_tokenizer(arguments.model)
 
 
-def _print_result(result: TrainResult, config: TrainConfig, texts: int, labels: int, out: Path) -> None:
+def _print_result(result: TrainResult, task: _Task, adapter: Path | None, written: Sequence[Path]) -> None:
+    config = result.config
+    trained = f"LoRA r = {config.lora_r} on {','.join(config.targets)}" if config.lora_r else "the head alone"
     lines = [
         ("mode", result.mode),
-        ("data", f"{texts} training texts, {labels} labels"),
-        (
-            "steps",
-            f"{config.steps} of {config.batch_size} texts, LoRA r = {config.lora_r} on {','.join(config.targets)}",
-        ),
+        ("data", f"{len(task.train.texts)} training texts, {len(task.labels)} labels"),
+        ("steps", f"{config.steps} of {config.batch_size} texts, {trained}"),
         ("loss", f"{result.steps[0].loss:.3f} at the first step, {result.steps[-1].loss:.3f} at the last"),
     ]
     if result.before and result.after:
@@ -228,6 +384,8 @@ def _print_result(result: TrainResult, config: TrainConfig, texts: int, labels: 
     if result.mode == "encrypted":
         up, down = result.bytes_up_per_token, result.bytes_down_per_token
         lines.append(("traffic", f"{up:,.0f} bytes a token to the server, {down:,.0f} back, forward and backward"))
-    lines.append(("written", f"{out}: adapter, labels.json, metrics.json, loss.png"))
+    files = [adapter / "adapter", adapter / "labels.json", *written] if adapter else written
+    folders = {path.parent: [file.name for file in files if file.parent == path.parent] for path in files}
+    lines.append(("written", "; ".join(f"{folder}: {', '.join(names)}" for folder, names in folders.items())))
     for name, text in lines:
         print(f"{name:10}{text}")

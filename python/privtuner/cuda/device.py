@@ -15,12 +15,25 @@ import numpy.typing as npt
 
 from ..copies import Stays
 from ..errors import EngineError, InputError
+from ..packages import advice
 from . import sources
 
-__all__ = ["OPTIONS", "CudaDevice", "Device", "Status", "Stream", "available", "devices", "open_device", "status"]
+__all__ = [
+    "OPTIONS",
+    "CudaDevice",
+    "Device",
+    "PageLocked",
+    "Status",
+    "Stream",
+    "available",
+    "constant",
+    "devices",
+    "open_device",
+    "status",
+]
 
 _MINIMUM_CAPABILITY = (8, 0)
-_INSTALL = "pip install 'privtuner[cuda13]' (driver 580 or newer) or 'privtuner[cuda12]' (driver 525 or newer)"
+_INSTALL = f"{advice('cupy')}, for a driver of 580 or newer; with 12 in place of 13 from 525 on"
 _SMALLER = "use a GPU with more memory, several of them, fewer tokens at once, or a larger limit"
 _SHARED_BYTES = 48 << 10  # what a block may have without being asked
 OPTIONS = ("--std=c++17", "--fmad=false")
@@ -33,6 +46,14 @@ class Status(NamedTuple):
     available: bool
     reason: str
     """The devices found; or what is missing (CuPy, driver, device) and what to install."""
+
+
+class PageLocked(np.ndarray[Any, np.dtype[np.uint8]]):
+    """Bytes of page-locked host memory.
+
+    They are handed out again once the last array and the last memoryview of them is gone, and no sooner. A copy on its
+    way refers to nothing: whoever starts one keeps the bytes until the stream is through.
+    """
 
 
 class Stream(Protocol):
@@ -94,7 +115,7 @@ class Device(Protocol):
         ...
 
     def page_locked(self, nbytes: int) -> npt.NDArray[np.uint8]:
-        """Host memory that is copied from and to without a detour, while kernels run. Keep it until they are through.
+        """`PageLocked` memory, copied from and to without a detour, while kernels run. For nothing that is secret.
 
         Raises:
             EngineError: the host has not that much left.
@@ -120,6 +141,30 @@ class Device(Protocol):
     def free_bytes(self) -> int:
         """Memory that is left, within the limit."""
         ...
+
+
+_CONSTANTS_LOCK = threading.Lock()
+_MAX_CONSTANTS, _MAX_CONSTANT_BYTES = 1024, 4096
+
+
+def constant(device: Device, values: npt.NDArray[Any]) -> Any:
+    """A small public table on the device, for any stream: the same one whenever the same values are asked for.
+
+    What is large, or one of too many, is uploaded for the current stream alone.
+    """
+    kept: dict[tuple[str, tuple[int, ...], bytes], Any] = vars(device).setdefault("_constants", {})
+    key = values.dtype.str, values.shape, values.tobytes()
+    found = kept.get(key)
+    if found is not None:
+        return found
+    if values.nbytes > _MAX_CONSTANT_BYTES or len(kept) >= _MAX_CONSTANTS:
+        return device.upload(values)
+    with _CONSTANTS_LOCK:
+        if key not in kept:
+            uploaded = device.upload(values)
+            device.download(uploaded)  # it is there now, for every stream
+            kept[key] = uploaded  # never let go of: no stream would know when
+        return kept[key]
 
 
 @lru_cache(maxsize=1)
@@ -307,14 +352,14 @@ class CudaDevice(Stays):
         return host
 
     def page_locked(self, nbytes: int) -> npt.NDArray[np.uint8]:
-        """See :class:`Device`."""
+        """See :class:`Device`. CuPy's pool keeps what was let go of, by powers of two."""
         try:
             memory = self.xp.cuda.alloc_pinned_memory(max(1, nbytes))
         except self.xp.cuda.runtime.CUDARuntimeError as error:
             raise EngineError(
                 f"the host has not {nbytes} bytes of page-locked memory left ({error}): use fewer tokens at once"
             ) from error
-        return np.frombuffer(memory, np.uint8, nbytes)
+        return np.frombuffer(memory, np.uint8, nbytes).view(PageLocked)
 
     def copy_in(self, host: npt.NDArray[Any], array: Any) -> None:
         """See :class:`Device`."""

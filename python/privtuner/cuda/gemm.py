@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .device import Device
+from .device import Device, constant
 
 __all__ = ["MAX_DEPTH", "MAX_WEIGHT16", "Packed", "Weights", "multiply", "pack", "packed_bytes", "workspace_bytes"]
 
@@ -62,11 +62,8 @@ class Weights:
         self.bytes_per_weight = integers.dtype.itemsize
         planes = [integers]
         if self.bytes_per_weight == 2:
-            low, high = int(integers.min()), int(integers.max())
-            if low < -MAX_WEIGHT16 or high > MAX_WEIGHT16:
-                raise InputError(
-                    f"weights reach from {low} to {high}; 16-bit ones go from -{MAX_WEIGHT16} to {MAX_WEIGHT16}"
-                )
+            if integers.min() < -MAX_WEIGHT16 or integers.max() > MAX_WEIGHT16:
+                raise InputError(f"a weight is outside [-{MAX_WEIGHT16}, {MAX_WEIGHT16}], where 16-bit ones are")
             planes = [integers.astype(np.int8), ((integers + np.int16(128)) >> 8).astype(np.int8)]  # low: modulo 256
         self.planes = device.upload(np.stack(planes).astype(np.int8), "a weight matrix")
 
@@ -188,7 +185,7 @@ def multiply(
     grid = (row_tiles * _ceil(packed.columns, tile), 1, packed.batch)
     shared = _STAGES * _STEP * (_TILE_ROWS + tile * _planes(packed.word_bytes, packed.bits))
     sizes = (count, packed.columns, packed.batch, steps)
-    table = device.upload(constants, "moduli")
+    table = constant(device, constants)
     for byte in reversed(range(weights.bytes_per_weight)):  # 256 times the high bytes' product, and the low bytes'
         add = int(byte + 1 < weights.bytes_per_weight)
         kernel = f"gemm_{_kind(packed.word_bytes, packed.bits)}"

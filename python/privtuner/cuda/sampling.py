@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .device import Device
+from .device import Device, constant
 
 __all__ = ["ERROR", "MASK", "MAX_SAMPLES", "SECRET", "binomial", "seed_words", "ternary", "uniform", "wipe"]
 
@@ -121,8 +121,8 @@ def uniform(
             _THREADS,
             out,
             words,
-            device.upload(np.array(subs, np.uint32)),
-            device.upload(np.array(listed, dtype)),
+            constant(device, np.array(subs, np.uint32)),
+            constant(device, np.array(listed, dtype)),
             len(listed),
             len(subs),
             domain,
@@ -195,7 +195,7 @@ def binomial(
             threads,
             out,
             _seed(device, seed),
-            device.upload(np.array(subs, np.uint32)),
+            constant(device, np.array(subs, np.uint32)),
             len(subs),
             tiles,
             first,

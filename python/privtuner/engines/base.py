@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_che
 
 from numpy.typing import ArrayLike
 
-from privtuner.linear import Direction, Prepared, Public
+from privtuner.linear import BytesLike, Direction, Prepared, Public
 
 if TYPE_CHECKING:
     from privtuner.ckks.exchange import Block
@@ -32,12 +32,14 @@ class Transport(Protocol):
     (:class:`privtuner.errors.MessageError`), but one that was forged on purpose is not recognised.
     """
 
-    def apply(self, layer: str, request: bytes) -> Iterable[bytes]:
+    def apply(self, layer: str, request: BytesLike) -> Iterable[BytesLike]:
         """Return the blocks of the reply to ``request``, in order, possibly as they are computed.
 
         Args:
             layer: name of the prepared layer, as in the bundle's ``publics``.
-            request: what :func:`privtuner.linear.encrypt` made, or :class:`privtuner.ckks.blocks.SealedClient`.
+            request: what an `Owner` encrypted, or :class:`privtuner.ckks.blocks.SealedClient`. Of an owner on a GPU it
+                is a read-only memoryview, of memory that is used again once nothing refers to the view or a part of it;
+                ``bytes(request)`` is a copy.
 
         Raises:
             privtuner.errors.PrivtunerError: the layer is unknown, the request is malformed, or the server failed.
@@ -65,8 +67,18 @@ class Engine(Protocol):
         """Let go of threads and the like. A later request still works."""
         ...
 
-    def apply_blocks(self, prepared: Layer, request: bytes, block_rows: int) -> Iterator[bytes]:
+    def gather(self, prepared: Layer, parts: Sequence[bytes]) -> BytesLike:
+        """A request to a layer from its parts, where this engine reads it without another copy.
+
+        Raises:
+            privtuner.errors.EngineError: there is no memory for it.
+        """
+        ...
+
+    def apply_blocks(self, prepared: Layer, request: BytesLike, block_rows: int) -> Iterator[BytesLike]:
         """Yield the reply to ``request``: of a linear layer in blocks of at most ``block_rows`` output features.
+
+        On a GPU they are read-only memoryviews, of memory that is used again once nothing refers to them.
 
         Raises:
             privtuner.errors.MessageError: the request is malformed or meant for another layer.
@@ -85,7 +97,7 @@ class Owner(Protocol):
     name: str
     on_device: bool
 
-    def encrypt(self, x: Any, public: Public, direction: Direction) -> tuple[bytes, Any]:
+    def encrypt(self, x: Any, public: Public, direction: Direction) -> tuple[BytesLike, Any]:
         """Return the request for ``x @ W.T`` (forward) or ``x @ W`` (backward), and what decrypts its reply.
 
         Args:
@@ -98,7 +110,7 @@ class Owner(Protocol):
         """
         ...
 
-    def decrypt(self, blocks: Iterable[bytes], secret: Any) -> Any:
+    def decrypt(self, blocks: Iterable[BytesLike], secret: Any) -> Any:
         """Decrypt the blocks of a reply as they arrive; ``secret`` is used up. Returns float32 (tokens, features).
 
         Raises:

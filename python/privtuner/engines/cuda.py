@@ -15,7 +15,7 @@ from privtuner.cuda.ckks import CudaEvaluator
 from privtuner.cuda.device import Device
 from privtuner.engines.base import DEFAULT_BLOCK_ROWS, Layer
 from privtuner.errors import EngineError, InputError
-from privtuner.linear import Direction, Prepared, Public
+from privtuner.linear import BytesLike, Direction, Prepared, Public
 
 __all__ = ["CudaEngine", "CudaOwner"]
 
@@ -30,7 +30,7 @@ class _Ticket:
     layer: kernels.DeviceLayer
     request: kernels.Opened
     block_rows: int
-    blocks: queue.SimpleQueue[bytes | BaseException | None] = field(default_factory=queue.SimpleQueue)
+    blocks: queue.SimpleQueue[memoryview | BaseException | None] = field(default_factory=queue.SimpleQueue)
     dropped: bool = False  # nobody waits for the reply any more
 
     def answers_with(self, other: _Ticket) -> bool:
@@ -161,7 +161,15 @@ class CudaEngine(Stays):
             self._resident(prepared)
         return {worker.device.name: worker.held for worker in self._workers}
 
-    def apply_blocks(self, prepared: Layer, request: bytes, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[bytes]:
+    def gather(self, prepared: Layer, parts: Sequence[bytes]) -> BytesLike:
+        """A request from its parts; see :class:`privtuner.engines.Engine`. Of a linear layer in page-locked memory."""
+        if len(parts) > 1 and isinstance(prepared, Prepared):
+            return kernels.gather(self._resident(prepared)[0].device, parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def apply_blocks(
+        self, prepared: Layer, request: BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS
+    ) -> Iterator[BytesLike]:
         """Yield the reply to ``request`` in blocks; see :class:`privtuner.engines.Engine`."""
         if not isinstance(prepared, Prepared):
             yield from prepared.answer(request, self._evaluator)
@@ -223,12 +231,12 @@ class CudaOwner(Stays):
         with device.active():
             self._masks = kernels.DeviceMasks(device, mask_cache_bytes)
 
-    def encrypt(self, x: Any, public: Public, direction: Direction) -> tuple[bytes, kernels.DeviceSecret]:
+    def encrypt(self, x: Any, public: Public, direction: Direction) -> tuple[BytesLike, kernels.DeviceSecret]:
         """Encrypt a batch; see :class:`privtuner.engines.Owner`. A CUDA tensor is taken without a copy (DLPack)."""
         with self.device.active():
             return kernels.encrypt(self.device, x, public, direction, masks=self._masks)
 
-    def decrypt(self, blocks: Iterable[bytes], secret: kernels.DeviceSecret) -> Any:
+    def decrypt(self, blocks: Iterable[BytesLike], secret: kernels.DeviceSecret) -> Any:
         """Decrypt a reply; see :class:`privtuner.engines.Owner`. Returns a device array, for ``torch.from_dlpack``."""
         with self.device.active():
             return kernels.decrypt(blocks, secret, on_device=True)

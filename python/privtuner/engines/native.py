@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -28,7 +28,13 @@ class NativeEngine:
     def close(self) -> None:
         """Nothing."""
 
-    def apply_blocks(self, prepared: Layer, request: bytes, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[bytes]:
+    def gather(self, prepared: Layer, parts: Sequence[bytes]) -> bytes:  # noqa: ARG002 - the protocol's signature
+        """A request from its parts; see :class:`privtuner.engines.Engine`."""
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def apply_blocks(
+        self, prepared: Layer, request: linear.BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS
+    ) -> Iterator[bytes]:
         """Yield the reply to ``request`` in blocks; see :class:`privtuner.engines.Engine`."""
         if isinstance(prepared, linear.Prepared):
             yield from linear.apply_blocks(prepared, request, block_rows=block_rows)
@@ -58,7 +64,7 @@ class NativeOwner:
         """Encrypt a batch; see :class:`privtuner.engines.Owner`."""
         return linear.encrypt(x, public, direction=direction, masks=self._masks)
 
-    def decrypt(self, blocks: Iterable[bytes], secret: linear.Secret) -> NDArray[np.float32]:
+    def decrypt(self, blocks: Iterable[linear.BytesLike], secret: linear.Secret) -> NDArray[np.float32]:
         """Decrypt a reply; see :class:`privtuner.engines.Owner`."""
         return linear.decrypt(blocks, secret)
 
@@ -97,7 +103,7 @@ class LocalTransport:
         vars(self).update(state)
         self.layers = MappingProxyType(state["layers"])
 
-    def apply(self, layer: str, request: bytes) -> Iterator[bytes]:
+    def apply(self, layer: str, request: linear.BytesLike) -> Iterator[linear.BytesLike]:
         """Yield the blocks of the reply of ``layer``; see :class:`privtuner.engines.Transport`."""
         prepared = self.layers.get(layer)
         if prepared is None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from privtuner.engines.base import DEFAULT_BLOCK_ROWS, Layer
-from privtuner.linear import Prepared
+from privtuner.linear import BytesLike, Prepared
 from privtuner.openfhe.linear import apply_blocks
 
 __all__ = ["OpenFheEngine"]
@@ -23,7 +23,13 @@ class OpenFheEngine:
     def close(self) -> None:
         """Nothing."""
 
-    def apply_blocks(self, prepared: Layer, request: bytes, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[bytes]:
+    def gather(self, prepared: Layer, parts: Sequence[bytes]) -> bytes:  # noqa: ARG002 - the protocol's signature
+        """A request from its parts; see :class:`privtuner.engines.Engine`."""
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def apply_blocks(
+        self, prepared: Layer, request: BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS
+    ) -> Iterator[bytes]:
         """Yield the reply to ``request`` in blocks; see :class:`privtuner.engines.Engine`."""
         if isinstance(prepared, Prepared):
             yield from apply_blocks(prepared, request, block_rows=block_rows)

@@ -1,16 +1,16 @@
-"""Labelled texts: from a CSV file to batches of token numbers."""
+"""Labelled texts: read from a CSV file (:mod:`privtuner.lora.table`), as batches of token numbers."""
 
 from __future__ import annotations
 
-import csv
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from privtuner.errors import InputError
+from privtuner.lora.table import TextTable, label_names, read_csv
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,21 +26,6 @@ __all__ = [
     "read_csv",
     "shuffled",
 ]
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """Texts and their labels, row by row.
-
-    Attributes:
-        source: where they are from, for messages.
-        texts: one string a row.
-        labels: one label a row, as many as ``texts``.
-    """
-
-    source: str
-    texts: tuple[str, ...]
-    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -85,60 +70,6 @@ class Batch:
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.targets.to(device))
 
 
-def read_csv(path: str | Path, text_column: str = "text", label_column: str = "label") -> TextTable:
-    """Read a CSV file in UTF-8 with a header line.
-
-    Raises:
-        privtuner.errors.InputError: the file cannot be read, lacks a column, has no rows, or a row without a text or
-            a label; the line is named.
-    """
-    texts: list[str] = []
-    labels: list[str] = []
-    try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
-            columns = rows.fieldnames or []
-            for wanted in (text_column, label_column):
-                if wanted not in columns:
-                    raise InputError(
-                        f"{path} has no column '{wanted}'; its columns are: {', '.join(columns) or 'none'}"
-                    )
-            for row in rows:
-                text, label = row[text_column], row[label_column]
-                if not (text and text.strip()) or not (label and label.strip()):
-                    raise InputError(
-                        f"{path}, line {rows.line_num}: text or label is empty; fill it in or drop the row"
-                    )
-                texts.append(text)
-                labels.append(label.strip())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no CSV file in UTF-8: {error}") from error
-    if not texts:
-        raise InputError(f"{path} has no rows below its header")
-    return TextTable(str(path), tuple(texts), tuple(labels))
-
-
-def label_names(train: TextTable, test: TextTable | None = None) -> tuple[str, ...]:
-    """Return the labels of ``train``, sorted; a label's index is its place.
-
-    Raises:
-        privtuner.errors.InputError: fewer than two labels, or ``test`` has one that ``train`` lacks.
-    """
-    names = tuple(sorted(set(train.labels)))
-    if len(names) < 2:
-        raise InputError(f"{train.source} has the single label '{names[0]}'; a classifier needs two or more")
-    unknown = sorted(set(test.labels) - set(names)) if test is not None else []
-    if test is not None and unknown:
-        raise InputError(
-            f"{test.source} has labels that {train.source} lacks: {', '.join(unknown[:5])}"
-            + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-            + "; no text of them could be classified rightly"
-        )
-    return names
-
-
 def encode(
     table: TextTable, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int = 64
 ) -> Encoded:
@@ -171,22 +102,34 @@ def collate(data: Encoded, rows: Sequence[int]) -> Batch:
     return Batch(input_ids, mask, data.targets[list(rows)])
 
 
-def shuffled(data: Encoded, batch_size: int, seed: int) -> Iterator[Batch]:
+def shuffled(data: Encoded, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
     """Yield batches without end: one shuffle an epoch, an epoch's remainder filled up from the next.
 
-    The order depends on ``seed`` and the number of texts alone.
+    A server sees the tokens of every batch in total. Whoever knows the order can solve the totals of enough batches for
+    the length of every single text, so without a seed the order is drawn from the operating system's randomness.
+
+    Args:
+        data: what to draw from.
+        batch_size: texts a batch.
+        seed: makes the order repeatable, and gives it away to whoever knows or guesses the seed.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311 - asked for, see above
     waiting: list[int] = []
     while True:
         while len(waiting) < batch_size:
-            waiting += torch.randperm(len(data), generator=generator).tolist()
+            epoch = list(range(len(data)))
+            generator.shuffle(epoch)
+            waiting += epoch
         yield collate(data, waiting[:batch_size])
         waiting = waiting[batch_size:]
 
 
 def length_batches(data: Encoded, tokens: int) -> Iterator[Batch]:
-    """Yield every text once, texts of like length together, up to ``tokens`` tokens a batch (at least one text)."""
+    """Yield every text once, texts of like length together, up to ``tokens`` tokens a batch (at least one text).
+
+    The order is that of the lengths, so a server learns roughly how many of the texts have which length, and not which
+    text has which. In an order of chance it would not, and batches would be padded to several times their tokens.
+    """
     rows: list[int] = []
     used = 0
     for row in sorted(range(len(data)), key=lambda row: len(data.tokens[row])):

@@ -61,7 +61,7 @@ def train_held(
     steps: int,
     batch_size: int,
     clip: float | None = 1.0,
-    seed: int = 0,
+    seed: int | None = None,
     progress: Callable[[int, float], object] | None = None,
 ) -> list[float]:
     """Train on random batches with cross-entropy.
@@ -73,7 +73,8 @@ def train_held(
         steps: gradient steps.
         batch_size: rows a step, at most the slots of the encryption.
         clip: largest norm of the gradient that goes back to the server; None does not clip.
-        seed: of the batches.
+        seed: of the batches, which it makes repeatable and known to whoever knows it; None draws from the operating
+            system's randomness.
         progress: called with each step's number and loss.
 
     Returns:
@@ -114,20 +115,20 @@ def embed_texts(model: str, data: str, label_column: str, count: int) -> tuple[A
     from privtuner.lora import dataset
     from privtuner.nn.pretrained import load_model, load_tokenizer
 
-    table = dataset.read_csv(data, "text", label_column)
-    names = sorted(set(table.labels))[:count]
-    rows = [place for place, label in enumerate(table.labels) if label in names]
+    texts = dataset.read_csv(data, "text", label_column)
+    names = dataset.label_names(texts)[:count]
+    rows = [place for place, label in enumerate(texts.labels) if label in names]
     (encoder, _), tokenizer = load_model(model, AutoModel), load_tokenizer(model)
     vectors = []
     with torch.no_grad():
         for start in range(0, len(rows), 64):
-            texts = [table.texts[place] for place in rows[start : start + 64]]
-            batch = tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+            part = [texts.texts[place] for place in rows[start : start + 64]]
+            batch = tokenizer(part, padding=True, truncation=True, max_length=64, return_tensors="pt")
             mask = batch["attention_mask"].unsqueeze(-1)
             mean = (encoder(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
             vectors.append(torch.nn.functional.normalize(mean, dim=1))
     x = torch.cat(vectors).double().numpy()
-    return x * np.sqrt(x.shape[1]), np.array([names.index(table.labels[place]) for place in rows])
+    return x * np.sqrt(x.shape[1]), np.array([names.index(texts.labels[place]) for place in rows])
 
 
 def _cross_entropy(logits: Array, labels: npt.NDArray[np.int64]) -> tuple[float, Array]:

@@ -7,7 +7,9 @@ says up front what cannot work without the weights.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["add_lora", "check_lora_config", "trainable_heads"]
+    from privtuner.lora.classifier import MeanForSequenceClassification
+
+__all__ = ["add_lora", "check_lora_config", "load_adapter", "trainable_heads"]
 
 # Class name suffix of transformers -> task type of PEFT, which decides what a saved adapter can be loaded as.
 _TASK_TYPES = {
@@ -35,7 +39,7 @@ _FREE_INITS = (True, False, "gaussian", "orthogonal")
 
 
 def add_lora(
-    model: PreTrainedModel,
+    model: PreTrainedModel | MeanForSequenceClassification,
     *,
     r: int = 8,
     alpha: int | None = None,
@@ -48,7 +52,7 @@ def add_lora(
 
     Args:
         model: what :meth:`privtuner.nn.OwnerBundle.build` returned, or a clear model to compare with.
-        r: rank, at least 1.
+        r: rank of the adapters; 0 adds none, so that the heads alone are trained and saved.
         alpha: the update is scaled by ``alpha / r``; 2 r when None.
         dropout: probability of dropping an input of an adapter, in [0, 1).
         targets: ends of module names, e.g. ("query", "value"), a regular expression, or "all-linear"; PEFT's choice for
@@ -65,9 +69,10 @@ def add_lora(
         privtuner.errors.WeightWithheldError: an option that needs the values of frozen weights.
     """
     from peft import LoraConfig, get_peft_model
+    from peft.utils.constants import DUMMY_TARGET_MODULES
 
-    if not isinstance(r, int) or r < 1:
-        raise InputError(f"r is {r}; give a rank of at least 1")
+    if not isinstance(r, int) or r < 0:
+        raise InputError(f"r is {r}; give a rank of at least 1, or 0 to train the heads alone")
     if not 0.0 <= dropout < 1.0:
         raise InputError(f"dropout is {dropout}; give a probability in [0, 1)")
     if any(hasattr(module, "base_layer") for module in model.modules()):
@@ -76,6 +81,9 @@ def add_lora(
         # As in PEFT, the word stands for all layers, and the command line gives a list.
         targets = _ALL_LINEAR if list(targets) == [_ALL_LINEAR] else list(targets)
     name = type(model).__name__
+    if r == 0:
+        # PEFT's word for an adapter that matches no layer; it refuses a rank of 0 and an empty list of targets.
+        r, targets = 1, DUMMY_TARGET_MODULES
     options.setdefault("fan_in_fan_out", _targets_conv1d(model, targets))
     try:
         config = LoraConfig(
@@ -94,6 +102,31 @@ def add_lora(
         return get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"PEFT cannot adapt this {name}: {str(error).partition('. ')[0]}") from error
+
+
+def load_adapter(model: torch.nn.Module, directory: str | Path) -> PeftModel:
+    """Return ``model`` with the adapter in ``directory`` on it, in eval mode.
+
+    Raises:
+        privtuner.errors.InputError: there is none, or it does not fit ``model``.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    # PEFT would look for what is missing on the hub, and for weights that are a pickle.
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (Path(directory) / name).is_file():
+            raise InputError(f"there is no adapter in {directory}: it has no {name}")
+    try:
+        with warnings.catch_warnings():
+            # A layer without its part of the adapter would go on as it was.
+            warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
+            return PeftModel.from_pretrained(model, str(directory)).eval()
+    except (RuntimeError, UserWarning) as error:
+        first = " ".join(" ".join(str(error).splitlines()[:2]).split())
+        raise InputError(f"the adapter in {directory} does not fit this {type(model).__name__}: {first}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"cannot load an adapter from {directory}: {error}") from error
 
 
 def check_lora_config(model: torch.nn.Module, config: LoraConfig) -> None:

@@ -7,15 +7,18 @@ two runs is that of the arithmetic: 8-bit frozen weights and the noise of the en
 from __future__ import annotations
 
 import math
+import secrets
 import statistics
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from privtuner.errors import InputError, PrivtunerError
+from privtuner.errors import CkksError, InputError, PrivtunerError
 from privtuner.lora.dataset import Encoded, length_batches, shuffled
 from privtuner.lora.peft_adapter import add_lora, trainable_heads
 from privtuner.nn import EncryptedLayer, Traffic, TrafficMeter, traffic_of
@@ -23,6 +26,8 @@ from privtuner.nn import EncryptedLayer, Traffic, TrafficMeter, traffic_of
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+    from privtuner.lora.classifier import MeanForSequenceClassification
 
 __all__ = [
     "Evaluation",
@@ -44,19 +49,21 @@ class TrainConfig:
     """How to train.
 
     Attributes:
-        steps: optimiser steps, at least 1.
-        batch_size: texts a step, at least 1.
-        lr: peak learning rate of the adapters, positive.
-        head_lr: peak learning rate of the head, positive. Larger, because the head starts from nothing and the frozen
-            pooler before it may scale its features down a lot.
+        steps: optimiser steps, 1 to 10**9.
+        batch_size: texts a step, 1 to 2**20.
+        lr: peak learning rate of the adapters, positive, up to 1e30.
+        head_lr: peak learning rate of the head, positive, up to 1e30. Larger, because the head starts from nothing and
+            the frozen pooler before it may scale its features down a lot.
         warmup: part of the steps over which the rates rise linearly from zero, in [0, 1); they fall linearly after.
         weight_decay: of AdamW.
-        clip: largest norm of the gradient.
-        lora_r: rank of the adapters.
+        clip: largest norm of the gradient, positive, up to 1e30.
+        lora_r: rank of the adapters, up to 2**16; 0 trains the head alone.
         lora_alpha: the adapters' update is scaled by ``lora_alpha / lora_r``.
         targets: ends of the names of the layers that get adapters.
-        seed: of batches, adapters and head.
-        max_length: tokens at which texts are cut.
+        seed: of batches, adapters and head, which it makes repeatable. Whoever knows it knows the order of the batches
+            and can tell the length of every text from what a server sees; None draws all three from the operating
+            system's randomness.
+        max_length: tokens at which texts are cut, 3 to 2**20.
 
     Raises:
         privtuner.errors.InputError: a value outside its range.
@@ -72,19 +79,26 @@ class TrainConfig:
     lora_r: int = 8
     lora_alpha: int = 16
     targets: tuple[str, ...] = ("query", "value")
-    seed: int = 0
+    seed: int | None = None
     max_length: int = 64
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("lora_r", 1), ("lora_alpha", 1), ("max_length", 3)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least {least}")
+        for name, least, most in (
+            ("steps", 1, 10**9),
+            ("batch_size", 1, 1 << 20),
+            ("lora_r", 0, 1 << 16),
+            ("lora_alpha", 1, 1 << 20),
+            ("max_length", 3, 1 << 20),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise InputError(f"{name} is {getattr(self, name)}; give a number from {least} to {most}")
         for name in ("lr", "head_lr", "clip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"{name} is {getattr(self, name)}; give a positive number")
+            # Far beyond any use; above, float32 overflows in the optimiser.
+            if not 0 < getattr(self, name) <= 1e30:
+                raise InputError(f"{name} is {getattr(self, name)}; give a positive number up to 1e30")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is {self.warmup}; give a part of the steps in [0, 1)")
-        if not 0 <= self.seed < 1 << 63:
+        if self.seed is not None and not 0 <= self.seed < 1 << 63:
             raise InputError(f"seed is {self.seed}; give 0 or a positive number below 2**63")
         if not self.targets or not all(self.targets):
             raise InputError(f"targets are {list(self.targets)}; name the layers that get adapters")
@@ -173,8 +187,8 @@ class TrainResult:
         }
 
 
-def prepare_model(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
-    """Freeze all but the head, start the head anew and add adapters, all from ``config.seed``.
+def prepare_model(model: PreTrainedModel | MeanForSequenceClassification, config: TrainConfig) -> PeftModel:
+    """Freeze all but the head, start the head anew and add adapters.
 
     Args:
         model: a sequence classifier, in the clear or from :meth:`privtuner.nn.OwnerBundle.build`.
@@ -188,7 +202,8 @@ def prepare_model(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
     heads = trainable_heads(model)
     if not heads:
         raise InputError(f"this {type(model).__name__} has no classification head to train; serve another model")
-    generator = torch.Generator().manual_seed(config.seed)
+    seed = secrets.randbits(63) if config.seed is None else config.seed
+    generator = torch.Generator().manual_seed(seed)
     for head in heads:
         for module in model.get_submodule(head).modules():
             if isinstance(module, torch.nn.Linear):
@@ -196,7 +211,7 @@ def prepare_model(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
                 if module.bias is not None:
                     torch.nn.init.zeros_(module.bias)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seed)
         adapted = add_lora(
             model, r=config.lora_r, alpha=config.lora_alpha, targets=config.targets, modules_to_save=heads
         )
@@ -205,9 +220,18 @@ def prepare_model(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
 
 
 def train_classifier(
-    model: PeftModel, train: Encoded, test: Encoded | None, config: TrainConfig, *, progress: bool = True
+    model: PeftModel,
+    train: Encoded,
+    test: Encoded | None,
+    config: TrainConfig,
+    *,
+    progress: bool = True,
+    after_step: Callable[[TrainResult], object] | None = None,
 ) -> TrainResult:
     """Train ``model`` in place, evaluating before and after.
+
+    Whatever ends it, ``model`` holds whole steps: an exception between them, or in the middle of one, undoes no step
+    and leaves none half done. What was measured is lost with the exception unless ``after_step`` kept it.
 
     Args:
         model: from :func:`prepare_model`.
@@ -215,47 +239,96 @@ def train_classifier(
         test: texts to evaluate on; None leaves evaluation out.
         config: how to train.
         progress: show a bar on standard error.
+        after_step: called after each step with the run so far, e.g. :class:`privtuner.lora.report.AdapterKeeper`.
 
     Raises:
-        privtuner.errors.PrivtunerError: the loss is no longer finite, or the server failed.
+        privtuner.errors.PrivtunerError: the run diverged, see :func:`iterate_steps`, or the server failed.
     """
     before = evaluate(model, test, progress=progress, title="before") if test is not None else None
-    steps = list(iterate_steps(model, train, config, progress=progress))
-    after = evaluate(model, test, progress=progress, title="after") if test is not None else None
-    return TrainResult(_mode(model), config, steps, before, after)
+    result = TrainResult(_mode(model), config, [], before)
+    for step in iterate_steps(model, train, config, progress=progress):
+        result.steps.append(step)
+        if after_step is not None:
+            after_step(result)
+    if test is None:
+        return result
+    with _diverging(f"after step {config.steps}", config):
+        return replace(result, after=evaluate(model, test, progress=progress, title="after"))
 
 
 def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, progress: bool = True) -> Iterator[Step]:
-    """Train ``model`` in place, one step for each entry asked for; see :func:`train_classifier`."""
-    from tqdm import tqdm
+    """Train ``model`` in place, one step for each entry asked for; see :func:`train_classifier`.
 
+    Raises:
+        privtuner.errors.InputError: activations, loss or gradient are not finite before anything was trained.
+        privtuner.errors.PrivtunerError: the run diverged: they are not after some steps, or too large for the
+            encryption. ``model`` then holds what gave the last finite loss.
+    """
     mode, meter = _mode(model), _meter(model)
     adapters, head = _trained(model)
     groups = [{"params": adapters, "lr": config.lr}, {"params": head, "lr": config.head_lr}]
+    parameters = [*adapters, *head]
+    good = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
     batches = shuffled(train, config.batch_size, config.seed)
-    with tqdm(total=config.steps, desc=mode, unit="step", disable=not progress, dynamic_ncols=True) as bar:
+    with _bar(progress, total=config.steps, desc=mode, unit="step") as bar:
         for number in range(1, config.steps + 1):
             start, sent = time.perf_counter(), meter.total()
             batch = next(batches).to(model.device)
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-            loss = torch.nn.functional.cross_entropy(logits.float(), batch.targets)
-            if not math.isfinite(loss.item()):
-                raise PrivtunerError(
-                    f"the loss is {loss.item()} at step {number} of {config.steps}; use a lower learning rate"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_([*adapters, *head], config.clip)
+            try:
+                with _diverging(f"at step {number} of {config.steps}", config, possible=number > 1):
+                    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+                    loss = torch.nn.functional.cross_entropy(logits.float(), batch.targets)
+                    _check_finite("the loss", loss)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    _check_finite("the gradient", torch.nn.utils.clip_grad_norm_(parameters, config.clip))
+            except _DivergedError:
+                _restore(parameters, good)
+                raise
+            good = [parameter.detach().clone() for parameter in parameters]
             rate = float(schedule.get_last_lr()[0])
-            optimizer.step()
+            try:
+                optimizer.step()
+            except BaseException:
+                _restore(parameters, good)
+                raise
             schedule.step()
             moved: Traffic = meter.total() - sent
             step = Step(loss.item(), rate, time.perf_counter() - start, batch.tokens, moved.bytes_up, moved.bytes_down)
             bar.set_postfix_str(_postfix(step), refresh=False)
             bar.update()
             yield step
+
+
+class _DivergedError(PrivtunerError):
+    """The learning rate was too high."""
+
+
+@contextmanager
+def _diverging(when: str, config: TrainConfig, *, possible: bool = True) -> Iterator[None]:
+    """Say what to do when values that fitted before do so no longer: only steps have changed anything since."""
+    try:
+        yield
+    except (InputError, CkksError) as error:
+        if not possible:
+            raise InputError(f"{error} before anything was trained: look at the model's weights") from error
+        raise _DivergedError(
+            f"{error} {when}, though the steps before went well: the run diverged; use a lower learning rate "
+            f"(the peaks were {config.lr:g} for the adapters and {config.head_lr:g} for the head)"
+        ) from error
+
+
+@torch.no_grad()
+def _restore(parameters: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+
+
+def _check_finite(what: str, value: torch.Tensor) -> None:
+    if not math.isfinite(value.item()):
+        raise InputError(f"{what} is {value.item()}")
 
 
 def _trained(model: PeftModel) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
@@ -271,12 +344,10 @@ def _trained(model: PeftModel) -> tuple[list[torch.nn.Parameter], list[torch.nn.
 @torch.no_grad()
 def evaluate(model: PeftModel, data: Encoded, *, progress: bool = False, title: str = "evaluation") -> Evaluation:
     """Return the part of ``data`` that ``model`` classifies rightly."""
-    from tqdm import tqdm
-
     meter = _meter(model)
     start, sent = time.perf_counter(), meter.total()
     right = tokens = 0
-    with tqdm(total=len(data), desc=f"accuracy {title}", unit="text", disable=not progress, leave=False) as bar:
+    with _bar(progress, total=len(data), desc=f"accuracy {title}", unit="text", leave=False) as bar:
         for batch in (batch.to(model.device) for batch in length_batches(data, EVAL_TOKENS)):
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             right += int((logits.argmax(-1) == batch.targets).sum())
@@ -285,6 +356,13 @@ def evaluate(model: PeftModel, data: Encoded, *, progress: bool = False, title: 
     moved = meter.total() - sent
     seconds = time.perf_counter() - start
     return Evaluation(right / len(data), len(data), tokens, seconds, moved.bytes_up, moved.bytes_down)
+
+
+def _bar(shown: bool, **options: Any) -> Any:
+    """A bar on standard error: drawn all the time on a terminal, every ten seconds where each drawing stays."""
+    from tqdm import tqdm
+
+    return tqdm(disable=not shown, dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 10.0, **options)
 
 
 def _mode(model: PeftModel) -> str:

@@ -6,6 +6,7 @@ from privtuner.engines import LocalTransport, Transport
 from privtuner.nn.bundle import GroupSpec, OwnerBundle
 from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.layers import EncryptedLayer, EncryptedLinear, traffic_of
+from privtuner.nn.padding import visible_only
 from privtuner.nn.sealed import SealedMLP, SealedSpec, polynomial_activations
 from privtuner.nn.session import Session
 from privtuner.nn.split import Split, split, split_pretrained
@@ -29,4 +30,5 @@ __all__ = [
     "split",
     "split_pretrained",
     "traffic_of",
+    "visible_only",
 ]

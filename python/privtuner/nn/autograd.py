@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from privtuner.nn.groups import EncryptedGroup
+    from privtuner.nn.padding import Rows
 
 __all__ = ["GroupProduct"]
 
@@ -20,16 +21,14 @@ class GroupProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, group: EncryptedGroup, rows: torch.Tensor | None
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Any, x: torch.Tensor, group: EncryptedGroup, rows: Rows | None) -> tuple[torch.Tensor, ...]:
         """Return the members' products.
 
         Args:
             ctx: autograd's context.
             x: (..., d_in), float32, bfloat16 or float16.
             group: the layers fed by ``x``.
-            rows: int64 indices of the flattened tokens to encrypt, all when None; the others give zeros.
+            rows: the tokens to encrypt, all when None; the others give zeros.
 
         Returns:
             One (..., d_out_k) for each member, in the dtype and on the device of ``x``.
@@ -42,8 +41,14 @@ class GroupProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, None, None]:
-        """Return the gradient (..., d_in) of ``x``; members without a gradient count as zeros."""
-        if all(grad is None for grad in grads):
+        """Return the gradient (..., d_in) of ``x``; members without a gradient count as zeros.
+
+        Raises:
+            privtuner.errors.InputError: a gradient reaches a token that was left out.
+        """
+        given = [grad for grad in grads if grad is not None]
+        if not given:
             return None, None, None
+        overflowed = ctx.rows is not None and any(ctx.rows.overflowed(ctx.group.name, grad) for grad in given)
         gradient = ctx.group.backward_product(grads, ctx.leading, ctx.dtype, ctx.device, ctx.rows)
-        return gradient, None, None
+        return gradient.fill_(torch.nan) if overflowed else gradient, None, None

@@ -11,7 +11,7 @@ import torch
 from privtuner.engines.base import Transport
 from privtuner.errors import InputError
 from privtuner.nn.bundle import GroupSpec, OwnerBundle
-from privtuner.nn.families import PADDING_SAFE, TASKS
+from privtuner.nn.families import TASKS, check_regular
 from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.layers import EncryptedLayer, EncryptedLinear
@@ -43,6 +43,7 @@ def build_model(
     allow_insecure: bool,
     device: str | Device,
     base_model: str | None,
+    allow_data_dependent_requests: bool,
     overrides: Mapping[str, Any],
 ) -> PreTrainedModel:
     """Build the data owner's model; see :meth:`privtuner.nn.OwnerBundle.build`."""
@@ -53,6 +54,8 @@ def build_model(
     if task is None and not {"num_labels", "id2label"}.isdisjoint(overrides):
         task = "sequence-classification"
     model = _skeleton(bundle, config, task, attn_implementation)
+    if not allow_data_dependent_requests:
+        check_regular(model)
     _check_against_architecture(bundle, config)
     _place_encrypted_layers(model, bundle, session)
     _place_sealed_blocks(model, bundle, session)
@@ -60,11 +63,7 @@ def build_model(
     model.tie_weights()
     _initialise_missing(model)
     _check_complete(model)
-    if skip_padding is None:
-        plain = not (config.is_encoder_decoder or getattr(config, "add_cross_attention", False))
-        skip_padding = plain and config.model_type in PADDING_SAFE
-    if skip_padding:
-        session.padding.watch(model.base_model)
+    session.passes.watch(model, skip=skip_padding, any_size=allow_data_dependent_requests)
     adapt_methods(model)
     if base_model is not None:
         model.name_or_path = config.name_or_path = base_model

@@ -130,6 +130,7 @@ class OwnerBundle:
         allow_insecure: bool = False,
         device: str | Device = "cpu",
         base_model: str | None = None,
+        allow_data_dependent_requests: bool = False,
         **config: Any,
     ) -> PreTrainedModel:
         """Return the data owner's ``transformers`` model, its frozen linear layers computed through ``transport``.
@@ -144,8 +145,13 @@ class OwnerBundle:
             task: "sequence-classification", "token-classification", "question-answering", "causal-lm", "masked-lm" or
                 "feature-extraction" (no head). None means sequence classification when ``num_labels`` is given, else
                 the architecture that was split.
-            skip_padding: leave tokens that ``attention_mask`` hides out of requests. The server then learns the number
-                of real tokens in a batch; their results do not change. None does so for model types known to be safe.
+            skip_padding: leave positions that ``attention_mask`` hides out of requests. The server then learns the
+                number of real tokens in a batch. None does so where it is proven that nothing reads what the model
+                computes there: for model types whose attention honours the mask, in sequence classification if the
+                pooled position is visible, and in training with labels if the loss reads visible positions alone (of
+                that step's logits no value can be used). A base model gives its hidden states to the caller, who may
+                say that the mask is honoured with :func:`privtuner.nn.visible_only`. True leaves them out on the
+                caller's word, of whatever the model gives back; False sends them always.
             engine: "native" or "openfhe", what the server was started with; see
                 :class:`privtuner.nn.session.Session`.
             mask_cache_bytes: memory for the products of the public masks, None for no limit; see
@@ -157,12 +163,15 @@ class OwnerBundle:
             base_model: directory or name of the clear model, which PEFT writes into saved adapters for
                 ``AutoPeftModel`` to find it. The server's own is not in the bundle; ``PeftModel.from_pretrained`` needs
                 none.
+            allow_data_dependent_requests: build model types that are not known to ask every layer for the same tokens
+                whatever the texts say, such as mixtures of experts. The server then learns of the data what the numbers
+                and sizes of requests tell.
             **config: entries of the configuration to change, such as ``num_labels``, ``id2label`` or
                 ``pad_token_id``.
 
         Raises:
-            privtuner.errors.InputError: unknown task, engine, model type or configuration entry, or the bundle lacks
-                what the architecture needs.
+            privtuner.errors.InputError: unknown task, engine, model type or configuration entry, a model type whose
+                requests may depend on the data, or the bundle lacks what the architecture needs.
             privtuner.errors.EngineError: the engine, or what a GPU needs, is missing on this machine.
         """
         from privtuner.nn.build import build_model
@@ -178,6 +187,7 @@ class OwnerBundle:
             allow_insecure=allow_insecure,
             device=device,
             base_model=base_model,
+            allow_data_dependent_requests=allow_data_dependent_requests,
             overrides=config,
         )
 

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
-__all__ = ["KEPT_HEADS", "NEW_HEADS", "PADDING_SAFE", "TASKS", "group_siblings", "wire_name"]
+import torch
+
+from privtuner.errors import InputError
+
+__all__ = [
+    "KEPT_HEADS",
+    "NEW_HEADS",
+    "PADDING_SAFE",
+    "REGULAR",
+    "TASKS",
+    "check_regular",
+    "constant_sizes",
+    "group_siblings",
+    "type_of",
+    "wire_name",
+]
 
 KEPT_HEADS = ("classifier", "pre_classifier", "score", "qa_outputs")
 """Names of heads that are trained, hence stay in the clear with the data owner."""
@@ -12,22 +28,40 @@ KEPT_HEADS = ("classifier", "pre_classifier", "score", "qa_outputs")
 NEW_HEADS = ("pooler",)
 """Parts of base models that a checkpoint may lack: pretraining on masked words leaves no pooler."""
 
-PADDING_SAFE = frozenset(
-    {
-        "albert",
-        "bert",
-        "camembert",
-        "distilbert",
-        "electra",
-        "gpt2",
-        "llama",
-        "mistral",
-        "qwen2",
-        "roberta",
-        "xlm-roberta",
-    }
-)
-"""Model types whose tokens meet in masked attention alone, so that padding never reaches a real token."""
+PADDING_SAFE: Mapping[str, Literal["first", "last"]] = {
+    "albert": "first",
+    "bert": "first",
+    "camembert": "first",
+    "distilbert": "first",
+    "electra": "first",
+    "gpt2": "last",
+    "llama": "last",
+    "mistral": "last",
+    "qwen2": "last",
+    "roberta": "first",
+    "xlm-roberta": "first",
+}
+"""Model types whose tokens meet in masked attention alone, so that padding never reaches a real token; and which token
+their sequence classifiers pool, the first or the last that is not ``pad_token_id``."""
+
+_ENCODERS = """
+albert bert bert-generation camembert data2vec-text deberta deberta-v2 distilbert electra ernie esm eurobert fnet
+layoutlm megatron-bert mobilebert modernbert mpnet nomic_bert rembert roberta roberta-prelayernorm roformer
+xlm xlm-roberta xlm-roberta-xl
+"""
+_DECODERS = """
+apertus arcee biogpt bitnet bloom codegen cohere cohere2 diffllama ernie4_5 exaone4 gemma gemma2 gemma3_text glm glm4
+gpt2 gpt_bigcode gpt_neo gpt_neox gptj granite helium hunyuan_v1_dense llama ministral mistral modernbert-decoder mpt
+nanochat nemotron olmo olmo2 olmo3 openai-gpt opt persimmon phi phi3 qwen2 qwen3 seed_oss smollm3 stablelm starcoder2
+"""
+_ENCODERS_WITH_DECODERS = """
+bart blenderbot blenderbot-small m2m_100 marian mbart mt5 pegasus plbart t5 umt5
+"""
+REGULAR = frozenset((_ENCODERS + _DECODERS + _ENCODERS_WITH_DECODERS).split())
+"""Model types that ask every layer for the same tokens whatever the texts say: which layers are asked, in which order
+and for how many tokens follows from the shapes of the inputs alone. Left out are those that route tokens to experts,
+gather some of them, pad to sizes of their own, or stop early. Layers dropped in training (BART, OPT) are drawn from
+PyTorch's generator."""
 
 TASKS = {
     "causal-lm": "AutoModelForCausalLM",
@@ -38,6 +72,48 @@ TASKS = {
     "token-classification": "AutoModelForTokenClassification",
 }
 """Task name -> the class of ``transformers`` that builds its head."""
+
+
+def type_of(model: Any) -> str:
+    """Return the model type that the class of ``model`` implements, whatever its configuration claims."""
+    implemented: str = getattr(type(model).config_class, "model_type", "")
+    return implemented
+
+
+def check_regular(model: Any) -> None:
+    """Refuse a model whose requests may depend on more than the shapes of its inputs.
+
+    Raises:
+        privtuner.errors.InputError: its type is not in `REGULAR`, or it is configured to predict labelled tokens alone.
+    """
+    way_out = "which the server sees; take another model, or say allow_data_dependent_requests=True"
+    if type_of(model) not in REGULAR:
+        raise InputError(
+            f"a {type(model).__name__} is not known to send requests whose number and sizes are the same for all texts "
+            f"of one length (in a mixture of experts they depend on the words), {way_out}"
+        )
+    if getattr(model.config, "sparse_prediction", False):
+        raise InputError(
+            f"sparse_prediction of this {type(model).__name__} sends labelled tokens alone, so that sizes of requests "
+            f"depend on the data, {way_out}"
+        )
+
+
+def constant_sizes(config: Any, lengths: Iterable[int]) -> frozenset[torch.Size]:
+    """Return leading dimensions of layers that take no token of the batch: DeBERTa's relative positions.
+
+    Args:
+        config: of the model.
+        lengths: of the sequences of a forward pass.
+    """
+    if config.model_type not in ("deberta", "deberta-v2"):
+        return frozenset()
+    span = config.max_relative_positions if config.max_relative_positions > 0 else config.max_position_embeddings
+    if config.model_type == "deberta":
+        return frozenset(torch.Size([1, 2 * min(length, span)]) for length in lengths)
+    buckets = getattr(config, "position_buckets", -1)
+    return frozenset({torch.Size([1, 2 * (buckets if buckets > 0 else span)])})
+
 
 # Children of one parent module that its forward pass calls with the same tensor.
 _SIBLINGS = (

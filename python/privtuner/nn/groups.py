@@ -14,6 +14,7 @@ from privtuner.errors import InputError
 from privtuner.nn.autograd import GroupProduct
 from privtuner.nn.live import LiveResource
 from privtuner.nn.overflow import blank_overflow
+from privtuner.nn.padding import Rows
 from privtuner.nn.session import Session
 
 __all__ = ["DTYPES", "EncryptedGroup", "spread"]
@@ -28,7 +29,7 @@ class _Shared:
     def __init__(
         self,
         x: torch.Tensor,
-        rows: torch.Tensor | None,
+        rows: Rows | None,
         outputs: dict[int, torch.Tensor],
         group: EncryptedGroup,
     ) -> None:
@@ -47,7 +48,7 @@ class _Shared:
         self._rows = rows
         self.outputs = outputs
 
-    def fits(self, x: torch.Tensor, rows: torch.Tensor | None) -> bool:
+    def fits(self, x: torch.Tensor, rows: Rows | None) -> bool:
         if self._x() is not x or self._rows is not rows:
             return False
         if self._mode != (torch.is_grad_enabled(), x.requires_grad):
@@ -104,10 +105,11 @@ class EncryptedGroup(LiveResource):
             (..., out_features[member]) in the dtype and on the device of ``x``, without the bias.
 
         Raises:
-            privtuner.errors.InputError: wrong dtype or shape, or a NaN or infinity in ``x``.
+            privtuner.errors.InputError: wrong dtype or shape, a NaN or infinity in ``x``, or a number of tokens that
+                does not follow from the shapes of the model's inputs; see :class:`privtuner.nn.passes.PassTracker`.
         """
         self._check(x)
-        rows = self.session.padding.rows(x.shape[:-1])
+        rows = self.session.passes.admit(self.name, x.shape[:-1])
         shared = self._shared
         if shared is not None and shared.fits(x, rows):
             waiting = shared.outputs.pop(member, None)
@@ -127,12 +129,12 @@ class EncryptedGroup(LiveResource):
         if self._shared is shared:
             self._shared = None
 
-    def forward_product(self, x: torch.Tensor, rows: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    def forward_product(self, x: torch.Tensor, rows: Rows | None) -> tuple[torch.Tensor, ...]:
         """Return every member's ``x @ W_k.T`` in one request; see :class:`privtuner.nn.autograd.GroupProduct`."""
         leading = x.shape[:-1]
         flat = x.detach().reshape(-1, self.in_features)
         if rows is not None:
-            flat = flat.index_select(0, rows.to(flat.device))
+            flat = rows.selected(flat)
         stacked = self._run(flat, "forward")
         parts = stacked.split(self.out_features, dim=1)
         return tuple(spread(part, rows, leading, x.dtype, x.device) for part in parts)
@@ -143,13 +145,13 @@ class EncryptedGroup(LiveResource):
         leading: torch.Size,
         dtype: torch.dtype,
         device: torch.device,
-        rows: torch.Tensor | None,
+        rows: Rows | None,
     ) -> torch.Tensor:
         """Return ``sum_k G_k @ W_k`` (..., in_features) in one request; None among ``grads`` counts as zeros.
 
         Tokens whose gradient is not finite get NaN, as in the clear, and zeros are sent for them.
         """
-        tokens = int(torch.Size(leading).numel()) if rows is None else rows.numel()
+        tokens = int(torch.Size(leading).numel()) if rows is None else rows.visible.numel()
         where = device if self.session.on_device else "cpu"
         stacked = torch.zeros(tokens, int(self.public.d_out), dtype=torch.float32, device=where)
         start = 0
@@ -157,7 +159,7 @@ class EncryptedGroup(LiveResource):
             if grad is not None:
                 flat = grad.detach().reshape(-1, features)
                 if rows is not None:
-                    flat = flat.index_select(0, rows.to(flat.device))
+                    flat = rows.selected(flat)
                 stacked[:, start : start + features] = flat
             start += features
         lost = blank_overflow(stacked)
@@ -185,7 +187,7 @@ class EncryptedGroup(LiveResource):
 
 def spread(
     part: torch.Tensor,
-    rows: torch.Tensor | None,
+    rows: Rows | None,
     leading: torch.Size,
     dtype: torch.dtype,
     device: torch.device,
@@ -198,5 +200,5 @@ def spread(
     if rows is None:
         flat.copy_(part)
     else:
-        flat[rows.to(device)] = part.to(device=device, dtype=dtype)
+        flat[rows.visible.to(device)] = part.to(device=device, dtype=dtype)
     return full

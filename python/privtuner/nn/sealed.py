@@ -21,6 +21,7 @@ from privtuner.errors import InputError
 from privtuner.nn.groups import DTYPES, spread
 from privtuner.nn.kinds import Kind, kind_of, matrix_of
 from privtuner.nn.overflow import blank_overflow
+from privtuner.nn.padding import Rows
 from privtuner.nn.session import Session
 from privtuner.nn.withheld import mark_withheld, refuse_tracing, without_mark
 
@@ -128,8 +129,11 @@ def prepare_blocks(
     degree: int,
     input_bound: float,
     parameters: Parameters | None,
+    begin: Callable[[str, tuple[torch.nn.Module, torch.nn.Module]], None],
 ) -> dict[tuple[str, str, str], tuple[blocks.SealedMLP, Kind]]:
     """Return the blocks of ``model`` to seal, ready to serve, by their modules' names; none when ``seal`` is None.
+
+    ``begin`` is called before each with the name of its first layer and both layers.
 
     Raises:
         privtuner.errors.InputError: unknown ``seal``, no block found, an activation without polynomial, weights that
@@ -148,6 +152,7 @@ def prepare_blocks(
     ready = {}
     for names in found.values():
         first, activation, second = (model.get_submodule(name) for name in names)
+        begin(names[0], (first, second))
         try:
             block = blocks.SealedMLP(
                 *_affine(first),
@@ -187,10 +192,11 @@ class SealedMLP(torch.nn.Module):
             input: (..., in_features), float32, bfloat16 or float16.
 
         Returns:
-            (..., out_features) in the dtype of ``input``; zeros for rows that the attention mask hides.
+            (..., out_features) in the dtype of ``input``; zeros for rows that are left out.
 
         Raises:
-            privtuner.errors.InputError: wrong dtype or shape, a NaN or infinity, or values above the input bound.
+            privtuner.errors.InputError: wrong dtype or shape, a NaN or infinity, values above the input bound, or a
+                number of tokens that does not follow from the shapes of the model's inputs.
             privtuner.errors.PrivtunerError: the transport failed, the reply does not fit the request, or it is out of
                 bounds because an input left the activation's domain.
         """
@@ -202,7 +208,7 @@ class SealedMLP(torch.nn.Module):
                 f"{self.in_features}"
             )
         refuse_tracing()
-        rows = self.session.padding.rows(input.shape[:-1])
+        rows = self.session.passes.admit(self.name, input.shape[:-1])
         y: torch.Tensor = _SealedProduct.apply(input, self, rows)  # type: ignore[no-untyped-call]
         return y
 
@@ -222,7 +228,7 @@ class _SealedProduct(torch.autograd.Function):
     """A sealed block as one node of PyTorch's graph."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, block: SealedMLP, rows: torch.Tensor | None) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, block: SealedMLP, rows: Rows | None) -> torch.Tensor:
         ctx.block, ctx.rows = block, rows
         ctx.save_for_backward(x)
         y = block.session.sealed(block.name, block.public, _flat(x, rows))
@@ -232,12 +238,14 @@ class _SealedProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        block = ctx.block
-        g = _flat(grad, ctx.rows)
+        block, rows = ctx.block, ctx.rows
+        overflowed = rows is not None and rows.overflowed(block.name, grad)
+        g = _flat(grad, rows)
         lost = blank_overflow(torch.from_numpy(g))
-        gx = block.session.sealed(block.name, block.public, _flat(x, ctx.rows), g)
+        gx = block.session.sealed(block.name, block.public, _flat(x, rows), g)
         gx[lost.numpy()] = np.nan
-        return spread(torch.from_numpy(gx), ctx.rows, x.shape[:-1], x.dtype, x.device), None, None
+        gradient = spread(torch.from_numpy(gx), rows, x.shape[:-1], x.dtype, x.device)
+        return gradient.fill_(torch.nan) if overflowed else gradient, None, None
 
 
 def polynomial_activations(
@@ -307,10 +315,10 @@ def _evaluated(polynomial: Polynomial, x: torch.Tensor) -> torch.Tensor:
     return torch.cat(pieces).reshape(x.shape).to(x) if pieces else torch.zeros_like(x)
 
 
-def _flat(x: torch.Tensor, rows: torch.Tensor | None) -> Any:
+def _flat(x: torch.Tensor, rows: Rows | None) -> Any:
     """Return the tokens of ``x``, or those of ``rows``, as a float64 array (tokens, features)."""
     flat = x.detach().reshape(-1, x.shape[-1])
-    return _double(flat if rows is None else flat.index_select(0, rows.to(flat.device)))
+    return _double(flat if rows is None else rows.selected(flat))
 
 
 def _affine(layer: torch.nn.Module) -> tuple[Any, Any]:

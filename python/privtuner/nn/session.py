@@ -18,7 +18,7 @@ from privtuner.ckks.blocks import SealedClient, SealedPublic
 from privtuner.engines import Owner, Transport, owner_of
 from privtuner.errors import CkksError, InputError
 from privtuner.nn.live import LiveResource
-from privtuner.nn.padding import PaddingTracker
+from privtuner.nn.passes import PassTracker
 from privtuner.nn.traffic import Traffic, TrafficMeter
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ _DIVERGED = (
 class _TimedBlocks:
     """Passes blocks on, counting their bytes and the time spent waiting for them."""
 
-    def __init__(self, blocks: Iterable[bytes]) -> None:
+    def __init__(self, blocks: Iterable[linear.BytesLike]) -> None:
         self._blocks = blocks
         self.bytes = 0
         self.wait_seconds = 0.0
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[linear.BytesLike]:
         start = time.perf_counter()
         for block in self._blocks:
             self.wait_seconds += time.perf_counter() - start
@@ -53,7 +53,7 @@ class _TimedBlocks:
 
 
 class Session(LiveResource):
-    """What all encrypted layers of one model share: transport, keys, mask products, traffic counts, padding.
+    """What all encrypted layers of one model share: transport, keys, mask products, traffic counts, passes.
 
     Args:
         transport: carries requests to the server.
@@ -89,7 +89,7 @@ class Session(LiveResource):
             )
         self.transport = transport
         self.meter = TrafficMeter()
-        self.padding = PaddingTracker()
+        self.passes = PassTracker()
         self._owner: Owner = owner_of(engine, mask_cache_bytes, device)
         self._allow_insecure = allow_insecure
         self._lock = threading.Lock()

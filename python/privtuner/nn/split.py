@@ -15,7 +15,7 @@ from privtuner.ckks import Parameters
 from privtuner.engines.base import Layer
 from privtuner.errors import InputError
 from privtuner.nn.bundle import GroupSpec, OwnerBundle, describing_entries
-from privtuner.nn.families import KEPT_HEADS, TASKS, group_siblings, wire_name
+from privtuner.nn.families import KEPT_HEADS, TASKS, check_regular, group_siblings, wire_name
 from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.pretrained import load_configuration, load_model, load_tokenizer, tokenizer_files
 from privtuner.nn.sealed import ACTIVATION_DEGREE, ACTIVATION_DOMAIN, INPUT_BOUND, Seal, SealedSpec, prepare_blocks
@@ -57,6 +57,8 @@ def split(
     activation_degree: int = ACTIVATION_DEGREE,
     input_bound: float = INPUT_BOUND,
     seal_parameters: Parameters | None = None,
+    allow_data_dependent_requests: bool = False,
+    progress: Callable[[int, int, str], object] | None = None,
 ) -> Split:
     """Split ``model``: every frozen linear layer to the server, the rest to the data owner.
 
@@ -77,12 +79,15 @@ def split(
         activation_degree: of the polynomial in its place.
         input_bound: largest absolute input of a sealed block, declared with every request.
         seal_parameters: of the sealed blocks' encryption; the smallest secure set that is deep enough when None.
+        allow_data_dependent_requests: split model types that are not known to ask every layer for the same tokens
+            whatever the texts say; see :meth:`OwnerBundle.build`, where the data owner has to say so too.
+        progress: called with the weights prepared so far, all that there are, and the name of the layer that is next.
 
     Raises:
         privtuner.errors.InputError: ``model`` is no such model, has adapters, quantised layers or tensors that are not
-            in memory, holds a matrix that
-            is neither linear nor an embedding, or weights that are not finite; ``preset`` is unknown; or with ``seal``,
-            there is no block to seal, or one that is kept or omitted.
+            in memory, holds a matrix that is neither linear nor an embedding, or weights that are not finite; it is of
+            a type whose requests may depend on the data; ``preset`` is unknown; or with ``seal``, there is no block to
+            seal, or one that is kept or omitted.
     """
     from transformers import PreTrainedModel
 
@@ -98,9 +103,17 @@ def split(
             f"'{away}' is not in memory (offloaded to disk, or on the meta device); load the model with "
             "from_pretrained(directory) and no device_map"
         )
+    if not allow_data_dependent_requests:
+        check_regular(model)
     canonical = canonical_names(model)
     kept = _matcher(keep)
     omitted = _matcher_exact(omit)
+    frozen = {
+        name: module
+        for name, module in model.named_modules()
+        if kind_of(module) and not (kept(name) or omitted(name) or _is_tied(module, model))
+    }
+    begin = _counted(progress, sum(matrix_of(module).numel() for module in frozen.values()))
     blocks = prepare_blocks(
         model,
         seal,
@@ -108,16 +121,13 @@ def split(
         degree=activation_degree,
         input_bound=input_bound,
         parameters=seal_parameters,
+        begin=begin,
     )
     sealed = {name for first, _, second in blocks for name in (first, second)}
     for name in sorted(sealed):
         if kept(name) or omitted(name):
             raise InputError(f"'{name}' is to be sealed, and kept or omitted too; leave it out of keep, or do not seal")
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if kind_of(module) and not (name in sealed or kept(name) or omitted(name) or _is_tied(module, model))
-    }
+    layers = {name: module for name, module in frozen.items() if name not in sealed}
 
     server: dict[str, Layer] = {}
     groups: dict[str, GroupSpec] = {}
@@ -126,12 +136,15 @@ def split(
         for members in _stackable(names, layers):
             modules = [layers[name] for name in members]
             wire = wire_name(tuple(canonical(name) for name in members))
+            begin(wire, modules)
             server[wire] = prepared = _prepare(wire, modules, preset)
             publics[wire] = prepared.public
             groups[wire] = GroupSpec(
                 kind_of(modules[0]) or "linear",
                 {canonical(name): matrix_of(module).shape[0] for name, module in zip(members, modules, strict=True)},
             )
+
+    begin("", ())
 
     specs: dict[str, SealedSpec] = {}
     for names, (block, kind) in blocks.items():
@@ -169,7 +182,7 @@ def split_pretrained(
     task: str | None = None,
     dtype: torch.dtype = torch.float32,
     seal: Seal | None = None,
-    **seal_options: Any,
+    **options: Any,
 ) -> Split:
     """Load the model in ``directory`` and split it; its tokenizer goes into the bundle.
 
@@ -181,8 +194,8 @@ def split_pretrained(
             names, or the base model when that is a pretraining head.
         dtype: dtype to load and train in.
         seal: see :func:`split`.
-        **seal_options: ``activation_domain``, ``activation_degree``, ``input_bound``, ``seal_parameters`` of
-            :func:`split`.
+        **options: ``activation_domain``, ``activation_degree``, ``input_bound``, ``seal_parameters``,
+            ``allow_data_dependent_requests``, ``progress`` of :func:`split`.
 
     Raises:
         privtuner.errors.InputError: ``directory`` holds no whole model: a file is missing or damaged, or a tensor that
@@ -207,7 +220,22 @@ def split_pretrained(
     if files:
         load_tokenizer(directory)  # one that does not load should show here, not at the data owner's
     # A head that the directory lacks was made up on loading: the data owner makes and trains its own.
-    return split(model, preset, keep, files=files, omit=missing, seal=seal, **seal_options)
+    return split(model, preset, keep, files=files, omit=missing, seal=seal, **options)
+
+
+def _counted(
+    progress: Callable[[int, int, str], object] | None, total: int
+) -> Callable[[str, Collection[torch.nn.Module]], None]:
+    """Return what is called before each piece of work with its name and modules, and passes on how much is done."""
+    done = 0
+
+    def begin(name: str, modules: Collection[torch.nn.Module]) -> None:
+        nonlocal done
+        if progress is not None:
+            progress(done, total, name)
+        done += sum(matrix_of(module).numel() for module in modules)
+
+    return begin
 
 
 def canonical_names(model: PreTrainedModel) -> Callable[[str], str]:

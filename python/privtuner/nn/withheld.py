@@ -1,16 +1,17 @@
-"""A stand-in for a weight whose values stay with the server."""
+"""Stand-ins for tensors whose values are not here: weights that stay with the server, outputs that were left out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from privtuner.errors import InputError, WeightWithheldError
+from privtuner.errors import InputError, PrivtunerError, WeightWithheldError
 
-__all__ = ["WithheldWeight", "mark_withheld", "refuse_tracing", "without_mark"]
+__all__ = ["WithheldOutput", "WithheldWeight", "mark_withheld", "refuse_tracing", "without_mark"]
 
+_Kind = TypeVar("_Kind", bound="_Withheld")
 _T: Any = torch.Tensor
 # What code that wraps a layer asks of its weight without reading a value.
 _METADATA: frozenset[Any] = frozenset(
@@ -36,19 +37,18 @@ _METADATA: frozenset[Any] = frozenset(
 _FREEZING: frozenset[Any] = frozenset({_T.requires_grad.__set__, _T.requires_grad_})
 
 
-class WithheldWeight(torch.Tensor):
-    """Device, dtype and shape of a weight without its values; any use of a value raises.
+class _Withheld(torch.Tensor):
+    """Device, dtype and shape of a tensor without its values; any use of a value raises."""
 
-    Libraries such as PEFT look at a layer's ``weight`` to place and cast what they add to it. Adding an adapter works
-    with this, and so does freezing the weight, which is frozen anyway; merging an adapter, or initialising it from the
-    weight (DoRA, PiSSA, OLoRA, ...), is refused with the reason.
-    """
+    _error: ClassVar[type[PrivtunerError]]
+    _reason: ClassVar[str]
+    _kept_by: ClassVar[frozenset[Any]] = frozenset()
 
-    @staticmethod
-    def of(shape: tuple[int, int], like: torch.Tensor) -> WithheldWeight:
+    @classmethod
+    def of(cls: type[_Kind], shape: Sequence[int], like: torch.Tensor) -> _Kind:
         """Return a stand-in of ``shape`` with the dtype and device of ``like``, holding a single element."""
         one = torch.zeros(1, dtype=like.dtype, device=like.device)
-        return one.expand(shape).as_subclass(WithheldWeight)
+        return one.expand(*shape).as_subclass(cls)
 
     @classmethod
     def __torch_function__(
@@ -61,24 +61,63 @@ class WithheldWeight(torch.Tensor):
         if func in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
-        if func in _FREEZING:
-            if not any((*args[1:], *(kwargs or {}).values())) and len(args) + len(kwargs or {}) > 1:
-                return args[0]
-            raise WeightWithheldError(
-                "the weight is frozen and stays with the server, so it cannot be trained; give the layer an adapter, "
-                "or split the model with keep naming it"
-            )
-        raise WeightWithheldError(
-            "the values of a frozen weight stay with the server, so it cannot be merged with an adapter, read, written "
-            "or used to initialise one; keep the adapter separate (save_pretrained) and merge it where the clear "
-            "model is"
-        )
+        if func in cls._kept_by:
+            return args[0]
+        raise cls._error(cls._reason)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"WithheldWeight(shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device})"
+        return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> WithheldWeight:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self
+
+
+class WithheldWeight(_Withheld):
+    """A weight whose values stay with the server.
+
+    Libraries such as PEFT look at a layer's ``weight`` to place and cast what they add to it. Adding an adapter works
+    with this, and so does freezing the weight, which is frozen anyway; merging an adapter, or initialising it from the
+    weight (DoRA, PiSSA, OLoRA, ...), is refused with the reason.
+    """
+
+    _error = WeightWithheldError
+    _reason = (
+        "the values of a frozen weight stay with the server, so it cannot be merged with an adapter, read, written "
+        "or used to initialise one; keep the adapter separate (save_pretrained) and merge it where the clear "
+        "model is"
+    )
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func not in _FREEZING:
+            return super().__torch_function__(func, types, args, kwargs)
+        said = (*args[1:], *(kwargs or {}).values())
+        if said and not any(said):
+            return args[0]
+        raise WeightWithheldError(
+            "the weight is frozen and stays with the server, so it cannot be trained; give the layer an adapter, or "
+            "split the model with keep naming it"
+        )
+
+
+class WithheldOutput(_Withheld):
+    """Logits of a training pass that left out what ``attention_mask`` hides: its loss does not read them there.
+
+    Trainers that use the loss alone never notice; those that cast outputs keep the stand-in.
+    """
+
+    _error = InputError
+    _reason = (
+        "these logits were not computed where attention_mask hides a position, which the loss of this training pass "
+        "does not read; build the model with skip_padding=False to use them"
+    )
+    _kept_by = frozenset({_T.detach, _T.float, _T.to})
 
 
 def mark_withheld(state: dict[str, Any], prefix: str) -> None:

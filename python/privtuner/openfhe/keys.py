@@ -211,11 +211,10 @@ class SecretKey:
         slots = parts[0] + 1j * parts[1] if complex else parts
         values: Array = np.ascontiguousarray((slots * tensor.factor[:, None]).T)
         limit = tensor.bound + tensor.budget().error
-        largest = float(np.abs(values).max())
-        if not largest <= limit:
+        if not (np.abs(values) <= limit).all():
             raise CkksError(
-                f"a decrypted value is {largest:.4g} and the tensor's bound {tensor.bound:.4g}: an input left the "
-                "domain it was declared for, or a promise of assume was wrong"
+                f"a decrypted value is beyond the tensor's bound {tensor.bound:.4g}: an input left the domain it was "
+                "declared for, or a promise of assume was wrong"
             )
         return values
 

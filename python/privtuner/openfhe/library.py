@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 from .. import _core
 from ..errors import EngineError, InputError
+from ..packages import CHECKOUT
 from ..paths import writing
 
 __all__ = ["Saved", "Status", "available", "library", "num_threads", "set_num_threads", "status"]
 
 _INSTALL = (
     "install OpenFHE 1.2 or newer with shared libraries (https://openfhe.org), then build privtuner again where CMake "
-    "finds it: CMAKE_PREFIX_PATH=<its prefix> pip install --no-binary privtuner --force-reinstall privtuner"
+    f"finds it: CMAKE_PREFIX_PATH=<its prefix> pip install --force-reinstall --no-deps . {CHECKOUT}"
 )
 
 

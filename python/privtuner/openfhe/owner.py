@@ -31,7 +31,7 @@ class Pending:
     public: Public
     head: Head
     unit: npt.NDArray[np.float64] = field(repr=False)  # value = slot * unit, (tokens,): it tells of the values
-    used: bool = False
+    used: bool = False  # a decryption has begun
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise SecretError("what decrypts a reply is never copied or pickled: it stays in the process that asked")
@@ -112,7 +112,7 @@ class Owner:
         return messages.write(head, residues), Pending(public, head, length / reach)
 
     def decrypt(self, blocks: Iterable[BytesLike], secret: Pending) -> npt.NDArray[np.float32]:
-        """Decrypt a reply, block by block as they arrive. Uses up ``secret``.
+        """Decrypt a reply, block by block as they arrive. Uses up ``secret``, whatever comes of it.
 
         Returns:
             float32 (tokens, d_out) forward, (tokens, d_in) backward.
@@ -124,7 +124,8 @@ class Owner:
         if not isinstance(secret, Pending):
             raise InputError(f"secret is of type {type(secret).__name__}: expected what encrypt returned")
         if secret.used:
-            raise SecretError("this request's reply was decrypted already; encrypt again")
+            raise SecretError("a reply to this request was decrypted already, or refused; encrypt again")
+        secret.used = True
         asked, public = secret.head, secret.public
         forward = asked.direction == "forward"
         total = public.d_out if forward else public.d_in
@@ -146,8 +147,7 @@ class Owner:
                 out[rows, done : done + head.features] = values
             done += head.features
         if done != total:
-            raise MessageError(f"reply: it ends after {done} of {total} features; send the request again")
-        secret.used = True
+            raise MessageError(f"reply: it ends after {done} of {total} features; encrypt again")
         return out
 
     def _slots(self, words: npt.NDArray[np.uint64], tokens: int) -> Any:
@@ -166,7 +166,7 @@ class Owner:
     def _require_answer(head: Head, asked: Head) -> None:
         same = (head.direction, head.layer, head.request, head.tokens, head.ring_dimension, head.moduli)
         if same != (asked.direction, asked.layer, asked.request, asked.tokens, asked.ring_dimension, asked.moduli):
-            raise MessageError("reply: it answers another request; send the request again")
+            raise MessageError("reply: it answers another request; encrypt again")
 
     def __repr__(self) -> str:
         return f"<owner of OpenFHE keys, {self.context!r}>"

@@ -14,6 +14,7 @@ import grpc
 import privtuner
 from privtuner.copies import Stays
 from privtuner.errors import ServiceError
+from privtuner.linear import BytesLike
 from privtuner.nn import OwnerBundle
 from privtuner.service.counts import ServerCounts
 from privtuner.service.protocol import (
@@ -29,6 +30,8 @@ from privtuner.service.protocol import (
 
 __all__ = ["RemoteTransport"]
 
+_CLOSE_SECONDS = 2.0
+_PROBE_SECONDS = 3.0
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -75,29 +78,33 @@ class RemoteTransport(Stays):
                 self._hello = self._checked_hello(answer)
             return dict(self._hello)
 
-    def fetch_bundle(self, progress: Callable[[int], object] | None = None) -> OwnerBundle:
+    def fetch_bundle(self, progress: Callable[[int, int], object] | None = None) -> OwnerBundle:
         """Return the owner's part of the served model.
 
         Args:
-            progress: called with the bytes of each message that arrives.
+            progress: called with the bytes that have arrived and all that there are, as each message arrives.
 
         Raises:
             privtuner.errors.ServiceError: the connection failed.
             privtuner.errors.MessageError: what arrived is no bundle of this version.
         """
-        self.hello()
+        total = int(self.hello().get("bundle_bytes", 0))
 
         def messages() -> Iterator[bytes]:
+            arrived = 0
             for message in self._channel.unary_stream(method("Bundle"))(b"", metadata=_metadata()):
                 if progress is not None:
-                    progress(len(message))
+                    progress(arrived, max(arrived, total))
+                arrived += len(message)
                 yield message
+            if progress is not None:
+                progress(arrived, arrived)
 
         with self._explained("the bundle"):
             files = join_files(messages())
         return OwnerBundle.from_files(files)
 
-    def apply(self, layer: str, request: bytes) -> Iterator[bytes]:
+    def apply(self, layer: str, request: BytesLike) -> Iterator[bytes]:
         """Yield the blocks of the reply to ``request`` as the server computes them.
 
         See :class:`privtuner.nn.Transport`. The call is cancelled when the iterator is closed early.
@@ -113,7 +120,7 @@ class RemoteTransport(Stays):
         with self._explained(f"layer '{layer}'"):
             if len(request) <= 4 * MESSAGE_BYTES:
                 # A stream of one message needs no thread to feed it.
-                call = self._channel.unary_stream(path)(request, metadata=metadata)
+                call = self._channel.unary_stream(path)(bytes(request), metadata=metadata)
             else:
                 call = self._channel.stream_stream(path)(_chunks(request), metadata=metadata)
             try:
@@ -129,13 +136,20 @@ class RemoteTransport(Stays):
         """
         self.hello()
         with self._explained("Stats"):
-            answer: bytes = self._channel.unary_unary(method("Stats"))(b"", metadata=_metadata())
+            call = self._channel.unary_unary(method("Stats"))
+            answer: bytes = call(b"", metadata=_metadata(), timeout=self._connect_seconds)
         return ServerCounts.from_json(answer)
 
     def close(self) -> None:
-        """Close the connection; later calls raise :class:`privtuner.errors.ServiceError`."""
+        """Close the connection, also from another thread; calls in progress and later ones raise ServiceError.
+
+        Returns within seconds, whatever state the connection is in.
+        """
         self._closed = True
-        self._channel.close()
+        # A KeyboardInterrupt while gRPC set up a call leaves one that nobody ends, and closing would wait for it.
+        closing = threading.Thread(target=self._channel.close, name="privtuner-close", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_SECONDS)
 
     def __enter__(self) -> RemoteTransport:
         return self
@@ -149,7 +163,11 @@ class RemoteTransport(Stays):
         try:
             hello = dict(json.loads(answer))
             protocol = int(hello["protocol"])
-        except (KeyError, TypeError, ValueError) as error:
+            if protocol == PROTOCOL:
+                int(hello.get("bundle_bytes", 0))
+                if not all(isinstance(hello[name], str) for name in ("model", "preset")):
+                    raise TypeError("model and preset are no names")
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ServiceError(f"what answers at {self.address} is no privtuner server") from error
         if protocol != PROTOCOL:
             raise ServiceError(
@@ -162,33 +180,67 @@ class RemoteTransport(Stays):
     def _explained(self, what: str, *, first: bool = False) -> Iterator[None]:
         """Turn gRPC's errors into a ServiceError that says what to do."""
         if self._closed:
-            raise ServiceError(f"the connection to {self.address} was closed; open another RemoteTransport")
+            raise self._was_closed()
         try:
             yield
         except grpc.RpcError as error:
-            raise ServiceError(_explanation(error, self.address, what, first=first)) from error
+            if self._closed:
+                raise self._was_closed() from error
+            raise ServiceError(self._explanation(error, what, first=first)) from error
+        except ValueError as error:
+            # What gRPC says to a call that begins while another thread closes the channel.
+            if self._closed:
+                raise self._was_closed() from error
+            raise
 
+    def _was_closed(self) -> ServiceError:
+        return ServiceError(f"the connection to {self.address} was closed; open another RemoteTransport")
 
-def _explanation(error: Any, address: str, what: str, *, first: bool) -> str:
-    code, detail = error.code(), error.details() or "no details"
-    if code in _GONE and first:
-        return (
-            f"no privtuner server answers at {address} ({detail}); check the address, or start one there with "
-            "'privtuner serve --model DIR --port N'"
-        )
-    if code in _GONE:
-        return f"the server at {address} went away during {what} ({detail}); restart it and begin again"
-    if code == grpc.StatusCode.UNIMPLEMENTED:
-        return f"what answers at {address} is no privtuner server, or one of another version ({detail})"
-    if code == grpc.StatusCode.INTERNAL:
-        return f"the server at {address} failed during {what}: {detail}"
-    return f"the server at {address} refused {what}: {detail}"
+    def _explanation(self, error: Any, what: str, *, first: bool) -> str:
+        code, detail = error.code(), error.details() or "no details"
+        if code in _GONE and first:
+            return (
+                f"no privtuner server answers at {self.address} ({detail}); check the address, or start one there with "
+                "'privtuner serve --model DIR --port N'"
+            )
+        if code in _GONE:
+            state = self._state_now()
+            if state == "same":
+                return (
+                    f"the connection to {self.address} was cut during {what} ({detail}); the server is there and "
+                    "answers: begin again, and if it happens again look at what is in between"
+                )
+            if state == "other":
+                return (
+                    f"the server at {self.address} went away during {what} ({detail}) and another answers there now; "
+                    "begin again"
+                )
+            return f"the server at {self.address} went away during {what} ({detail}); restart it and begin again"
+        if code == grpc.StatusCode.UNIMPLEMENTED:
+            return f"what answers at {self.address} is no privtuner server, or one of another version ({detail})"
+        if code == grpc.StatusCode.INTERNAL:
+            return f"the server at {self.address} failed during {what}: {detail}"
+        return f"the server at {self.address} refused {what}: {detail}"
+
+    def _state_now(self) -> str:
+        """Ask again, on a connection of its own: "same" server as at first, an "other" one, or "gone"."""
+        channel = grpc.insecure_channel(self.address, options=channel_options(_PROBE_SECONDS))
+        try:
+            answer = channel.unary_unary(method("Hello"))(b"", metadata=_metadata(), timeout=_PROBE_SECONDS)
+            return "same" if self._checked_hello(answer) == self._hello else "other"
+        except grpc.RpcError:
+            return "gone"
+        except ServiceError:
+            return "other"
+        finally:
+            channel.close()
 
 
 def _metadata() -> tuple[tuple[str, str | bytes], ...]:
     return ((PROTOCOL_KEY, str(PROTOCOL)),)
 
 
-def _chunks(request: bytes) -> Iterator[bytes]:
-    for start in range(0, len(request), MESSAGE_BYTES):
-        yield request[start : start + MESSAGE_BYTES]
+def _chunks(request: BytesLike) -> Iterator[bytes]:
+    view = memoryview(request)
+    for start in range(0, len(view), MESSAGE_BYTES):
+        yield bytes(view[start : start + MESSAGE_BYTES])

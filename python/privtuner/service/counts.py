@@ -12,6 +12,7 @@ from typing import Any
 
 from privtuner.ckks import exchange
 from privtuner.errors import MessageError
+from privtuner.linear import BytesLike
 from privtuner.openfhe import messages
 
 __all__ = ["Counter", "LayerCounts", "ServerCounts", "request_shape"]
@@ -21,11 +22,12 @@ _DIRECTION = struct.Struct("<7xB")
 _TOKENS = struct.Struct("<96xI")
 
 
-def request_shape(request: bytes) -> tuple[str, int]:
+def request_shape(request: BytesLike) -> tuple[str, int]:
     """Return direction and tokens as the header of ``request`` states them, ("unknown", 0) if it is too short."""
-    if request.startswith(exchange.MAGIC):
+    magic = bytes(request[:4])
+    if magic == exchange.MAGIC:
         return exchange.request_shape(request)
-    if request.startswith(messages.MAGIC):
+    if magic == messages.MAGIC:
         return messages.request_shape(request)
     if len(request) < _TOKENS.size:
         return "unknown", 0
@@ -109,7 +111,7 @@ class ServerCounts:
                 for entry in entries["layers"]
             }
             return cls(layers, int(entries["bundles"]), int(entries["refused"]))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise MessageError(
                 f"the server's counts are malformed ({error}); use the same version on both sides"
             ) from error
@@ -124,7 +126,7 @@ class Counter:
         self._bundles = 0
         self._refused = 0
 
-    def answered(self, layer: str, request: bytes, bytes_out: int, seconds: float) -> None:
+    def answered(self, layer: str, request: BytesLike, bytes_out: int, seconds: float) -> None:
         """Count one request that was answered in full."""
         direction, tokens = request_shape(request)
         with self._lock:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ import privtuner
 from privtuner.copies import Stays
 from privtuner.engines import Engine, NativeEngine
 from privtuner.errors import InputError, MessageError, ServiceError
-from privtuner.linear import Prepared
+from privtuner.linear import BytesLike, Prepared
 from privtuner.nn import Split
 from privtuner.openfhe import messages
 from privtuner.service.counts import Counter, ServerCounts, request_shape
@@ -31,7 +33,7 @@ from privtuner.service.protocol import (
     split_files,
 )
 
-__all__ = ["Server"]
+__all__ = ["Server", "ensure_free"]
 
 _log = logging.getLogger(__name__)
 
@@ -83,16 +85,9 @@ class Server(Stays):
         max_request_bytes: int = 4 << 30,
         allow_plaintext: bool = False,
     ) -> None:
-        if not 0 <= port <= 65535:
-            raise InputError(f"port {port} is outside 0..65535; 0 picks a free one")
+        _check_address(host, port, allow_plaintext)
         if max_request_bytes < 1:
             raise InputError(f"max_request_bytes is {max_request_bytes}; give at least 1")
-        if not (is_loopback(host) or allow_plaintext):
-            raise InputError(
-                f"host {host!r} can be reached from other machines, and connections have no TLS yet: anybody in "
-                "between could exchange the bundle, and anybody who connects could use the layers. Bind 127.0.0.1 "
-                "and forward the port through SSH, or allow it explicitly (allow_plaintext, --allow-plaintext)"
-            )
         self._layers = split.server
         self._files = split.bundle.to_files()
         self._engine: Engine = NativeEngine() if engine is None else engine
@@ -109,11 +104,12 @@ class Server(Stays):
             "preset": ", ".join(presets),
             "layers": len(split.server),
             "sealed": len(split.bundle.sealed),
+            "bundle_bytes": sum(map(len, self._files.values())),
         }
         """What clients are told first."""
         self._server = grpc.server(ThreadPoolExecutor(_WORKERS, "privtuner-serve"), options=channel_options(20.0))
         self._server.add_generic_rpc_handlers((self._handlers(),))
-        literal = f"[{host}]" if ":" in host else host
+        literal = _literal(host)
         try:
             bound = self._server.add_insecure_port(f"{literal}:{port}")
         except RuntimeError as error:
@@ -197,8 +193,8 @@ class Server(Stays):
         prepared = self._layers.get(layer)
         if prepared is None:
             raise _Refusal(grpc.StatusCode.NOT_FOUND, f"no layer is called '{layer}'; fetch the bundle of this server")
-        request = self._receive(chunks)
-        if request.startswith(messages.MAGIC) and self._engine.name != "openfhe":
+        request = self._engine.gather(prepared, self._receive(chunks))
+        if _is_openfhe(request) and self._engine.name != "openfhe":
             raise _Refusal(
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"this server's engine is {self._engine.name} and the request carries OpenFHE ciphertexts: start it "
@@ -208,10 +204,10 @@ class Server(Stays):
         sent = 0
         for block in self._engine.apply_blocks(prepared, request, _block_rows(request)):
             sent += len(block)
-            yield block
+            yield bytes(block)  # gRPC takes nothing else
         self._counter.answered(layer, request, sent, time.perf_counter() - start)
 
-    def _receive(self, chunks: Iterable[bytes]) -> bytes:
+    def _receive(self, chunks: Iterable[bytes]) -> list[bytes]:
         pieces: list[bytes] = []
         size = 0
         for chunk in chunks:
@@ -223,12 +219,52 @@ class Server(Stays):
                     "send fewer tokens at once",
                 )
             pieces.append(chunk)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return pieces
 
 
-def _block_rows(request: bytes) -> int:
+def ensure_free(host: str, port: int, allow_plaintext: bool = False) -> None:
+    """Check that a `Server` could listen there now, before a model is prepared for it. Nobody can connect meanwhile.
+
+    Raises:
+        privtuner.errors.InputError: see `Server`, or another program has the port, or this machine has no such address.
+    """
+    _check_address(host, port, allow_plaintext)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        hint = "another program has the port" if taken else "choose another --host or --port"
+        raise InputError(f"cannot listen on {_literal(host)}:{port}: {reason}; {hint}") from error
+
+
+def _check_address(host: str, port: int, allow_plaintext: bool) -> None:
+    if not 0 <= port <= 65535:
+        raise InputError(f"port {port} is outside 0..65535; 0 picks a free one")
+    if not (is_loopback(host) or allow_plaintext):
+        raise InputError(
+            f"host {host!r} can be reached from other machines, and connections have no TLS yet: anybody in "
+            "between could exchange the bundle, and anybody who connects could use the layers. Bind 127.0.0.1 "
+            "and forward the port through SSH, or allow it explicitly (allow_plaintext, --allow-plaintext)"
+        )
+
+
+def _literal(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _is_openfhe(request: BytesLike) -> bool:
+    return bytes(request[: len(messages.MAGIC)]) == messages.MAGIC
+
+
+def _block_rows(request: BytesLike) -> int:
     """Return how many output features make a block of about ``MESSAGE_BYTES``, from 32 to 256."""
-    row = messages.row_bytes(request) if request.startswith(messages.MAGIC) else 4 * request_shape(request)[1]
+    row = messages.row_bytes(request) if _is_openfhe(request) else 4 * request_shape(request)[1]
     rows = MESSAGE_BYTES // max(1, row) // _ROW_STEP * _ROW_STEP
     return min(256, max(_ROW_STEP, rows))
 

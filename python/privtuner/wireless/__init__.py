@@ -14,7 +14,7 @@ after "PrivTuner with Homomorphic Encryption and LoRA: A P3EFT Scheme" (Li, Yu, 
 this restates in the notation usual for it. Needs NumPy and SciPy.
 """
 
-from .allocation import Allocation, allocate
+from .allocation import Allocation, UncertifiedWarning, allocate
 from .cells import Cell
 from .files import default_tiers, load_system, load_tiers, save_tiers
 from .methods import METHODS
@@ -30,6 +30,7 @@ __all__ = [
     "Server",
     "System",
     "Tier",
+    "UncertifiedWarning",
     "allocate",
     "default_tiers",
     "load_system",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,11 @@ from .methods import METHODS, Found, Options
 from .model import System, check_integer
 from .problem import Problem
 
-__all__ = ["Allocation", "allocate"]
+__all__ = ["Allocation", "UncertifiedWarning", "allocate"]
+
+
+class UncertifiedWarning(UserWarning):
+    """A search ended at its last node, farther from its bound than was asked for: a better allocation may exist."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ class Allocation:
         objective: J, energy - alpha privacy.
         bound: J; no allocation has a smaller objective. -inf where the method certifies nothing.
         gap: J, objective - bound. relative_gap: gap / energy; the objective itself has an arbitrary zero.
+        tolerance: that was asked for, a part of the energy. certified: relative_gap <= tolerance.
+        complete: no search on the way ended at ``max_nodes``, short of its tolerance. Of methods that certify nothing
+            this still says that they did all they do; otherwise see `doubt`.
         bandwidth_price, server_price: J/Hz and J s/cycle that a little more of either would save; nan where the method
             does not know.
         iterations: nodes, rounds or combinations. evaluations: of the dual.
@@ -62,6 +70,8 @@ class Allocation:
     privacy: float
     objective: float
     bound: float
+    tolerance: float
+    complete: bool
     bandwidth_price: float
     server_price: float
     iterations: int
@@ -78,6 +88,24 @@ class Allocation:
     def relative_gap(self) -> float:
         """Gap as a part of the energy."""
         return self.gap / self.energy
+
+    @property
+    def certified(self) -> bool:
+        """Whether no allocation is better by more than the tolerance."""
+        return self.relative_gap <= self.tolerance
+
+    @property
+    def doubt(self) -> str | None:
+        """What is missing and how to mend it, in a line; None where the allocation is `complete`."""
+        if self.complete:
+            return None
+        mend = "raise max_nodes or the tolerance"
+        if math.isinf(self.bound):
+            return f"a search of the method {self.method!r} ended at max_nodes, short of its tolerance: {mend}"
+        return (
+            f"not certified: the gap is {self.relative_gap:.1e} of the energy, {self.tolerance:g} was asked for, and the "
+            f"search ended after {self.iterations} node{'s' * (self.iterations != 1)}: {mend}"
+        )
 
     @property
     def time(self) -> FloatArray:
@@ -127,6 +155,7 @@ class Allocation:
             value = getattr(self, name)
             key = f"{name}_{units.get(name, 'j')}".rstrip("_")
             summary[key] = float(value) if math.isfinite(value) else None
+        summary |= {"tolerance": self.tolerance, "certified": self.certified, "complete": self.complete}
         summary |= {"iterations": self.iterations, "evaluations": self.evaluations, "seconds": self.seconds}
         history = [[value, bound if math.isfinite(bound) else None] for value, bound in self.history]
         return summary | {"history_j": history, "devices": self.rows()}
@@ -152,7 +181,7 @@ def allocate(
         method: one of `METHODS`; ``"global"`` finds the optimum and certifies it.
         tiers: fixes them: one name for all devices, or one a device. Default: they are chosen.
         tolerance: gap at which the search ends, as a part of the energy, in [1e-10, 1].
-        max_nodes: of branch and bound, at least 1; reached, the gap stays what it is and is reported.
+        max_nodes: of branch and bound, at least 1; reached, the gap stays what it is, with an `UncertifiedWarning`.
         seed: of ``"random"``.
         progress: called with objective, bound (J) and the number of nodes as the search goes on, and at its end.
 
@@ -172,7 +201,10 @@ def allocate(
     problem = Problem.of(system)
     allowed = _allowed(system, tiers)
     found = METHODS[method](system, problem, Options(allowed, tolerance, max_nodes, seed, progress))
-    return _tabulate(system, problem, method, found, start)
+    allocation = _tabulate(system, problem, method, found, tolerance, start)
+    if allocation.doubt is not None:
+        warnings.warn(allocation.doubt, UncertifiedWarning, stacklevel=2)
+    return allocation
 
 
 def _allowed(system: System, tiers: str | Sequence[str] | None) -> BoolArray:
@@ -191,7 +223,9 @@ def _allowed(system: System, tiers: str | Sequence[str] | None) -> BoolArray:
     return allowed
 
 
-def _tabulate(system: System, problem: Problem, method: str, found: Found, start: float) -> Allocation:
+def _tabulate(
+    system: System, problem: Problem, method: str, found: Found, tolerance: float, start: float
+) -> Allocation:
     one, choices = problem.take(found.tiers), found.choices
     parts = one.energies(choices.server, choices.frequency, choices.power, choices.upload_time)
     energy = float(sum(part.sum() for part in parts))
@@ -220,6 +254,8 @@ def _tabulate(system: System, problem: Problem, method: str, found: Found, start
         privacy=float(weights @ security),
         objective=objective,
         bound=min(found.bound, objective),
+        tolerance=tolerance,
+        complete=found.complete and (math.isinf(found.bound) or objective - found.bound <= tolerance * energy),
         bandwidth_price=bandwidth_price,
         server_price=server_price,
         iterations=found.iterations,

@@ -1,8 +1,14 @@
 """Branch and bound on the tiers, with the dual as the bound.
 
-A node allows each device some of the tiers. Its bound is the dual's maximum; rounding the weights there and solving the
-convex problem of the tiers so fixed gives allocations. With P prices about P devices are left undecided, so few nodes
-are needed; a tier whose reduced cost lifts the bound past the best allocation is barred for good.
+A node allows each device some of the tiers, and may limit how many devices of a group take one. Its bound is the dual's
+maximum; rounding the weights there and solving the convex problem of the tiers so fixed gives allocations. With P prices
+about P devices are left undecided, so few nodes are needed; a tier whose reduced cost lifts the bound past the best
+allocation is barred for good.
+
+Devices that ask for about as much as each other can trade places at next to no cost, so which of them takes a tier is
+hardly worth a node, while how many do is. A node is therefore split by their number, and by single devices where that
+is whole. No device needs to equal another for it: the limits hold for any group, and how alike its devices are decides
+how much is gained.
 """
 
 from __future__ import annotations
@@ -14,7 +20,8 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from .arrays import FloatArray, IntArray
+from .arrays import BoolArray, FloatArray, IntArray
+from .counts import Limit, Limits, tighten
 from .dual import BALANCE, TIGHT_BALANCE, Bound, Market, maximise
 
 __all__ = ["Game", "Outcome", "branch_and_bound"]
@@ -22,6 +29,9 @@ __all__ = ["Game", "Outcome", "branch_and_bound"]
 Solution = TypeVar("Solution", covariant=True)
 _ACCURACY = 0.02  # of a node's bound, as a part of the gap to reach
 _NODE_HEAT = 1e-2  # temperature to begin a node with, as a part of a device's share of the cost
+_ALIKE = (0.2, 0.02, 0.002)  # of demands: by how much the devices of a group may differ, relative
+_WHOLE = 1e-3  # by which a count may be off a whole number
+_DECIDED = 1 - 1e-6  # weight of a tier
 
 
 class Game(Protocol[Solution]):
@@ -76,6 +86,7 @@ class _Node:
     bound: float
     place: int
     offset: FloatArray = field(compare=False)
+    limits: tuple[Limit, ...] = field(compare=False)
     prices: FloatArray = field(compare=False)
 
 
@@ -98,7 +109,7 @@ def branch_and_bound(
     market = game.market() if tiers > 1 else game.fixed(np.zeros(devices, dtype=np.intp))
     search = _Search(game, tolerance)
     best = search.best
-    open_nodes = [_Node(-np.inf, 0, game.offset, market.start())]
+    open_nodes = [_Node(-np.inf, 0, game.offset, (), market.start())]
     count, told = 1, 0
     heat: float | None = None
     while open_nodes and best.nodes < max_nodes:
@@ -110,6 +121,7 @@ def branch_and_bound(
         bound = maximise(
             market,
             node.offset,
+            limits=Limits(node.limits) if node.limits else None,
             prices=node.prices,
             temperature=heat,
             accuracy=_ACCURACY * tolerance,
@@ -121,7 +133,7 @@ def branch_and_bound(
         if value > search.enough():
             search.closed = min(search.closed, value)
             continue
-        chosen = np.argmax(np.where(np.isfinite(node.offset), bound.weights, -1.0), axis=1)
+        chosen = _round(node.offset, bound)
         decided = bool((np.isfinite(node.offset).sum(axis=1) == 1).all())
         leaf = search.polish(chosen, bound)
         if heat is None:
@@ -130,8 +142,8 @@ def branch_and_bound(
             search.closed = min(search.closed, max(value, leaf))
             continue
         offset = search.narrow(node.offset, bound)
-        for part in _split(offset, bound):
-            heapq.heappush(open_nodes, _Node(value, count, part, bound.prices))
+        for part, limits in _split(offset, node.limits, bound):
+            heapq.heappush(open_nodes, _Node(value, count, part, limits, bound.prices))
             count += 1
         best.bound = min(open_nodes[0].bound, search.closed, best.objective)
         best.history.append((best.objective, best.bound))
@@ -182,24 +194,80 @@ class _Search(Generic[Solution]):
 
     def narrow(self, offset: FloatArray, bound: Bound) -> FloatArray:
         """Bar the tiers that cannot be part of a better allocation."""
-        reduced = bound.costs - bound.costs.min(axis=1, keepdims=True)
-        return np.where(bound.value + reduced > self.enough(), np.inf, offset)
+        least = bound.value + bound.costs - bound.costs.min(axis=1, keepdims=True)
+        barred = least > self.enough()
+        self.closed = min(self.closed, float(least[barred & np.isfinite(offset)].min(initial=np.inf)))
+        return np.where(barred, np.inf, offset)
 
 
-def _split(offset: FloatArray, bound: Bound) -> list[FloatArray]:
-    """Two nodes: the most undecided device's heaviest tier, and its others."""
+def _alike(device: int, candidates: IntArray, open_tiers: BoolArray, bound: Bound, reach: float) -> IntArray:
+    """The candidates that ask for as much as the device in each of its open tiers, to within ``reach``."""
+    own = np.flatnonzero(open_tiers[device])
+    near = np.ones(len(candidates), dtype=bool)
+    for demand in bound.response.demand:
+        ratio = demand[np.ix_(candidates, own)] / demand[device, own]
+        near &= (np.abs(np.log(ratio)) <= reach).all(axis=1)
+    return candidates[near]
+
+
+def _round(offset: FloatArray, bound: Bound) -> IntArray:
+    """A tier for every device: the heaviest, and among undecided ones that are alike as many of each as they weigh."""
+    open_tiers = np.isfinite(offset)
+    weights = np.where(open_tiers, bound.weights, -1.0)
+    chosen = np.argmax(weights, axis=1)
+    left = np.flatnonzero(weights.max(axis=1) < _DECIDED)
+    while left.size > 1:
+        device = int(left[np.argmin(weights[left].max(axis=1))])
+        group = _alike(device, left, open_tiers, bound, _ALIKE[0])
+        total = np.maximum(weights[group], 0.0).sum(axis=0)
+        room = np.floor(total + _WHOLE)
+        more = np.argsort(room - total, kind="stable")[: max(len(group) - int(room.sum()), 0)]
+        room[more] += 1
+        free = set(group.tolist())
+        for place in np.argsort(-weights[group], axis=None, kind="stable"):
+            row, tier = divmod(int(place), weights.shape[1])
+            member = int(group[row])
+            if member in free and room[tier] >= 1 and open_tiers[member, tier]:
+                room[tier] -= 1
+                chosen[member] = tier
+                free.remove(member)
+        left = np.setdiff1d(left, group, assume_unique=True)
+    return chosen
+
+
+def _split(offset: FloatArray, limits: tuple[Limit, ...], bound: Bound) -> list[tuple[FloatArray, tuple[Limit, ...]]]:
+    """Two nodes: by the number of devices like the most undecided one in a tier, or by whether it takes its heaviest."""
     open_tiers = np.isfinite(offset)
     weights = np.where(open_tiers, bound.weights, 0.0)
-    undecided = np.where(open_tiers.sum(axis=1) > 1, 1 - weights.max(axis=1), -1.0)
+    several = open_tiers.sum(axis=1) > 1
+    undecided = np.where(several, 1 - weights.max(axis=1), -1.0)
     if undecided.max() < 0:
-        return [offset]
+        return [(offset, limits)]
     device = int(np.argmax(undecided))
     if undecided[device] < 1e-6:  # decided in all but name: by the smallest difference in cost
         costs = np.where(open_tiers, bound.costs, np.inf)
         second = np.sort(costs, axis=1)[:, 1] - costs.min(axis=1)
         device = int(np.argmin(second))
-    tier = int(np.argmax(weights[device]))
-    alone, others = offset.copy(), offset.copy()
-    alone[device] = np.where(np.arange(offset.shape[1]) == tier, offset[device], np.inf)
-    others[device, tier] = np.inf
-    return [alone, others]
+    found = _fraction(device, np.flatnonzero(several), open_tiers, weights, bound)
+    if found is None:
+        tier = int(np.argmax(weights[device]))
+        group, count = np.array([device]), 0
+    else:
+        group, tier, count = found
+    parts = (tighten(offset, (*limits, Limit(group, tier, *limit))) for limit in ((count + 1, -1), (count, 1)))
+    return [part for part in parts if part is not None]
+
+
+def _fraction(
+    device: int, several: IntArray, open_tiers: BoolArray, weights: FloatArray, bound: Bound
+) -> tuple[IntArray, int, int] | None:
+    """The largest group like the device of which no whole number takes some tier: group, tier, the number below."""
+    for reach in _ALIKE:
+        group = _alike(device, several, open_tiers, bound, reach)
+        if len(group) < 2:
+            break
+        counts = weights[group].sum(axis=0)
+        tier = int(np.argmax(np.abs(counts - np.rint(counts))))
+        if abs(counts[tier] - np.rint(counts[tier])) > _WHOLE:
+            return group, tier, int(counts[tier])
+    return None

@@ -7,7 +7,8 @@ For prices pi of the shared goods R, the devices' costs V_nj(pi) give the lower 
 on every allocation. D is concave with kinks where a device is undecided between tiers. Newton's method climbs the
 smooth minorant in which min is replaced by -T ln sum_j exp(-V_nj / T), for falling temperatures T: its weights say
 which devices are undecided, and T times their entropy bounds what the smoothing may still hide. Steps are taken in
-ln pi, where demand is close to a power law.
+ln pi, where demand is close to a power law. Limits on how many devices take a tier (`counts`) have prices of their own,
+which are settled anew at each pi and follow it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from .arrays import BoolArray, FloatArray
+from .counts import Limits
 from .priced import Response
 
 __all__ = ["BALANCE", "TIGHT_BALANCE", "Bound", "Market", "maximise"]
@@ -54,7 +56,7 @@ class Bound:
     Attributes:
         value: J; no allocation costs less. Infinite where no allocation exists.
         prices: at which it was found.
-        costs: V_nj there, inf for tiers that are not allowed.
+        costs: V_nj there, what the limits charge included; inf for tiers that are not allowed.
         weights: of the tiers, rows that add up to one; what the smoothed devices would mix.
         response: at the last prices.
         steps: evaluations.
@@ -87,6 +89,7 @@ def maximise(
     market: Market,
     offset: FloatArray,
     *,
+    limits: Limits | None = None,
     prices: FloatArray | None = None,
     temperature: float | None = None,
     accuracy: float = 1e-9,
@@ -98,13 +101,14 @@ def maximise(
     Args:
         market: the devices.
         offset: added to the costs, (devices, tiers), J: less the reward of a tier, inf for one that is not allowed.
+        limits: on how many devices take a tier; with more tiers than one.
         prices: to begin with; the market's own otherwise.
         temperature: to begin with, J; from the costs otherwise. Of no effect where one tier is left to each device.
         accuracy: of the bound, as a part of the cost.
         enough: J; stop at any bound above it.
         balance: of demand and supply, relative. Sharing out anew what is out of balance costs its square.
     """
-    climb = _Climb(market, offset, enough, balance)
+    climb = _Climb(market, offset, limits, enough, balance)
     point = climb.at(market.start() if prices is None else prices, 1.0)
     scale = float(np.where(np.isfinite(offset), point.response.value, 0.0).max(axis=1).sum())
     climb.floor = _SMALLEST_PRICE * scale / market.resources
@@ -125,8 +129,8 @@ def maximise(
 
 
 class _Climb:
-    def __init__(self, market: Market, offset: FloatArray, enough: float, target: float) -> None:
-        self.market, self.offset, self.enough, self.target = market, offset, enough, target
+    def __init__(self, market: Market, offset: FloatArray, limits: Limits | None, enough: float, target: float) -> None:
+        self.market, self.offset, self.limits, self.enough, self.target = market, offset, limits, enough, target
         self.single = offset.shape[1] == 1
         self.floor = np.zeros_like(market.resources)
         self.negligible = 0.0
@@ -148,6 +152,11 @@ class _Climb:
             total = np.array([d.sum() for d in demand])
             bend = np.array([[d.sum() for d in row] for row in slope])
         else:
+            barrier = 0.0
+            if self.limits is not None:
+                barrier = self.limits.settle(costs, heat, prices)
+                costs, income = self.limits.charge(costs)
+                spent += income
             least = costs.min(axis=1)
             exact = float(least.sum()) - spent
             gap = np.minimum((costs - least[:, None]) / heat, 700.0)
@@ -156,7 +165,7 @@ class _Climb:
             weights /= mass[:, None]
             log_mass = np.log(mass)
             mean_gap = (weights * gap).sum(axis=1)
-            smooth = exact - heat * float(log_mass.sum())
+            smooth = exact - heat * float(log_mass.sum()) + barrier
             entropy = float((log_mass + mean_gap).sum())
             means = [(weights * d).sum(axis=1) for d in demand]
             total = np.array([m.sum() for m in means])
@@ -173,6 +182,11 @@ class _Climb:
                     for i in range(len(demand))
                 ]
             )
+            if self.limits is not None:
+                kept = self.limits.kept(weights, demand, gap, heat, prices)
+                bend += kept[:-1, :-1] * (prices / heat)
+                warming -= kept[:-1, -1] / heat
+                entropy += len(self.limits.price)
         point = _Point(prices, self.accuracy, response, costs, exact, smooth, weights, entropy, total, bend, warming)
         if self.steps == 1 or exact > self.best.exact:
             self.best = point

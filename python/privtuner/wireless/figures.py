@@ -25,17 +25,18 @@ __all__ = ["draw_allocation", "draw_convergence", "draw_sets", "draw_sweep"]
 _DPI = 200
 _SMALLEST_ABOVE = 1e-3  # J
 _MOST_NAMES = 30  # of devices below an axis
-# Okabe and Ito's colours, which colour-blind readers tell apart, and markers for print.
-_STYLES = {
-    "global": ("#000000", "o"),
-    "alternating": ("#0072B2", "s"),
-    "equal": ("#D55E00", "^"),
-    "random": ("#999999", "x"),
-    "communication": ("#56B4E9", "v"),
-    "computation": ("#E69F00", "<"),
-    "largest": ("#CC79A7", "P"),
-    "smallest": ("#009E73", "D"),
-    "brute-force": ("#F0E442", "*"),
+# Okabe and Ito's colours, which colour-blind readers tell apart, and markers for print. Methods often coincide: later
+# ones are drawn over earlier ones and are narrower, the last three in dashes that leave each other's gaps.
+_STYLES: dict[str, dict[str, Any]] = {
+    "alternating": {"color": "#0072B2", "marker": "s", "linewidth": 4.4, "markersize": 7},
+    "equal": {"color": "#D55E00", "marker": "^", "linewidth": 3, "markersize": 6},
+    "global": {"color": "#000000", "marker": "o", "linewidth": 1.8, "markersize": 4},
+    "random": {"color": "#999999", "marker": "x", "linewidth": 1, "markersize": 4},
+    "largest": {"color": "#CC79A7", "marker": "P", "linewidth": 1, "markersize": 4},
+    "smallest": {"color": "#009E73", "marker": "D", "linewidth": 1, "markersize": 4},
+    "communication": {"color": "#56B4E9", "marker": "v", "linewidth": 1, "markersize": 3, "linestyle": (0, (3, 6))},
+    "computation": {"color": "#F0E442", "marker": "<", "linewidth": 1, "markersize": 2.5, "linestyle": (3, (3, 6))},
+    "brute-force": {"color": "#E69F00", "marker": "*", "linewidth": 1, "markersize": 3, "linestyle": (6, (3, 6))},
 }
 _PARTS = (
     ("encrypt", "encryption", "#0072B2"),
@@ -61,7 +62,7 @@ def draw_sweep(sweep: Sweep, rows: Sequence[dict[str, Any]], path: Path) -> None
         for row in rows
     ]
     figure, axes = _figure(7.2, 2.9, len(_MEASURES))
-    for method, (colour, marker) in _STYLES.items():
+    for method, style in _STYLES.items():
         own = [row for row in rows if row["method"] == method]
         groups = {value: [row for row in own if row[sweep.field] == value] for value in sweep.values}
         drawn = [
@@ -76,9 +77,8 @@ def draw_sweep(sweep: Sweep, rows: Sequence[dict[str, Any]], path: Path) -> None
             x = np.array(drawn) * sweep.scale
             mean = points.mean(axis=1)
             spread = points.std(axis=1, ddof=1) / len(seeds) ** 0.5 if len(seeds) > 1 else 0.0
-            top = 5 if method == "global" else 2
-            axis.plot(x, mean, color=colour, marker=marker, markersize=3.5, linewidth=1, label=method, zorder=top)
-            axis.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+            axis.plot(x, mean, label=method, **style)
+            axis.fill_between(x, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
     for axis, (_, label) in zip(axes, _MEASURES, strict=True):
         axis.set(xlabel=sweep.label, ylabel=label)
         if sweep.log:
@@ -86,27 +86,26 @@ def draw_sweep(sweep: Sweep, rows: Sequence[dict[str, Any]], path: Path) -> None
     axes[0].set_yscale("log")
     axes[1].set_yscale("log")
     axes[1].set_ylim(bottom=max(axes[1].get_ylim()[0], _SMALLEST_ABOVE))
-    _finish(figure, axes[0], f"mean and standard error of {len(seeds)} cells", path)
+    _finish(figure, axes[0], f"Methods of allocation by {sweep.label.split(',')[0]}: {_means(rows)}", path)
 
 
 def draw_convergence(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """How far from the optimum after each step."""
     figure, (axis,) = _figure(3.6, 3.0, 1)
     smallest = 1e-9
-    for method in ("global", "alternating"):
+    for method in ("alternating", "global"):
         own = [row for row in rows if row["method"] == method]
-        colour, marker = _STYLES[method]
+        style = _STYLES[method]
         x = [row["step"] for row in own]
         above = [max(row["objective_j"] - row["optimum_j"], smallest) for row in own]
-        axis.plot(x, above, color=colour, marker=marker, markersize=4, linewidth=1, label=f"{method}: objective")
+        axis.plot(x, above, label=f"{method}: objective", **style)
         if method == "global":
             below = [max(row["optimum_j"] - row["bound_j"], smallest) for row in own]
-            axis.plot(
-                x, below, color=colour, marker=marker, markersize=4, linewidth=1, linestyle=":", label="global: bound"
-            )
+            axis.plot(x, below, label="global: bound", **_STYLES["brute-force"])
     axis.set(xlabel="step (node, or half a round)", ylabel="distance from the optimum, J", yscale="log")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(figure, axis, f"seed {rows[0]['seed']}; at most 1e-9 J is drawn as that", path)
+    what = f"Distance from the optimum, step by step, in the cell\nof seed {rows[0]['seed']}; at most 1e-9 J is drawn as that"
+    _finish(figure, axis, what, path)
 
 
 def draw_sets(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -129,7 +128,8 @@ def draw_sets(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 axis.text(place, 0.5, "not in time", transform=axis.get_xaxis_transform(), ha="center", fontsize=7)
     axis.set(ylabel="energy of a round, J", yscale="log")
     axis.set_xticks(range(len(names)), names, rotation=20)
-    _finish(figure, axis, f"mean of {len(seeds)} cells, deadline {rows[0]['deadline']:g} s, all else optimal", path)
+    what = f"All devices in one parameter set, all else optimal,\ndeadline {rows[0]['deadline']:g} s: {_means(rows, bands=False)}"
+    _finish(figure, axis, what, path)
 
 
 def draw_allocation(found: Allocation, path: Path) -> None:
@@ -158,7 +158,17 @@ def draw_allocation(found: Allocation, path: Path) -> None:
             axis.set_xticks(list(places), names, rotation=90, fontsize=6)
         else:
             axis.set_xlabel("device")
-    _finish(figure, axes[1], f"{found.method}: {found.energy:.4g} J, objective {found.objective:.4g} J", path)
+    what = f"Allocation by the method {found.method}: energy {found.energy:.4g} J, objective {found.objective:.4g} J"
+    _finish(figure, axes[1], what if found.complete else f"{what}; not certified", path)
+
+
+def _means(rows: Sequence[dict[str, Any]], *, bands: bool = True) -> str:
+    """What the numbers of a study are, and how many of them are not certified."""
+    seeds = len({row["seed"] for row in rows})
+    cut = sum(row.get("certified") == 0 for row in rows)
+    means = f"means of {seeds} cells" if seeds > 1 else "one cell"
+    spread = ", bands of one standard error" if bands and seeds > 1 else ""
+    return means + spread + (f"; {cut} allocations not certified" if cut else "")
 
 
 def _log_x(axis: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -58,6 +58,7 @@ class Found:
         prices: of bandwidth and server at the optimum, J/Hz and J s/cycle; None where the method has none.
         iterations: rounds, nodes or combinations. evaluations: of the dual.
         history: J, the objective after each step; with a bound beside it where there is one.
+        complete: no search ended for want of nodes, short of its tolerance.
     """
 
     tiers: IntArray
@@ -67,6 +68,7 @@ class Found:
     iterations: int = 1
     evaluations: int = 0
     history: list[tuple[float, float]] = field(default_factory=list)
+    complete: bool = True
 
 
 def _globally(system: System, problem: Problem, options: Options) -> Found:
@@ -100,6 +102,7 @@ def _globally(system: System, problem: Problem, options: Options) -> Found:
         iterations=best.nodes,
         evaluations=best.evaluations,
         history=best.history,
+        complete=best.complete,
     )
 
 
@@ -134,14 +137,17 @@ def _randomly(system: System, problem: Problem, options: Options) -> Found:
     raise deadline_error(system, problem, options.allowed, bandwidth, server, how)
 
 
-def _compute(problem: Problem, tiers: IntArray, choices: Choices, options: Options) -> tuple[IntArray, Choices]:
-    """The best tier, processor speed and server share at this bandwidth and power; never worse than what was."""
+def _compute(problem: Problem, tiers: IntArray, choices: Choices, options: Options) -> tuple[IntArray, Choices, bool]:
+    """The best tier, processor speed and server share at this bandwidth and power; never worse than what was.
+
+    Also whether the search for them was complete.
+    """
     game = Computation(problem, choices.bandwidth, choices.power)
     game.offset = np.where(options.allowed, game.offset, np.inf)
     best = branch_and_bound(game, tolerance=0.01 * options.tolerance, max_nodes=options.max_nodes)
     if best.solution is None or best.objective >= _objective(problem, tiers, choices):
-        return tiers, choices
-    return best.tiers, best.solution
+        return tiers, choices, best.complete
+    return best.tiers, best.solution, best.complete
 
 
 def _communicate(problem: Problem, tiers: IntArray, choices: Choices) -> Choices:
@@ -155,16 +161,18 @@ def _alternating(system: System, problem: Problem, options: Options) -> Found:
     start = _equally(system, problem, options)
     tiers, choices = start.tiers, start.choices
     history = [_objective(problem, tiers, choices)]
-    rounds = 0
+    rounds, complete = 0, True
     while rounds < _MAX_ROUNDS:
         rounds += 1
-        tiers, choices = _compute(problem, tiers, choices, options)
+        tiers, choices, found = _compute(problem, tiers, choices, options)
+        complete &= found
         history.append(_objective(problem, tiers, choices))
         choices = _communicate(problem, tiers, choices)
         history.append(_objective(problem, tiers, choices))
         if history[-3] - history[-1] <= _STANDSTILL * float(choices.energy.sum()):
             break
-    return Found(tiers, choices, iterations=rounds, history=[(value, -math.inf) for value in history])
+    steps = [(value, -math.inf) for value in history]
+    return Found(tiers, choices, iterations=rounds, history=steps, complete=complete)
 
 
 def _communication(system: System, problem: Problem, options: Options) -> Found:
@@ -174,7 +182,8 @@ def _communication(system: System, problem: Problem, options: Options) -> Found:
 
 def _computation(system: System, problem: Problem, options: Options) -> Found:
     start = _equally(system, problem, options)
-    return Found(*_compute(problem, start.tiers, start.choices, options))
+    tiers, choices, complete = _compute(problem, start.tiers, start.choices, options)
+    return Found(tiers, choices, complete=complete)
 
 
 def _by_degree(largest: bool) -> Callable[[System, Problem, Options], Found]:
@@ -185,7 +194,7 @@ def _by_degree(largest: bool) -> Callable[[System, Problem, Options], Found]:
         allowed = can & (order == order.max(axis=1, keepdims=True))
         narrowed = Options(allowed, options.tolerance, options.max_nodes, options.seed)
         found = _globally(system, problem, narrowed if can.any(axis=1).all() else options)
-        return Found(found.tiers, found.choices, iterations=found.iterations, evaluations=found.evaluations)
+        return replace(found, bound=-math.inf, prices=None, history=[])
 
     return method
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InfeasibleError
 from ..paths import ensure_writable, writing
-from .allocation import allocate
+from .allocation import Allocation, UncertifiedWarning, allocate
 from .cells import Cell, rings
 from .files import default_tiers
 from .methods import METHODS
@@ -50,7 +51,7 @@ SWEEPS = (
     Sweep("bandwidth", "total bandwidth, MHz", "bandwidth", tuple(b * 1e6 for b in (12, 16, 20, 25, 30, 40, 50)), 1e-6),
     Sweep("power", "power cap, W", "power_max", (0.05, 0.1, 0.2, 0.4, 0.8, 1.6), log=True),
     Sweep("server", "server, 10$^9$ cycles/s", "server_frequency", (5e8, 1e9, 2e9, 5e9, 1e10, 4e10), 1e-9, log=True),
-    Sweep("devices", "devices", "devices", (2, 4, 6, 8, 10, 12, 14, 16)),
+    Sweep("devices", "number of devices", "devices", (2, 4, 6, 8, 10, 12, 14, 16)),
     Sweep("privacy", "price of privacy, J/bit", "privacy_price", (0.0, 0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.2)),
     Sweep("deadline", "deadline, s", "deadline", (70.0, 85.0, 100.0, 130.0, 160.0, 200.0, 300.0)),
 )
@@ -61,7 +62,7 @@ def run_study(
     *,
     tiers: Sequence[Tier] | None = None,
     seeds: int = 20,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[float, float, str], object] | None = None,
 ) -> list[Path]:
     """Run every experiment; write a CSV file and a figure (PNG and PDF) of each.
 
@@ -69,10 +70,11 @@ def run_study(
         folder: where to; made if need be.
         tiers: a calibrated table; default the package's.
         seeds: cells, in [1, 10000].
-        progress: called with a line now and then.
+        progress: called with the number of allocations done, about how many there will be, and what comes next.
 
     Returns:
-        The files written.
+        The files written. Where a search ended short of its tolerance, the row says ``certified`` 0, and an
+        `UncertifiedWarning` how many did.
 
     Raises:
         InputError: ``seeds`` out of range, or ``folder`` cannot be written.
@@ -81,12 +83,10 @@ def run_study(
     from . import figures  # matplotlib is wanted here alone
 
     check_integer("seeds", seeds, 1, _MOST_SEEDS)
-    say = progress or (lambda _: None)
     folder = ensure_writable(folder)
     table = tuple(default_tiers() if tiers is None else tiers)
-    cell = Cell(tiers=rings(table))
-    say(f"choosing {seeds} cells that every method can serve")
-    chosen = _seeds(cell, seeds)
+    work = _Work(Cell(tiers=rings(table)), table, seeds, progress or (lambda *_: None))
+    chosen = work.choose()
     written: list[Path] = []
 
     def write(name: str, rows: list[dict[str, Any]], draw: Callable[[Path], None]) -> None:
@@ -98,17 +98,14 @@ def run_study(
         written.extend([path, *pictures])
 
     for sweep in SWEEPS:
-        rows = []
-        for value in sweep.values:
-            say(f"{sweep.name}: {value * sweep.scale:g}")
-            rows += list(_point(sweep, dataclasses.replace(cell, **{sweep.field: value}), value, chosen))
+        rows = [row for value in sweep.values for row in work.point(sweep, value, chosen)]
         write(sweep.name, rows, lambda path, s=sweep, r=rows: figures.draw_sweep(s, r, path))  # type: ignore[misc]
-    say("convergence")
-    rows = _convergence(cell, max(chosen, key=lambda seed: allocate(cell.draw(seed), tolerance=1e-9).iterations))
+    rows = work.convergence(max(chosen, key=chosen.__getitem__))
     write("convergence", rows, lambda path: figures.draw_convergence(rows, path))
-    say("parameter sets")
-    sets = _sets(table, chosen)
+    sets = work.sets(chosen)
     write("sets", sets, lambda path: figures.draw_sets(sets, path))
+    if work.cut:
+        warnings.warn(f"{work.cut} of {work.done} allocations are not certified", UncertifiedWarning, stacklevel=2)
     return written
 
 
@@ -117,76 +114,103 @@ def _methods(system_tiers: int, devices: int) -> list[str]:
     return [name for name in METHODS if name != "brute-force" or small]
 
 
-def _seeds(cell: Cell, count: int) -> list[int]:
-    found: list[int] = []
-    for seed in range(20 * count + 20):
+class _Work:
+    """The allocations of a study, counted."""
+
+    def __init__(
+        self, cell: Cell, table: Sequence[Tier], seeds: int, progress: Callable[[float, float, str], object]
+    ) -> None:
+        self.cell, self.table, self.seeds, self.progress = cell, table, seeds, progress
+        self.done = self.cut = 0
+        points = [self._of(sweep, value) for sweep in SWEEPS for value in sweep.values]
+        several = [len(_methods(len(point.tiers), point.devices)) for point in (cell, *points)]
+        self.total = seeds * (sum(several) + 1 + len(table)) + 3
+
+    def _of(self, sweep: Sweep, value: Any) -> Cell:
+        return dataclasses.replace(self.cell, **{sweep.field: value})
+
+    def allocate(self, system: System, what: str, method: str = "global", **options: Any) -> Allocation:
+        """`allocate`, counted; a search that was cut short is counted too, and warned of once at the end."""
+        self.progress(self.done, max(self.total, self.done + 1), what)
+        self.done += 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UncertifiedWarning)
+            found = allocate(system, method, **options)
+        self.cut += not found.complete
+        return found
+
+    def choose(self) -> dict[int, int]:
+        """Seeds of cells that every method can serve; and how many nodes the search of each takes, closely."""
+        found: dict[int, int] = {}
+        for seed in range(20 * self.seeds + 20):
+            what = f"cell {len(found) + 1} that every method can serve"
+            system = self.cell.draw(seed)
+            try:
+                for method in _methods(len(self.cell.tiers), self.cell.devices):
+                    self.allocate(system, what, method, seed=seed)
+                found[seed] = self.allocate(system, what, tolerance=1e-9).iterations
+            except InfeasibleError as error:
+                last = error
+                continue
+            if len(found) == self.seeds:
+                return found
+        raise last
+
+    def point(self, sweep: Sweep, value: Any, seeds: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """Rows of every method at one value."""
+        cell, what = self._of(sweep, value), f"{sweep.name} {value * sweep.scale:g}"
+        for seed in seeds:
+            system = cell.draw(seed)
+            for method in _methods(len(system.tiers), len(system.devices)):
+                row = {"sweep": sweep.name, sweep.field: value, "seed": seed, "method": method}
+                yield row | self._outcome(system, what, method, seed=seed)
+
+    def _outcome(self, system: System, what: str, method: str = "global", **options: Any) -> dict[str, Any]:
+        """The end of a row: whether there is an allocation, and its numbers."""
         try:
-            for method in _methods(len(cell.tiers), cell.devices):
-                allocate(cell.draw(seed), method, seed=seed)
-        except InfeasibleError as error:
-            last = error
-            continue
-        found.append(seed)
-        if len(found) == count:
-            return found
-    raise last
+            found = self.allocate(system, what, method, **options)
+        except InfeasibleError:
+            return {"feasible": 0}
+        return {
+            "feasible": 1,
+            "objective_j": found.objective,
+            "energy_j": found.energy,
+            "encrypt_j": float(found.encrypt_energy.sum()),
+            "upload_j": float(found.upload_energy.sum()),
+            "server_j": float(found.server_energy.sum()),
+            "security_bits": float(found.security.mean()),
+            "bound_j": found.bound if found.method == "global" else "",
+            "certified": int(found.certified) if found.method == "global" else "",
+            "seconds": found.seconds,
+        }
 
+    def convergence(self, seed: int) -> list[dict[str, Any]]:
+        """Objective, and bound where there is one, after each step; less the optimum."""
+        system, what = self.cell.draw(seed), "convergence"
+        optimum = self.allocate(system, what, tolerance=1e-10)
+        rows = []
+        for method in ("global", "alternating"):
+            found = self.allocate(system, what, method, tolerance=1e-9)
+            for step, (objective, bound) in enumerate(found.history):
+                row = {
+                    "method": method,
+                    "seed": seed,
+                    "step": step,
+                    "objective_j": objective,
+                    "optimum_j": optimum.objective,
+                }
+                rows.append(row | {"bound_j": bound if method == "global" else ""})
+        return rows
 
-def _point(sweep: Sweep, cell: Cell, value: Any, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    for seed in seeds:
-        system = cell.draw(seed)
-        for method in _methods(len(system.tiers), len(system.devices)):
-            row = {"sweep": sweep.name, sweep.field: value, "seed": seed, "method": method}
-            yield row | _outcome(system, method, seed=seed)
-
-
-def _outcome(system: System, method: str = "global", **options: Any) -> dict[str, Any]:
-    """The end of a row: whether there is an allocation, and its numbers."""
-    try:
-        found = allocate(system, method, **options)
-    except InfeasibleError:
-        return {"feasible": 0}
-    return {
-        "feasible": 1,
-        "objective_j": found.objective,
-        "energy_j": found.energy,
-        "encrypt_j": float(found.encrypt_energy.sum()),
-        "upload_j": float(found.upload_energy.sum()),
-        "server_j": float(found.server_energy.sum()),
-        "security_bits": float(found.security.mean()),
-        "bound_j": found.bound if found.method == "global" else "",
-        "seconds": found.seconds,
-    }
-
-
-def _convergence(cell: Cell, seed: int) -> list[dict[str, Any]]:
-    """Objective, and bound where there is one, after each step; less the optimum."""
-    system = cell.draw(seed)
-    optimum = allocate(system, tolerance=1e-10)
-    rows = []
-    for method in ("global", "alternating"):
-        found = allocate(system, method, tolerance=1e-9)
-        for step, (objective, bound) in enumerate(found.history):
-            row = {
-                "method": method,
-                "seed": seed,
-                "step": step,
-                "objective_j": objective,
-                "optimum_j": optimum.objective,
-            }
-            rows.append(row | {"bound_j": bound if method == "global" else ""})
-    return rows
-
-
-def _sets(table: Sequence[Tier], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Every device in one and the same set, all else optimal."""
-    rows: list[dict[str, Any]] = []
-    for seed in seeds:
-        system = Cell(tiers=tuple(table), privacy_price=0.0, deadline=_SETS_DEADLINE).draw(seed)
-        for tier in table:
-            row = {"set": tier.name, "deadline": _SETS_DEADLINE, "seed": seed}
-            rows.append(row | _outcome(system, tiers=tier.name))
-    return rows
+    def sets(self, seeds: Iterable[int]) -> list[dict[str, Any]]:
+        """Every device in one and the same set, all else optimal."""
+        rows: list[dict[str, Any]] = []
+        for seed in seeds:
+            system = Cell(tiers=tuple(self.table), privacy_price=0.0, deadline=_SETS_DEADLINE).draw(seed)
+            for tier in self.table:
+                row = {"set": tier.name, "deadline": _SETS_DEADLINE, "seed": seed}
+                rows.append(row | self._outcome(system, "parameter sets", tiers=tier.name))
+        return rows
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -80,10 +80,13 @@ std::size_t block_bytes(const Preset& preset, std::uint32_t rows, std::uint32_t 
 void seal_request(const Preset& preset, const RequestHeader& header, std::uint8_t* message, std::size_t size);
 void seal_block(const Preset& preset, const BlockHeader& header, std::uint8_t* message, std::size_t size);
 
-// Checks everything that can be checked without the layer: lengths, ranges, checksum, unused fields. Throw
-// MessageError.
-RequestHeader open_request(const Preset& preset, const std::uint8_t* message, std::size_t size);
+// Checks everything that can be checked without the layer: lengths, ranges, checksum, unused fields. The message is
+// read once (a long one by several threads, each for its lanes of the checksum), and where `copy` is not null copied
+// there on the way: nothing but what was checked. Throw MessageError.
+RequestHeader open_request(const Preset& preset, const std::uint8_t* message, std::size_t size,
+                           std::uint8_t* copy = nullptr);
 // The first block in `message`, which may be followed by others; its size is stored in block_size.
-BlockHeader open_block(const Preset& preset, const std::uint8_t* message, std::size_t size, std::size_t& block_size);
+BlockHeader open_block(const Preset& preset, const std::uint8_t* message, std::size_t size, std::size_t& block_size,
+                       std::uint8_t* copy = nullptr);
 
 }  // namespace privtuner::linear

@@ -50,7 +50,7 @@ class MaskCache {
 };
 
 // What decrypts the reply to one request: secrets of every group of N tokens and the tokens' scales. Never copied,
-// never serialised, wiped after one decryption or when released.
+// never serialised, wiped when its decryption ends, however it ends, or when released.
 class Secret {
  public:
   Secret(const Secret&) = delete;
@@ -63,7 +63,7 @@ class Secret {
   Direction direction() const { return direction_; }
   std::uint32_t tokens() const { return tokens_; }
   std::uint32_t features_out() const { return public_->features_out(direction_); }
-  bool used() const { return used_; }
+  bool used() const { return used_; }  // a decryption has begun, or it was wiped
   // Waits for a decryption that is running in another thread.
   void wipe() noexcept;
 
@@ -71,7 +71,6 @@ class Secret {
   friend class Decryption;
   friend struct Encryptor;
   Secret() = default;
-  void require_unused() const;
   void erase() noexcept;
   std::size_t mask_bytes() const;  // of the whole mask product
 
@@ -95,20 +94,25 @@ Secret encrypt(std::shared_ptr<const Public> public_part, Direction direction, c
                std::shared_ptr<MaskCache> masks, const ring::Seed& seed, const std::array<std::uint8_t, 32>& mask_seed,
                const RequestId& request, std::uint8_t* message, std::size_t size);
 
-// Decrypts a reply block by block. Uses up the secret: it is wiped when the last row has been decrypted.
+// Decrypts a reply block by block. The secret is this decryption's alone from the start and wiped with its last row, at
+// the first block that is refused, or with this object: no second reply ever meets it.
 class Decryption {
  public:
   // out: (tokens, features out), row-major. Throws SecretError if the secret was used.
   Decryption(Secret& secret, float* out);
+  ~Decryption() { secret_->wipe(); }
+  Decryption(const Decryption&) = delete;
+  Decryption& operator=(const Decryption&) = delete;
 
-  // One or more whole blocks. Throws MessageError if a block is malformed or not the next one; the rows before it stay
-  // decrypted and the right block may still follow. Throws SecretError if another decryption used the secret meanwhile.
+  // One or more whole blocks. Throws MessageError if a block is malformed or not the next one, and SecretError after
+  // that or once the secret was wiped.
   void feed(const std::uint8_t* data, std::size_t size);
   bool complete() const { return next_row_ == secret_->features_out(); }
   // Throws MessageError unless every row has arrived.
   void finish();
 
  private:
+  void read(const std::uint8_t* data, std::size_t size);
   template <class Word>
   void decrypt_rows(const BlockHeader& header, const std::uint8_t* body);
   Secret* secret_;

@@ -28,6 +28,12 @@ class Checksum {
  public:
   // All but the last call take a multiple of 8 bytes.
   void add(const std::uint8_t* data, std::size_t size);
+
+  // The same in parts, a few lanes each, that threads add at once: `add_part` of every part, and `add_length`.
+  static constexpr std::size_t kParts = 4;
+  void add_part(std::size_t part, const std::uint8_t* data, std::size_t size);
+  void add_length(std::size_t size) { length_ += size; }
+
   std::uint64_t value() const;
 
  private:

@@ -13,7 +13,7 @@ from ...errors import InputError, MessageError
 from ...linear import BytesLike
 from ..device import Device
 from . import lanes
-from .lanes import TILE_BYTES, Ring, Slot, features_of, pieces, tiles, wipe
+from .lanes import TILE_BYTES, Ring, Slot, features_of, lane_rows, pieces, tiles, where_it_lies, wipe
 from .secret import DeviceSecret
 
 __all__ = ["Decryption", "decrypt", "decrypt_words"]
@@ -23,28 +23,30 @@ class Decryption:
     """Decrypts a reply block by block; see `decrypt`. ``close`` it whatever happened."""
 
     def __init__(self, secret: DeviceSecret, on_device: bool = False) -> None:
-        secret._require_unused()
         self._secret, self._context, self._ring = secret, secret._context, secret._ring
         device, ring = self._context.device, self._ring
         self._outputs = features_of(secret._public, secret._direction)[1]
         self._next_row = 0
         self._turn = 0
-        self._slots = [Slot(self._context, 0), Slot(self._context, 1)]
+        self._slots = [Slot(self._context), Slot(self._context)]
+        self._sources: list[npt.NDArray[np.uint8]] = []  # of copies that may be on their way
         self._filling: Any = None
         self._on_device = on_device
         shape = (secret._tokens, self._outputs)
         if on_device:
-            # Memory of the caller's stream, as others may read it long after: what it did before must be over.
+            # Memory of the caller's stream, as others may read it long after: what that did before comes first.
             with device.active():
                 self._y = device.empty(shape, np.float32, "a decrypted reply")
-                device.download(self._y[:1, :1])
+                self._context.lanes[0].wait()
         with self._context.lane(0):
             if not on_device:
                 self._y = device.empty(shape, np.float32, "a decrypted reply")
             if secret._masks is not None and secret._mask is None:
                 self._filling = secret._masks.reserve(self._outputs, ring.n, ring.dtype)
         piece = ring.n * ring.word_bytes + secret._tokens * ring.reply_bytes
-        self._step = max(1, min(lanes.PIECE_BYTES // piece, _most_rows(device, ring, secret._tokens)))
+        self._step = max(1, min(lanes.PIECE_BYTES // piece, _most_rows(device, ring, secret._tokens, self._outputs)))
+        with secret._lock:
+            secret._take()
         self._context.fork()
 
     @property
@@ -55,25 +57,44 @@ class Decryption:
     def feed(self, block: BytesLike) -> None:
         """One or more whole blocks; see `decrypt` for what is raised."""
         secret, public = self._secret, self._secret._public
-        data = memoryview(block)
         with secret._lock:
-            if not self.complete:
-                secret._require_unused()
-            while len(data) > 0:
-                header = _core.linear_open_block(public.preset, data)
-                self._check(header)
-                first, rows = header["row_begin"], header["row_count"]
-                body = np.frombuffer(data[_core.LINEAR_BLOCK_PREFIX : header["size"]], np.uint8)
-                self._rows(first, rows, body)
-                self._next_row += rows
-                data = data[header["size"] :]
-            if self.complete and not secret._used:
-                self._context.join()
+            try:
+                self._read(block)
+            except BaseException:
+                secret._erase()
+                raise
+            if self.complete and secret._factors is not None:
+                secret._erase()  # in the even lane, after what the odd one did
                 if self._filling is not None and secret._masks is not None:
+                    self._context.fork()  # whoever finds the product finds it whole in both lanes
                     secret._masks.insert(public.id, secret._direction, self._filling)
                     self._filling = None
-                secret._erase()
-                self._context.fork()  # whoever finds the product finds it whole in both lanes
+
+    def _keep(self, source: npt.NDArray[np.uint8]) -> None:
+        """Hold on to a block until it is copied, and never to many of them."""
+        if sum(kept.nbytes for kept in self._sources) >= 2 * lanes.PIECE_BYTES:
+            self._context.join()
+            self._context.finish()
+            self._sources.clear()
+            self._context.fork()
+        self._sources.append(source)
+
+    def _read(self, block: BytesLike) -> None:
+        data, memory = memoryview(block), where_it_lies(block)
+        if not self.complete:
+            self._secret._unwiped()
+        while len(data) > 0:
+            copy = None
+            if memory is None:
+                with self._context.device.active():
+                    memory = copy = self._context.device.page_locked(len(data))
+            header = _core.linear_open_block(self._secret._public.preset, data, copy)
+            self._check(header)
+            first, rows, size = header["row_begin"], header["row_count"], header["size"]
+            self._keep(memory[:size])
+            self._rows(first, rows, memory[_core.LINEAR_BLOCK_PREFIX : size])
+            self._next_row += rows
+            data, memory = data[size:], None if copy is not None else memory[size:]
 
     def _check(self, header: dict[str, Any]) -> None:
         secret, public = self._secret, self._secret._public
@@ -107,7 +128,6 @@ class Decryption:
         data, masks = body[: count * data_bytes], body[count * data_bytes :]
         for _, begin, rows in pieces(count, self._step):
             slot, at, lane = self._slots[self._turn % 2], first + begin, self._turn
-            slot.wait()
             with self._context.lane(lane):
                 reply = slot.copy_in("data", data[begin * data_bytes : (begin + rows) * data_bytes], ring.reply_dtype)
                 if secret._mask is None:
@@ -124,15 +144,15 @@ class Decryption:
         """The result, once every row has arrived."""
         if not self.complete:
             raise MessageError(f"reply: ends after output {self._next_row} of {self._outputs}: truncated")
-        self._context.join()
-        self._context.finish()
         if self._on_device:
             return self._y
+        self._context.join()
         with self._context.lane(0):
             return self._context.device.download(self._y)
 
     def close(self) -> None:
-        """Overwrite what is secret and wait for all copies."""
+        """Overwrite what is secret, the secret included, and wait for all copies: then the result is there."""
+        self._secret.wipe()
         self._context.join()
         with self._context.lane(0):
             for slot in self._slots:
@@ -192,21 +212,23 @@ def decrypt_words(data: Any, mask: Any, secret: DeviceSecret) -> Any:
         if array.shape != shape or array.dtype != dtype:
             raise InputError(f"{name} is {array.dtype} {tuple(array.shape)}; it must be {dtype} {shape}")
     with secret._lock, device.active():
-        secret._require_unused()
         y = device.empty((secret._tokens, outputs), np.float32, "a decrypted reply")
-        slot = Slot(secret._context, 0)
-        for _, first, rows in pieces(outputs, _most_rows(device, ring, secret._tokens)):
-            part = slice(first, first + rows)
-            _reveal(secret, slot, data[part].view(ring.reply_dtype), mask[part], y, first)
-        slot.wipe()
-        secret._erase()
+        slot = Slot(secret._context)
+        secret._take()
+        try:
+            for _, first, rows in pieces(outputs, _most_rows(device, ring, secret._tokens, outputs)):
+                part = slice(first, first + rows)
+                _reveal(secret, slot, data[part].view(ring.reply_dtype), mask[part], y, first)
+        finally:
+            slot.wipe()
+            secret._erase()
     return y
 
 
-def _most_rows(device: Device, ring: Ring, tokens: int) -> int:
+def _most_rows(device: Device, ring: Ring, tokens: int, outputs: int) -> int:
     """Rows of a piece that is decrypted: what fits into a lane's memory."""
     row = (ring.groups(tokens) + 1) * ring.n * ring.word_bytes + tokens * ring.reply_bytes
-    return max(1, min(lanes.WORK_BYTES, device.free_bytes() // 4) // row)
+    return lane_rows(device, row, outputs)
 
 
 def _reveal(secret: DeviceSecret, slot: Slot, reply: Any, mask: Any, y: Any, first: int) -> None:

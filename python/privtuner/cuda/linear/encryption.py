@@ -13,7 +13,20 @@ from ...linear import Direction, Public
 from .. import sampling
 from ..device import Device
 from . import lanes
-from .lanes import THREADS, TILE_BYTES, Slot, checked, context_of, features_of, pieces, tiles, wipe
+from .lanes import (
+    THREADS,
+    TILE_BYTES,
+    Slot,
+    checked,
+    context_of,
+    features_of,
+    lane_rows,
+    message_of,
+    pieces,
+    tiles,
+    weights_of,
+    wipe,
+)
 from .masks import DeviceMasks
 from .secret import DeviceSecret
 
@@ -28,7 +41,7 @@ class _Encryption:
 
     def __init__(self, device: Device, secret: DeviceSecret, x: Any, mask_seed: bytes) -> None:
         self._device, self._secret, self._ring, self._x = device, secret, secret._ring, x
-        self._mask_seed = mask_seed
+        self._mask_seed: Any = mask_seed  # 32 bytes, in `prepare` words of the device
         self.tokens, self.width = (int(size) for size in x.shape)
         self._groups = self._ring.groups(self.tokens)
         self._error_length = min(self.tokens, self._ring.n)
@@ -40,7 +53,8 @@ class _Encryption:
         """Check and scale the batch, make its secrets."""
         device, secret, ring, public = self._device, self._secret, self._ring, self._secret._public
         forward = secret._direction == "forward"
-        delta, ones = device.upload(public.delta), device.upload(np.ones(public.d_in))
+        delta, ones = secret._context.weights(public) if secret._in_lanes else weights_of(device, public)
+        self._mask_seed = sampling.seed_words(device, self._mask_seed)
         self._weight, secret._weight = (ones, delta) if forward else (delta, ones)
         norm = max(public._core.norm_forward if forward else public._core.norm_backward, 1.0)
         # 2^-40 covers the rounding of the norms and of the products with the scales.
@@ -71,8 +85,7 @@ class _Encryption:
         ring = self._ring
         words = (self._groups + 1) * ring.n + self.tokens
         feature = words * ring.word_bytes + self._groups * self._error_length
-        rows = min(lanes.WORK_BYTES, self._device.free_bytes() // 4) // feature
-        return max(1, min(rows, self.width))
+        return lane_rows(self._device, feature, self.width)
 
     def run(self, slot: Slot, first: int, out: Any) -> None:
         """Words of features from ``first`` on into ``out``, (features, tokens), contiguous."""
@@ -120,8 +133,11 @@ def encrypt(
     seed: bytes | None = None,
     mask_seed: bytes | None = None,
     request: bytes | None = None,
-) -> tuple[bytes, DeviceSecret]:
+) -> tuple[memoryview, DeviceSecret]:
     """Encrypt a batch on the device; the request is that of `privtuner.linear.encrypt`.
+
+    The request is a read-only view of page-locked memory that is used again when the view is gone, and was written by
+    the device itself; ``bytes`` of it makes a copy.
 
     Args:
         device: where to.
@@ -139,10 +155,10 @@ def encrypt(
         EngineError: the device's memory does not suffice.
     """
     context = context_of(device)
-    slots = [Slot(context, 0), Slot(context, 1)]
+    slots = [Slot(context), Slot(context)]
     work: _Encryption | None = None
     own: Any = None  # a copy of the batch that was made here
-    key = bytearray(seed or secrets.token_bytes(32))
+    key = _key(seed)
     try:
         context.lanes[0].wait()  # a batch may be work of the caller's stream that is not done yet
         with context.lane(0):
@@ -178,7 +194,7 @@ def encrypt(
     _core.linear_seal_request(
         public.preset, message, direction, public.id, name, mask, tokens, width, secret._mask is None
     )
-    return message.tobytes(), secret
+    return message_of(message), secret
 
 
 def encrypt_words(
@@ -210,8 +226,8 @@ def encrypt_words(
     context = context_of(device)
     _checked_shape(x, public, direction)
     secret = DeviceSecret._made(context, public, direction, int(x.shape[0]), bytes(16), None, in_lanes=False)
-    slot, work = Slot(context, 0), _Encryption(device, secret, x, mask_seed)
-    key = bytearray(seed or secrets.token_bytes(32))
+    slot, work = Slot(context), _Encryption(device, secret, x, mask_seed)
+    key = _key(seed)
     with device.active():
         try:
             work.prepare(key)
@@ -223,6 +239,15 @@ def encrypt_words(
             slot.wipe()
             work.wipe()
     return words, secret
+
+
+def _key(seed: bytes | None) -> bytearray:
+    """32 secret bytes to overwrite after use: straight from the operating system, so that no other copy of them is."""
+    if seed is not None:
+        return bytearray(seed)
+    key = bytearray(32)
+    _core.os_random(key)
+    return key
 
 
 def _checked_shape(x: Any, public: Public, direction: Direction) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy.typing as npt
 
 from ... import _core
 from ...errors import InputError
-from ...linear import Direction, Public
+from ...linear import BytesLike, Direction, Public
 from .. import sampling
-from ..device import Device
+from ..device import Device, PageLocked
 from ..ntt import Transforms
 
 __all__ = [
@@ -28,8 +29,11 @@ __all__ = [
     "checked",
     "context_of",
     "features_of",
+    "lane_rows",
+    "message_of",
     "pieces",
     "tiles",
+    "where_it_lies",
     "wipe",
 ]
 
@@ -68,7 +72,7 @@ class Ring:
         """How many groups of N tokens, each with a secret of its own, the last one perhaps not full."""
         return -(-tokens // self.n)
 
-    def masks(self, seed: bytes, first: int, rows: int, out: Any = None) -> Any:
+    def masks(self, seed: Any, first: int, rows: int, out: Any = None) -> Any:
         """Mask polynomials ``first`` to ``first + rows``, (rows, n), in the transform's domain."""
         n, q = self.n, self.q
         return sampling.uniform(self._device, seed, sampling.MASK, first, rows, n, q, self.word_bytes, out=out)
@@ -102,6 +106,7 @@ class Context:
         with device.active():
             self.lanes = (device.stream(), device.stream())
         self._rings: dict[str, Ring] = {}
+        self._weights: dict[int, tuple[Any, Any]] = {}  # by the address of a Public, while it lives
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -119,6 +124,18 @@ class Context:
                 self.lanes[0].synchronize()
             return self._rings[preset]
 
+    def weights(self, public: Public) -> tuple[Any, Any]:
+        """Of a layer, for both lanes: its scales (d_out,), and d_in ones. For work that is waited for."""
+        with self._lock:
+            kept = self._weights.get(id(public))
+            if kept is None:
+                with self.lane(0):
+                    kept = weights_of(self.device, public)
+                self.lanes[0].synchronize()
+                weakref.finalize(public, self._weights.pop, id(public), None)
+                self._weights[id(public)] = kept
+            return kept
+
     def fork(self) -> None:
         """The odd lane sees what the even one did."""
         self.lanes[1].wait(self.lanes[0])
@@ -128,9 +145,8 @@ class Context:
         self.lanes[0].wait(self.lanes[1])
 
     def finish(self) -> None:
-        """Wait for both lanes, so that page-locked memory can be used for something else."""
-        for lane in self.lanes:
-            lane.synchronize()
+        """After `join`: wait for both lanes, so that page-locked memory can be used for something else."""
+        self.lanes[0].synchronize()
 
 
 _CONTEXTS_LOCK = threading.Lock()
@@ -170,26 +186,40 @@ def pieces(count: int, step: int) -> Iterator[tuple[int, int, int]]:
         yield number, begin, min(step, count - begin)
 
 
-class Slot:
-    """Memory of one lane that one piece after the other passes through, page-locked and on the device."""
+def weights_of(device: Device, public: Public) -> tuple[Any, Any]:
+    """See `Context.weights`; of the current stream."""
+    return device.upload(public.delta), device.upload(np.ones(public.d_in))
 
-    def __init__(self, context: Context, lane: int) -> None:
-        self._context, self._lane = context, context.lanes[lane]
-        self._host: dict[str, npt.NDArray[np.uint8]] = {}
+
+def lane_rows(device: Device, row_bytes: int, rows: int) -> int:
+    """How many of ``rows`` a lane takes at once, at least one: all if they are small, else what its memory holds."""
+    if rows * row_bytes <= PIECE_BYTES:  # not worth a question to the driver
+        return rows
+    return max(1, min(rows, min(WORK_BYTES, device.free_bytes() // 4) // row_bytes))
+
+
+def where_it_lies(message: BytesLike) -> npt.NDArray[np.uint8] | None:
+    """The bytes of a message themselves, where they are page-locked and can be copied from without a detour."""
+    view = memoryview(message)
+    return np.frombuffer(view, np.uint8).view(PageLocked) if isinstance(view.obj, PageLocked) else None
+
+
+def message_of(memory: npt.NDArray[np.uint8]) -> memoryview:
+    """A message that nobody changes any more. Whoever holds on to it, or to a part, holds its memory."""
+    return memory.data.toreadonly()
+
+
+class Slot:
+    """Device memory of one lane that one piece after the other passes through."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._device: dict[str, Any] = {}
 
-    def wait(self) -> None:
-        """Until the piece before has left it."""
-        self._lane.synchronize()
-
     def copy_in(self, name: str, source: npt.NDArray[np.uint8], dtype: Any) -> Any:
-        """Start the copy of bytes of the host, after `wait`; the device array is good until the next piece."""
-        host = self._host.get(name)
-        if host is None or host.nbytes < source.nbytes:
-            host = self._host[name] = self._context.device.page_locked(source.nbytes)
-        host[: source.nbytes] = source
+        """Start the copy of bytes of the host; the device array is good until the next piece."""
         target = self.array(name, source.nbytes // dtype.itemsize, dtype)
-        self._context.device.copy_in(host[: source.nbytes], target)
+        self._context.device.copy_in(source, target)
         return target
 
     def array(self, name: str, size: int, dtype: Any, what: str = "a work array") -> Any:

@@ -17,7 +17,7 @@ _USED = "this secret was used already: a secret decrypts one reply; encrypt agai
 
 
 class DeviceSecret:
-    """What decrypts the reply to one request. Never copied or pickled; wiped after one decryption or by `wipe`."""
+    """What decrypts the reply to one request. Never copied or pickled; wiped when its decryption ends or by `wipe`."""
 
     __slots__ = (
         "_context",
@@ -43,7 +43,7 @@ class DeviceSecret:
     _request: bytes
     _in_lanes: bool  # where its work is; else in the caller's stream
     _lock: threading.Lock  # held by a decryption at work, and by wipe
-    _used: bool
+    _used: bool  # a decryption has begun, or it was wiped
     _factors: tuple[Any, Any] | None  # prepared, of every group
     _inverse_scales: Any  # 1 / Delta_t, (tokens,)
     _weight: Any  # of every output
@@ -96,22 +96,24 @@ class DeviceSecret:
             raise SecretError(_USED)
         return self._factors
 
-    def _require_unused(self) -> None:
+    def _take(self) -> None:
+        """For the one decryption there is, which erases it in the end. Under the lock."""
         if self._used:
             raise SecretError(_USED)
+        self._used = True
 
     def _erase(self) -> None:
         self._used = True
         arrays = [array for array in (*(self._factors or ()), self._inverse_scales) if array is not None]
         self._factors = self._inverse_scales = self._mask = None
+        if not arrays:
+            return
         if self._in_lanes:
             self._context.join()
         with self._context.lane(0) if self._in_lanes else self._context.device.active():
             wipe(*arrays)
 
     def __del__(self) -> None:
-        if getattr(self, "_used", True):
-            return
         with contextlib.suppress(Exception):  # the driver may be gone when the interpreter ends, and memory with it
             self._erase()
 

@@ -17,9 +17,29 @@ from ...linear import BytesLike, Direction, Prepared
 from .. import gemm
 from ..device import Device
 from . import lanes
-from .lanes import THREADS, Slot, checked, context_of, features_of, pieces
+from .lanes import (
+    THREADS,
+    Slot,
+    checked,
+    context_of,
+    features_of,
+    lane_rows,
+    message_of,
+    pieces,
+    where_it_lies,
+)
 
-__all__ = ["DeviceLayer", "Opened", "Product", "answer", "apply", "apply_blocks", "apply_many", "open_request"]
+__all__ = [
+    "DeviceLayer",
+    "Opened",
+    "Product",
+    "answer",
+    "apply",
+    "apply_blocks",
+    "apply_many",
+    "gather",
+    "open_request",
+]
 
 _PRODUCT_TILE = 128  # rows, and about the columns, that a block of threads of a product has
 _TILES_EACH = 4  # of these for every multiprocessor, to keep it busy
@@ -212,7 +232,7 @@ class Opened:
         request: 16 bytes that name it.
         seed: 32 bytes, of its mask.
         mask_wanted: whether the reply carries the product of the mask.
-        body: uint8, the words as they stand in the message.
+        body: the words as they stand in the message.
     """
 
     direction: Direction
@@ -225,17 +245,25 @@ class Opened:
 
 
 def open_request(layer: DeviceLayer, request: BytesLike) -> Opened:
-    """Check a request to a layer. Does not touch the device.
+    """Check a request to a layer. Does not wait for the device.
+
+    A request that lies in page-locked memory, as of `encrypt` or `gather`, is read where it lies; another one is copied
+    to such memory while it is checked.
 
     Args:
         layer: the layer.
-        request: bytes from an ``encrypt``; they must stay as they are while the result is in use.
+        request: bytes from an ``encrypt``; in page-locked memory they must stay as they are while the result is in use.
 
     Raises:
         MessageError: malformed, truncated, corrupted, a word is not below q, or meant for another layer.
+        EngineError: the host has no page-locked memory left.
     """
-    public = layer.public
-    header = _core.linear_open_request(public.preset, request)
+    public, copy = layer.public, None
+    memory = where_it_lies(request)
+    if memory is None:
+        with layer.device.active():
+            memory = copy = layer.device.page_locked(len(request))
+    header = _core.linear_open_request(public.preset, request, copy)
     if header["layer"] != public.id:
         raise MessageError("request: meant for another layer, or other weights of this one")
     direction: Direction = header["direction"]
@@ -244,12 +272,29 @@ def open_request(layer: DeviceLayer, request: BytesLike) -> Opened:
         raise MessageError(
             f"request: {header['features']} features, this layer takes {wanted} in the {direction} direction"
         )
-    body = np.frombuffer(request, np.uint8, offset=_core.LINEAR_REQUEST_PREFIX)
+    body = memory[_core.LINEAR_REQUEST_PREFIX :]
     return Opened(direction, header["tokens"], wanted, header["request"], header["seed"], header["mask_wanted"], body)
 
 
-def apply_blocks(layer: DeviceLayer, request: BytesLike, block_rows: int = 256) -> Iterator[bytes]:
+def gather(device: Device, parts: Sequence[BytesLike]) -> memoryview:
+    """A message from its parts, in page-locked memory: where `open_request` reads it without another copy.
+
+    Raises:
+        EngineError: the host has no page-locked memory left.
+    """
+    with device.active():
+        memory = device.page_locked(sum(len(part) for part in parts))
+    at = 0
+    for part in parts:
+        memory[at : at + len(part)] = np.frombuffer(part, np.uint8)
+        at += len(part)
+    return message_of(memory)
+
+
+def apply_blocks(layer: DeviceLayer, request: BytesLike, block_rows: int = 256) -> Iterator[memoryview]:
     """Answer a request on the device; as `privtuner.linear.apply_blocks`, with the same arguments, bytes and errors.
+
+    The blocks are read-only views of page-locked memory, which is used again when they are gone.
 
     Raises:
         MessageError: the request is malformed, truncated, corrupted, or meant for another layer.
@@ -260,7 +305,7 @@ def apply_blocks(layer: DeviceLayer, request: BytesLike, block_rows: int = 256) 
     return (block for (block,) in blocks)
 
 
-def answer(layer: DeviceLayer, requests: Sequence[Opened], block_rows: int = 256) -> Iterator[list[bytes]]:
+def answer(layer: DeviceLayer, requests: Sequence[Opened], block_rows: int = 256) -> Iterator[list[memoryview]]:
     """Answer several requests of one direction to one layer together.
 
     Args:
@@ -269,7 +314,7 @@ def answer(layer: DeviceLayer, requests: Sequence[Opened], block_rows: int = 256
         block_rows: outputs a block, rounded up to a multiple of 32.
 
     Returns:
-        An iterator over lists: the next block of every reply.
+        An iterator over lists: the next block of every reply, as of `apply_blocks`.
 
     Raises:
         InputError: ``block_rows`` is not positive, or the directions differ.
@@ -281,7 +326,7 @@ def answer(layer: DeviceLayer, requests: Sequence[Opened], block_rows: int = 256
     return _answer(layer, requests, step)
 
 
-def _answer(layer: DeviceLayer, requests: Sequence[Opened], step: int) -> Iterator[list[bytes]]:
+def _answer(layer: DeviceLayer, requests: Sequence[Opened], step: int) -> Iterator[list[memoryview]]:
     context, ring = layer._context, layer._ring
     pending: _Strip | None = None
     try:
@@ -290,8 +335,8 @@ def _answer(layer: DeviceLayer, requests: Sequence[Opened], step: int) -> Iterat
         context.fork()
         # Several blocks at once: a few tiles for every multiprocessor, in no more memory than a lane has.
         tall = _TILES_EACH * layer.device.multiprocessors * _PRODUCT_TILE**2 // product.columns
-        most = min(lanes.WORK_BYTES, layer.device.free_bytes() // 4) // (2 * product.columns * ring.word_bytes)
         whole = math.lcm(step, _PRODUCT_TILE)  # blocks that fill whole tiles
+        most = lane_rows(layer.device, 2 * product.columns * ring.word_bytes, -(-product.rows_out // whole) * whole)
         height = min(tall, most) // whole * whole or step * max(1, min(tall, most) // step)
         for number, begin, count in pieces(product.rows_out, height):
             with context.lane(number):
@@ -340,47 +385,45 @@ class _Strip:
             device.copy_out(mask[rows], body[data_bytes:])
         return message
 
-    def blocks(self) -> Iterator[list[bytes]]:
+    def blocks(self) -> Iterator[list[memoryview]]:
         """The next block of each reply, sealed."""
-        public = self._layer.public
+        public, first = self._layer.public, self._requests[0]
         self._layer._context.lanes[self._lane].synchronize()
-        for begin, rows, messages in self._messages:
-            sealed = []
-            for request, message in zip(self._requests, messages, strict=True):
-                _core.linear_seal_block(
-                    public.preset,
-                    message,
-                    request.direction,
-                    public.id,
-                    request.request,
-                    request.tokens,
-                    features_of(public, request.direction)[1],
-                    begin,
-                    rows,
-                    request.mask_wanted,
-                )
-                sealed.append(message.tobytes())
-            yield sealed
+        unsealed = [
+            (message, request.request, request.tokens, begin, rows, request.mask_wanted)
+            for begin, rows, messages in self._messages
+            for request, message in zip(self._requests, messages, strict=True)
+        ]
+        outputs = features_of(public, first.direction)[1]
+        _core.linear_seal_blocks(public.preset, first.direction, public.id, outputs, unsealed)
+        del unsealed
+        while self._messages:  # not to hold on to those that were taken
+            yield [message_of(message) for message in self._messages.pop(0)[2]]
 
 
 def _loaded(layer: DeviceLayer, requests: Sequence[Opened]) -> Product:
-    """The product of requests whose words are in host memory; they are copied while the masks are expanded."""
+    """The product of requests in host memory, to be kept until the lanes were waited for.
+
+    They are copied while the masks are expanded.
+    """
     context, ring = layer._context, layer._ring
 
     def fill(places: list[Any]) -> None:
         context.fork()  # the places are memory of the even lane
-        slots = [Slot(context, 0), Slot(context, 1)]
+        slots = [Slot(context), Slot(context)]
         turn = 1  # the even lane is busy with the masks
         for place, request in zip(places, requests, strict=True):
+            if place.flags.c_contiguous:  # one request without its mask: it lies there as it is
+                with context.lane(turn):
+                    layer.device.copy_in(request.body, place)
+                continue
             row_bytes = request.tokens * ring.word_bytes
             for _, first, rows in pieces(request.features, max(1, lanes.PIECE_BYTES // row_bytes)):
                 slot, piece = slots[turn % 2], request.body[first * row_bytes : (first + rows) * row_bytes]
-                slot.wait()
                 with context.lane(turn):
                     place[first : first + rows] = slot.copy_in("words", piece, ring.dtype).reshape(rows, request.tokens)
                 turn += 1
         context.join()
-        context.finish()  # the slots' page-locked memory is free again
 
     requested = [(request.tokens, request.seed if request.mask_wanted else None) for request in requests]
     return Product(layer, requests[0].direction, requested, fill)

@@ -1,0 +1,207 @@
+"""Which layers are asked, in which order and for how many tokens: what shapes say, and nothing of the texts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, SwitchTransformersConfig, SwitchTransformersEncoderModel
+from transformers.models.auto import modeling_auto
+
+from family_cases import tiny_model
+from nn_cases import RecordingTransport, tiny_bert, tiny_llama, tokens
+from privtuner.ckks import INSECURE_parameters
+from privtuner.errors import InputError
+from privtuner.nn import LocalTransport, Split, split
+from privtuner.nn.families import PADDING_SAFE, REGULAR
+
+# Constants of these families that are neither embeddings nor linear.
+CONSTANTS = ("final_logits_bias", "embed_positions", "attn.bias")
+
+
+def task_of(model_type: str) -> str:
+    if model_type in ("camembert", "mobilebert", "xlm-roberta"):
+        # Their heads for masked words read weights, or are tied in ways that a bundle does not hold.
+        return "AutoModel"
+    for auto, mapping in (
+        ("AutoModelForSeq2SeqLM", modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+        ("AutoModelForMaskedLM", modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+        ("AutoModelForCausalLM", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    ):
+        if model_type in mapping:
+            return auto
+    return "AutoModel"
+
+
+def step(model: PreTrainedModel, ids: torch.Tensor, **arguments: Any) -> None:
+    """A forward and a backward pass through every layer."""
+    output = model(input_ids=ids, **arguments)
+    loss = output.loss if "labels" in arguments else output[0].square().mean()
+    loss.backward()
+
+
+@pytest.mark.parametrize("model_type", sorted(REGULAR))
+def test_two_texts_of_one_length_ask_for_the_same(model_type: str) -> None:
+    task = task_of(model_type)
+    sizes = {"embedding_size": 16} if model_type == "mobilebert" else {}
+    parts = split(tiny_model(model_type, task, **sizes), keep=CONSTANTS)
+    transport = RecordingTransport(parts.server)
+    model = parts.bundle.build(transport).train()
+    model.get_input_embeddings().requires_grad_(True)
+    seen = []
+    for seed in range(2):
+        ids = tokens(2, 6, seed=seed)
+        arguments = {}
+        if task != "AutoModel":
+            # As many labels as the text says.
+            arguments["labels"] = ids.masked_fill(
+                torch.rand(2, 6, generator=torch.Generator().manual_seed(seed)) < 0.5, -100
+            )
+        step(model, ids, **arguments)
+        seen.append(transport.seen)
+        transport.seen = []
+    assert seen[0] == seen[1]
+    assert {direction for _, direction, _ in seen[0]} == {"forward", "backward"}
+
+
+def test_families_known_to_honour_masks_are_regular() -> None:
+    assert set(PADDING_SAFE) <= REGULAR
+
+
+def experts() -> PreTrainedModel:
+    config = SwitchTransformersConfig(
+        vocab_size=50,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_sparse_encoder_layers=1,
+        num_heads=4,
+        num_experts=4,
+    )
+    torch.manual_seed(0)
+    return SwitchTransformersEncoderModel(config).eval()
+
+
+def test_a_mixture_of_experts_needs_the_word_of_both_parties() -> None:
+    with pytest.raises(InputError, match=r"SwitchTransformers.* is not known .* allow_data_dependent_requests"):
+        split(experts())
+    parts = split(experts(), allow_data_dependent_requests=True)
+    transport = RecordingTransport(parts.server)
+    with pytest.raises(InputError, match=r"SwitchTransformersEncoderModel is not known"):
+        parts.bundle.build(transport)
+    model = parts.bundle.build(transport, allow_data_dependent_requests=True)
+    seen = []
+    for seed in range(2):
+        model(input_ids=tokens(1, 8, seed=seed))
+        seen.append(transport.seen)
+        transport.seen = []
+    assert seen[0] != seen[1], "what is refused does tell texts apart"
+
+
+def test_tokens_that_a_router_chose_are_refused_whatever_the_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("privtuner.nn.families.REGULAR", REGULAR | {"switch_transformers"})
+    parts = split(experts())
+    model = parts.bundle.build(LocalTransport(parts.server))
+    with pytest.raises(InputError, match=r"layer '.*expert_\d.*' is asked for tokens that the model chose"):
+        model(input_ids=tokens(1, 8))
+
+
+def test_a_bundle_cannot_pass_one_architecture_off_as_another() -> None:
+    bundle = split(experts(), allow_data_dependent_requests=True).bundle
+    forged = dataclasses.replace(bundle, config={**bundle.config, "model_type": "t5"})
+    with pytest.raises(InputError, match="SwitchTransformersEncoderModel is not known"):
+        forged.build(LocalTransport({}))
+
+
+def test_predicting_labelled_tokens_alone_is_refused() -> None:
+    with pytest.raises(InputError, match="sparse_prediction of this ModernBertForMaskedLM sends labelled tokens alone"):
+        split(tiny_model("modernbert", "AutoModelForMaskedLM", sparse_prediction=True))
+    parts = split(tiny_model("modernbert", "AutoModelForMaskedLM"))
+    with pytest.raises(InputError, match="sparse_prediction"):
+        parts.bundle.build(LocalTransport(parts.server), sparse_prediction=True)
+    model = parts.bundle.build(LocalTransport(parts.server))
+    model.sparse_prediction = True
+    labels = tokens(2, 6).masked_fill(torch.arange(12).view(2, 6) > 4, -100)
+    with pytest.raises(InputError, match="is asked for tokens that the model chose"):
+        model(input_ids=tokens(2, 6), labels=labels)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Split:
+    return split(tiny_llama())
+
+
+@pytest.mark.parametrize(("kept", "sent"), [(0, 12), (2, 4), (torch.tensor([1, 3, 5]), 6)])
+def test_positions_whose_logits_were_asked_for(llama: Split, kept: Any, sent: int) -> None:
+    transport = RecordingTransport(llama.server)
+    llama.bundle.build(transport)(tokens(2, 6), logits_to_keep=kept)
+    assert transport.seen[-1] == ("lm_head", "forward", sent)
+
+
+def test_generation_with_a_cache(llama: Split) -> None:
+    transport = RecordingTransport(llama.server)
+    model = llama.bundle.build(transport)
+    model.generate(tokens(2, 6), max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert [count for layer, _, count in transport.seen if layer == "lm_head"] == [2, 2, 2]
+
+
+def test_generation_with_an_encoder() -> None:
+    parts = split(tiny_model("t5", "AutoModelForSeq2SeqLM"))
+    model = parts.bundle.build(LocalTransport(parts.server))
+    assert model.generate(tokens(2, 6), max_new_tokens=2, min_new_tokens=2).shape == (2, 3)
+
+
+def test_relative_positions_are_no_tokens() -> None:
+    for model_type, changes in (
+        ("deberta", {"max_relative_positions": 4}),
+        ("deberta", {"max_relative_positions": -1}),
+        ("deberta-v2", {"position_buckets": -1}),
+        ("deberta-v2", {"position_buckets": 4, "share_att_key": True}),
+    ):
+        given = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], **changes}
+        parts = split(tiny_model(model_type, **given))
+        parts.bundle.build(LocalTransport(parts.server))(tokens(2, 6))
+
+
+def test_several_choices_of_one_question() -> None:
+    parts = split(tiny_model("bert", "AutoModelForMultipleChoice"))
+    model = parts.bundle.build(LocalTransport(parts.server))
+    assert model(tokens(6, 5).view(2, 3, 5)).logits.shape == (2, 3)
+
+
+def test_a_layer_in_a_pass_takes_the_sizes_of_the_pass() -> None:
+    parts = split(tiny_bert())
+    model = parts.bundle.build(LocalTransport(parts.server))
+    layer = model.encoder.layer[0].output.dense
+    sizes = {(2, 6): True, (12,): True, (2,): True, (5,): False, (1, 6): False, (2, 5): False, (): False}
+    refused = []
+
+    def call(*_: Any) -> None:
+        for size in sizes:
+            try:
+                layer(torch.randn(*size, 48))
+            except InputError:
+                refused.append(size)
+
+    model.pooler.register_forward_hook(call)
+    model(tokens(2, 6))
+    assert refused == [size for size, fits in sizes.items() if not fits]
+    assert layer(torch.randn(5, 48)).shape == (5, 32), "outside of a pass it is the caller who calls"
+
+
+def test_a_sealed_block_takes_the_sizes_of_the_pass() -> None:
+    parts = split(
+        tiny_bert(num_hidden_layers=1),
+        seal="mlp",
+        activation_degree=3,
+        seal_parameters=INSECURE_parameters(depth=6),
+    )
+    model = parts.bundle.build(LocalTransport(parts.server), allow_insecure=True)
+    block = model.encoder.layer[0].intermediate.dense
+    # Before anything of the pass is encrypted.
+    model.embeddings.register_forward_hook(lambda *_: block(torch.randn(5, 32)))
+    with pytest.raises(InputError, match="is asked for tokens that the model chose"):
+        model(tokens(2, 6))
