@@ -1,4 +1,4 @@
-"""What is known of model families: layers fed by one tensor, requests that shapes decide, attention that honours masks."""
+"""What is known of model families: layers fed by one tensor, requests that follow from shapes, attention with masks."""
 
 from __future__ import annotations
 
