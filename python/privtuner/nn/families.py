@@ -1,4 +1,4 @@
-"""What is known about model families: layers that share their input, and attention that honours its mask."""
+"""What is known of model families: layers fed by one tensor, requests that follow from shapes, attention with masks."""
 
 from __future__ import annotations
 
