@@ -1,8 +1,8 @@
 """The allocator against independent solvers: CVXPY with Clarabel, brute force, SLSQP and fractional programming.
 
 Differences are stated as parts of the energy, for the objective has an arbitrary zero. No peer's convergence is relied
-on: ours must not be worse than what the peer reached, and how far ours may be from the best is told by certificates, the
-package's bound or one computed here from the formulas. `check` holds the allocations to every constraint.
+on: ours must not be worse than what the peer reached, and how far ours may be from the best is told by certificates,
+the package's bound or one computed here from the formulas. `check` holds the allocations to every constraint.
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ def test_uploads_against_slsqp(seed):
     assert result.x.sum() <= uploads.count * (1 + ROUNDING)
     assert (result.x * unit >= uploads.least * (1 - ROUNDING)).all()
     assert energy <= result.fun * scale * (1 + 1e-9)
-    assert gap(bandwidth, uploads.slopes(bandwidth), uploads.least, uploads.system.channel.bandwidth) <= TANGENT * energy
+    assert (
+        gap(bandwidth, uploads.slopes(bandwidth), uploads.least, uploads.system.channel.bandwidth) <= TANGENT * energy
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -366,7 +366,9 @@ def branching(seed):
 def test_one_node_is_honest(seed):
     system = branching(seed)
     best = allocate(system, tolerance=1e-9)
-    with pytest.warns(UncertifiedWarning, match="not certified: the gap is .* 1e-09 was asked for.* after 1 node: raise"):
+    with pytest.warns(
+        UncertifiedWarning, match="not certified: the gap is .* 1e-09 was asked for.* after 1 node: raise"
+    ):
         cut = allocate(system, tolerance=1e-9, max_nodes=1)
     assert best.certified
     assert not cut.certified

@@ -235,9 +235,7 @@ def _round(offset: FloatArray, bound: Bound) -> IntArray:
     return chosen
 
 
-def _split(
-    offset: FloatArray, limits: tuple[Limit, ...], bound: Bound
-) -> list[tuple[FloatArray, tuple[Limit, ...]]]:
+def _split(offset: FloatArray, limits: tuple[Limit, ...], bound: Bound) -> list[tuple[FloatArray, tuple[Limit, ...]]]:
     """Two nodes: by the number of devices like the most undecided one in a tier, or by whether it takes its heaviest."""
     open_tiers = np.isfinite(offset)
     weights = np.where(open_tiers, bound.weights, 0.0)

@@ -129,9 +129,7 @@ def maximise(
 
 
 class _Climb:
-    def __init__(
-        self, market: Market, offset: FloatArray, limits: Limits | None, enough: float, target: float
-    ) -> None:
+    def __init__(self, market: Market, offset: FloatArray, limits: Limits | None, enough: float, target: float) -> None:
         self.market, self.offset, self.limits, self.enough, self.target = market, offset, limits, enough, target
         self.single = offset.shape[1] == 1
         self.floor = np.zeros_like(market.resources)

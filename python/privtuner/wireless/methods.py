@@ -137,9 +137,7 @@ def _randomly(system: System, problem: Problem, options: Options) -> Found:
     raise deadline_error(system, problem, options.allowed, bandwidth, server, how)
 
 
-def _compute(
-    problem: Problem, tiers: IntArray, choices: Choices, options: Options
-) -> tuple[IntArray, Choices, bool]:
+def _compute(problem: Problem, tiers: IntArray, choices: Choices, options: Options) -> tuple[IntArray, Choices, bool]:
     """The best tier, processor speed and server share at this bandwidth and power; never worse than what was.
 
     Also whether the search for them was complete.

@@ -60,7 +60,9 @@ def summary(found: Allocation) -> str:
     ]
     if math.isfinite(found.bound):
         gap = f"a gap of {found.relative_gap:.1e} of the energy"
-        lines.append(("certified" if found.certified else "bound", f"no allocation is below {found.bound:.9g} J: {gap}"))
+        lines.append(
+            ("certified" if found.certified else "bound", f"no allocation is below {found.bound:.9g} J: {gap}")
+        )
     return "\n".join(f"{name:10}{text}" for name, text in lines)
 
 
