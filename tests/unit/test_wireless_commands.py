@@ -10,7 +10,7 @@ from matplotlib import image
 
 from privtuner import calibration, cli
 from privtuner.errors import InputError
-from privtuner.wireless import Cell, allocate, default_tiers, load_tiers, study
+from privtuner.wireless import METHODS, Cell, allocate, default_tiers, load_tiers, study
 from privtuner.wireless.figures import draw_allocation
 from privtuner.wireless.report import plan, summary, table
 from wireless_cases import PHONE_TOML, TABLET_TOML
@@ -126,7 +126,7 @@ def written(tmp_path_factory):
     lines = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "SWEEPS", tuple(_short(sweep) for sweep in study.SWEEPS))
-        return folder, study.run_study(folder, seeds=2, progress=lines.append), lines
+        return folder, study.run_study(folder, seeds=2, progress=lambda *step: lines.append(step)), lines
 
 
 def _short(sweep):
@@ -140,7 +140,12 @@ def test_study_writes_a_table_and_two_figures_of_each_experiment(written):
     names = ["bandwidth", "power", "server", "devices", "privacy", "deadline", "convergence", "sets"]
     assert files == [folder / f"{name}{suffix}" for name in names for suffix in (".csv", ".png", ".pdf")]
     assert all(file.stat().st_size > 200 for file in files)
-    assert len(lines) > len(names)
+    done, totals, whats = zip(*lines, strict=True)
+    assert list(done) == list(range(len(lines)))
+    # Known beforehand but for the cells that are passed over.
+    assert 0 <= len(lines) - totals[0] < len(METHODS)
+    assert all(before < total for before, total in zip(done, totals, strict=True))
+    assert {what.split()[0] for what in whats} == {"cell", *names[:-1], "parameter"}
     assert image.imread(folder / "bandwidth.png").std() > 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 
 import mpmath
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 optimize = pytest.importorskip("scipy.optimize", reason="SciPy is not installed: the allocator needs it")
 
 from privtuner.errors import InfeasibleError, InputError  # noqa: E402
-from privtuner.wireless import METHODS, allocate  # noqa: E402
+from privtuner.wireless import METHODS, UncertifiedWarning, allocate  # noqa: E402
 from privtuner.wireless.branch import branch_and_bound  # noqa: E402
 from privtuner.wireless.priced import Priced, server_share  # noqa: E402
 from privtuner.wireless.problem import Choices, Problem, excess, respond  # noqa: E402
@@ -364,7 +365,13 @@ def branching(seed):
 @pytest.mark.parametrize("seed", BRANCHING)
 def test_one_node_is_honest(seed):
     system = branching(seed)
-    best, cut = allocate(system, tolerance=1e-9), allocate(system, tolerance=1e-9, max_nodes=1)
+    best = allocate(system, tolerance=1e-9)
+    with pytest.warns(
+        UncertifiedWarning, match="not certified: the gap is .* 1e-09 was asked for.* after 1 node: raise"
+    ):
+        cut = allocate(system, tolerance=1e-9, max_nodes=1)
+    assert best.certified
+    assert not cut.certified
     assert cut.iterations == 1 < best.iterations
     check(cut)
     assert cut.bound <= best.objective
@@ -376,10 +383,15 @@ def test_one_node_is_honest(seed):
 def test_too_few_nodes_prove_nothing(seed):
     """A search that was cut short must not say that there is no allocation."""
     assert feasible(branching(seed))
-    try:
-        check(allocate(branching(seed), max_nodes=1))
-    except InfeasibleError as error:
-        assert "max_nodes = 1" in str(error)  # noqa: PT017 - either is honest
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UncertifiedWarning)
+        try:
+            found = allocate(branching(seed), max_nodes=1)
+        except InfeasibleError as error:
+            assert "max_nodes = 1" in str(error)  # noqa: PT017 - either is honest
+        else:
+            check(found)
+            assert not found.certified
 
 
 @pytest.mark.parametrize("seed", BRANCHING)
@@ -399,10 +411,10 @@ def test_progress(seed):
 def test_random_by_seed():
     system = with_deadlines(random_system(2, 4, 3), 4)
     one, same, other = (allocate(system, "random", seed=seed) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(one.bandwidth, same.bandwidth)
+    np.testing.assert_allclose(one.bandwidth, same.bandwidth, rtol=ROUNDING)
     np.testing.assert_array_equal(one.tier, same.tier)
-    assert one.objective == same.objective
-    assert (one.bandwidth != other.bandwidth).any()
+    assert one.objective == pytest.approx(same.objective, abs=ROUNDING * (one.energy + abs(one.objective)))
+    assert np.abs(one.bandwidth / other.bandwidth - 1).max() > 0.01
 
 
 def test_brute_force_has_limits():
@@ -460,4 +472,8 @@ def test_seeds_that_are_none(seed):
 def test_progress_of_a_search_that_ends_at_once():
     calls = []
     found = allocate(single(0), progress=lambda *numbers: calls.append(numbers))
-    assert calls == [(found.objective, pytest.approx(found.bound, rel=1e-12), 1)]
+    ((objective, bound, nodes),) = calls
+    slip = ROUNDING * (found.energy + abs(found.objective))  # the allocation is summed up anew
+    assert nodes == 1
+    assert objective == pytest.approx(found.objective, abs=slip)
+    assert bound == pytest.approx(found.bound, abs=slip)

@@ -103,8 +103,8 @@ class Allocation:
         if math.isinf(self.bound):
             return f"a search of the method {self.method!r} ended at max_nodes, short of its tolerance: {mend}"
         return (
-            f"not certified: the gap is {self.relative_gap:.1e} of the energy, {self.tolerance:g} was asked for, and the "
-            f"search ended after {self.iterations} node{'s' * (self.iterations != 1)}: {mend}"
+            f"not certified: the gap is {self.relative_gap:.1e} of the energy, {self.tolerance:g} was asked for, and "
+            f"the search ended after {self.iterations} node{'s' * (self.iterations != 1)}: {mend}"
         )
 
     @property

@@ -1,9 +1,9 @@
 """Branch and bound on the tiers, with the dual as the bound.
 
 A node allows each device some of the tiers, and may limit how many devices of a group take one. Its bound is the dual's
-maximum; rounding the weights there and solving the convex problem of the tiers so fixed gives allocations. With P prices
-about P devices are left undecided, so few nodes are needed; a tier whose reduced cost lifts the bound past the best
-allocation is barred for good.
+maximum; rounding the weights there and solving the convex problem of the tiers so fixed gives allocations. With P
+prices about P devices are left undecided, so few nodes are needed; a tier whose reduced cost lifts the bound past the
+best allocation is barred for good.
 
 Devices that ask for about as much as each other can trade places at next to no cost, so which of them takes a tier is
 hardly worth a node, while how many do is. A node is therefore split by their number, and by single devices where that
@@ -236,7 +236,7 @@ def _round(offset: FloatArray, bound: Bound) -> IntArray:
 
 
 def _split(offset: FloatArray, limits: tuple[Limit, ...], bound: Bound) -> list[tuple[FloatArray, tuple[Limit, ...]]]:
-    """Two nodes: by the number of devices like the most undecided one in a tier, or by whether it takes its heaviest."""
+    """Two nodes: by how many devices like the most undecided one take a tier, or by whether it takes its heaviest."""
     open_tiers = np.isfinite(offset)
     weights = np.where(open_tiers, bound.weights, 0.0)
     several = open_tiers.sum(axis=1) > 1

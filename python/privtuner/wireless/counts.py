@@ -132,7 +132,7 @@ class Limits:
 
     def _stiffness(self, weights: FloatArray, heat: float) -> FloatArray:
         taken = weights[:, self.tier] * self._signed
-        stiffness = self._same * (taken.T @ self._signed) - taken.T @ taken
+        stiffness: FloatArray = self._same * (taken.T @ self._signed) - taken.T @ taken
         stiffness[np.diag_indices_from(stiffness)] += (heat / self.price) ** 2
         return stiffness
 
@@ -185,7 +185,8 @@ def _solve(stiffness: FloatArray, right: FloatArray) -> FloatArray:
     scale = np.sqrt(np.diagonal(stiffness))
     scaled = stiffness / np.outer(scale, scale)
     scaled[np.diag_indices_from(scaled)] += _RIDGE
-    return np.asarray(np.linalg.solve(scaled, (right.T / scale).T).T / scale).T
+    solved: FloatArray = (np.linalg.solve(scaled, (right.T / scale).T).T / scale).T
+    return solved
 
 
 def tighten(offset: FloatArray, limits: Sequence[Limit]) -> tuple[FloatArray, tuple[Limit, ...]] | None:

@@ -104,7 +104,8 @@ def draw_convergence(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axis.plot(x, below, label="global: bound", **_STYLES["brute-force"])
     axis.set(xlabel="step (node, or half a round)", ylabel="distance from the optimum, J", yscale="log")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    what = f"Distance from the optimum, step by step, in the cell\nof seed {rows[0]['seed']}; at most 1e-9 J is drawn as that"
+    cell = f"in the cell\nof seed {rows[0]['seed']}"
+    what = f"Distance from the optimum, step by step, {cell}; at most 1e-9 J is drawn as that"
     _finish(figure, axis, what, path)
 
 
@@ -128,7 +129,8 @@ def draw_sets(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 axis.text(place, 0.5, "not in time", transform=axis.get_xaxis_transform(), ha="center", fontsize=7)
     axis.set(ylabel="energy of a round, J", yscale="log")
     axis.set_xticks(range(len(names)), names, rotation=20)
-    what = f"All devices in one parameter set, all else optimal,\ndeadline {rows[0]['deadline']:g} s: {_means(rows, bands=False)}"
+    what = f"deadline {rows[0]['deadline']:g} s: {_means(rows, bands=False)}"
+    what = f"All devices in one parameter set, all else optimal,\n{what}"
     _finish(figure, axis, what, path)
 
 
