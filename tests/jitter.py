@@ -27,7 +27,7 @@ def shaken(function: Callable[..., Any]) -> Callable[..., Any]:
         values = np.asarray(result)
         if values.dtype.kind != "f":
             return result
-        layout = values.size + values.ndim + (not np.asarray(arguments[0]).flags.c_contiguous)
+        layout = values.size + (not np.asarray(arguments[0]).flags.c_contiguous)
         ways = (np.arange(values.size).reshape(values.shape) + layout) % 3
         kept = (ways == 0) | (values == np.rint(values)) | ~np.isfinite(values)
         with np.errstate(all="ignore"):
