@@ -47,9 +47,10 @@ class MeanForSequenceClassification(torch.nn.Module):
         if self.config.is_encoder_decoder:
             raise InputError(f"a {self.config.model_type} has a decoder, whose states have no mean; use the pool first")
         if isinstance(getattr(encoder, "pooler", None), torch.nn.Module):
-            encoder.pooler = None
+            encoder.register_module("pooler", None)
         self.encoder = encoder
-        self.classifier = torch.nn.Linear(self.config.hidden_size, self.config.num_labels, dtype=encoder.dtype)
+        sizes: Any = encoder.config
+        self.classifier = torch.nn.Linear(sizes.hidden_size, sizes.num_labels, dtype=encoder.dtype)
 
     @property
     def base_model(self) -> PreTrainedModel:
