@@ -15,7 +15,7 @@ import torch
 
 from privtuner.errors import InputError
 from privtuner.lora.peft_adapter import load_adapter
-from privtuner.lora.report import load_labels
+from privtuner.lora.report import load_labels, load_pool
 from privtuner.nn import OwnerBundle, Transport, visible_only
 
 if TYPE_CHECKING:
@@ -177,8 +177,8 @@ def load_classifier(directory: str | Path, adapter: str | Path) -> PeftModel:
     Raises:
         privtuner.errors.InputError: a directory lacks what it should hold, or the adapter is of another model.
     """
-    labels, pool = load_labels(adapter)
-    return load_adapter(clear_classifier(directory, labels, pool), adapter)
+    model = clear_classifier(directory, load_labels(adapter), load_pool(adapter))
+    return load_adapter(model, adapter)
 
 
 def _with_head(model: PreTrainedModel, pool: str) -> PreTrainedModel | MeanForSequenceClassification:
