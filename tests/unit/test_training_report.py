@@ -40,7 +40,8 @@ def contents(folder):
 
 def test_labels_lie_beside_the_adapter(tmp_path):
     report.save_adapter(Model(), ["ä", "b"], tmp_path)
-    assert report.load_labels(tmp_path) == (("ä", "b"), "first")
+    assert report.load_labels(tmp_path) == ("ä", "b")
+    assert report.load_pool(tmp_path) == "first"
     assert (tmp_path / "adapter_model.safetensors").exists()
 
 
@@ -70,17 +71,18 @@ def test_numbers_are_json(tmp_path):
         None,
         b"",
         b"[]",
-        b'{"labels": ["a"]}',
-        b'{"labels": 5, "pool": "mean"}',
-        b'{"labels": "a", "pool": "mean"}',
+        b'{"labels": 5, "pool": 5}',
+        b'{"labels": "a"}',
+        b'{"labels": [1], "pool": [1]}',
         b"\xff",
     ],
 )
 def test_labels_that_are_none(tmp_path, content):
     if content is not None:
         (tmp_path / "labels.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"labels\.json"):
-        report.load_labels(tmp_path)
+    for load in (report.load_labels, report.load_pool):
+        with pytest.raises(InputError, match=r"labels\.json"):
+            load(tmp_path)
 
 
 def test_picture_shows_both_curves(tmp_path):

@@ -15,7 +15,7 @@ import torch
 
 from privtuner.errors import InputError
 from privtuner.lora.peft_adapter import load_adapter
-from privtuner.lora.report import load_labels
+from privtuner.lora.report import load_labels, load_pool
 from privtuner.nn import OwnerBundle, Transport, visible_only
 from privtuner.nn.pretrained import load_model
 
@@ -48,9 +48,10 @@ class MeanForSequenceClassification(torch.nn.Module):
         if self.config.is_encoder_decoder:
             raise InputError(f"a {self.config.model_type} has a decoder, whose states have no mean; use the pool first")
         if isinstance(getattr(encoder, "pooler", None), torch.nn.Module):
-            encoder.pooler = None
+            encoder.register_module("pooler", None)
         self.encoder = encoder
-        self.classifier = torch.nn.Linear(self.config.hidden_size, self.config.num_labels, dtype=encoder.dtype)
+        sizes: Any = encoder.config
+        self.classifier = torch.nn.Linear(sizes.hidden_size, sizes.num_labels, dtype=encoder.dtype)
 
     @property
     def base_model(self) -> PreTrainedModel:
@@ -164,8 +165,8 @@ def load_classifier(directory: str | Path, adapter: str | Path) -> PeftModel:
     Raises:
         privtuner.errors.InputError: a directory lacks what it should hold, or the adapter is of another model.
     """
-    labels, pool = load_labels(adapter)
-    return load_adapter(clear_classifier(directory, labels, pool), adapter)
+    model = clear_classifier(directory, load_labels(adapter), load_pool(adapter))
+    return load_adapter(model, adapter)
 
 
 def _with_head(model: PreTrainedModel, pool: str) -> PreTrainedModel | MeanForSequenceClassification:

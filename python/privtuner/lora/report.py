@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from privtuner.lora.training import TrainResult
 
-__all__ = ["AdapterKeeper", "check_folder", "load_labels", "save_adapter", "save_json", "save_loss_curve"]
+__all__ = ["AdapterKeeper", "check_folder", "load_labels", "load_pool", "save_adapter", "save_json", "save_loss_curve"]
 
 LABELS_FILE = "labels.json"
 INTERRUPTED = "interrupted"
@@ -150,23 +150,39 @@ def _staged(model: PeftModel, labels: Sequence[str], directory: Path) -> Iterato
         yield folder
 
 
-def load_labels(directory: str | Path) -> tuple[tuple[str, ...], str]:
-    """Return the labels beside a saved adapter, in the order of the head's outputs, and the pool, "mean" or "first".
+def load_labels(directory: str | Path) -> tuple[str, ...]:
+    """Return the labels beside a saved adapter, in the order of the head's outputs.
 
     Raises:
         privtuner.errors.InputError: the file is missing or malformed.
     """
+    labels = _head(directory, "labels", list)
+    if not all(isinstance(label, str) for label in labels):
+        raise InputError(f"{Path(directory) / LABELS_FILE} holds labels that are no strings")
+    return tuple(labels)
+
+
+def load_pool(directory: str | Path) -> str:
+    """Return what the head of a saved adapter reads, "mean" or "first".
+
+    Raises:
+        privtuner.errors.InputError: the file is missing or malformed.
+    """
+    return str(_head(directory, "pool", str))
+
+
+def _head(directory: str | Path, entry: str, kind: type) -> Any:
+    """Return an entry of the file that describes the head."""
     path = Path(directory) / LABELS_FILE
     try:
-        head = json.loads(path.read_text(encoding="utf-8"))
-        labels, pool = head["labels"], head["pool"]
+        value = json.loads(path.read_text(encoding="utf-8"))[entry]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is no list of labels: {error!r}") from error
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in [*labels, pool]):
-        raise InputError(f"{path} is no list of labels with a pool")
-    return tuple(labels), pool
+        raise InputError(f"{path} does not describe a head ({entry}): {error!r}") from error
+    if not isinstance(value, kind):
+        raise InputError(f"{path} does not describe a head: {entry} is a {type(value).__name__}")
+    return value
 
 
 def save_json(values: Mapping[str, Any], path: Path) -> None:
