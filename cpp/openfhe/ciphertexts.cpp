@@ -15,8 +15,10 @@ CiphertextsPtr encrypted(const ContextPtr& context, const Key& key, const Values
   out->context = context;
   out->features.resize(values.features);
   try {
-    for_each(values.features, [&](std::size_t f) {
-      out->features[f] = context->get()->Encrypt(key, encode(*context, values, f, level));
+    drawing([&] {
+      for_each(values.features, [&](std::size_t f) {
+        out->features[f] = context->get()->Encrypt(key, encode(*context, values, f, level));
+      });
     });
   } catch (const std::exception& error) {
     throw Error("OpenFHE cannot encrypt this: " + reason(error));
@@ -85,7 +87,7 @@ CiphertextsPtr encrypt(const Public& key, const Values& values, std::uint32_t le
 void decrypt(const Secret& key, const Ciphertexts& x, std::size_t tokens, double* re, double* im) {
   const ContextInUse in_use(*key.context());
   try {
-    for_each(x.features.size(), [&](std::size_t f) {
+    const auto one = [&](std::size_t f) {
       lbcrypto::Plaintext plain;
       key.context()->get()->Decrypt(key.key(), x.features[f], &plain);
       const auto& slots = plain->GetCKKSPackedValue();
@@ -96,7 +98,8 @@ void decrypt(const Secret& key, const Ciphertexts& x, std::size_t tokens, double
       for (std::size_t t = 0; t < tokens; ++t) re[f * tokens + t] = slots[t].real();
       if (im == nullptr) return;
       for (std::size_t t = 0; t < tokens; ++t) im[f * tokens + t] = slots[t].imag();
-    });
+    };
+    drawing([&] { for_each(x.features.size(), one); });  // decryption adds noise
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {

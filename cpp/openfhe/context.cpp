@@ -152,6 +152,7 @@ Context::Context(CryptoContext context, bool fresh)
 }
 
 Context::~Context() {
+  if (!usable()) return;
   const Exclusive lock(library_mutex());
   count_rings(*this, false);
   auto& held = holders();

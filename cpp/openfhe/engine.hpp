@@ -9,6 +9,7 @@
 #include <complex>
 #include <cstddef>
 #include <cstdint>
+#include <future>
 #include <map>
 #include <memory>
 #include <optional>
@@ -43,8 +44,23 @@ struct FormatError : std::runtime_error {
 std::string reason(const std::exception& error);
 
 // OpenFHE's tables of contexts, keys and transforms belong to the process and have no lock. Shared for operations that
-// only read tables which stay, exclusive for those that change a table or use keys.
+// only read tables which stay, exclusive for those that change a table or use keys. Throws std::runtime_error unless
+// usable().
 std::shared_mutex& library_mutex();
+
+// Once, before anything else: after this, forks are noticed, whoever calls fork.
+void watch_forks();
+bool forked();  // this process is a child of a fork that was noticed
+bool usable();  // not so in a child made while another thread used OpenFHE
+
+// draw(), for whatever takes random numbers from OpenFHE. Its generator is state of a thread, seeded by the operating
+// system when the thread first draws; the one thread that a child has is a copy of a thread of the parent, and so is
+// its generator. In a child every draw is made on a thread of its own.
+template <class Draw>
+auto drawing(const Draw& draw) -> decltype(draw()) {
+  if (!forked()) return draw();
+  return std::async(std::launch::async, draw).get();
+}
 
 using Shared = std::shared_lock<std::shared_mutex>;
 using Exclusive = std::unique_lock<std::shared_mutex>;
@@ -54,8 +70,6 @@ int threads();
 // Of OpenFHE's loops and of ours over features. Throws std::invalid_argument outside 1 to kMaxThreads.
 inline constexpr int kMaxThreads = 1024;
 void set_threads(int count);
-// In a child process: the threads of the parent are not there.
-void after_fork();
 
 // What OpenFHE's tables hold now: for finding leaks.
 struct Counts {

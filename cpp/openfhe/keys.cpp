@@ -55,9 +55,11 @@ KeysInUse::~KeysInUse() {
 
 Secret::Secret(const ContextPtr& context) : context_(context) {
   const Exclusive lock(library_mutex());
-  omp_set_num_threads(threads());
   take_tables(*context);
-  const auto pair = context->get()->KeyGen();
+  const auto pair = drawing([&] {
+    omp_set_num_threads(threads());
+    return context->get()->KeyGen();
+  });
   key_ = pair.secretKey;
   public_ = std::make_shared<Public>(Public{context, pair.publicKey});
 }
@@ -71,13 +73,13 @@ std::shared_ptr<EvaluationKeys> Secret::evaluation_keys(bool relinearisation,
                                                         bool bootstrapping) const {
   // These functions of the scheme return keys without entering them into any table.
   const Exclusive lock(library_mutex());
-  omp_set_num_threads(threads());
   take_tables(*context_);
   auto keys = std::make_shared<EvaluationKeys>();
   keys->context = context_;
   keys->tag = key_->GetKeyTag();
   const auto scheme = context_->get()->GetScheme();
-  try {
+  const auto make = [&] {
+    omp_set_num_threads(threads());
     if (relinearisation) keys->multiplication = {scheme->EvalMultKeyGen(key_)};
     if (bootstrapping) {
       keys->automorphisms = scheme->EvalBootstrapKeyGen(key_, context_->slots());
@@ -90,6 +92,9 @@ std::shared_ptr<EvaluationKeys> Secret::evaluation_keys(bool relinearisation,
         keys->automorphisms = more;
       }
     }
+  };
+  try {
+    drawing(make);
   } catch (const std::exception& error) {
     throw Error("OpenFHE cannot make these keys: " + reason(error));
   }

@@ -1,14 +1,51 @@
 // What belongs to the process: the lock, the threads, the tables.
-#include "engine.hpp"
+#include <pthread.h>
 
 #include <atomic>
+#include <new>
+
+#include "engine.hpp"
 
 namespace privtuner::openfhe {
 namespace {
 
 std::atomic<int> thread_count{0};
+std::atomic<bool> in_child{false}, torn{false};  // torn: another thread was changing OpenFHE's tables at the fork
+thread_local bool idle = false;                  // of the thread that forks: nobody else was at work
+
+std::shared_mutex& mutex() {
+  static std::shared_mutex mutex;
+  return mutex;
+}
+
+void before_fork() { idle = mutex().try_lock(); }
+
+void after_fork_in_parent() {
+  if (idle) mutex().unlock();
+}
+
+void after_fork_in_child() {
+  // Whoever held the lock is not in this process, and its state names threads of the parent.
+  new (&mutex()) std::shared_mutex;
+  in_child = true;
+  if (!idle) torn = true;
+  // One thread needs no team, and the parent's would never answer.
+  thread_count = 1;
+  omp_set_num_threads(1);
+  lbcrypto::OpenFHEParallelControls = lbcrypto::ParallelControls();
+}
 
 }  // namespace
+
+void watch_forks() {
+  if (pthread_atfork(&before_fork, &after_fork_in_parent, &after_fork_in_child) != 0) {
+    throw std::runtime_error("no memory to watch for forks, after which OpenFHE would repeat its random numbers");
+  }
+}
+
+bool forked() { return in_child; }
+
+bool usable() { return !torn; }
 
 std::string reason(const std::exception& error) {
   const std::string text = error.what();
@@ -21,8 +58,12 @@ std::string reason(const std::exception& error) {
 }
 
 std::shared_mutex& library_mutex() {
-  static std::shared_mutex mutex;
-  return mutex;
+  if (!usable()) {
+    throw std::runtime_error(
+        "this process was forked while another thread used OpenFHE, whose tables may be half changed: fork when no "
+        "thread uses it, or start processes with multiprocessing's method 'spawn'");
+  }
+  return mutex();
 }
 
 std::string library_version() { return GetOPENFHEVersion(); }
@@ -37,17 +78,15 @@ void set_threads(int count) {
     throw std::invalid_argument("num_threads is " + std::to_string(count) + "; give 1 to " +
                                 std::to_string(kMaxThreads));
   }
+  if (forked() && count > 1) {
+    throw std::invalid_argument("num_threads is " + std::to_string(count) +
+                                "; a child of fork computes on one thread, as the team it would wait for is the "
+                                "parent's: start processes with multiprocessing's method 'spawn' for more");
+  }
   const Exclusive lock(library_mutex());
   thread_count = count;
   // OpenFHE asks for up to the number of threads that it saw when this object was made.
   omp_set_num_threads(count);
-  lbcrypto::OpenFHEParallelControls = lbcrypto::ParallelControls();
-}
-
-void after_fork() {
-  // No lock: who held it is not in this process. One thread needs no team, and the parent's would never answer.
-  thread_count = 1;
-  omp_set_num_threads(1);
   lbcrypto::OpenFHEParallelControls = lbcrypto::ParallelControls();
 }
 

@@ -310,11 +310,11 @@ PYBIND11_MODULE(_openfhe, module) {
   using namespace privtuner::openfhe;
   module.doc() = "OpenFHE for privtuner. Private: use privtuner.openfhe.";
   register_errors();
+  watch_forks();
   module.attr("version") = library_version();
   module.attr("library") = PRIVTUNER_OPENFHE_LIBRARY;
   module.def("num_threads", &threads);
   module.def("set_num_threads", &set_threads, Release());
-  module.def("after_fork", &after_fork);
   module.def("counts", [] {
     const Counts now = counts();
     return pybind11::make_tuple(now.contexts, now.multiplication_keys, now.automorphism_keys);

@@ -38,10 +38,7 @@ class Status(NamedTuple):
 def _module() -> Any:
     """The extension module, or the text of the error on importing it."""
     try:
-        module = importlib.import_module("privtuner._openfhe")
-        # A child of fork has none of the parent's OpenMP threads and would wait for them for ever.
-        os.register_at_fork(after_in_child=module.after_fork)
-        return module
+        return importlib.import_module("privtuner._openfhe")
     except ModuleNotFoundError:
         return f"{_core.openfhe_status}; {_INSTALL}"
     except ImportError as error:
@@ -81,10 +78,11 @@ def num_threads() -> int:
 def set_num_threads(n: int) -> None:
     """Let OpenFHE use ``n`` OpenMP threads, in the whole process. The default is what OMP_NUM_THREADS says, or all.
 
-    A child process made by ``fork`` begins with one.
+    A child process made by ``fork`` computes on one; it may use OpenFHE only if no other thread did at the fork.
 
     Raises:
-        InputError: n outside 1 to 1024.
+        InputError: n outside 1 to 1024, or above 1 in a child of ``fork``.
+        EngineError: a child of a ``fork`` at which another thread used OpenFHE. So does every operation.
     """
     library().set_num_threads(whole("num_threads", n))
 
