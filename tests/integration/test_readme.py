@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine_cases import NEEDS_OPENFHE
+from integration._minilm import find_minilm
 from privtuner import cuda
 
 ROOT = Path(__file__).parents[2]
@@ -31,28 +33,40 @@ def run(script: str, folder: Path) -> str:
     return result.stdout
 
 
-def test_there_are_six_scripts():
-    assert len(SCRIPTS) == README.count("```python") == 6
+def test_there_are_seven_scripts():
+    assert len(SCRIPTS) == README.count("```python") == 7
+
+
+def test_from_nothing_to_a_trained_adapter(tmp_path):
+    """The section's commands, in the clear and for two steps, and then what uses the adapter."""
+    shutil.copytree(find_minilm(), tmp_path / "model")
+    (line,) = re.findall(r"^    privtuner train --server 127.0.0.1:50051 ((?:.*\\\n)*.*)$", README, re.MULTILINE)
+    words = line.replace("\\\n", " ").partition("#")[0].split()
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    options |= {"--steps": "2", **{name: str(ROOT / options[name]) for name in ("--data", "--eval")}}
+    line = ["train", "--plain", "--model", "model", *(word for option in options.items() for word in option)]
+    run(f"import sys; from privtuner.cli import main; sys.exit(main({line!r}))", tmp_path)
+    assert re.fullmatch(r"\['\w+', '\w+'\]\n", run(SCRIPTS[0], tmp_path))
 
 
 def test_the_training_loop_learns_and_leaves_an_adapter(tmp_path):
-    losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", run(SCRIPTS[0], tmp_path))]
+    losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", run(SCRIPTS[1], tmp_path))]
     assert len(losses) == 5
     assert losses[-1] < losses[0]
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_the_four_functions(tmp_path):
-    run(SCRIPTS[1], tmp_path)
+    run(SCRIPTS[2], tmp_path)
 
 
 def test_the_encrypted_circuit(tmp_path):
-    assert "levels      6 used, 1 left" in run(SCRIPTS[2], tmp_path)
+    assert "levels      6 used, 1 left" in run(SCRIPTS[3], tmp_path)
 
 
 @NEEDS_OPENFHE
 def test_the_second_engine(tmp_path):
-    off, predicted = map(float, re.findall(r"[\d.]+e-\d+", run(SCRIPTS[3], tmp_path)))
+    off, predicted = map(float, re.findall(r"[\d.]+e-\d+", run(SCRIPTS[4], tmp_path)))
     assert off < predicted < 1e-3
 
 
@@ -61,13 +75,13 @@ def test_the_gpu(tmp_path):
     folder = ROOT / "tests"
     host = f"import sys; sys.path.append({str(folder)!r}); import cuda_host; from privtuner import cuda\n"
     stand_in = "" if cuda.available() else host + "cuda.devices = lambda: [cuda_host.HostDevice()]\n"
-    (off,) = map(float, re.findall(r"[\d.]+e-\d+", run(stand_in + SCRIPTS[4], tmp_path)))
+    (off,) = map(float, re.findall(r"[\d.]+e-\d+", run(stand_in + SCRIPTS[5], tmp_path)))
     assert off < 1e-3
 
 
 def test_the_wireless_cell(tmp_path):
     certified, better = (
-        float(word) for word in re.findall(r"([\d.e-]+) J(?: better|$)", run(SCRIPTS[5], tmp_path), re.M)
+        float(word) for word in re.findall(r"([\d.e-]+) J(?: better|$)", run(SCRIPTS[6], tmp_path), re.M)
     )
     assert 0 <= certified <= 1e-5
     assert better > 0
@@ -83,7 +97,7 @@ def test_the_wireless_system(tmp_path):
 @pytest.mark.parametrize("command", ["serve", "train", "allocate"])
 def test_the_command_lines_use_options_that_exist(command):
     lines = re.findall(rf"^    privtuner {command} ((?:.*\\\n)*.*)$", README, re.MULTILINE)
-    assert len(lines) == (2 if command == "allocate" else 4)
+    assert len(lines) == (2 if command == "allocate" else 5)
     help_text = run(f"from privtuner.cli import main; main(['{command}', '--help'])", Path())
     options = {option for line in lines for option in re.findall(r"--[\w-]+", line)}
     assert options

@@ -116,7 +116,7 @@ def test_advice_names_what_the_extras_hold():
 
 def test_nobody_is_sent_to_an_index_that_lacks_the_package():
     files = [*(ROOT / "python").rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
-    files += [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
+    files += [ROOT / name for name in ("CONTRIBUTING.md", "README.md", "SECURITY.md")]
     advised = re.compile(r"pip install[^\n]*[ '\"]privtuner(?=[\[ '\"=]|$)", re.MULTILINE)
     assert advised.search("pip install 'privtuner[train]'")
     assert advised.search("pip install --force-reinstall privtuner")

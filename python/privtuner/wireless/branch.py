@@ -214,7 +214,7 @@ def _round(offset: FloatArray, bound: Bound) -> IntArray:
     """A tier for every device: the heaviest, and among undecided ones that are alike as many of each as they weigh."""
     open_tiers = np.isfinite(offset)
     weights = np.where(open_tiers, bound.weights, -1.0)
-    chosen = np.argmax(weights, axis=1)
+    chosen: IntArray = np.argmax(weights, axis=1)
     left = np.flatnonzero(weights.max(axis=1) < _DECIDED)
     while left.size > 1:
         device = int(left[np.argmin(weights[left].max(axis=1))])
