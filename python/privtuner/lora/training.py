@@ -299,6 +299,8 @@ def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, prog
             step = Step(loss.item(), rate, time.perf_counter() - start, batch.tokens, moved.bytes_up, moved.bytes_down)
             bar.set_postfix_str(_postfix(step), refresh=False)
             bar.update()
+            if number == 1:
+                bar.refresh()  # a log, where it is drawn rarely, tells at once that it trains and how fast
             yield step
 
 
