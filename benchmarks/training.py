@@ -1,6 +1,6 @@
 """What does encryption cost a real fine-tuning run? MiniLM on BANKING77: seconds a step, accuracy, bytes.
 
-    python benchmarks/training.py [--quick] [--accuracy] [--json F] [--plot F.png] [--threads N]
+    python benchmarks/training.py [--quick] [--accuracy] [--seeds N] [--json F] [--plot F.png] [--threads N]
 
 The plain and the encrypted run see the same batches and start from the same adapters. Their steps are timed in turn, on
 the same cores; the encrypted step counts both parties. Accuracy stands beside that of a head alone, without adapters,
@@ -111,9 +111,8 @@ def step_times(task: Task, quick: bool) -> Iterator[Record]:
         yield step_time(task, name, task.encrypted(config, **options), max(3, steps // 2), None)
 
 
-def accuracy(task: Task, pool: str, how: training.TrainConfig, quick: bool) -> Iterator[Record]:
+def accuracy(task: Task, pool: str, how: training.TrainConfig, seeds: range, quick: bool) -> Iterator[Record]:
     """Test accuracy after training over seeds: a head alone, with adapters in the clear, with adapters encrypted."""
-    seeds = range(1 if quick else 3)
     reached: dict[str, list[float]] = {"head alone": [], "LoRA, plain": [], "LoRA, encrypted": []}
     for seed in seeds:
         config = dataclasses.replace(how, steps=30 if quick else how.steps, seed=seed)
@@ -135,12 +134,13 @@ def accuracy(task: Task, pool: str, how: training.TrainConfig, quick: bool) -> I
     yield Record("accuracy, plain minus encrypted", lost, "points", reference="plain", target=1.0, note=note)
 
 
-def accuracies(task: Task, quick: bool) -> Iterator[Record]:
+def accuracies(task: Task, seeds: range, quick: bool) -> Iterator[Record]:
     """Both pools on ``task``, and the pool that suits the model on a task for adapters."""
     for pool in classifier.POOLS:
-        yield from accuracy(task, pool, training.TrainConfig(), quick)
+        yield from accuracy(task, pool, training.TrainConfig(), seeds, quick)
     # As the demonstration does: few sentences are soon learnt by heart.
-    yield from accuracy(Task("reschedule"), "mean", training.TrainConfig(steps=60, batch_size=32, lr=1e-3), quick)
+    few = training.TrainConfig(steps=60, batch_size=32, lr=1e-3)
+    yield from accuracy(Task("reschedule"), "mean", few, seeds, quick)
 
 
 def traffic(task: Task) -> Iterator[Record]:
@@ -163,12 +163,13 @@ def main() -> None:
     """Measure everything and write what was asked for."""
     parser = harness.parser_of((__doc__ or "").splitlines()[0])
     parser.add_argument("--accuracy", action="store_true", help="accuracy only, no times: for a machine that is busy")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="accuracies of so many runs (default 3)")
     options = parser.parse_args()
     privtuner.set_num_threads(options.threads)
     torch.set_num_threads(options.threads)
     task = Task()
     records = [] if options.accuracy else [*step_times(task, options.quick), *traffic(task)]
-    harness.finish([*records, *accuracies(task, options.quick)], options, "fine-tuning MiniLM")
+    harness.finish([*records, *accuracies(task, range(1 if options.quick else options.seeds), options.quick)], options, "fine-tuning MiniLM")
 
 
 if __name__ == "__main__":
