@@ -169,7 +169,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     task = Task()
     records = [] if options.accuracy else [*step_times(task, options.quick), *traffic(task)]
-    harness.finish([*records, *accuracies(task, range(1 if options.quick else options.seeds), options.quick)], options, "fine-tuning MiniLM")
+    records += accuracies(task, range(1 if options.quick else options.seeds), options.quick)
+    harness.finish(records, options, "fine-tuning MiniLM")
 
 
 if __name__ == "__main__":
