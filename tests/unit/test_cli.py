@@ -184,7 +184,9 @@ def test_adapter_gives_the_same_answers_on_the_clear_model(model, address, argum
     if pool == "first":  # an ordinary adapter of PEFT for the classifier of transformers
         twin = AutoModelForSequenceClassification.from_pretrained(model, num_labels=3)
         with torch.no_grad():
-            assert torch.equal(PeftModel.from_pretrained(twin, tmp_path / "out").eval()(**batch).logits, logits)
+            again = PeftModel.from_pretrained(twin, tmp_path / "out").eval().double()(**batch).logits
+            # Weights that are others differ by 2**-24 of themselves; double precision rounds a million times finer.
+            assert torch.allclose(clear.double()(**batch).logits, again, rtol=0, atol=2.0**-40)
     # The clear model's weights are not rounded to 8 bits: one close call may fall the other way.
     assert abs(accuracy - reported) <= 1 / 15
     assert accuracy > 0.5
@@ -672,7 +674,6 @@ def test_what_needs_no_server_is_checked_before_there_is_one(arguments, capsys, 
         ["--threads", "0"],
         ["--device", "gpu"],
         ["--device-memory", "nan", "--device", "cuda"],
-        ["--model", "nowhere"],
     ],
 )
 def test_what_needs_no_model_is_checked_before_there_is_one(model, capsys, monkeypatch, options):
