@@ -142,7 +142,8 @@ def test_what_is_trained_encrypted_is_loaded_on_the_clear_model(directory, parts
     assert not loaded.training
     assert loaded.config.id2label == dict(enumerate(LABELS))
     expected = randomised(prepare_model(clear_classifier(directory, LABELS, pool), config))
-    assert torch.equal(logits(loaded), logits(expected))
+    # A float32 weight that is another one differs by 2**-24 of itself; double precision rounds a million times finer.
+    assert torch.allclose(logits(loaded.double()), logits(expected.double()), rtol=0, atol=2.0**-40)
     assert evaluate(loaded, data).texts == len(data)
 
 
@@ -205,10 +206,10 @@ def test_adapter_that_is_none(directory, saved, tmp_path):
 
 
 def test_model_that_is_none(saved, tmp_path):
-    with pytest.raises(InputError, match="is no model directory"):
+    with pytest.raises(InputError, match=r"no model in .*: config\.json is missing"):
         load_classifier(tmp_path, saved)
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(InputError, match="cannot load a model from"):
+    with pytest.raises(InputError, match="no weights in"):
         load_classifier(broken, saved)

@@ -23,10 +23,12 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from family_cases import tiny_model
 from nn_cases import MODELS, CountingTransport, clear_twin, probing, tiny_bert, tiny_gpt2, tiny_llama, tokens
 from privtuner import linear
 from privtuner.errors import InputError
 from privtuner.nn import LocalTransport, OwnerBundle, Split, split, split_pretrained, traffic_of
+from privtuner.nn.families import KEPT_HEADS
 
 LAYER_NAMES = {
     "bert": ["attention.self.query+key+value", "attention.output.dense", "intermediate.dense", "output.dense"],
@@ -192,6 +194,26 @@ def test_masked_language_model() -> None:
     model = parts.bundle.build(LocalTransport(parts.server))
     assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
     assert model(tokens(2, 5)).logits.shape == (2, 5, 50)
+
+
+@pytest.mark.parametrize("model_type", ["camembert", "xlm-roberta"])
+def test_tied_head_that_is_defined_before_the_base_model(model_type: str) -> None:
+    model = tiny_model(model_type, "AutoModelForMaskedLM")
+    parts = split(model)
+    owner = parts.bundle.build(LocalTransport(parts.server))
+    assert owner.get_output_embeddings().weight is owner.get_input_embeddings().weight
+    assert torch.equal(owner.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+def test_weight_that_a_model_reads_itself() -> None:
+    model = tiny_model("mobilebert", "AutoModelForMaskedLM", embedding_size=16)
+    with pytest.raises(InputError, match=r"'cls\.predictions\.dense' cannot be served: .* keep="):
+        split(model)
+    parts = split(model, keep=(*KEPT_HEADS, "cls.predictions.dense"))
+    owner = parts.bundle.build(LocalTransport(parts.server))
+    with torch.no_grad():
+        assert owner(input_ids=tokens(1, 4)).logits.shape == (1, 4, 50)
+    split(tiny_model("mobilebert"))
 
 
 def test_names_do_not_depend_on_the_head() -> None:

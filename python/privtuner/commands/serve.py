@@ -72,12 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
     from privtuner.service.server import ensure_free
 
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    # What needs no model should show before one is loaded: address, GPU, directory.
+    # What needs no model should show before one is loaded: address, GPU.
     ensure_free(arguments.host, arguments.port, arguments.allow_plaintext)
     set_threads(arguments.threads)
     engine = engine_of(arguments.engine, arguments.device, _memory_bytes(arguments))
-    if not (Path(arguments.model) / "config.json").is_file():
-        raise InputError(f"{arguments.model} is no model directory: it has no config.json")
 
     from privtuner.nn import split_pretrained
 

@@ -150,8 +150,6 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise InputError("--seal goes with --server only: nothing is sealed in the clear")
     if arguments.plain and arguments.engine != "native":
         raise InputError("--engine goes with --server only: nothing is encrypted in the clear")
-    if arguments.plain and not (Path(arguments.model) / "config.json").is_file():
-        raise InputError(f"{arguments.model} is no model directory: it has no config.json")
 
 
 def _task(arguments: argparse.Namespace) -> _Task:
@@ -223,12 +221,7 @@ def _prepared(
     if transport and (sealed := transport.hello()["sealed"]):
         tested = sum(1 for table in test for _ in dataset.length_batches(table, EVAL_TOKENS))
         report_sealed(2 * sealed * (task.config.steps + tested))  # forward and backward; before and after
-    try:
-        adapted = prepare_model(model, task.config).to(task.device)
-    except PrivtunerError:
-        raise
-    except ValueError as error:  # PEFT's, for modules that take no adapter
-        raise InputError(f"--targets {arguments.targets}: {error}") from error
+    adapted = prepare_model(model, task.config).to(task.device)
     report.check_folder(adapted, task.labels, task.out)
     return adapted, train, test[0] if test else None
 

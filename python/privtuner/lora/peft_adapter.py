@@ -168,8 +168,10 @@ def check_lora_config(model: torch.nn.Module, config: LoraConfig) -> None:
 
 def _check_targets(modules: Mapping[str, torch.nn.Module], config: LoraConfig) -> None:
     """Refuse targets that PEFT would pass over, or stop at with the model half changed."""
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
     targets = config.target_modules
-    if targets is None or targets == _ALL_LINEAR:
+    if targets is None or targets in (_ALL_LINEAR, DUMMY_TARGET_MODULES):
         return
     saved = config.modules_to_save or ()
     takes = {path for path, module in modules.items() if isinstance(module, _adaptable())}

@@ -128,7 +128,8 @@ def _check_against_architecture(bundle: OwnerBundle, config: PreTrainedConfig) -
     canonical = canonical_names(whole)
     served = {member for spec in bundle.groups.values() for member in spec.members}
     sealed = {name for spec in bundle.sealed.values() for name in (spec.first, spec.second)}
-    sources = {id(tensor) for name, tensor in whole.named_parameters() if canonical(name) in bundle.tensors}
+    named = whole.named_parameters(remove_duplicate=False)
+    sources = {id(tensor) for name, tensor in named if canonical(name) in bundle.tensors}
     for path, module in whole.named_modules():
         name = canonical(path)
         if name in sealed:

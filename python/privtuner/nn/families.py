@@ -13,6 +13,7 @@ __all__ = [
     "KEPT_HEADS",
     "NEW_HEADS",
     "PADDING_SAFE",
+    "READ_WEIGHTS",
     "REGULAR",
     "TASKS",
     "check_regular",
@@ -43,6 +44,9 @@ PADDING_SAFE: Mapping[str, Literal["first", "last"]] = {
 }
 """Model types whose tokens meet in masked attention alone, so that padding never reaches a real token; and which token
 their sequence classifiers pool, the first or the last that is not ``pad_token_id``."""
+
+READ_WEIGHTS: Mapping[str, str] = {"mobilebert": "cls.predictions.dense"}
+"""Model type -> a linear layer whose weight the model reads itself, past the layer, so that nobody can serve it."""
 
 _ENCODERS = """
 albert bert bert-generation camembert data2vec-text deberta deberta-v2 distilbert electra ernie esm eurobert fnet

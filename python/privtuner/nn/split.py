@@ -15,7 +15,7 @@ from privtuner.ckks import Parameters
 from privtuner.engines.base import Layer
 from privtuner.errors import InputError
 from privtuner.nn.bundle import GroupSpec, OwnerBundle, describing_entries
-from privtuner.nn.families import KEPT_HEADS, TASKS, check_regular, group_siblings, wire_name
+from privtuner.nn.families import KEPT_HEADS, READ_WEIGHTS, TASKS, check_regular, group_siblings, type_of, wire_name
 from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.pretrained import load_configuration, load_model, load_tokenizer, tokenizer_files
 from privtuner.nn.sealed import ACTIVATION_DEGREE, ACTIVATION_DOMAIN, INPUT_BOUND, Seal, SealedSpec, prepare_blocks
@@ -113,6 +113,11 @@ def split(
         for name, module in model.named_modules()
         if kind_of(module) and not (kept(name) or omitted(name) or _is_tied(module, model))
     }
+    if (read := READ_WEIGHTS.get(type_of(model))) in frozen:
+        raise InputError(
+            f"'{read}' cannot be served: a {type(model).__name__} reads its weight past the layer; give it to the data "
+            f"owner in the clear with keep=(..., '{read}'), or split the base model"
+        )
     begin = _counted(progress, sum(matrix_of(module).numel() for module in frozen.values()))
     blocks = prepare_blocks(
         model,
