@@ -5,7 +5,16 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model, T5Config, T5EncoderModel, T5Model
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2Model,
+    T5Config,
+    T5EncoderModel,
+    T5Model,
+)
 
 from nn_cases import CountingTransport, probing, weight_in_force
 from privtuner.errors import InputError
@@ -175,6 +184,20 @@ def test_pool_that_does_not_suit_the_model(directory, parts):
     ):
         with pytest.raises(InputError, match="pool is 'last'; give one of mean, first"):
             make()
+
+
+def test_pooler_that_would_be_made_up(directory, tmp_path):
+    """It would be frozen at random numbers, and at others where the adapter is loaded."""
+    AutoModelForMaskedLM.from_pretrained(directory).save_pretrained(tmp_path)  # without a pooler
+    parts = split_pretrained(tmp_path)
+    transport = CountingTransport(parts.server)
+    for make in (
+        lambda pool: clear_classifier(tmp_path, LABELS, pool),
+        lambda pool: owner_classifier(parts.bundle, transport, LABELS, pool),
+    ):
+        with pytest.raises(InputError, match=r"the weights lack 'pooler\.dense', .* use the pool mean"):
+            make("first")
+        make("mean")
 
 
 @pytest.fixture
