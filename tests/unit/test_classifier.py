@@ -24,7 +24,7 @@ from privtuner.lora.dataset import TextTable, encode, shuffled
 from privtuner.lora.report import save_adapter
 from privtuner.lora.training import TrainConfig, evaluate, iterate_steps, prepare_model
 from privtuner.nn import split_pretrained, traffic_of
-from text_cases import one_thread, rows, tiny_model_directory
+from text_cases import one_thread, rows, tiny_model_directory, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -171,6 +171,19 @@ def test_decoders_have_a_mean_as_well(tmp_path):
     model = clear_classifier(tmp_path, LABELS, "mean")
     full = logits(model, IDS[1:2, :3], None)
     assert torch.allclose(logits(model)[1:2], full, atol=1e-5)
+
+
+def test_last_token_is_the_last_before_the_tokenizer_s_padding(tmp_path):
+    """The configuration names another padding token, or none; padded or not, a text has one answer."""
+    config = GPT2Config(vocab_size=30, n_positions=16, n_embd=16, n_layer=1, n_head=2, pad_token_id=7)
+    GPT2Model(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)  # pads with 0
+    model = prepare_model(clear_classifier(tmp_path, LABELS, "first"), TrainConfig(lora_r=0, seed=1))
+    save_adapter(randomised(model), LABELS, tmp_path / "adapter")
+    loaded = load_classifier(tmp_path, tmp_path / "adapter")
+    for row, length in enumerate(MASK.sum(1).tolist()):
+        alone = logits(loaded, IDS[row : row + 1, :length], None)
+        assert torch.allclose(logits(loaded)[row], alone[0], atol=1e-5)
 
 
 def test_pool_that_does_not_suit_the_model(directory, parts):

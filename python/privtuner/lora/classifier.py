@@ -18,7 +18,7 @@ from privtuner.errors import InputError
 from privtuner.lora.peft_adapter import load_adapter
 from privtuner.lora.report import load_labels, load_pool
 from privtuner.nn import OwnerBundle, Transport, visible_only
-from privtuner.nn.pretrained import load_model
+from privtuner.nn.pretrained import load_model, load_tokenizer, tokenizer_files
 from privtuner.nn.split import canonical_names
 
 if TYPE_CHECKING:
@@ -173,6 +173,9 @@ def load_classifier(directory: str | Path, adapter: str | Path) -> PeftModel:
         privtuner.errors.InputError: a directory lacks what it should hold, or the adapter is of another model.
     """
     model = clear_classifier(directory, load_labels(adapter), load_pool(adapter))
+    # Heads that read the last token look for the padding's number here, and the tokenizer may pad with another one.
+    if tokenizer_files(directory) and (pad := load_tokenizer(directory).pad_token_id) is not None:
+        model.config.pad_token_id = pad
     return load_adapter(model, adapter)
 
 
