@@ -240,16 +240,21 @@ def _train(
     try:
         return keeper, train_classifier(adapted, train, test, task.config, after_step=keeper), None
     except BaseException as error:
+        if keeper.place is None:
+            _rescue(keeper)
         if keeper.complete and keeper.result:
             return keeper, keeper.result, error
-        with suppress(OSError):  # the terminal may be gone
-            try:
-                place = keeper.rescue()
-            except Exception as failure:
-                say(f"the adapter as it stood could not be saved: {failure}")
-            else:
-                say(f"the adapter as it stood is in {place}")
         raise
+
+
+def _rescue(keeper: AdapterKeeper) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        try:
+            place = keeper.rescue()
+        except Exception as failure:
+            say(f"the adapter as it stood could not be saved: {failure}")
+        else:
+            say(f"the adapter as it stood is in {place}")
 
 
 def _server_counts(transport: RemoteTransport) -> dict[str, Any] | None:
