@@ -336,7 +336,7 @@ def _encrypted_model(
     from privtuner.lora.classifier import owner_classifier
 
     hello = transport.hello()
-    sealed, engine = hello.get("sealed", 0), hello.get("engine", "native")
+    sealed, engine = hello["sealed"], hello.get("engine", "native")
     if arguments.seal and not sealed:
         raise InputError(
             f"the server at {transport.address} does not seal its feed-forward blocks; start it with "
