@@ -227,6 +227,9 @@ def test_adapter_of_another_model(saved, tmp_path):
     deeper = tiny_model_directory(tmp_path / "deeper", num_hidden_layers=3)
     with pytest.raises(InputError, match="does not fit .*missing adapter keys"):
         load_classifier(deeper, saved)
+    shallower = tiny_model_directory(tmp_path / "shallower", num_hidden_layers=1)
+    with pytest.raises(InputError, match=r"does not fit .*no place for '.*layer\.1\.attention"):
+        load_classifier(shallower, saved)
 
 
 def test_adapter_that_is_none(directory, saved, tmp_path):

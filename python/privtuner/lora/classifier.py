@@ -183,13 +183,12 @@ def _with_head(
     model: PreTrainedModel, pool: str, made_up: Collection[str]
 ) -> PreTrainedModel | MeanForSequenceClassification:
     """Return the classifier; ``made_up`` are the modules that the weights lack."""
-    if pool == "mean":
-        return MeanForSequenceClassification(model).eval()
     frozen = dict(model.base_model.named_modules())
-    # It would be random, would not be trained, and would be another one wherever the adapter is loaded.
-    if lacking := sorted(name for name in map(canonical_names(model), made_up) if name in frozen):
+    lacking = sorted(name for name in map(canonical_names(model), made_up) if name in frozen)
+    if lacking and pool == "first":
+        # It would be random, would not be trained, and would be another one wherever the adapter is loaded.
         raise InputError(f"the weights lack '{lacking[0]}', which the pool first reads through; use the pool mean")
-    return model.eval()
+    return (MeanForSequenceClassification(model) if pool == "mean" else model).eval()
 
 
 def _entries(labels: Sequence[str]) -> dict[str, Any]:
