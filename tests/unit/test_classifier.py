@@ -5,7 +5,16 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model, T5Config, T5EncoderModel, T5Model
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2Model,
+    T5Config,
+    T5EncoderModel,
+    T5Model,
+)
 
 from nn_cases import CountingTransport, probing, weight_in_force
 from privtuner.errors import InputError
@@ -15,7 +24,7 @@ from privtuner.lora.dataset import TextTable, encode, shuffled
 from privtuner.lora.report import save_adapter
 from privtuner.lora.training import TrainConfig, evaluate, iterate_steps, prepare_model
 from privtuner.nn import split_pretrained, traffic_of
-from text_cases import one_thread, rows, tiny_model_directory
+from text_cases import one_thread, rows, tiny_model_directory, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -164,6 +173,19 @@ def test_decoders_have_a_mean_as_well(tmp_path):
     assert torch.allclose(logits(model)[1:2], full, atol=1e-5)
 
 
+def test_last_token_is_the_last_before_the_tokenizer_s_padding(tmp_path):
+    """The configuration names another padding token, or none; padded or not, a text has one answer."""
+    config = GPT2Config(vocab_size=30, n_positions=16, n_embd=16, n_layer=1, n_head=2, pad_token_id=7)
+    GPT2Model(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)  # pads with 0
+    model = prepare_model(clear_classifier(tmp_path, LABELS, "first"), TrainConfig(lora_r=0, seed=1))
+    save_adapter(randomised(model), LABELS, tmp_path / "adapter")
+    loaded = load_classifier(tmp_path, tmp_path / "adapter")
+    for row, length in enumerate(MASK.sum(1).tolist()):
+        alone = logits(loaded, IDS[row : row + 1, :length], None)
+        assert torch.allclose(logits(loaded)[row], alone[0], atol=1e-5)
+
+
 def test_pool_that_does_not_suit_the_model(directory, parts):
     config = T5Config(vocab_size=30, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)
     with pytest.raises(InputError, match="a t5 has a decoder"):
@@ -175,6 +197,20 @@ def test_pool_that_does_not_suit_the_model(directory, parts):
     ):
         with pytest.raises(InputError, match="pool is 'last'; give one of mean, first"):
             make()
+
+
+def test_pooler_that_would_be_made_up(directory, tmp_path):
+    """It would be frozen at random numbers, and at others where the adapter is loaded."""
+    AutoModelForMaskedLM.from_pretrained(directory).save_pretrained(tmp_path)  # without a pooler
+    parts = split_pretrained(tmp_path)
+    transport = CountingTransport(parts.server)
+    for make in (
+        lambda pool: clear_classifier(tmp_path, LABELS, pool),
+        lambda pool: owner_classifier(parts.bundle, transport, LABELS, pool),
+    ):
+        with pytest.raises(InputError, match=r"the weights lack 'pooler\.dense', .* use the pool mean"):
+            make("first")
+        make("mean")
 
 
 @pytest.fixture
@@ -191,6 +227,9 @@ def test_adapter_of_another_model(saved, tmp_path):
     deeper = tiny_model_directory(tmp_path / "deeper", num_hidden_layers=3)
     with pytest.raises(InputError, match="does not fit .*missing adapter keys"):
         load_classifier(deeper, saved)
+    shallower = tiny_model_directory(tmp_path / "shallower", num_hidden_layers=1)
+    with pytest.raises(InputError, match=r"does not fit .*no place for '.*layer\.1\.attention"):
+        load_classifier(shallower, saved)
 
 
 def test_adapter_that_is_none(directory, saved, tmp_path):

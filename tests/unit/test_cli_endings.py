@@ -161,6 +161,23 @@ def test_interrupted_training_keeps_the_adapter(model, arguments, capsys, monkey
     assert (tmp_path / "out" / "interrupted" / "adapter_model.safetensors").exists()
 
 
+def test_adapter_whose_last_saving_fails_is_saved_again(model, arguments, capsys, monkeypatch, tmp_path):
+    """Whatever it was that failed: all steps are done, and the numbers are there as well."""
+    whole, calls = report.save_adapter, []
+
+    def save(*rest):
+        calls.append(1)
+        if len(calls) == 1:
+            raise MemoryError
+        return whole(*rest)
+
+    monkeypatch.setattr(report, "save_adapter", save)
+    assert run("train", "--plain", "--model", model, *flat(arguments, eval=None)) == 1
+    assert f"the adapter as it stood is in {tmp_path / 'out' / 'interrupted'}" in capsys.readouterr().err
+    assert report.load_labels(tmp_path / "out" / "interrupted") == ("fruit", "river", "tool")
+    assert len(json.loads((tmp_path / "out" / "metrics.json").read_text())["steps"]) == 3
+
+
 def test_adapter_that_can_be_saved_nowhere_hides_no_error(model, arguments, capsys, monkeypatch):
     at_step(monkeypatch, privtuner.CkksError("a bound was passed"), 2)
 

@@ -38,7 +38,7 @@ PYTHON_LAYERS = {
     "info": {"cuda", "openfhe", "packages", "system", "_core", "errors"},
     "engines": {"linear", "ckks", "openfhe", "cuda", "copies", "errors"},
     "nn": {"engines", "linear", "ckks", "copies", "errors"},
-    "lora": {"nn", "engines", "linear", "ckks", "errors"},
+    "lora": {"nn", "engines", "linear", "ckks", "paths", "errors"},
     "service": {"nn", "engines", "openfhe", "linear", "ckks", "copies", "errors"},
     "calibration": {"wireless", "system", "linear", "ckks", "errors"},
 }
@@ -53,7 +53,7 @@ NEEDS = {
     "safetensors": {"nn", "lora", "commands"},
     "peft": {"lora/peft_adapter.py"},
     "grpc": {"service"},
-    "matplotlib": {"lora", "wireless/figures.py"},
+    "matplotlib": {"lora", "commands", "wireless/figures.py"},
     "scipy": {"wireless"},
     "tomli": {"wireless/files.py"},
     "tqdm": {"lora"},

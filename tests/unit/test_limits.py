@@ -58,16 +58,17 @@ def test_texts_that_fit_stay_as_they_are(model):
     assert [entry.pad_id for entry in found] == [0, 0]
 
 
-@pytest.mark.parametrize("pad", [12, -1, 1 << 40])
-def test_padding_without_an_embedding_becomes_one_that_no_text_uses(model, pad):
+@pytest.mark.parametrize("pad", [12, -1, 1 << 40, 0, 4])
+def test_padding_that_a_text_uses_or_that_has_no_embedding_becomes_another(model, pad):
     # A head that looks for the last token takes every token of this number for padding.
     tables = table((0, 1, 2), (4,), pad=pad), table((3, 5), pad=pad)
     assert [entry.pad_id for entry in fitted(model, tables)] == [6, 6]
 
 
-def test_padding_where_every_token_is_in_use(model):
-    with pytest.raises(InputError, match="padding token 12 has no embedding, and every one of the model's 12 tokens"):
-        fitted(model, [table(tuple(range(12)), pad=12)])
+@pytest.mark.parametrize("pad", [12, 0])
+def test_padding_where_every_token_is_in_use(model, pad):
+    with pytest.raises(InputError, match=f"padding token {pad} occurs .* and every one of the model's 12 tokens"):
+        fitted(model, [table(tuple(range(12)), pad=pad)])
 
 
 @pytest.mark.parametrize("token", [12, -1])

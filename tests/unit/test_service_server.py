@@ -520,7 +520,16 @@ def test_another_grpc_service_listens():
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"[]", b"{}", b'{"protocol": null}', b'{"protocol": 1, "bundle_bytes": []}', b"\xff"]
+    "answer",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"protocol": null}',
+        b'{"protocol": 1, "model": "m", "preset": "p", "bundle_bytes": []}',
+        b'{"protocol": 1, "model": "m", "preset": "p", "sealed": "x"}',
+        b"\xff",
+    ],
 )
 def test_hello_that_is_none(answer):
     with (

@@ -127,6 +127,7 @@ def test_field_longer_than_the_csv_module_allows(read):
         ("text,label\na,x\n ,y\n", "line 3: text or label is empty"),
         ("text,label\na,\n", "line 2: text or label is empty"),
         ("text,label\n,\n", "line 2: text or label is empty"),
+        ('text,label\na,"x"\nb, "y"\n', "line 3: white space before a label's quotes"),
         ('text,label\na,x\n"b\nc",\n', "line 3: text or label is empty"),
         ('text,label\n"a\nb",x\n\nc\n', "line 5: 1 field"),
         ('text,label\na,x\n"b,y\nc,z\n', "line 3: a quoted field of the row that begins here is not closed"),

@@ -240,16 +240,21 @@ def _train(
     try:
         return keeper, train_classifier(adapted, train, test, task.config, after_step=keeper), None
     except BaseException as error:
+        if keeper.place is None:
+            _rescue(keeper)
         if keeper.complete and keeper.result:
             return keeper, keeper.result, error
-        with suppress(OSError):  # the terminal may be gone
-            try:
-                place = keeper.rescue()
-            except Exception as failure:
-                say(f"the adapter as it stood could not be saved: {failure}")
-            else:
-                say(f"the adapter as it stood is in {place}")
         raise
+
+
+def _rescue(keeper: AdapterKeeper) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        try:
+            place = keeper.rescue()
+        except Exception as failure:
+            say(f"the adapter as it stood could not be saved: {failure}")
+        else:
+            say(f"the adapter as it stood is in {place}")
 
 
 def _server_counts(transport: RemoteTransport) -> dict[str, Any] | None:
@@ -331,7 +336,7 @@ def _encrypted_model(
     from privtuner.lora.classifier import owner_classifier
 
     hello = transport.hello()
-    sealed, engine = hello.get("sealed", 0), hello.get("engine", "native")
+    sealed, engine = hello["sealed"], hello.get("engine", "native")
     if arguments.seal and not sealed:
         raise InputError(
             f"the server at {transport.address} does not seal its feed-forward blocks; start it with "

@@ -7,7 +7,8 @@ token (BERT-like, through a pooler if it has one) or the last one (GPT-like).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ from privtuner.errors import InputError
 from privtuner.lora.peft_adapter import load_adapter
 from privtuner.lora.report import load_labels, load_pool
 from privtuner.nn import OwnerBundle, Transport, visible_only
-from privtuner.nn.pretrained import load_model
+from privtuner.nn.pretrained import load_model, load_tokenizer, tokenizer_files
+from privtuner.nn.split import canonical_names
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -118,14 +120,15 @@ def clear_classifier(
         pool: what the head reads, "mean" or "first".
 
     Raises:
-        privtuner.errors.InputError: ``directory`` holds no whole model, or ``pool`` is unknown or does not suit it.
+        privtuner.errors.InputError: ``directory`` holds no whole model, or ``pool`` is unknown or does not suit it:
+            "first" with a pooler that the weights lack.
     """
     import transformers
 
     _check_pool(pool)
     loader = transformers.AutoModel if pool == "mean" else transformers.AutoModelForSequenceClassification
-    model, _ = load_model(directory, loader, relabelled=True, dtype=torch.float32, **_entries(labels))
-    return _with_head(model, pool)
+    model, made_up = load_model(directory, loader, relabelled=True, dtype=torch.float32, **_entries(labels))
+    return _with_head(model, pool, made_up)
 
 
 def owner_classifier(
@@ -146,7 +149,11 @@ def owner_classifier(
     """
     _check_pool(pool)
     task = "feature-extraction" if pool == "mean" else "sequence-classification"
-    return _with_head(bundle.build(transport, task=task, **_entries(labels), **options), pool)
+    with warnings.catch_warnings():
+        # Of a pooler: the mean does without, and the pool first refuses it below.
+        warnings.filterwarnings("ignore", ".* is not in the bundle and was newly initialised", UserWarning)
+        model = bundle.build(transport, task=task, **_entries(labels), **options)
+    return _with_head(model, pool, bundle.omitted)
 
 
 def load_classifier(directory: str | Path, adapter: str | Path) -> PeftModel:
@@ -166,10 +173,21 @@ def load_classifier(directory: str | Path, adapter: str | Path) -> PeftModel:
         privtuner.errors.InputError: a directory lacks what it should hold, or the adapter is of another model.
     """
     model = clear_classifier(directory, load_labels(adapter), load_pool(adapter))
+    # Heads that read the last token look for the padding's number here, and the tokenizer may pad with another one.
+    if tokenizer_files(directory) and (pad := load_tokenizer(directory).pad_token_id) is not None:
+        model.config.pad_token_id = pad
     return load_adapter(model, adapter)
 
 
-def _with_head(model: PreTrainedModel, pool: str) -> PreTrainedModel | MeanForSequenceClassification:
+def _with_head(
+    model: PreTrainedModel, pool: str, made_up: Collection[str]
+) -> PreTrainedModel | MeanForSequenceClassification:
+    """Return the classifier; ``made_up`` are the modules that the weights lack."""
+    frozen = dict(model.base_model.named_modules())
+    lacking = sorted(name for name in map(canonical_names(model), made_up) if name in frozen)
+    if lacking and pool == "first":
+        # It would be random, would not be trained, and would be another one wherever the adapter is loaded.
+        raise InputError(f"the weights lack '{lacking[0]}', which the pool first reads through; use the pool mean")
     return (MeanForSequenceClassification(model) if pool == "mean" else model).eval()
 
 

@@ -31,10 +31,10 @@ def positions(model: PreTrainedModel | MeanForSequenceClassification) -> int | N
 
 
 def fitted(model: PreTrainedModel | MeanForSequenceClassification, tables: Sequence[Encoded]) -> tuple[Encoded, ...]:
-    """Return ``tables`` as ``model`` can take them: all padded with one token that has an embedding.
+    """Return ``tables`` as ``model`` can take them: all padded with one token that has an embedding and is in no text.
 
-    That is the tokenizer's where it has one; another that no text contains where not. Padding is masked, so that which
-    one it is changes nothing but where heads look for the last token.
+    That is the tokenizer's if it can be. Padding is masked, so that which one it is changes nothing but where heads
+    look for the last token: they tell padding by its number, and would pass over a text's own last token.
 
     Raises:
         privtuner.errors.InputError: a token has no embedding, a text has no token or more than the model has positions,
@@ -57,12 +57,12 @@ def fitted(model: PreTrainedModel | MeanForSequenceClassification, tables: Seque
                     "drop it, or cut it with --max-length"
                 )
     pad = tables[0].pad_id
-    if not 0 <= pad < known:
+    if pad in used or not 0 <= pad < known:
         free = next((token for token in range(known) if token not in used), None)
         if free is None:
             raise InputError(
-                f"the padding token {pad} has no embedding, and every one of the model's {known} tokens occurs in the "
-                "texts; set another pad_token in the tokenizer"
+                f"the padding token {pad} occurs in the texts or has no embedding, and every one of the model's "
+                f"{known} tokens occurs in the texts; set another pad_token in the tokenizer"
             )
         pad = free
     return tuple(replace(table, pad_id=pad) for table in tables)

@@ -110,23 +110,30 @@ def load_adapter(model: torch.nn.Module, directory: str | Path) -> PeftModel:
     Raises:
         privtuner.errors.InputError: there is none, or it does not fit ``model``.
     """
-    from peft import PeftModel
-    from safetensors import SafetensorError
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
 
     # PEFT would look for what is missing on the hub, and for weights that are a pickle.
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in ("adapter_config.json", weights := "adapter_model.safetensors"):
         if not (Path(directory) / name).is_file():
             raise InputError(f"there is no adapter in {directory}: it has no {name}")
     try:
         with warnings.catch_warnings():
             # A layer without its part of the adapter would go on as it was.
             warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
-            return PeftModel.from_pretrained(model, str(directory)).eval()
+            adapted = PeftModel.from_pretrained(model, str(directory)).eval()
+        with safe_open(Path(directory) / weights, "pt") as file:
+            left = set(file.keys()) - set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     except (RuntimeError, UserWarning) as error:
         first = " ".join(" ".join(str(error).splitlines()[:2]).split())
         raise InputError(f"the adapter in {directory} does not fit this {type(model).__name__}: {first}") from error
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"cannot load an adapter from {directory}: {error}") from error
+    if left:
+        raise InputError(
+            f"the adapter in {directory} does not fit this {type(model).__name__}: it has no place for '{min(left)}'"
+        )
+    return adapted
 
 
 def check_lora_config(model: torch.nn.Module, config: LoraConfig) -> None:

@@ -78,8 +78,8 @@ def read_csv(
 
     Raises:
         privtuner.errors.InputError: the file cannot be read or decoded, lacks a column or has it twice, has no rows, a
-            row of another number of fields than the header, a row without a text or a label, or a NUL character. The
-            line is named.
+            row of another number of fields than the header, a row without a text or a label, white space before a
+            label's quotes, or a NUL character. The line is named.
     """
     delimiter = _DELIMITERS.get(delimiter, delimiter)
     if len(delimiter) != 1 or delimiter in '"\r\n\0':
@@ -101,6 +101,10 @@ def read_csv(
                     f"fields that contain {delimiter!r}, and leave no field out"
                 )
             text, label = (row[place] for place in places)
+            if label[:1].isspace() and label.lstrip().startswith('"'):
+                raise InputError(
+                    f"{path}, line {line}: white space before a label's quotes, which are then part of it; take it away"
+                )
             if not text.strip() or not label.strip():
                 raise InputError(f"{path}, line {line}: text or label is empty; fill it in or drop the row")
             texts.append(text)

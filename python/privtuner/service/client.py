@@ -88,7 +88,7 @@ class RemoteTransport(Stays):
             privtuner.errors.ServiceError: the connection failed.
             privtuner.errors.MessageError: what arrived is no bundle of this version.
         """
-        total = int(self.hello().get("bundle_bytes", 0))
+        total = self.hello()["bundle_bytes"]
 
         def messages() -> Iterator[bytes]:
             arrived = 0
@@ -164,7 +164,7 @@ class RemoteTransport(Stays):
             hello = dict(json.loads(answer))
             protocol = int(hello["protocol"])
             if protocol == PROTOCOL:
-                int(hello.get("bundle_bytes", 0))
+                hello |= {name: int(hello.get(name, 0)) for name in ("bundle_bytes", "sealed")}
                 if not all(isinstance(hello[name], str) for name in ("model", "preset")):
                     raise TypeError("model and preset are no names")
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
