@@ -45,9 +45,9 @@ class Decryption:
                 self._filling = secret._masks.reserve(self._outputs, ring.n, ring.dtype)
         piece = ring.n * ring.word_bytes + secret._tokens * ring.reply_bytes
         self._step = max(1, min(lanes.PIECE_BYTES // piece, _most_rows(device, ring, secret._tokens, self._outputs)))
+        self._context.fork()
         with secret._lock:
             secret._take()
-        self._context.fork()
 
     @property
     def complete(self) -> bool:
