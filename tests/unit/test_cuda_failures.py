@@ -72,13 +72,15 @@ def test_a_failure_at_any_call_leaves_no_secret_and_lends_no_memory(work, masked
         device.taken = []
         run, secret = work(device, prepared, x, masks)
         device.left = at
+        error = None
         try:
             run()
-        except EngineError as error:  # held here, and with it every frame that it went through
+        except EngineError as raised:
+            error = raised  # held, and with it every frame that it went through
             failures += 1
-            if secret is None or secret.used:  # else its decryption has not begun
-                assert device.traces() == [], (at, str(error))
-        reached, device.left, device.taken, run = device.left <= 0, 0, [], None
+        if error is not None and (secret is None or secret.used):  # else its decryption has not begun
+            assert device.traces() == [], (at, str(error))
+        reached, device.left, device.taken, run, error = device.left <= 0, 0, [], None, None
         gc.collect()
         assert device.lent == 0, at
     assert failures > 10
