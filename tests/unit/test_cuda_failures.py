@@ -59,7 +59,13 @@ def decrypting(device, prepared, x, masks):
     return lambda: kernels.decrypt(reply, secret), secret
 
 
-@pytest.mark.parametrize("work", [encrypting, encrypting_words, decrypting])
+def decrypting_there(device, prepared, x, masks):
+    request, secret = kernels.encrypt(device, x, prepared.public, masks=masks, seed=SEED)
+    blocks = list(linear.apply_blocks(prepared, request, block_rows=32))
+    return lambda: kernels.decrypt(blocks, secret, on_device=True), secret
+
+
+@pytest.mark.parametrize("work", [encrypting, encrypting_words, decrypting, decrypting_there])
 @pytest.mark.parametrize("masked", ["no cache", "known", "new"])
 def test_a_failure_at_any_call_leaves_no_secret_and_lends_no_memory(work, masked):
     device, prepared, x = FailingDevice(), cases.layer(40, 11), cases.batch(3, 11)

@@ -157,7 +157,7 @@ class Decryption:
         with self._context.lane(0):
             for slot in self._slots:
                 slot.wipe()
-            if not self._on_device:
+            if not (self._on_device and self.complete):
                 wipe(self._y)
         self._context.finish()
 
