@@ -269,12 +269,14 @@ void seal_blocks(const std::string& preset_name, const std::string& direction, c
   constexpr std::size_t kTaskBytes = std::size_t{1} << 20;  // what is worth a thread
   const std::size_t grain = std::max<std::size_t>(1, checked.size() * kTaskBytes / std::max(total, kTaskBytes));
   const py::gil_scoped_release release;
-  math::parallel_for(checked.size(), grain, [&](std::size_t begin, std::size_t end) {
+  const auto seal = [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
       const auto& [header, message] = checked[i];
       linear::seal_block(preset, header, message.data(), message.size());
     }
-  });
+  };
+  if (checked.size() == 1) return seal(0, 1);  // whose checksum may take all threads
+  math::parallel_for(checked.size(), grain, seal);
 }
 
 // Messages whose bodies another engine reads and writes.

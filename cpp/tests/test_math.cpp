@@ -284,7 +284,9 @@ TEST(parallel_for_rethrows_and_stops) {
 TEST(parallel_for_may_be_nested) {
   set_num_threads(4);
   std::vector<std::atomic<int>> seen(40 * 50);
+  CHECK_EQ(threads_here(), 4);
   parallel_for(40, 3, [&](std::size_t begin, std::size_t end) {
+    if (threads_here() != 1) throw std::logic_error("a nested loop would use several threads");
     for (std::size_t i = begin; i < end; ++i) {
       parallel_for(50, 4, [&, outer = std::this_thread::get_id()](std::size_t low, std::size_t high) {
         if (std::this_thread::get_id() != outer) throw std::logic_error("a nested loop left its thread");

@@ -207,6 +207,14 @@ def test_page_locked_memory_that_is_not_there_is_an_answer(exchange):
     NativeOwner().decrypt(exchange.engine.apply_blocks(exchange.prepared, request, ROWS), secret)
 
 
+def test_a_reply_in_one_piece_takes_its_size_of_page_locked_memory(exchange):
+    request, secret = exchange.owner.encrypt(exchange.batch("forward"), exchange.prepared.public, "forward")
+    reply = b"".join(linear.apply_blocks(exchange.prepared, request, block_rows=ROWS))
+    before = exchange.device.counts["fresh"]
+    exchange.owner.decrypt(reply, secret)
+    assert exchange.device.counts["fresh"] - before == 1 << (len(reply) - 1).bit_length()
+
+
 def test_threads_share_the_memory_and_not_its_bytes(exchange):
     errors = []
 

@@ -30,7 +30,10 @@ const char* kind_name(Kind kind) {
 
 constexpr std::size_t kLong = std::size_t{4} << 20;  // bytes of a message that is worth threads
 
-bool shared_out(std::size_t size) { return size >= kLong && math::num_threads() > 1; }
+// Fewer threads than parts would read the message several times each.
+bool shared_out(std::size_t size) {
+  return size >= kLong && static_cast<std::size_t>(math::threads_here()) >= Checksum::kParts;
+}
 
 std::uint64_t checksum(const std::uint8_t* message, std::size_t size) {
   Checksum sum;

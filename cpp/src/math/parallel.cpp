@@ -65,10 +65,12 @@ void set_num_threads(int n) {
   chosen_threads.store(n);
 }
 
+int threads_here() { return inside_loop ? 1 : num_threads(); }
+
 void parallel_for(std::size_t count, std::size_t grain, const std::function<void(std::size_t, std::size_t)>& body) {
   if (grain == 0) throw std::invalid_argument("grain is 0; pass at least 1");
   const std::size_t chunks = count / grain + (count % grain != 0);
-  const std::size_t threads = inside_loop ? 1 : std::min(chunks, static_cast<std::size_t>(num_threads()));
+  const std::size_t threads = std::min(chunks, static_cast<std::size_t>(threads_here()));
 
   std::atomic<std::size_t> next{0};
   std::exception_ptr error;

@@ -12,6 +12,9 @@ int num_threads();
 // Throws std::invalid_argument unless 1 <= n <= 1024.
 void set_num_threads(int n);
 
+// The most threads that a parallel_for made here would use: num_threads(), or 1 inside a body of another.
+int threads_here();
+
 // Calls body(begin, end) on disjoint chunks of at most `grain` consecutive indices that cover [0, count), on at most
 // num_threads() threads; the caller's thread takes part. The first exception is rethrown after every thread has
 // stopped. Threads live for one call: nothing survives a fork. A call made inside a body runs on that body's thread.

@@ -45,9 +45,9 @@ class Decryption:
                 self._filling = secret._masks.reserve(self._outputs, ring.n, ring.dtype)
         piece = ring.n * ring.word_bytes + secret._tokens * ring.reply_bytes
         self._step = max(1, min(lanes.PIECE_BYTES // piece, _most_rows(device, ring, secret._tokens, self._outputs)))
+        self._context.fork()
         with secret._lock:
             secret._take()
-        self._context.fork()
 
     @property
     def complete(self) -> bool:
@@ -83,18 +83,18 @@ class Decryption:
         data, memory = memoryview(block), where_it_lies(block)
         if not self.complete:
             self._secret._unwiped()
+        copied = memory is None
+        if memory is None:
+            with self._context.device.active():
+                memory = self._context.device.page_locked(len(data))
         while len(data) > 0:
-            copy = None
-            if memory is None:
-                with self._context.device.active():
-                    memory = copy = self._context.device.page_locked(len(data))
-            header = _core.linear_open_block(self._secret._public.preset, data, copy)
+            header = _core.linear_open_block(self._secret._public.preset, data, memory if copied else None)
             self._check(header)
             first, rows, size = header["row_begin"], header["row_count"], header["size"]
             self._keep(memory[:size])
             self._rows(first, rows, memory[_core.LINEAR_BLOCK_PREFIX : size])
             self._next_row += rows
-            data, memory = data[size:], None if copy is not None else memory[size:]
+            data, memory = data[size:], memory[size:]
 
     def _check(self, header: dict[str, Any]) -> None:
         secret, public = self._secret, self._secret._public
@@ -157,7 +157,7 @@ class Decryption:
         with self._context.lane(0):
             for slot in self._slots:
                 slot.wipe()
-            if not self._on_device:
+            if not (self._on_device and self.complete):
                 wipe(self._y)
         self._context.finish()
 

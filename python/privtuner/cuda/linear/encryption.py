@@ -156,6 +156,7 @@ def encrypt(
     """
     context = context_of(device)
     slots = [Slot(context), Slot(context)]
+    secret: DeviceSecret | None = None
     work: _Encryption | None = None
     own: Any = None  # a copy of the batch that was made here
     key = _key(seed)
@@ -180,6 +181,10 @@ def encrypt(
                 words = slots[number % 2].array("words", rows * tokens, secret._ring.dtype).reshape(rows, tokens)
                 work.run(slots[number % 2], first, words)
                 device.copy_out(words, body[first * row_bytes : (first + rows) * row_bytes])
+    except BaseException:
+        if secret is not None:
+            secret.wipe()
+        raise
     finally:
         key[:] = bytes(len(key))
         context.join()
@@ -234,6 +239,9 @@ def encrypt_words(
             words = device.empty((work.width, work.tokens), secret._ring.dtype, "a request")
             for _, first, rows in pieces(work.width, work.piece_rows()):
                 work.run(slot, first, words[first : first + rows])
+        except BaseException:
+            secret.wipe()
+            raise
         finally:
             key[:] = bytes(len(key))
             slot.wipe()
