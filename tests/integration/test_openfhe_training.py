@@ -117,31 +117,45 @@ def test_batches_that_are_refused(owner, x, message):
 
 
 def test_replies_that_are_refused(owner):
-    request, secret = owner.encrypt(batch(3), PREPARED.public, "forward")
-    other, _ = owner.encrypt(batch(3), PREPARED.public, "forward")
-    blocks = list(apply_blocks(PREPARED, request, 32))
-    damaged = bytearray(blocks[0])
-    damaged[len(damaged) // 2] ^= 1
+    def exchange():
+        request, secret = owner.encrypt(batch(3), PREPARED.public, "forward")
+        return request, secret, list(apply_blocks(PREPARED, request, 32))
+
+    def damaged(block):
+        words = bytearray(block)
+        words[len(words) // 2] ^= 1
+        return bytes(words)
+
+    def rewritten(block, change):
+        head, words = openfhe.owner.messages.read(block, openfhe.owner.messages.BLOCK)
+        return [openfhe.owner.messages.write(head, [change(words.copy())])]
+
+    def large(words):
+        words[0, 0, 0, 0, 0] = owner.context.moduli[0]
+        return words
+
+    def noise(words):
+        return RNG.integers(0, owner.context.moduli[0], words.shape, np.uint64)
+
+    _, _, others = exchange()
     for wrong, message in (
-        (blocks[:-1], "it ends after 64 of 70 features"),
-        (blocks[::-1], "features from 64 of 70 where those from 0"),
-        (blocks[:1] * 2, "features from 0 of 70 where those from 32"),
-        (apply_blocks(PREPARED, other, 32), "it answers another request"),
-        ([bytes(damaged)], "the checksum does not fit"),
-        ([b""], "truncated"),
-        ([request], "kind 1"),
-        ([], "it ends after 0 of 70 features"),
+        (lambda _, blocks: blocks[:-1], "it ends after 64 of 70 features"),
+        (lambda _, blocks: blocks[::-1], "features from 64 of 70 where those from 0"),
+        (lambda _, blocks: blocks[:1] * 2, "features from 0 of 70 where those from 32"),
+        (lambda _, blocks: others, "it answers another request"),
+        (lambda _, blocks: [damaged(blocks[0])], "the checksum does not fit"),
+        (lambda _, blocks: [b""], "truncated"),
+        (lambda request, _: [request], "kind 1"),
+        (lambda _, blocks: [], "it ends after 0 of 70 features"),
+        (lambda _, blocks: rewritten(blocks[0], large), "reply: a residue .* is not below its modulus"),
+        (lambda _, blocks: rewritten(blocks[0], noise), "no products of what was sent"),
     ):
+        request, secret, blocks = exchange()
         with pytest.raises(MessageError, match=message):
-            owner.decrypt(wrong, secret)
-    head, words = openfhe.owner.messages.read(blocks[0], openfhe.owner.messages.BLOCK)
-    large = words.copy()
-    large[0, 0, 0, 0, 0] = owner.context.moduli[0]
-    with pytest.raises(MessageError, match="reply: a residue .* is not below its modulus"):
-        owner.decrypt([openfhe.owner.messages.write(head, [large])], secret)
-    noise = RNG.integers(0, owner.context.moduli[0], words.shape, np.uint64)
-    with pytest.raises(MessageError, match="no products of what was sent"):
-        owner.decrypt([openfhe.owner.messages.write(head, [noise])], secret)
+            owner.decrypt(wrong(request, blocks), secret)
+        with pytest.raises(SecretError, match="decrypted already, or refused"):
+            owner.decrypt(blocks, secret)
+    _, secret, blocks = exchange()
     owner.decrypt(blocks, secret)
     with pytest.raises(SecretError, match="decrypted already"):
         owner.decrypt(blocks, secret)

@@ -418,7 +418,8 @@ def test_an_incomplete_product_is_not_kept():
         device_linear.decrypt(blocks[:1], secret)
     assert masks.bytes == 0
     assert masks.find(prepared.public.id, "forward", 40 * N * 4) is None
-    device_linear.decrypt(blocks, secret)
+    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.public, masks=masks)
+    device_linear.decrypt(linear.apply(prepared, request), secret)
     assert masks.find(prepared.public.id, "forward", 40 * N * 4) is not None
     assert masks.find(prepared.public.id, "forward", 41 * N * 4) is None
     assert masks.find(prepared.public.id, "backward", 40 * N * 4) is None

@@ -142,7 +142,7 @@ def _check_against_architecture(bundle: OwnerBundle, config: PreTrainedConfig) -
                 )
             continue
         for leaf, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            full = f"{name}.{leaf}" if name else leaf
+            full = canonical(f"{path}.{leaf}" if path else leaf)
             if full in bundle.tensors or (name in served and leaf == "weight") or id(tensor) in sources:
                 continue
             raise InputError(
