@@ -42,8 +42,8 @@ void require_reduced(const std::uint64_t* words, std::size_t rows, std::size_t c
   if (first == rows) return;
   const std::uint64_t* row = words + first * columns;
   const std::uint64_t* word = std::find_if(row, row + columns, [q](std::uint64_t w) { return w >= q; });
-  throw std::invalid_argument("the residue at (" + std::to_string(first) + ", " + std::to_string(word - row) + ") is not below the modulus " + std::to_string(q) +
-                              "; reduce it");
+  throw std::invalid_argument("the residue at (" + std::to_string(first) + ", " + std::to_string(word - row) +
+                              ") is not below the modulus " + std::to_string(q) + "; reduce it");
 }
 
 // op(W) C mod q, the residues packed once. The weights outlive it: its Python object keeps theirs.
