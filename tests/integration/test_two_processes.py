@@ -174,7 +174,7 @@ def test_real_model(tmp_path):
     train = write_csv(tmp_path / "train.csv", rows(0, 60))
     test = write_csv(tmp_path / "test.csv", rows(60, 12))
     files = ["--data", str(train), "--eval", str(test), "--label-column", "category"]
-    options = [*files, "--batch-size", "8", "--steps", "4"]
+    options = [*files, "--batch-size", "8", "--steps", "4", "--seed", "0", "--pool", "first"]
     folder = minilm.get_model_path()
     with server_process(folder) as (server, address):
         assert cli.main(["train", "--server", address, *options, "--out", str(tmp_path / "encrypted")]) == 0
