@@ -12,7 +12,7 @@ from privtuner.errors import InputError, WeightWithheldError
 from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.session import Session
 from privtuner.nn.traffic import TrafficMeter
-from privtuner.nn.withheld import WithheldWeight, mark_withheld, refuse_tracing, without_mark
+from privtuner.nn.withheld import WithheldWeight, refuse_tracing, without_mark
 
 if TYPE_CHECKING:
     from privtuner.cuda import Device
@@ -23,8 +23,7 @@ __all__ = ["EncryptedLayer", "EncryptedLinear", "traffic_of"]
 class EncryptedLayer(torch.nn.Module):
     """What encrypted layers of every kind have in common.
 
-    There is no weight parameter: ``parameters()`` holds the bias alone, which is frozen. ``state_dict()`` has a
-    ``weight`` of one zero beside it, so that a clear model refuses the state instead of keeping random weights.
+    There is no weight parameter: ``parameters()`` and ``state_dict()`` hold the bias alone, which is frozen.
     ``weight`` answers for device, dtype and shape, and raises :class:`privtuner.errors.WeightWithheldError` when its
     values are used. Copies made with :func:`copy.deepcopy` use the same server; pickling is refused.
 
@@ -87,10 +86,6 @@ class EncryptedLayer(torch.nn.Module):
                 f"layer '{self.group.name}': its weight stays with the server and cannot be replaced"
             )
         super().register_parameter(name, param)
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        mark_withheld(destination, prefix)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         super()._load_from_state_dict(without_mark(state_dict, prefix), prefix, *arguments)

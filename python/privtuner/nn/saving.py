@@ -11,6 +11,8 @@ import torch
 
 from privtuner.errors import InputError, WeightWithheldError
 from privtuner.nn.layers import EncryptedLayer
+from privtuner.nn.sealed import SealedMLP
+from privtuner.nn.withheld import mark_withheld
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,8 +26,9 @@ def adapt_methods(model: PreTrainedModel) -> None:
     """Replace the methods of ``model``, and of the base model inside it, that need weights which are the server's.
 
     ``save_pretrained`` writes the data owner's tensors as ``model.safetensors`` without a ``config.json``, so that
-    ``transformers.Trainer`` can save and resume checkpoints and nothing can load the directory as a model. They load
-    with ``safetensors.torch.load_model(model, file)`` on what the bundle builds; a head alone, on the clear model, with
+    ``transformers.Trainer`` can save and resume checkpoints and nothing can load the directory as a model: each layer
+    of the server has a ``weight`` of one zero in the file, which no clear model takes. They load with
+    ``safetensors.torch.load_model(model, file)`` on what the bundle builds; a head alone, on the clear model, with
     ``load_state_dict({k: t for k, t in load_file(file).items() if k.startswith("classifier.")}, strict=False)``.
 
     ``push_to_hub`` and ``init_weights`` are refused, and ``resize_token_embeddings`` before anything changes if the
@@ -93,6 +96,9 @@ def _save_pretrained(
             continue  # tied to one that is saved
         seen.add(place)
         tensors[name] = tensor.detach().contiguous()
+    for path, module in self.named_modules():
+        if isinstance(module, (EncryptedLayer, SealedMLP)):
+            mark_withheld(tensors, path)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _CONFIG).unlink(missing_ok=True)
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})

@@ -23,7 +23,7 @@ from privtuner.nn.kinds import Kind, kind_of, matrix_of
 from privtuner.nn.overflow import blank_overflow
 from privtuner.nn.padding import Rows
 from privtuner.nn.session import Session
-from privtuner.nn.withheld import mark_withheld, refuse_tracing, without_mark
+from privtuner.nn.withheld import refuse_tracing, without_mark
 
 __all__ = [
     "ACTIVATION_DEGREE",
@@ -211,10 +211,6 @@ class SealedMLP(torch.nn.Module):
         rows = self.session.passes.admit(self.name, input.shape[:-1])
         y: torch.Tensor = _SealedProduct.apply(input, self, rows)  # type: ignore[no-untyped-call]
         return y
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        mark_withheld(destination, prefix)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         super()._load_from_state_dict(without_mark(state_dict, prefix), prefix, *arguments)

@@ -120,10 +120,10 @@ class WithheldOutput(_Withheld):
     _kept_by = frozenset({_T.detach, _T.float, _T.to})
 
 
-def mark_withheld(state: dict[str, Any], prefix: str) -> None:
-    """Put a ``weight`` of one zero into a module's state: a clear model finds it of the wrong shape, strict or not."""
+def mark_withheld(tensors: dict[str, torch.Tensor], path: str) -> None:
+    """Put a ``weight`` of one zero for a module into ``tensors``: a clear model finds it of the wrong shape."""
     # Not an empty one: accelerate takes all empty tensors for one that is shared, and drops them.
-    state[f"{prefix}weight"] = torch.zeros(1)
+    tensors[f"{path}.weight"] = torch.zeros(1)
 
 
 def without_mark(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
