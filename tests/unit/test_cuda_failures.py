@@ -65,6 +65,16 @@ def decrypting_there(device, prepared, x, masks):
     return lambda: kernels.decrypt(blocks, secret, on_device=True), secret
 
 
+@pytest.fixture
+def quick_collections():
+    """What was there before is not walked again at each of many collections."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("quick_collections")
 @pytest.mark.parametrize("work", [encrypting, encrypting_words, decrypting, decrypting_there])
 @pytest.mark.parametrize("masked", ["no cache", "known", "new"])
 def test_a_failure_at_any_call_leaves_no_secret_and_lends_no_memory(work, masked):

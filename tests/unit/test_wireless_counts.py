@@ -114,7 +114,7 @@ def keeps(tiers, limits):
     return all(limit.sign * ((tiers[limit.group] == limit.tier).sum() - limit.count) <= 0 for limit in limits)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_bounds_under_limits_hold(seed):
     """No allocation that keeps the limits costs less, whatever their groups are."""
     whole, rng = game(seed), np.random.default_rng(seed)
