@@ -165,7 +165,7 @@ class CudaEngine(Stays):
         """A request from its parts; see :class:`privtuner.engines.Engine`. Of a linear layer in page-locked memory."""
         if len(parts) > 1 and isinstance(prepared, Prepared):
             return kernels.gather(self._resident(prepared)[0].device, parts)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)  # of a single part, the part itself
 
     def apply_blocks(
         self, prepared: Layer, request: BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS

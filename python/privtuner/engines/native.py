@@ -30,7 +30,7 @@ class NativeEngine:
 
     def gather(self, prepared: Layer, parts: Sequence[bytes]) -> bytes:  # noqa: ARG002 - the protocol's signature
         """A request from its parts; see :class:`privtuner.engines.Engine`."""
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)  # of a single part, the part itself
 
     def apply_blocks(
         self, prepared: Layer, request: linear.BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS
