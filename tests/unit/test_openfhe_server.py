@@ -37,7 +37,7 @@ def request_of(rows=9, direction="forward"):
 
 @pytest.fixture
 def clear_owner(monkeypatch):
-    monkeypatch.setattr(openfhe, "Owner", ClearOwner)
+    monkeypatch.setattr(openfhe, "OpenFheClient", ClearOwner)
 
 
 @pytest.fixture
