@@ -5,6 +5,7 @@ from __future__ import annotations
 from privtuner.nn.bundle import GroupSpec, OwnerBundle
 from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.layers import EncryptedLayer, EncryptedLinear, traffic_of
+from privtuner.nn.model import build
 from privtuner.nn.padding import visible_only
 from privtuner.nn.sealed import SealedMLP, SealedSpec, polynomial_activations
 from privtuner.nn.session import Session
@@ -26,6 +27,7 @@ __all__ = [
     "Traffic",
     "TrafficMeter",
     "Transport",
+    "build",
     "polynomial_activations",
     "split",
     "split_pretrained",

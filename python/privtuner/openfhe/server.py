@@ -5,43 +5,30 @@ A product with clear integers acts on the residues of a ciphertext alone, so the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
-
 import numpy as np
 
 from .. import _core
 from ..errors import InputError, MessageError
 from ..linear import DEFAULT_BLOCK_ROWS, Prepared, row_step
+from ..parties import BLOCK_BYTES, LinearServer, rows_of
 from . import messages
-from .messages import BytesLike, Head
+from .messages import BytesLike, Head, Residues
 
 __all__ = ["OpenFheServer", "apply_blocks"]
 
 
-class OpenFheServer:
-    """Multiplies the residues of OpenFHE ciphertexts; sealed blocks have messages of their own, of the native CKKS."""
+class OpenFheServer(LinearServer):
+    """Multiplies the residues of OpenFHE ciphertexts."""
 
-    name = "openfhe"
+    scheme = "openfhe"
 
-    def hold(self, layers: Mapping[str, Any]) -> Mapping[str, int]:  # noqa: ARG002 - the protocol's signature
-        """Nothing to do: the layers lie in memory already."""
-        return {}
-
-    def close(self) -> None:
-        """Nothing."""
-
-    def gather(self, prepared: Any, parts: Sequence[bytes]) -> bytes:  # noqa: ARG002 - the protocol's signature
-        """A request from its parts; see :class:`privtuner.schemes.LinearServer`."""
-        return b"".join(parts)  # of a single part, the part itself
-
-    def apply_blocks(self, prepared: Any, request: BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[bytes]:
-        """Yield the reply to ``request`` in blocks; see :class:`privtuner.schemes.LinearServer`."""
-        if isinstance(prepared, Prepared):
-            yield from apply_blocks(prepared, request, block_rows=block_rows)
-        else:
-            yield from prepared.answer(request)
+    def answer(self, prepared: Prepared, request: BytesLike, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+        """Yield the reply to ``request`` in blocks; see `privtuner.parties.LinearServer`."""
+        head, residues = messages.read(request, messages.REQUEST)
+        output_bytes = residues.nbytes // head.features
+        return _reply(prepared, head, residues, rows_of(block_bytes, output_bytes))
 
 
 def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[bytes]:
@@ -59,8 +46,11 @@ def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = DEFAU
         MessageError: the request is malformed, truncated, corrupted, or meant for another layer.
         InputError: ``block_rows`` is not positive.
     """
+    return _reply(prepared, *messages.read(request, messages.REQUEST), block_rows)
+
+
+def _reply(prepared: Prepared, head: Head, residues: Residues, block_rows: int) -> Iterator[bytes]:
     step = row_step(block_rows)
-    head, residues = messages.read(request, messages.REQUEST)
     public = prepared.public
     if head.layer != public.id:
         raise MessageError("the request is meant for another layer, or for other weights; fetch the bundle again")

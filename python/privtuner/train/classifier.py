@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from privtuner.errors import InputError
-from privtuner.nn import OwnerBundle, Transport, visible_only
+from privtuner.nn import OwnerBundle, Session, build, visible_only
+from privtuner.nn.families import canonical_names
 from privtuner.nn.pretrained import load_model, load_tokenizer, tokenizer_files
-from privtuner.nn.split import canonical_names
 from privtuner.train.peft_adapter import load_adapter
 from privtuner.train.report import load_labels, load_pool
 
@@ -35,7 +35,7 @@ class MeanForSequenceClassification(torch.nn.Module):
     """A linear head on the mean of an encoder's last hidden states.
 
     Args:
-        encoder: from ``AutoModel``, or :meth:`privtuner.nn.OwnerBundle.build` with ``task="feature-extraction"``. A
+        encoder: from ``AutoModel``, or `privtuner.nn.build` with ``task="feature-extraction"``. A
             pooler of its own, which would be computed for nothing, is taken out.
 
     Raises:
@@ -132,27 +132,26 @@ def clear_classifier(
 
 
 def owner_classifier(
-    bundle: OwnerBundle, transport: Transport, labels: Sequence[str], pool: str = "mean", **options: Any
+    bundle: OwnerBundle, session: Session, labels: Sequence[str], pool: str = "mean", **options: Any
 ) -> PreTrainedModel | MeanForSequenceClassification:
-    """Return the data owner's classifier with a new head, its frozen layers computed through ``transport``.
+    """Return the data owner's classifier with a new head, its frozen layers computed by a server.
 
     Args:
         bundle: the owner's part of the model.
-        transport: carries requests to the server.
+        session: what encrypts, and the way to the server.
         labels: names of the classes, in the order of the head's outputs.
         pool: what the head reads, "mean" or "first".
-        **options: of :meth:`privtuner.nn.OwnerBundle.build`.
+        **options: of `privtuner.nn.build`.
 
     Raises:
-        privtuner.errors.InputError: ``pool`` is unknown or does not suit the model, or see the method above.
-        privtuner.errors.EngineError: see the method above.
+        privtuner.errors.InputError: ``pool`` is unknown or does not suit the model, or see `privtuner.nn.build`.
     """
     _check_pool(pool)
     task = "feature-extraction" if pool == "mean" else "sequence-classification"
     with warnings.catch_warnings():
         # Of a pooler: the mean does without, and the pool first refuses it below.
         warnings.filterwarnings("ignore", ".* is not in the bundle and was newly initialised", UserWarning)
-        model = bundle.build(transport, task=task, **_entries(labels), **options)
+        model = build(bundle, session, task=task, **_entries(labels), **options)
     return _with_head(model, pool, bundle.omitted)
 
 

@@ -191,7 +191,7 @@ def prepare_model(model: PreTrainedModel | MeanForSequenceClassification, config
     """Freeze all but the head, start the head anew and add adapters.
 
     Args:
-        model: a sequence classifier, in the clear or from :meth:`privtuner.nn.OwnerBundle.build`.
+        model: a sequence classifier, in the clear or from `privtuner.nn.build`.
         config: adapters and seed.
 
     Raises:
