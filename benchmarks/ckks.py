@@ -18,7 +18,7 @@ import harness
 import privtuner
 from harness import Record, progress
 from privtuner import ckks
-from privtuner.ckks.blocks import SealedMLP
+from privtuner.sealed.blocks import SealedMLP
 
 RING_LIMBS = ((8192, 3), (16384, 8), (32768, 16))
 TARGETS = {

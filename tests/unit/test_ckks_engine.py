@@ -591,7 +591,7 @@ def test_depth_zero_sets_of_other_scales_differ():
 
 
 def test_the_server_cannot_make_the_owner_use_insecure_parameters():
-    from privtuner.ckks.blocks import SealedClient
+    from privtuner.sealed.blocks import SealedClient
 
     with pytest.raises(InputError, match="the server asks for INSECURE-ckks.*refuse that server"):
         SealedClient(PARAMETERS)

@@ -14,15 +14,18 @@ import torch
 
 from nn_cases import tiny_bert, tokens
 from privtuner import ckks, linear
-from privtuner.ckks import blocks, held
-from privtuner.cuda.ckks import CudaEvaluator, DeviceTensor
+from privtuner.cpu import CpuClient
+from privtuner.cuda.client import CudaClient
 from privtuner.cuda.device import CudaDevice
+from privtuner.cuda.evaluator import CudaEvaluator, DeviceTensor
 from privtuner.cuda.linear.masks import DeviceMasks
 from privtuner.cuda.linear.server import DeviceLayer
-from privtuner.engines import LocalTransport, NativeOwner
-from privtuner.engines.cuda import CudaEngine, CudaOwner
+from privtuner.cuda.server import CudaServer
 from privtuner.errors import InputError, PrivtunerError, SecretError
+from privtuner.held import layer as held
 from privtuner.nn import Traffic, TrafficMeter, split, traffic_of
+from privtuner.schemes import LocalTransport
+from privtuner.sealed import blocks
 from privtuner.service import RemoteTransport, Server
 
 RNG = np.random.default_rng(0)
@@ -80,7 +83,7 @@ def test_sealed_blocks() -> None:
 
 @pytest.mark.parametrize("duplicate", [again, copy.copy, copy.deepcopy])
 def test_caches_start_empty_with_a_mask_of_their_own(duplicate: Callable[[Any], Any]) -> None:
-    prepared, owner = PREPARED["linear-w8"], NativeOwner(1 << 20)
+    prepared, owner = PREPARED["linear-w8"], CpuClient(1 << 20)
     request, secret = owner.encrypt(X, prepared.public, "forward")
     owner.decrypt([linear.apply(prepared, request)], secret)
     assert owner._masks.bytes > 0
@@ -124,9 +127,9 @@ def test_what_decrypts_stays(leave: Callable[[Any], Any]) -> None:
     "kind",
     [
         CudaDevice,
-        CudaEngine,
+        CudaServer,
         CudaEvaluator,
-        CudaOwner,
+        CudaClient,
         DeviceLayer,
         DeviceMasks,
         DeviceTensor,

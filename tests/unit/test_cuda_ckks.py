@@ -9,11 +9,11 @@ import pytest
 from cuda_arrays import host
 from cuda_host import HostDevice
 from privtuner import ckks
-from privtuner.ckks.blocks import SealedClient, SealedMLP
-from privtuner.cuda import ckks as cuda_ckks
-from privtuner.cuda.ckks import CudaEvaluator, DeviceTensor
+from privtuner.cuda import evaluator as cuda_ckks
+from privtuner.cuda.evaluator import CudaEvaluator, DeviceTensor
 from privtuner.cuda.words import Words
 from privtuner.errors import CkksError, EngineError, InputError
+from privtuner.sealed.blocks import SealedClient, SealedMLP
 
 RNG = np.random.default_rng(0)
 TOKENS, FEATURES = 5, 3

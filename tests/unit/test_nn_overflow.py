@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 
 from nn_cases import clear_twin, tiny_bert, tokens, weight_in_force
 from privtuner import ckks, linear
-from privtuner.ckks.blocks import SealedMLP as Block
 from privtuner.errors import InputError
 from privtuner.nn import EncryptedLinear, LocalTransport, SealedMLP, Session, split
+from privtuner.sealed.blocks import SealedMLP as Block
 
 pytestmark = pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning")
 

@@ -6,9 +6,9 @@ import pytest
 from cuda_host import HostDevice
 from engine_cases import NEEDS_OPENFHE
 from privtuner import _core, ckks, linear, openfhe
-from privtuner.ckks.blocks import SealedClient, SealedMLP
 from privtuner.cuda import gemm as device_gemm
 from privtuner.cuda import linear as device_linear
+from privtuner.sealed.blocks import SealedClient, SealedMLP
 
 DIGITS = ("7351", "32735")
 """Of every value, in whatever way it is written: 7351.25, 0.7351, 7.351e+39; a weight of 16 bits that is too large."""
@@ -123,7 +123,7 @@ def test_batches_on_a_device(case):
 @NEEDS_OPENFHE
 @pytest.mark.parametrize("case", [case for case in LINEAR if case != "masks"])
 def test_batches_of_openfhe(case):
-    owner = openfhe.Owner()
+    owner = openfhe.OpenFheClient()
     assert_refused_without_values(lambda: LINEAR[case](owner.encrypt))
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from privtuner import ckks
-from privtuner.ckks.blocks import SealedClient, SealedMLP, SealedPublic
-from privtuner.ckks.exchange import request_shape
-from privtuner.engines import LocalTransport
 from privtuner.errors import CkksError, InputError, MessageError
+from privtuner.schemes import LocalTransport
+from privtuner.sealed.blocks import SealedClient, SealedMLP, SealedPublic
+from privtuner.sealed.exchange import request_shape
 from privtuner.service.counts import request_shape as counted_shape
 
 PARAMETERS = ckks.INSECURE_parameters(depth=6)
@@ -330,7 +330,7 @@ def test_nothing_is_computed_for_a_refused_request(block, requests, monkeypatch)
 
 
 def test_reply_comes_in_messages(client, monkeypatch):
-    monkeypatch.setattr("privtuner.ckks.exchange._BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr("privtuner.sealed.exchange._BLOCK_BYTES", 1 << 16)
     block = make()
     x, g = data()
     request, pending = client.request(block.public, x, g)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from privtuner import ckks
-from privtuner.ckks.exchange import request_shape
-from privtuner.ckks.held import HeldClient, HeldLora, HeldPublic, LoraAdapter
 from privtuner.errors import CkksError, InputError, MessageError
-from privtuner.lora.held import ClearDevice, train_held
+from privtuner.held.layer import HeldClient, HeldLora, HeldPublic, LoraAdapter
+from privtuner.held.serve import held_server
+from privtuner.held.train import ClearDevice, train_held
+from privtuner.sealed.exchange import request_shape
 from privtuner.service import RemoteTransport
-from privtuner.service.held import held_server
 
 PARAMETERS = ckks.INSECURE_parameters(depth=2)
 D_IN, D_OUT, R = 11, 5, 2

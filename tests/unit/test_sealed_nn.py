@@ -13,7 +13,6 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 
 from nn_cases import CountingTransport, tiny_bert, tiny_distilbert, tiny_gpt2, tiny_llama, tokens, weight_in_force
 from privtuner import ckks
-from privtuner.ckks.blocks import SealedMLP as Block
 from privtuner.errors import CkksError, InputError, MessageError
 from privtuner.linear import Prepared
 from privtuner.nn import (
@@ -28,6 +27,7 @@ from privtuner.nn import (
     visible_only,
 )
 from privtuner.nn.sealed import fit_activation
+from privtuner.sealed.blocks import SealedMLP as Block
 
 PARAMETERS = ckks.INSECURE_parameters(depth=6)
 OPTIONS: dict[str, Any] = {

@@ -13,7 +13,7 @@
     secret.decrypt(y)                                         # data owner
 
 `plan` runs a circuit without keys or ciphertexts and says what it takes; circuits of several operations are in
-``privtuner.ckks.circuits``, blocks that a server evaluates whole in ``privtuner.ckks.blocks`` and ``.held``.
+``privtuner.ckks.circuits``.
 """
 
 from . import approximations, circuits
@@ -29,9 +29,7 @@ from .approximations import (
     silu,
     tanh,
 )
-from .blocks import SealedClient, SealedMLP
 from .evaluator import Evaluator, Matrix
-from .held import HeldClient, HeldLora
 from .keys import EvaluationKeys, PublicKey, SecretKey
 from .parameters import INSECURE_parameters, Parameters, parameters
 from .plan import Calibration, Measurement, Plan, calibrate, plan
@@ -43,8 +41,6 @@ __all__ = [
     "EncryptedTensor",
     "EvaluationKeys",
     "Evaluator",
-    "HeldClient",
-    "HeldLora",
     "INSECURE_parameters",
     "Matrix",
     "Measurement",
@@ -52,8 +48,6 @@ __all__ = [
     "Plan",
     "Polynomial",
     "PublicKey",
-    "SealedClient",
-    "SealedMLP",
     "SecretKey",
     "approximations",
     "calibrate",

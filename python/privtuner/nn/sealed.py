@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
-from privtuner.ckks import Parameters, Polynomial, approximations, blocks
+from privtuner.ckks import Parameters, Polynomial, approximations
 from privtuner.errors import InputError
 from privtuner.nn.groups import DTYPES, spread
 from privtuner.nn.kinds import Kind, kind_of, matrix_of
@@ -24,6 +24,7 @@ from privtuner.nn.overflow import blank_overflow
 from privtuner.nn.padding import Rows
 from privtuner.nn.session import Session
 from privtuner.nn.withheld import refuse_tracing, without_mark
+from privtuner.sealed import blocks
 
 __all__ = [
     "ACTIVATION_DEGREE",

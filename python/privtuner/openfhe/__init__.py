@@ -15,11 +15,11 @@ The same names and the same steps as :mod:`privtuner.ckks`::
 Needs a privtuner that was built where OpenFHE 1.2 or newer is installed; importing this package does not.
 """
 
+from .client import OpenFheClient
 from .context import Context, INSECURE_context
 from .evaluator import Evaluator
 from .keys import EvaluationKeys, PublicKey, SecretKey
 from .library import available, num_threads, set_num_threads, status
-from .owner import Owner
 from .tensor import EncryptedTensor
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "EvaluationKeys",
     "Evaluator",
     "INSECURE_context",
-    "Owner",
+    "OpenFheClient",
     "PublicKey",
     "SecretKey",
     "available",

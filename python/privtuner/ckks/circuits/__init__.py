@@ -1,6 +1,6 @@
 """Circuits on encrypted tensors: exponential, reciprocal, softmax, layer norm, attention, matrix-vector product.
 
-Written against :class:`privtuner.engines.base.CkksEngine` alone, so that they run on every engine. Each states the
+Written against `privtuner.ckks.protocol.EvaluatorProtocol` alone, so that they run on every evaluator. Each states the
 levels it takes, which are known beforehand (the ``..._depth`` functions), and, where it rotates, the steps that the
 rotation keys must cover (the ``..._steps`` functions).
 

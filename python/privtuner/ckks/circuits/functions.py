@@ -25,10 +25,10 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from privtuner.engines.base import CkksEngine
+    from privtuner.ckks.protocol import EvaluatorProtocol
 
 
-def exponential(engine: CkksEngine[T], x: T, low: float = -8.0, halvings: int = 0, degree: int = 15) -> T:
+def exponential(engine: EvaluatorProtocol[T], x: T, low: float = -8.0, halvings: int = 0, degree: int = 15) -> T:
     """exp(x) for x in [low, 0], by halving the argument: ``p(x) ** (2 ** halvings)``.
 
     The polynomial p stands for ``exp(x / 2**halvings)`` with the least relative error, so the halving itself takes no
@@ -82,7 +82,7 @@ def _exponential(low: float, high: float, shift: float, halvings: int, degree: i
 
 
 def reciprocal(
-    engine: CkksEngine[T], x: T, domain: Domain, degree: int = 15, newton_steps: int = 0, gain: float = 1.0
+    engine: EvaluatorProtocol[T], x: T, domain: Domain, degree: int = 15, newton_steps: int = 0, gain: float = 1.0
 ) -> T:
     """``gain / x`` for x in a positive domain: a polynomial, then Goldschmidt steps.
 
@@ -140,7 +140,7 @@ def reciprocal_error(domain: Domain, degree: int = 15, newton_steps: int = 0) ->
 
 
 def inverse_square_root(
-    engine: CkksEngine[T], x: T, domain: Domain, degree: int = 15, newton_steps: int = 1, gain: float = 1.0
+    engine: EvaluatorProtocol[T], x: T, domain: Domain, degree: int = 15, newton_steps: int = 1, gain: float = 1.0
 ) -> T:
     """``gain / sqrt(x)`` for x in a positive domain: a polynomial, then Newton steps ``y <- y (3 - x y**2) / 2``.
 

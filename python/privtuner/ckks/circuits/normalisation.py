@@ -24,7 +24,7 @@ from .functions import (
 )
 
 if TYPE_CHECKING:
-    from privtuner.engines.base import CkksEngine
+    from privtuner.ckks.protocol import EvaluatorProtocol
 
 _CONDITION = 4096.0  # largest ratio of the ends of a sum that is inverted: what the noise in it is multiplied by
 _ROUGH = 2.0**-8  # accuracy of normalisations that are followed by another
@@ -67,7 +67,7 @@ class SoftmaxPlan:
 
 
 def softmax(
-    engine: CkksEngine[T], scores: T, bound: float, mask: npt.ArrayLike | None = None, accuracy: float = 1e-4
+    engine: EvaluatorProtocol[T], scores: T, bound: float, mask: npt.ArrayLike | None = None, accuracy: float = 1e-4
 ) -> T:
     """Softmax over the features, for scores in [-bound, bound].
 
@@ -205,7 +205,7 @@ def _least_depth(domain: Domain, accuracy: float) -> tuple[int, int]:
 
 
 def layer_norm(
-    engine: CkksEngine[T],
+    engine: EvaluatorProtocol[T],
     x: T,
     weight: npt.ArrayLike,
     bias: npt.ArrayLike,

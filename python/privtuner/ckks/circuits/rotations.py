@@ -14,7 +14,7 @@ from ..approximations import Array
 from .common import T
 
 if TYPE_CHECKING:
-    from privtuner.engines.base import CkksEngine
+    from privtuner.ckks.protocol import EvaluatorProtocol
 
 ATTENTION_DEPTH = 1
 """Levels of `attention_scores`, and of `attention_values`."""
@@ -61,7 +61,7 @@ def attention_mask(slots: int, allowed: npt.ArrayLike) -> npt.NDArray[np.float64
     return mask
 
 
-def attention_scores(engine: CkksEngine[T], q: T, k: T, period: int, chunk: int = 8) -> T:
+def attention_scores(engine: EvaluatorProtocol[T], q: T, k: T, period: int, chunk: int = 8) -> T:
     """Scores of every query with every key of its sequence: ``sum_f q[i, f] k[(i + d) mod period, f]`` as feature d.
 
     Token i of sequence s sits in slot ``i * stride + s``, ``stride = slots / period``, so that one rotation by
@@ -94,7 +94,7 @@ def attention_scores(engine: CkksEngine[T], q: T, k: T, period: int, chunk: int 
     return engine.concatenate(scores)
 
 
-def attention_values(engine: CkksEngine[T], probabilities: T, v: T, period: int) -> T:
+def attention_values(engine: EvaluatorProtocol[T], probabilities: T, v: T, period: int) -> T:
     """Values weighed by probabilities: ``out[i, f] = sum_d probabilities[i, d] v[(i + d) mod period, f]``.
 
     Feature by feature: the rotations of one feature of v, hoisted (its decomposition is computed once), and their
@@ -142,7 +142,7 @@ def matrix_vector_steps(slots: int, period: int) -> tuple[int, ...]:
     return tuple(range(1, babies)) + tuple(range(babies, period, babies))
 
 
-def matrix_vector(engine: CkksEngine[T], x: T, matrix: npt.ArrayLike, period: int | None = None) -> T:
+def matrix_vector(engine: EvaluatorProtocol[T], x: T, matrix: npt.ArrayLike, period: int | None = None) -> T:
     """A clear matrix times one encrypted vector that fills the slots, repeated with a period n.
 
     The diagonal method of Halevi and Shoup ("Algorithms in HElib", CRYPTO 2014) with baby steps and giant steps, as in
@@ -196,7 +196,7 @@ def _babies(slots: int, period: int) -> int:
     return 1 << ((period.bit_length()) // 2)
 
 
-def _rotations(engine: CkksEngine[T], x: T, steps: Sequence[int]) -> Iterator[T]:
+def _rotations(engine: EvaluatorProtocol[T], x: T, steps: Sequence[int]) -> Iterator[T]:
     """Rotate by each of the steps, hoisted; a step of 0 is x itself and needs no key."""
     nonzero = [step for step in steps if step]
     rotated: Any = engine.rotate(x, nonzero) if nonzero else []

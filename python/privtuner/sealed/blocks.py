@@ -25,9 +25,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..ckks.approximations import Polynomial
+from ..ckks.evaluator import Evaluator, Matrix
+from ..ckks.keys import SecretKey
+from ..ckks.parameters import BytesLike, Parameters, require_secure
+from ..ckks.parameters import parameters as secure_parameters
+from ..ckks.tensor import EncryptedTensor
 from ..errors import CkksError, InputError, MessageError
-from .approximations import Polynomial
-from .evaluator import Evaluator, Matrix
 from .exchange import (
     VERSION,
     Block,
@@ -42,10 +46,6 @@ from .exchange import (
     write_reply,
     write_request,
 )
-from .keys import SecretKey
-from .parameters import BytesLike, Parameters, require_secure
-from .parameters import parameters as secure_parameters
-from .tensor import EncryptedTensor
 
 __all__ = ["SealedClient", "SealedMLP", "SealedPublic"]
 

@@ -17,7 +17,7 @@ from privtuner.paths import put, replacing
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from privtuner.lora.training import TrainResult
+    from privtuner.train.training import TrainResult
 
 __all__ = ["AdapterKeeper", "check_folder", "load_labels", "load_pool", "save_adapter", "save_json", "save_loss_curve"]
 

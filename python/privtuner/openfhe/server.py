@@ -5,26 +5,51 @@ A product with clear integers acts on the residues of a ciphertext alone, so the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from .. import _core
 from ..errors import InputError, MessageError
-from ..linear import Prepared, row_step
+from ..linear import DEFAULT_BLOCK_ROWS, Prepared, row_step
 from . import messages
 from .messages import BytesLike, Head
 
-__all__ = ["apply_blocks"]
+__all__ = ["OpenFheServer", "apply_blocks"]
 
 
-def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = 256) -> Iterator[bytes]:
+class OpenFheServer:
+    """Multiplies the residues of OpenFHE ciphertexts; sealed blocks have messages of their own, of the native CKKS."""
+
+    name = "openfhe"
+
+    def hold(self, layers: Mapping[str, Any]) -> Mapping[str, int]:  # noqa: ARG002 - the protocol's signature
+        """Nothing to do: the layers lie in memory already."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def gather(self, prepared: Any, parts: Sequence[bytes]) -> bytes:  # noqa: ARG002 - the protocol's signature
+        """A request from its parts; see :class:`privtuner.schemes.LinearServer`."""
+        return b"".join(parts)  # of a single part, the part itself
+
+    def apply_blocks(self, prepared: Any, request: BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[bytes]:
+        """Yield the reply to ``request`` in blocks; see :class:`privtuner.schemes.LinearServer`."""
+        if isinstance(prepared, Prepared):
+            yield from apply_blocks(prepared, request, block_rows=block_rows)
+        else:
+            yield from prepared.answer(request)
+
+
+def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[bytes]:
     """Answer a request in blocks of ``block_rows`` outputs, as they are computed (model owner).
 
     Args:
         prepared: the layer the request is meant for.
-        request: bytes from :meth:`privtuner.openfhe.Owner.encrypt`.
+        request: bytes from :meth:`privtuner.openfhe.OpenFheClient.encrypt`.
         block_rows: outputs a block, rounded up to a multiple of 32.
 
     Returns:

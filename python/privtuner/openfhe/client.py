@@ -18,7 +18,7 @@ from .keys import SecretKey
 from .library import library
 from .messages import BytesLike, Head
 
-__all__ = ["Owner", "Pending"]
+__all__ = ["OpenFheClient", "Pending"]
 
 _LARGEST_ERROR = 64
 """Above what an error or a rounding of OpenFHE's reaches: 20 standard deviations."""
@@ -37,7 +37,7 @@ class Pending:
         raise SecretError("what decrypts a reply is never copied or pickled: it stays in the process that asked")
 
 
-class Owner:
+class OpenFheClient:
     """Encrypts the requests of one training run under OpenFHE keys of its own, and decrypts the replies.
 
     A ring of 2,048 with one prime of 53 bits, the largest that OpenFHE's check of 128 bits allows there: products with

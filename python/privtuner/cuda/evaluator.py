@@ -77,7 +77,7 @@ class DeviceTensor(Stays):
 
 
 class CudaEvaluator(Stays):
-    """The :class:`privtuner.engines.base.CkksEngine` on a GPU: :class:`privtuner.ckks.Evaluator` for `DeviceTensor`.
+    """The `privtuner.ckks.protocol.EvaluatorProtocol` on a GPU: `privtuner.ckks.Evaluator` for `DeviceTensor`.
 
     Operations raise what those of the native evaluator raise. They return before the device is done; only `download`
     waits. Work is launched on the thread's current stream, which should be the same one throughout. Safe to use from

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from privtuner.ckks.held import HeldLora, LoraAdapter
+from privtuner.held.layer import HeldLora, LoraAdapter
 
 __all__ = ["ClearDevice", "Device", "embed_texts", "train_held"]
 
@@ -16,7 +16,7 @@ Array = npt.NDArray[np.float64]
 
 
 class Device(Protocol):
-    """What training needs of an adapter: :class:`privtuner.ckks.held.HeldClient`, or its clear twin."""
+    """What training needs of an adapter: :class:`privtuner.held.layer.HeldClient`, or its clear twin."""
 
     def forward(self, x: npt.ArrayLike) -> Array:
         """Outputs (rows, d_out) of inputs (rows, d_in)."""
@@ -112,8 +112,8 @@ def embed_texts(model: str, data: str, label_column: str, count: int) -> tuple[A
     import torch
     from transformers import AutoModel
 
-    from privtuner.lora import dataset
     from privtuner.nn.pretrained import load_model, load_tokenizer
+    from privtuner.train import dataset
 
     texts = dataset.read_csv(data, "text", label_column)
     names = dataset.label_names(texts)[:count]

@@ -1,40 +1,28 @@
-"""Engines compute the server's half of an encrypted product, owners the data owner's; transports carry the bytes."""
+"""The schemes there are, and what computes them on which device."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from privtuner.engines.base import Engine, Layer, Owner, Transport
-from privtuner.engines.native import LocalTransport, NativeEngine, NativeOwner
-from privtuner.engines.openfhe import OpenFheEngine
+from privtuner.cpu import CpuClient, CpuServer
 from privtuner.errors import InputError
+from privtuner.openfhe.server import OpenFheServer
+from privtuner.schemes.protocol import LinearClient, LinearServer
 
 if TYPE_CHECKING:
     from privtuner.cuda import Device
 
-__all__ = [
-    "ENGINES",
-    "Engine",
-    "Layer",
-    "LocalTransport",
-    "NativeEngine",
-    "NativeOwner",
-    "OpenFheEngine",
-    "Owner",
-    "Transport",
-    "engine_of",
-    "owner_of",
-]
+__all__ = ["SCHEMES", "client_of", "server_of"]
 
-ENGINES = ("native", "openfhe")
+SCHEMES = ("native", "openfhe")
 """Names of the engines of linear layers: this package's own scheme, and CKKS of OpenFHE."""
 
 
-def engine_of(name: str, device: str = "cpu", memory_bytes: int | None = None) -> Engine:
+def server_of(name: str, device: str = "cpu", memory_bytes: int | None = None) -> LinearServer:
     """Return the server's half of the engine called ``name``.
 
     Args:
-        name: one of `ENGINES`.
+        name: one of `SCHEMES`.
         device: "cpu", or of the native engine GPUs: "cuda" for all of them, "cuda:1", "cuda:0,cuda:1".
         memory_bytes: the most memory taken on each GPU, all that is free when None.
 
@@ -43,21 +31,21 @@ def engine_of(name: str, device: str = "cpu", memory_bytes: int | None = None) -
         privtuner.errors.EngineError: CuPy, the driver or the GPU is missing; the message says what to install.
     """
     if _known(name, device) == "openfhe":
-        return OpenFheEngine()
+        return OpenFheServer()
     if device == "cpu":
-        return NativeEngine()
+        return CpuServer()
     from privtuner import cuda
-    from privtuner.engines.cuda import CudaEngine
+    from privtuner.cuda.server import CudaServer
 
-    return CudaEngine(cuda.devices(device, memory_bytes))
+    return CudaServer(cuda.devices(device, memory_bytes))
 
 
-def owner_of(name: str, mask_cache_bytes: int | None = None, device: str | Device = "cpu") -> Owner:
+def client_of(name: str, mask_cache_bytes: int | None = None, device: str | Device = "cpu") -> LinearClient:
     """Return the data owner's half of the engine called ``name``, with fresh keys where it has any.
 
     Args:
-        name: one of `ENGINES`.
-        mask_cache_bytes: of the native engine, see :class:`NativeOwner`; the others have no masks.
+        name: one of `SCHEMES`.
+        mask_cache_bytes: of the native engine, see :class:`CpuClient`; the others have no masks.
         device: "cpu", or of the native engine a GPU: "cuda" for the first one, "cuda:1", or an open device.
 
     Raises:
@@ -70,20 +58,20 @@ def owner_of(name: str, mask_cache_bytes: int | None = None, device: str | Devic
     if _known(name, device) == "openfhe":
         from privtuner import openfhe
 
-        return openfhe.Owner()
+        return openfhe.OpenFheClient()
     if device == "cpu":
-        return NativeOwner(mask_cache_bytes)
+        return CpuClient(mask_cache_bytes)
     from privtuner import cuda
-    from privtuner.engines.cuda import CudaOwner
+    from privtuner.cuda.client import CudaClient
 
     if isinstance(device, str):
         device = cuda.devices("cuda:0" if device == "cuda" else device)[0]
-    return CudaOwner(device, mask_cache_bytes)
+    return CudaClient(device, mask_cache_bytes)
 
 
 def _known(name: str, device: object) -> str:
-    if name not in ENGINES:
-        raise InputError(f"unknown engine {name!r}; choose {' or '.join(ENGINES)}")
+    if name not in SCHEMES:
+        raise InputError(f"unknown engine {name!r}; choose {' or '.join(SCHEMES)}")
     if name == "openfhe" and device != "cpu":
         raise InputError(f"the engine openfhe does not run on {device}: choose device cpu, or the engine native")
     return name

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from privtuner.errors import CkksError, InputError, PrivtunerError
-from privtuner.lora.dataset import Encoded, length_batches, shuffled
-from privtuner.lora.peft_adapter import add_lora, trainable_heads
 from privtuner.nn import EncryptedLayer, Traffic, TrafficMeter, traffic_of
+from privtuner.train.dataset import Encoded, length_batches, shuffled
+from privtuner.train.peft_adapter import add_lora, trainable_heads
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from privtuner.lora.classifier import MeanForSequenceClassification
+    from privtuner.train.classifier import MeanForSequenceClassification
 
 __all__ = [
     "Evaluation",
@@ -239,7 +239,7 @@ def train_classifier(
         test: texts to evaluate on; None leaves evaluation out.
         config: how to train.
         progress: show a bar on standard error.
-        after_step: called after each step with the run so far, e.g. :class:`privtuner.lora.report.AdapterKeeper`.
+        after_step: called after each step with the run so far, e.g. :class:`privtuner.train.report.AdapterKeeper`.
 
     Raises:
         privtuner.errors.PrivtunerError: the run diverged, see :func:`iterate_steps`, or the server failed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from privtuner.ckks.held import HeldLora
+from privtuner.held.layer import HeldLora
 from privtuner.nn import OwnerBundle, Split
 from privtuner.service.server import Server
 

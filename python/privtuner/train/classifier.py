@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from privtuner.errors import InputError
-from privtuner.lora.peft_adapter import load_adapter
-from privtuner.lora.report import load_labels, load_pool
 from privtuner.nn import OwnerBundle, Transport, visible_only
 from privtuner.nn.pretrained import load_model, load_tokenizer, tokenizer_files
 from privtuner.nn.split import canonical_names
+from privtuner.train.peft_adapter import load_adapter
+from privtuner.train.report import load_labels, load_pool
 
 if TYPE_CHECKING:
     from peft import PeftModel

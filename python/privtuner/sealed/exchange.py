@@ -19,11 +19,11 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..ckks.evaluator import Evaluator
+from ..ckks.keys import EvaluationKeys
+from ..ckks.parameters import BytesLike, Parameters
+from ..ckks.tensor import EncryptedTensor
 from ..errors import CkksError, InputError, MessageError, SecretError
-from .evaluator import Evaluator
-from .keys import EvaluationKeys
-from .parameters import BytesLike, Parameters
-from .tensor import EncryptedTensor
 
 __all__ = [
     "DIRECTIONS",

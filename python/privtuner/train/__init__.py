@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from privtuner.lora.classifier import clear_classifier, load_classifier, owner_classifier
-from privtuner.lora.peft_adapter import add_lora, check_lora_config, trainable_heads
+from privtuner.train.classifier import clear_classifier, load_classifier, owner_classifier
+from privtuner.train.peft_adapter import add_lora, check_lora_config, trainable_heads
 
 __all__ = [
     "add_lora",

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from privtuner.errors import InputError
-from privtuner.lora.dataset import Encoded
+from privtuner.train.dataset import Encoded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from privtuner.lora.classifier import MeanForSequenceClassification
+    from privtuner.train.classifier import MeanForSequenceClassification
 
 __all__ = ["fitted", "positions"]
 

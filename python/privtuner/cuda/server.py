@@ -5,19 +5,18 @@ from __future__ import annotations
 import queue
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from privtuner.copies import Stays
 from privtuner.cuda import linear as kernels
-from privtuner.cuda.ckks import CudaEvaluator
 from privtuner.cuda.device import Device
-from privtuner.engines.base import DEFAULT_BLOCK_ROWS, Layer
+from privtuner.cuda.evaluator import CudaEvaluator
 from privtuner.errors import EngineError, InputError
-from privtuner.linear import BytesLike, Direction, Prepared, Public
+from privtuner.linear import DEFAULT_BLOCK_ROWS, BytesLike, Prepared
 
-__all__ = ["CudaEngine", "CudaOwner"]
+__all__ = ["CudaServer"]
 
 _BATCH_TOKENS = 16384
 """Requests that wait for one layer are multiplied together up to so many tokens."""
@@ -123,7 +122,7 @@ class _Worker:
         return True
 
 
-class CudaEngine(Stays):
+class CudaServer(Stays):
     """Answers requests of the native engine on one or several GPUs.
 
     A layer lies on one device, one or two bytes a weight, where it stays. Requests that wait for the same layer are
@@ -147,7 +146,7 @@ class CudaEngine(Stays):
         self._lock = threading.Lock()
         self._sealed = 0
 
-    def hold(self, layers: Mapping[str, Layer]) -> Mapping[str, int]:
+    def hold(self, layers: Mapping[str, Any]) -> Mapping[str, int]:
         """Put every linear layer on a device, the largest first, each where the most memory is left.
 
         Returns:
@@ -161,16 +160,16 @@ class CudaEngine(Stays):
             self._resident(prepared)
         return {worker.device.name: worker.held for worker in self._workers}
 
-    def gather(self, prepared: Layer, parts: Sequence[bytes]) -> BytesLike:
-        """A request from its parts; see :class:`privtuner.engines.Engine`. Of a linear layer in page-locked memory."""
+    def gather(self, prepared: Any, parts: Sequence[bytes]) -> BytesLike:
+        """A request from its parts; see `privtuner.schemes.LinearServer`. Of a linear layer in page-locked memory."""
         if len(parts) > 1 and isinstance(prepared, Prepared):
             return kernels.gather(self._resident(prepared)[0].device, parts)
         return b"".join(parts)  # of a single part, the part itself
 
     def apply_blocks(
-        self, prepared: Layer, request: BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS
+        self, prepared: Any, request: BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS
     ) -> Iterator[BytesLike]:
-        """Yield the reply to ``request`` in blocks; see :class:`privtuner.engines.Engine`."""
+        """Yield the reply to ``request`` in blocks; see :class:`privtuner.schemes.LinearServer`."""
         if not isinstance(prepared, Prepared):
             yield from prepared.answer(request, self._evaluator)
             return
@@ -207,36 +206,3 @@ class CudaEngine(Stays):
             device = self._workers[self._sealed % len(self._workers)].device
             self._sealed += 1
         return CudaEvaluator(device, parameters, keys)
-
-
-class CudaOwner(Stays):
-    """The data owner's half of the native engine on a GPU: secrets of one request, made, used and wiped there.
-
-    Args:
-        device: from :func:`privtuner.cuda.devices`.
-        mask_cache_bytes: device memory for mask products, None for no limit; see :class:`privtuner.linear.MaskCache`.
-
-    Raises:
-        privtuner.errors.InputError: ``mask_cache_bytes`` is negative.
-    """
-
-    name = "native"
-    on_device = True
-    stays = "an owner on a GPU cannot be pickled: make one of the other process's privtuner.cuda.devices there"
-
-    def __init__(self, device: Device, mask_cache_bytes: int | None = None) -> None:
-        if mask_cache_bytes is not None and mask_cache_bytes < 0:
-            raise InputError(f"mask_cache_bytes = {mask_cache_bytes}: must not be negative")
-        self.device = device
-        with device.active():
-            self._masks = kernels.DeviceMasks(device, mask_cache_bytes)
-
-    def encrypt(self, x: Any, public: Public, direction: Direction) -> tuple[BytesLike, kernels.DeviceSecret]:
-        """Encrypt a batch; see :class:`privtuner.engines.Owner`. A CUDA tensor is taken without a copy (DLPack)."""
-        with self.device.active():
-            return kernels.encrypt(self.device, x, public, direction, masks=self._masks)
-
-    def decrypt(self, blocks: Iterable[BytesLike], secret: kernels.DeviceSecret) -> Any:
-        """Decrypt a reply; see :class:`privtuner.engines.Owner`. Returns a device array, for ``torch.from_dlpack``."""
-        with self.device.active():
-            return kernels.decrypt(blocks, secret, on_device=True)

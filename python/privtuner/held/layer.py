@@ -27,11 +27,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..ckks.evaluator import Evaluator, Matrix
+from ..ckks.keys import SecretKey
+from ..ckks.parameters import BytesLike, Parameters, require_secure
+from ..ckks.parameters import parameters as secure_parameters
+from ..ckks.tensor import EncryptedTensor
 from ..copies import Stays
 from ..errors import InputError, MessageError
-from . import exchange
-from .evaluator import Evaluator, Matrix
-from .exchange import (
+from ..sealed import exchange
+from ..sealed.exchange import (
     Block,
     MakeEvaluator,
     Pending,
@@ -44,10 +48,6 @@ from .exchange import (
     write_reply,
     write_request,
 )
-from .keys import SecretKey
-from .parameters import BytesLike, Parameters, require_secure
-from .parameters import parameters as secure_parameters
-from .tensor import EncryptedTensor
 
 __all__ = ["HeldClient", "HeldLora", "HeldPublic", "LoraAdapter"]
 

@@ -1,4 +1,4 @@
-"""Labelled texts: read from a CSV file (:mod:`privtuner.lora.table`), as batches of token numbers."""
+"""Labelled texts: read from a CSV file (:mod:`privtuner.train.table`), as batches of token numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from privtuner.errors import InputError
-from privtuner.lora.table import TextTable, label_names, read_csv
+from privtuner.train.table import TextTable, label_names, read_csv
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
