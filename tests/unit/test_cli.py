@@ -17,12 +17,12 @@ import privtuner
 from cli_cases import _one_thread, address, arguments, failed, failed_late, files, flat, model, run
 from cuda_host import HostDevice
 from openfhe_cases import ClearOwner
-from privtuner import cli, cuda, info, nn, openfhe
+from privtuner import cli, cuda, info, nn, openfhe, system
 from privtuner.commands import train
 from privtuner.cuda import device
 from privtuner.nn import split_pretrained
 from privtuner.openfhe import library
-from privtuner.schemes import SCHEMES, server_of
+from privtuner.schemes import SCHEMES, scheme
 from privtuner.service import Server
 from privtuner.train import load_classifier
 from text_cases import rows, write_csv
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 
 @pytest.fixture(scope="module")
 def openfhe_address(model):
-    with Server(split_pretrained(model), name="tiny", engine=server_of("openfhe")) as server:
+    with Server(split_pretrained(model), name="tiny", server=scheme("openfhe").server()) as server:
         yield server.address
 
 
@@ -77,7 +77,7 @@ def test_encrypted_training(address, arguments, capsys, tmp_path):
 def test_training_with_the_other_engine(address, openfhe_address, clear_owner, arguments, tmp_path):
     written = {}
     for engine, server in (("native", address), ("openfhe", openfhe_address)):
-        line = ["train", "--server", server, "--engine", engine, "--threads", 1]
+        line = ["train", "--server", server, "--scheme", engine, "--threads", 1]
         assert run(*line, *flat(arguments, out=tmp_path / engine)) == 0
         written[engine] = json.loads((tmp_path / engine / "metrics.json").read_text())
         assert written[engine]["engine"] == engine
@@ -178,11 +178,11 @@ def test_training_without_evaluation(model, arguments, capsys):
         (["train", "--plain", "--data", "a", "--out", "b"], "--plain needs --model DIR"),
         (["train", "--server", "a:1", "--model", "m", "--data", "a", "--out", "b"], "--model goes with --plain only"),
         (
-            ["train", "--plain", "--model", "m", "--engine", "openfhe", "--data", "a", "--out", "b"],
-            "--engine goes with",
+            ["train", "--plain", "--model", "m", "--scheme", "openfhe", "--data", "a", "--out", "b"],
+            "--scheme goes with",
         ),
-        (["train", "--server", "a:1", "--engine", "cuda", "--data", "a", "--out", "b"], "invalid choice: 'cuda'"),
-        (["serve", "--model", "x", "--engine", "cuda"], "invalid choice: 'cuda'"),
+        (["train", "--server", "a:1", "--scheme", "cuda", "--data", "a", "--out", "b"], "invalid choice: 'cuda'"),
+        (["serve", "--model", "x", "--scheme", "cuda"], "invalid choice: 'cuda'"),
         (["info", "--loud"], "unrecognized arguments: --loud"),
     ],
 )
@@ -287,9 +287,9 @@ def test_nobody_serves(arguments, capsys):
 @pytest.mark.parametrize("engine", SCHEMES)
 def test_server_of_the_other_engine(address, openfhe_address, arguments, capsys, engine):
     server, other = (openfhe_address, "openfhe") if engine == "native" else (address, "native")
-    complaint = failed(capsys, 2, ["train", "--server", server, "--engine", engine, *flat(arguments)])
+    complaint = failed(capsys, 2, ["train", "--server", server, "--scheme", engine, *flat(arguments)])
     assert f"the server at {server} answers requests of the engine {other}" in complaint
-    assert f"train with --engine {other}, or start it with 'privtuner serve --engine {engine}'" in complaint
+    assert f"train with --scheme {other}, or start it with 'privtuner serve --scheme {engine}'" in complaint
 
 
 @pytest.mark.usefixtures("clear_owner")
@@ -301,7 +301,7 @@ def test_server_that_names_no_engine(address, arguments, capsys, monkeypatch):
         client.RemoteTransport, "hello", lambda self: {k: v for k, v in told(self).items() if k != "engine"}
     )
     line = ["train", "--server", address, *flat(arguments)]
-    assert "requests of the engine native" in failed(capsys, 2, [*line, "--engine", "openfhe"])
+    assert "requests of the engine native" in failed(capsys, 2, [*line, "--scheme", "openfhe"])
     assert run(*line) == 0
 
 
@@ -314,7 +314,7 @@ def test_openfhe_that_is_missing(arguments, capsys, monkeypatch):
 
     monkeypatch.setattr(library, "_module", look)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    line = ["train", "--server", "127.0.0.1:1", "--engine", "openfhe", *flat(arguments, data="nowhere.csv")]
+    line = ["train", "--server", "127.0.0.1:1", "--scheme", "openfhe", *flat(arguments, data="nowhere.csv")]
     assert "the OpenFHE engine is not available: looked for in no place; install it" in failed(capsys, 1, line)
     assert policies == ["PASSIVE"]  # before its threads start
 
@@ -322,10 +322,10 @@ def test_openfhe_that_is_missing(arguments, capsys, monkeypatch):
 @pytest.mark.parametrize("engine", [None, *SCHEMES])
 def test_engine_of_a_server(model, capsys, monkeypatch, engine):
     def refuse(*_, engine, **__):
-        raise privtuner.ServiceError(f"it is {engine.name}")
+        raise privtuner.errors.ServiceError(f"it is {engine.name}")
 
     monkeypatch.setattr(privtuner.service, "Server", refuse)
-    options = ["--engine", engine] if engine else []
+    options = ["--scheme", engine] if engine else []
     assert f"it is {engine or 'native'}" in failed(capsys, 1, ["serve", "--model", model, *options])
 
 
@@ -334,7 +334,7 @@ def test_engine_of_a_server(model, capsys, monkeypatch, engine):
     [
         (["--device", "gpu"], 2, "device 'gpu': choose cpu, cuda (every GPU), cuda:0"),
         (["--device", "cuda:0,cuda:0"], 2, "names a GPU twice"),
-        (["--device", "cuda", "--engine", "openfhe"], 2, "the engine openfhe does not run on cuda"),
+        (["--device", "cuda", "--scheme", "openfhe"], 2, "the engine openfhe does not run on cuda"),
         (["--device-memory", "4"], 2, "--device-memory goes with --device cuda"),
         (["--device", "cuda", "--device-memory", "0"], 2, "--device-memory is 0 GiB; give a number above 0"),
         (["--device", "cuda"], 1, "no GPU can be used: CuPy is gone: pip install it"),
@@ -359,7 +359,7 @@ def test_devices_of_training(arguments, capsys, monkeypatch):
 def test_training_with_gpus_on_both_sides(model, arguments, monkeypatch, tmp_path):
     monkeypatch.setattr(cuda, "devices", lambda *_: [HostDevice()])
     monkeypatch.setattr(train, "_training_device", lambda _: "cpu")
-    with Server(split_pretrained(model), name="tiny", engine=server_of("native", "cuda")) as server:
+    with Server(split_pretrained(model), name="tiny", server=scheme("linear").server("cuda")) as server:
         assert set(server.placement) == {"cuda:0"}
         line = ["train", "--server", server.address, "--device", "cuda"]
         assert run(*line, *flat(arguments, out=tmp_path / "gpu", steps=1, eval=None)) == 0
@@ -377,7 +377,7 @@ def test_server_elsewhere_is_warned_of(arguments, capsys, monkeypatch):
     from privtuner.service import client
 
     def refuse(*_, **__):
-        raise privtuner.ServiceError("nobody there")
+        raise privtuner.errors.ServiceError("nobody there")
 
     monkeypatch.setattr(client.RemoteTransport, "hello", refuse)
     assert run("train", "--server", "192.0.2.1:5", *flat(arguments)) == 1
@@ -498,7 +498,7 @@ def test_info_says_what_to_install(monkeypatch):
     advice = "pip install '.[service]' in a checkout of privtuner, or pip install grpcio"
     assert f"  grpc          not installed: {advice}" in text
     assert "new           cannot be used: not compiled" in text
-    assert re.search(rf"^  {privtuner.active_isa()} +in use$", text, re.MULTILINE)
+    assert re.search(rf"^  {system.active_isa()} +in use$", text, re.MULTILINE)
 
 
 def test_info(capsys, monkeypatch):

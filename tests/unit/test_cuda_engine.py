@@ -17,8 +17,8 @@ from privtuner.cuda import linear as kernels
 from privtuner.cuda.client import CudaClient
 from privtuner.cuda.server import CudaServer, _Ticket
 from privtuner.errors import EngineError, InputError, MessageError
-from privtuner.nn import EncryptedLinear
-from privtuner.schemes import LocalTransport, client_of
+from privtuner.nn import EncryptedLinear, Session
+from privtuner.schemes import LocalTransport, scheme
 from privtuner.sealed.blocks import SealedClient, SealedMLP
 
 PRESETS, DIRECTIONS = cases.PRESETS, cases.DIRECTIONS
@@ -325,7 +325,7 @@ def test_tensors_of_the_device_go_through_a_layer_and_back():
     transport = LocalTransport({"fc": prepared})
     results = []
     for device in ("cpu", HostDevice()):
-        layer = EncryptedLinear.single("fc", prepared.public, transport, device=device)
+        layer = EncryptedLinear.single("fc", prepared.public, Session(transport, device=device))
         assert layer.group.session.on_device == (device != "cpu")
         x = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(1), requires_grad=True)
         y = layer(x)
@@ -340,7 +340,7 @@ def test_tensors_of_the_device_go_through_a_layer_and_back():
 def test_misuse_of_the_owner():
     with pytest.raises(InputError, match="mask_cache_bytes = -1"):
         CudaClient(HostDevice(), -1)
-    owner = client_of("native", device=HostDevice("cuda:3"))
+    owner = scheme("linear").client(device=HostDevice("cuda:3"))
     assert (owner.name, owner.on_device, owner.device.name) == ("native", True, "cuda:3")
     prepared = cases.layer()
     x = cases.batch(3, prepared.public.d_in)

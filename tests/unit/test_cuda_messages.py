@@ -240,7 +240,7 @@ def test_threads_share_the_memory_and_not_its_bytes(exchange):
 
 
 def test_a_transport_passes_messages_on_as_they_are(exchange, monkeypatch):
-    transport = LocalTransport({"fc": exchange.prepared}, engine=exchange.engine, block_rows=ROWS)
+    transport = LocalTransport({"fc": exchange.prepared}, server=exchange.engine, block_rows=ROWS)
     x = exchange.batch("forward")
     for _ in range(3):
         with counted(exchange.device, monkeypatch) as counts:

@@ -7,7 +7,7 @@ import pytest
 from privtuner import _core, ckks, info, openfhe
 from privtuner.errors import EngineError, InputError
 from privtuner.openfhe import library
-from privtuner.schemes import client_of
+from privtuner.schemes import scheme
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_every_use_is_refused(missing):
         openfhe.num_threads,
         lambda: openfhe.set_num_threads(1),
         openfhe.OpenFheClient,
-        lambda: client_of("openfhe"),
+        lambda: scheme("openfhe").client(),
     ):
         with pytest.raises(EngineError, match="the OpenFHE engine is not available: "):
             use()
@@ -73,9 +73,9 @@ def test_the_build_says_what_it_found():
 
 
 def test_names_of_owners():
-    assert client_of("native").name == "native"
+    assert scheme("linear").client().name == "native"
     with pytest.raises(InputError, match="unknown engine 'seal'; choose native or openfhe"):
-        client_of("seal")
+        scheme("seal").client()
     for name in ("native", "openfhe"):
         with pytest.raises(InputError, match="-1"):
-            client_of(name, -1)
+            scheme(name).client(mask_cache_bytes=-1)

@@ -96,7 +96,7 @@ def test_a_flipped_bit_is_seen(at, bit):
 @pytest.mark.parametrize(
     ("at", "form", "value", "message"),
     [
-        (0, "4s", b"PVLR", "this is no message of the OpenFHE engine; use the same --engine on both sides"),
+        (0, "4s", b"PVLR", "this is no message of the OpenFHE engine; use the same --scheme on both sides"),
         (4, "<H", 2, "message version 2, this build speaks version 1: install the same privtuner"),
         (6, "B", 3, "kind 3 or direction 0 is unknown"),
         (7, "B", 2, "kind 1 or direction 2 is unknown"),

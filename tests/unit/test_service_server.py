@@ -79,7 +79,7 @@ def test_devices_on_both_sides_of_a_connection(split, monkeypatch):
     monkeypatch.setattr(client, "MESSAGE_BYTES", 4096)
     serving, owning = CountingDevice(), CountingDevice()
     owner, prepared = CudaClient(owning), split.server["fc2"]
-    with connected(split, engine=CudaServer([serving])) as (_, transport):
+    with connected(split, server=CudaServer([serving])) as (_, transport):
         for tokens in (9, 300):
             x = batch(tokens, 16)
             request, secret = owner.encrypt(x, prepared.public, "forward")
@@ -152,7 +152,7 @@ def test_first_block_arrives_before_the_last_is_computed(split):
         assert go_on.wait(20)
         yield from blocks
 
-    with connected(split, engine=Engine(behave)) as (_, transport):
+    with connected(split, server=Engine(behave)) as (_, transport):
         request, secret = linear.encrypt(batch(), split.server["fc"].public)
         reply = transport.apply("fc", request)
         first = next(reply)
@@ -254,7 +254,7 @@ def test_fault_of_the_server_is_logged_there_and_not_told(split, caplog):
         yield next(blocks)
         raise ZeroDivisionError("a secret of the server")
 
-    with connected(split, engine=Engine(behave)) as (running, transport):
+    with connected(split, server=Engine(behave)) as (running, transport):
         request, _ = linear.encrypt(batch(), split.server["fc"].public)
         with caplog.at_level(logging.ERROR), pytest.raises(ServiceError) as caught:
             list(transport.apply("fc", request))
@@ -271,7 +271,7 @@ def test_server_that_stops_midway(split):
         yield next(blocks)
         stuck.wait(20)
 
-    with connected(split, engine=Engine(behave)) as (running, transport):
+    with connected(split, server=Engine(behave)) as (running, transport):
         request, secret = linear.encrypt(batch(), split.server["fc"].public)
         reply = transport.apply("fc", request)
         first = next(reply)
@@ -340,7 +340,7 @@ def test_what_ended_a_request_is_told_apart(split, then, reason):
         go_on.wait(20)
 
     with (
-        Server(split, name="first", engine=Engine(behave)) as running,
+        Server(split, name="first", server=Engine(behave)) as running,
         Server(split, name="second") as second,
         Wire(running.address) as wire,
         RemoteTransport(wire.address) as transport,
@@ -369,7 +369,7 @@ def test_another_thread_closes_in_the_middle_of_a_request(split):
         yield next(blocks)
         go_on.wait(20)
 
-    with connected(split, engine=Engine(behave)) as (_, transport):
+    with connected(split, server=Engine(behave)) as (_, transport):
         request, _ = linear.encrypt(batch(), split.server["fc"].public)
         reply = transport.apply("fc", request)
         next(reply)
@@ -454,7 +454,7 @@ def test_reply_that_ends_early_is_noticed(split):
     def behave(blocks):
         yield next(blocks)
 
-    with connected(split, engine=Engine(behave)) as (_, transport):
+    with connected(split, server=Engine(behave)) as (_, transport):
         request, secret = linear.encrypt(batch(), split.server["fc"].public)
         with pytest.raises(MessageError):
             linear.decrypt(transport.apply("fc", request), secret)
@@ -470,7 +470,7 @@ def test_call_that_nobody_reads_on_ends_at_the_server(split):
         finally:
             ended.set()
 
-    with connected(split, engine=Engine(behave)) as (running, transport):
+    with connected(split, server=Engine(behave)) as (running, transport):
         request, _ = linear.encrypt(batch(), split.server["fc"].public)
         reply = transport.apply("fc", request)
         next(reply)

@@ -37,7 +37,9 @@ class CudaClient(LinearClient, Stays):
         with device.active():
             self._masks = kernels.DeviceMasks(device, mask_cache_bytes)
 
-    def encrypt(self, x: Any, public: Public, direction: Direction = "forward") -> tuple[BytesLike, kernels.DeviceSecret]:
+    def encrypt(
+        self, x: Any, public: Public, direction: Direction = "forward"
+    ) -> tuple[BytesLike, kernels.DeviceSecret]:
         """Encrypt a batch; see `privtuner.parties.LinearClient`. A CUDA tensor is taken without a copy (DLPack)."""
         with self.device.active():
             return kernels.encrypt(self.device, x, public, direction, masks=self._masks)

@@ -11,7 +11,8 @@ from privtuner.nn.sealed import SealedMLP, SealedSpec, polynomial_activations
 from privtuner.nn.session import Session
 from privtuner.nn.split import Split, split, split_pretrained
 from privtuner.nn.traffic import Traffic, TrafficMeter
-from privtuner.schemes import LocalTransport, Transport
+from privtuner.parties import Transport
+from privtuner.schemes import LocalTransport
 
 __all__ = [
     "EncryptedGroup",

@@ -57,7 +57,7 @@ def build(
             computes there: for model types whose attention honours the mask, in sequence classification if the
             pooled position is visible, and in training with labels if the loss reads visible positions alone (of
             that step's logits no value can be used). A base model gives its hidden states to the caller, who may
-            say that the mask is honoured with :func:`privtuner.nn.visible_only`. True leaves them out on the
+            say that the mask is honoured with `privtuner.nn.visible_only`. True leaves them out on the
             caller's word, of whatever the model gives back; False sends them always.
         attn_implementation: "sdpa" or "eager"; None for the default of ``transformers``.
         base_model: directory or name of the clear model, which PEFT writes into saved adapters for

@@ -28,7 +28,7 @@ from privtuner.nn.families import (
 from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.pretrained import load_configuration, load_model, load_tokenizer, tokenizer_files
 from privtuner.nn.sealed import ACTIVATION_DEGREE, ACTIVATION_DOMAIN, INPUT_BOUND, Seal, SealedSpec, prepare_blocks
-from privtuner.schemes.protocol import Layer
+from privtuner.schemes import Layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

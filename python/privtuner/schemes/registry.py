@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from privtuner import cuda, openfhe
 from privtuner.cpu import CpuClient, CpuServer
+from privtuner.cuda.device import Status
 from privtuner.errors import InputError
 from privtuner.openfhe.server import OpenFheServer
 from privtuner.parties import LinearClient, LinearServer
@@ -23,12 +24,14 @@ class Backend(NamedTuple):
     Attributes:
         server: makes the server's half, of the device's name and the most bytes to take on each GPU (None: all).
         client: makes the data owner's half, of the device and the bytes of mask products to keep (None: no limit).
-        status: whether it can be used on this machine, and why not.
+        status: says whether it can be used on this machine, and why not.
+        ready: loads what a client needs and limits its threads, before there is a client.
     """
 
     server: Callable[[str, int | None], LinearServer]
     client: Callable[[str | Device, int | None], LinearClient]
-    status: Callable[[], tuple[bool, str]]
+    status: Callable[[], Status | openfhe.library.Status]
+    ready: Callable[[int | None], object] = lambda _: None
 
 
 class Scheme(NamedTuple):
@@ -75,6 +78,15 @@ class Scheme(NamedTuple):
             raise InputError(f"mask_cache_bytes = {mask_cache_bytes}: must not be negative")
         return self._backend(device).client(device, mask_cache_bytes)
 
+    def ready(self, device: str = "cpu", threads: int | None = None) -> None:
+        """Load what a client needs, and let it use so many threads (None: all that it takes by itself).
+
+        Raises:
+            InputError: the scheme does not run on ``device``.
+            EngineError: what it needs is missing on this machine; the message says what to install.
+        """
+        self._backend(device).ready(threads)
+
     def _backend(self, device: str | Device) -> Backend:
         kind = device.partition(":")[0] if isinstance(device, str) else "cuda"
         if kind in self.backends:
@@ -85,7 +97,7 @@ class Scheme(NamedTuple):
 
 
 def _cuda_server(device: str, memory_bytes: int | None) -> LinearServer:
-    from privtuner.cuda.server import CudaServer  # compiles nothing, and takes its time
+    from privtuner.cuda.server import CudaServer
 
     return CudaServer(cuda.devices(device, memory_bytes))
 
@@ -98,14 +110,24 @@ def _cuda_client(device: str | Device, mask_cache_bytes: int | None) -> LinearCl
     return CudaClient(device, mask_cache_bytes)
 
 
+def _openfhe_ready(threads: int | None) -> None:
+    openfhe.library.library()
+    if threads is not None:
+        openfhe.set_num_threads(threads)
+
+
 SCHEMES: Mapping[str, Scheme] = {
     "linear": Scheme(
         name="linear",
         carries="ring learning with errors, with secrets of one request",
         request="request",
         backends={
-            "cpu": Backend(lambda *_: CpuServer(), lambda _, masks: CpuClient(masks), lambda: (True, "built in")),
-            "cuda": Backend(_cuda_server, _cuda_client, lambda: cuda.status()),
+            "cpu": Backend(
+                server=lambda *_: CpuServer(),
+                client=lambda _, masks: CpuClient(masks),
+                status=lambda: Status(True, "built in"),
+            ),
+            "cuda": Backend(server=_cuda_server, client=_cuda_client, status=lambda: cuda.status()),
         },
     ),
     "openfhe": Scheme(
@@ -113,7 +135,12 @@ SCHEMES: Mapping[str, Scheme] = {
         carries="CKKS ciphertexts of OpenFHE, for which only data owners need OpenFHE",
         request="openfhe_request",
         backends={
-            "cpu": Backend(lambda *_: OpenFheServer(), lambda *_: openfhe.OpenFheClient(), lambda: openfhe.status()),
+            "cpu": Backend(
+                server=lambda *_: OpenFheServer(),
+                client=lambda *_: openfhe.OpenFheClient(),
+                status=lambda: openfhe.status(),
+                ready=_openfhe_ready,
+            ),
         },
     ),
 }

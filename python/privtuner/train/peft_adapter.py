@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-    from privtuner.train.classifier import MeanForSequenceClassification
+    from privtuner.train.mean_head import MeanForSequenceClassification
 
 __all__ = ["add_lora", "check_lora_config", "load_adapter", "trainable_heads"]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from privtuner.train.classifier import MeanForSequenceClassification
+    from privtuner.train.mean_head import MeanForSequenceClassification
 
 __all__ = [
     "Evaluation",
