@@ -100,7 +100,10 @@ def step_times(task: Task, quick: bool) -> Iterator[Record]:
     config = training.TrainConfig(seed=0)
     yield step_time(task, "step, both parties in one process", task.encrypted(config), steps, 2.0)
     with serving(MODEL) as address, RemoteTransport(address) as transport:
-        yield step_time(task, "step, two processes over gRPC", task.encrypted(config, nn.Session(transport)), steps, 2.0)
+        yield step_time(
+            task, "step, two processes over gRPC", task.encrypted(config, nn.Session(transport)), steps, 2.0
+        )
+
     def fresh_masks() -> nn.Session:
         return nn.Session(nn.LocalTransport(task.split.server), mask_cache_bytes=0)
 

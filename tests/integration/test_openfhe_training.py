@@ -199,30 +199,30 @@ def options(tmp_path_factory):
 
 def test_training_in_two_processes(model, options, tmp_path):
     losses = {}
-    for engine in ("native", "openfhe"):
-        with server_process(model, "--scheme", engine) as (_, address):
-            line = ["train", "--server", address, "--scheme", engine, "--steps", 12, "--out", tmp_path / engine]
+    for name in ("linear", "openfhe"):
+        with server_process(model, "--scheme", name) as (_, address):
+            line = ["train", "--server", address, "--scheme", name, "--steps", 12, "--out", tmp_path / name]
             done = command(*line, *options)
             assert done.returncode == 0, done.stderr
-        numbers = json.loads((tmp_path / engine / "metrics.json").read_text())
-        assert numbers["engine"] == engine
+        numbers = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert numbers["scheme"] == name
         assert numbers["server"]["refused"] == 0
-        losses[engine] = np.array([step["loss"] for step in numbers["steps"]])
+        losses[name] = np.array([step["loss"] for step in numbers["steps"]])
     assert losses["openfhe"][-1] < losses["openfhe"][0]
     # The same rounded weights and batches: encryption noise apart, the same curve.
-    assert np.abs(losses["openfhe"] - losses["native"]).max() < 0.02
+    assert np.abs(losses["openfhe"] - losses["linear"]).max() < 0.02
 
 
-def test_engines_that_do_not_match(model):
+def test_schemes_that_do_not_match(model):
     split = split_pretrained(model)
     layer = split.server["pooler.dense"]
     x = np.ones((2, 32), np.float32)
     request = scheme("openfhe").client().encrypt(x, layer.public, "forward")[0]
     with Server(split) as server, RemoteTransport(server.address) as transport:
-        assert transport.hello()["engine"] == "native"
-        with pytest.raises(ServiceError, match="this server's engine is native .*serve --scheme openfhe"):
+        assert transport.hello()["scheme"] == "linear"
+        with pytest.raises(ServiceError, match="this server speaks the scheme linear, .*serve --scheme openfhe"):
             list(transport.apply("pooler.dense", request))
     with Server(split, server=OpenFheServer()) as server, RemoteTransport(server.address) as transport:
-        assert transport.hello()["engine"] == "openfhe"
-        with pytest.raises(ServiceError, match="no message of the OpenFHE engine; use the same --scheme"):
+        assert transport.hello()["scheme"] == "openfhe"
+        with pytest.raises(ServiceError, match="this server speaks the scheme openfhe, the request carries linear"):
             list(transport.apply("pooler.dense", linear.encrypt(x, layer.public)[0]))

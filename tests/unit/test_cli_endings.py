@@ -15,6 +15,7 @@ import torch
 import privtuner
 from cli_cases import _one_thread, address, arguments, failed, files, flat, model, run
 from privtuner import cli, paths
+from privtuner.commands import info
 from privtuner.train import report, training
 from text_cases import environment
 
@@ -198,7 +199,7 @@ def test_error_of_the_system_is_one_line(monkeypatch, capsys):
     def full(_):
         raise OSError(28, "No space left on device", "/somewhere")
 
-    monkeypatch.setattr(cli, "_info", full)
+    monkeypatch.setattr(info, "run", full)
     assert failed(capsys, 1, ["info"]) == "privtuner: error: No space left on device: /somewhere"
 
 
@@ -227,7 +228,7 @@ def test_interrupt(monkeypatch, capsys):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_info", interrupt)
+    monkeypatch.setattr(info, "run", interrupt)
     assert "interrupted" in failed(capsys, 130, ["info"])
 
 
@@ -235,5 +236,5 @@ def test_error_is_one_line(monkeypatch, capsys):
     def fail(_):
         raise privtuner.errors.ServiceError("first\n  second")
 
-    monkeypatch.setattr(cli, "_info", fail)
+    monkeypatch.setattr(info, "run", fail)
     assert failed(capsys, 1, ["info"]) == "privtuner: error: first second"

@@ -197,7 +197,8 @@ def test_what_is_missing_is_named_at_every_use(install, found, text):
     ):
         with pytest.raises(EngineError, match=text):
             use()
-    (entry,) = [engine for engine in info.collect()["engines"] if engine["name"] == "cuda"]
+    devices = info.collect()["schemes"][0]["devices"]
+    (entry,) = [device for device in devices if device["name"] == "cuda"]
     assert entry == {"name": "cuda", "available": False, "reason": cuda.status().reason}
 
 
@@ -225,7 +226,7 @@ def test_other_misuse_is_refused(install):
         cuda.devices(memory_bytes=0)
     with pytest.raises(EngineError, match="there is no device cuda:2: this machine shows 2, cuda:0 to cuda:1"):
         cuda.devices("cuda:2")
-    with pytest.raises(InputError, match="the engine openfhe does not run on cuda"):
+    with pytest.raises(InputError, match="openfhe does not run on 'cuda': choose device cpu, or the scheme linear"):
         scheme("openfhe").server("cuda")
     install(stand_in(capability="75"))
     with pytest.raises(EngineError, match=r"cuda:0 has compute capability 7.5; the kernels need 8.0"):

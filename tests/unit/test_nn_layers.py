@@ -293,10 +293,10 @@ def test_transport_and_cache_size_are_checked() -> None:
 
 def test_local_transport_checks_its_layers() -> None:
     _, prepared, _ = make_layer()
-    with pytest.raises(InputError, match="no prepared layer is called 'other'; this transport serves: fc"):
+    with pytest.raises(InputError, match="no layer is called 'other'; fetch the bundle"):
         LocalTransport({"fc": prepared}).apply("other", b"")
-    with pytest.raises(InputError, match="block_rows is 0"):
-        LocalTransport({"fc": prepared}, block_rows=0)
+    with pytest.raises(InputError, match="block_bytes is 0"):
+        LocalTransport({"fc": prepared}, block_bytes=0)
 
 
 @pytest.mark.parametrize("cache", [None, 0, 1 << 20])

@@ -7,7 +7,7 @@ import pytest
 from privtuner import _core, ckks, info, openfhe
 from privtuner.errors import EngineError, InputError
 from privtuner.openfhe import library
-from privtuner.schemes import scheme
+from privtuner.schemes import SCHEMES, scheme
 
 
 @pytest.fixture
@@ -73,9 +73,9 @@ def test_the_build_says_what_it_found():
 
 
 def test_names_of_owners():
-    assert scheme("linear").client().name == "native"
-    with pytest.raises(InputError, match="unknown engine 'seal'; choose native or openfhe"):
+    assert scheme("linear").client().scheme == "linear"
+    with pytest.raises(InputError, match="unknown scheme 'seal'; choose linear or openfhe"):
         scheme("seal").client()
-    for name in ("native", "openfhe"):
+    for name in SCHEMES:
         with pytest.raises(InputError, match="-1"):
             scheme(name).client(mask_cache_bytes=-1)

@@ -14,8 +14,6 @@ from privtuner.errors import InputError, MessageError
 from privtuner.openfhe import messages
 from privtuner.openfhe.messages import BLOCK, REQUEST, Head
 from privtuner.openfhe.server import OpenFheServer, apply_blocks
-from privtuner.service.counts import request_shape
-from privtuner.service.server import _block_rows
 
 N = 1024
 MODULI = (12289, 18014398509404161)  # 1 modulo 2,048: of 14 and of 54 bits
@@ -147,16 +145,6 @@ def test_announced_sizes_take_no_memory():
         messages.read(huge, REQUEST)
 
 
-def test_what_servers_read_of_the_head():
-    assert messages.request_shape(DATA) == request_shape(DATA) == ("forward", 2)
-    assert messages.request_shape(DATA[:10]) == request_shape(DATA[:10]) == ("unknown", 0)
-    assert messages.row_bytes(DATA) == 16 * N
-    assert messages.row_bytes(messages.write(HEAD, [residues(HEAD)])) == 2 * 2 * 16 * N
-    assert messages.row_bytes(DATA[:10]) == 0
-    assert _block_rows(DATA) == 64
-    assert _block_rows(patched(DATA, 48, "<I", 1 << 20)) == 32
-
-
 # The server's half
 
 
@@ -194,10 +182,11 @@ def test_products_are_exact(direction, block_rows):
     assert done == len(weights)
 
 
-def test_the_engine_answers_with_the_same_blocks():
+def test_the_server_answers_with_the_same_blocks():
     data = messages.write(asked("forward"), [residues(asked("forward"))])
-    assert OpenFheServer.name == "openfhe"
-    assert list(OpenFheServer().apply_blocks(PREPARED, data, 32)) == list(apply_blocks(PREPARED, data, 32))
+    assert OpenFheServer.scheme == "openfhe"
+    for block_bytes, rows in ((1, 32), (33 * 16 * N, 64), (1 << 40, 256)):
+        assert list(OpenFheServer().answer(PREPARED, data, block_bytes)) == list(apply_blocks(PREPARED, data, rows))
 
 
 def test_requests_that_do_not_fit_the_layer():

@@ -107,30 +107,31 @@ def test_a_fault_is_found_before_any_block():
         apply_blocks(PREPARED, bytes(damaged))
 
 
-# Engines and owners by name
+# Servers and clients by the name of their scheme
 
 
-def test_engines_by_name():
-    assert [scheme(name).server().name for name in SCHEMES] == list(SCHEMES)
+def test_servers_by_name():
+    assert [scheme(name).server().scheme for name in SCHEMES] == [one.name for one in SCHEMES.values()] == list(SCHEMES)
     assert isinstance(scheme("linear").server(), CpuServer)
     assert isinstance(scheme("openfhe").server(), OpenFheServer)
-    for make in (server_of, client_of):
-        with pytest.raises(InputError, match="unknown engine 'OpenFHE'; choose native or openfhe"):
-            make("OpenFHE")
+    with pytest.raises(InputError, match="unknown scheme 'OpenFHE'; choose linear or openfhe"):
+        scheme("OpenFHE")
+    with pytest.raises(InputError, match="the scheme linear does not run on 'tpu': choose device cpu or cuda$"):
+        scheme("linear").server("tpu")
 
 
 @pytest.mark.usefixtures("clear_owner")
-def test_owners_by_name():
+def test_clients_by_name():
     assert isinstance(scheme("linear").client(), CpuClient)
     assert isinstance(scheme("openfhe").client(), ClearOwner)
-    assert scheme("linear").client().name == "native"
+    assert scheme("linear").client().scheme == "linear"
     with pytest.raises(InputError, match="mask_cache_bytes = -1"):
         scheme("linear").client(mask_cache_bytes=-1)
 
 
 @pytest.mark.usefixtures("without_openfhe")
 def test_servers_do_without_openfhe_and_owners_do_not():
-    assert list(scheme("openfhe").server().apply_blocks(PREPARED, request_of(), 256))
+    assert list(scheme("openfhe").server().answer(PREPARED, request_of()))
     for make in (lambda: scheme("openfhe").client(), lambda: Session(LocalTransport({}), scheme="openfhe")):
         with pytest.raises(EngineError, match="not available: looked for in no place; install it"):
             make()
@@ -170,7 +171,7 @@ def test_the_session_says_which_layer_refused():
 
 
 @pytest.mark.usefixtures("clear_owner")
-def test_a_whole_model_gives_what_the_native_engine_gives():
+def test_a_whole_model_gives_what_the_linear_scheme_gives():
     parts = split(tiny_bert())
     ids = tokens(2, 5)
     found = {}
@@ -178,9 +179,9 @@ def test_a_whole_model_gives_what_the_native_engine_gives():
         model = build(parts.bundle, Session(LocalTransport(parts.server, server=scheme(name).server()), scheme=name))
         with torch.no_grad():
             found[name] = model(ids).last_hidden_state
-    # Values up to 3.3; the noise of the native engine makes 2e-5 of the difference, fresh in every run.
-    assert torch.allclose(found["openfhe"], found["native"], rtol=0, atol=2e-4)
-    with pytest.raises(InputError, match="unknown engine 'cuda'"):
+    # Values up to 3.3; the noise of the linear scheme makes 2e-5 of the difference, fresh in every run.
+    assert torch.allclose(found["openfhe"], found["linear"], rtol=0, atol=2e-4)
+    with pytest.raises(InputError, match="unknown scheme 'cuda'"):
         build(parts.bundle, Session(LocalTransport(parts.server), scheme="cuda"))
 
 
@@ -201,18 +202,18 @@ def test_sealed_blocks_keep_their_own_messages():
 
 
 @contextmanager
-def connected(engine):
+def connected(name):
     groups = {"fc": GroupSpec("linear", {"fc": D_OUT})}
     bundle = OwnerBundle({"model_type": "bert"}, "BertModel", "float32", groups, {"fc": PREPARED.public}, {})
-    server = Server(Split({"fc": PREPARED}, bundle), server=scheme(engine).server())
+    server = Server(Split({"fc": PREPARED}, bundle), server=scheme(name).server())
     with server, RemoteTransport(server.address) as transport:
         yield server, transport
 
 
-@pytest.mark.parametrize("engine", SCHEMES)
-def test_hello_names_the_engine(engine):
-    with connected(engine) as (_, transport):
-        assert transport.hello()["engine"] == engine
+@pytest.mark.parametrize("name", SCHEMES)
+def test_hello_names_the_scheme(name):
+    with connected(name) as (_, transport):
+        assert transport.hello()["scheme"] == name
 
 
 def test_replies_and_counts_of_a_server():
@@ -237,13 +238,19 @@ def test_a_layer_through_a_server():
         assert close(layer(x).detach().numpy(), x.double().numpy() @ weight_in_force(PREPARED).T)
 
 
-def test_requests_of_the_other_engine_are_refused():
-    with connected("native") as (server, transport):
-        with pytest.raises(ServiceError, match="engine is native .* serve --scheme openfhe', or train with --scheme"):
+def test_requests_of_the_other_scheme_are_refused():
+    with connected("linear") as (server, transport):
+        with pytest.raises(
+            ServiceError,
+            match="the scheme linear, the request carries openfhe: .* serve --scheme openfhe'",
+        ):
             list(transport.apply("fc", request_of()))
         assert server.counts().refused == 1
     with connected("openfhe") as (server, transport):
-        with pytest.raises(ServiceError, match="no message of the OpenFHE engine; use the same --scheme on both sides"):
+        with pytest.raises(
+            ServiceError,
+            match="carries linear: .* serve --scheme linear', or train with --scheme openfhe",
+        ):
             list(transport.apply("fc", linear.encrypt(batch(), PREPARED.public)[0]))
         assert server.counts().refused == 1
 

@@ -9,8 +9,7 @@ from privtuner import ckks
 from privtuner.errors import CkksError, InputError, MessageError
 from privtuner.schemes import LocalTransport
 from privtuner.sealed.blocks import SealedClient, SealedMLP, SealedPublic
-from privtuner.sealed.exchange import request_shape
-from privtuner.service.counts import request_shape as counted_shape
+from privtuner.wire import peek
 
 PARAMETERS = ckks.INSECURE_parameters(depth=6)
 OTHERS = ckks.INSECURE_parameters(depth=7)
@@ -231,8 +230,8 @@ def requests(block, client):
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_shape_of_a_request(direction, requests):
-    assert request_shape(requests[direction]) == counted_shape(requests[direction]) == (direction, 5)
-    assert counted_shape(requests[direction][:20]) == ("unknown", 0)
+    head = peek(requests[direction])
+    assert (head.kind, head.direction, head.tokens) == ("sealed_request", direction, 5)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from privtuner.errors import CkksError, InputError, MessageError
 from privtuner.held.layer import HeldClient, HeldLora, HeldPublic, LoraAdapter
 from privtuner.held.serve import held_server
 from privtuner.held.train import ClearDevice, train_held
-from privtuner.sealed.exchange import request_shape
 from privtuner.service import RemoteTransport
+from privtuner.wire import peek
 
 PARAMETERS = ckks.INSECURE_parameters(depth=2)
 D_IN, D_OUT, R = 11, 5, 2
@@ -173,7 +173,8 @@ def captured(ask):
 )
 def test_malformed_requests(ask, direction, tokens):
     layer, request = captured(ask)
-    assert request_shape(request) == (direction, tokens)
+    head = peek(request)
+    assert (head.direction, head.tokens) == (direction, tokens)
     assert list(layer.answer(request))
     for at, new in [(0, b"X"), (4, b"\x09"), (7, b"\x01"), (7, b"\x09"), (8, bytes(16)), (44, b"\x01"), (48, b"\x0f")]:
         changed = bytearray(request)

@@ -14,7 +14,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from privtuner.errors import InputError, PrivtunerError
 from privtuner.nn import LocalTransport, Session, build, split_pretrained, traffic_of
-from privtuner.service.counts import request_shape
 from privtuner.train.dataset import encode
 from privtuner.train.table import TextTable, label_names
 from privtuner.train.training import (
@@ -26,6 +25,7 @@ from privtuner.train.training import (
     prepare_model,
     train_classifier,
 )
+from privtuner.wire import peek
 from text_cases import one_thread, rows, tiny_model_directory
 
 # PEFT asks transformers for a property that transformers renamed.
@@ -352,7 +352,7 @@ class Interrupted(LocalTransport):
 
     def apply(self, layer, request):
         self.left -= 1
-        if self.left < 0 and request_shape(request)[0] == "backward":
+        if self.left < 0 and peek(request).direction == "backward":
             raise self.error
         return super().apply(layer, request)
 

@@ -81,10 +81,7 @@ class Host:
 
     def _require(self, name: str) -> None:
         if name not in self._linear and name not in self._blocks:
-            raise InputError(
-                f"no layer is called '{name}' among the {len(self.layers)} that are served here; fetch the bundle of "
-                "this server"
-            )
+            raise InputError(f"no layer is called '{name}'; fetch the bundle of this server")
 
 
 class LocalTransport:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from privtuner.train.classifier import MeanForSequenceClassification
+    from privtuner.train.mean_head import MeanForSequenceClassification
 
 __all__ = ["fine_tune", "prepare", "write_results"]
 
