@@ -8,7 +8,7 @@ import graphlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -124,10 +124,19 @@ def module_of(file: Path) -> str:
     return ".".join(["privtuner", *(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)])
 
 
-def imports(file: Path) -> Iterator[str]:
+def loaded_at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those under `if TYPE_CHECKING:`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from loaded_at_run_time(node)
+
+
+def imports(file: Path, nodes: Callable[[ast.AST], Iterator[ast.AST]] = ast.walk) -> Iterator[str]:
     """Dotted names of everything `file` imports, at any depth and also for type checkers alone, none relative."""
     package = ["privtuner", *file.relative_to(PACKAGE).parent.parts]
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name != "privtuner")
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "privtuner":
@@ -170,17 +179,17 @@ def circle(graph: Mapping[str, set[str]]) -> list[str]:
 def drawn(table: Mapping[str, set[str]]) -> Iterator[str]:
     """Lines of a graph from the bottom up: of each layer those it imports, but for what they import in their turn."""
 
-    def below(layer: str) -> set[str]:
-        return set().union(*(table[name] | below(name) for name in table[layer]))
+    def reached(layer: str) -> set[str]:
+        return table[layer].union(*(reached(name) for name in table[layer]))
 
-    for layer in graphlib.TopologicalSorter(table).static_order():
-        direct = table[layer] - set().union(*(below(name) for name in table[layer]))
-        yield f"    {layer:<12}-> {', '.join(sorted(direct))}".rstrip(" ->")
+    for layer in graphlib.TopologicalSorter({name: sorted(below) for name, below in table.items()}).static_order():
+        direct = table[layer] - set().union(*(reached(name) for name in table[layer]))
+        yield f"    {layer:<12}-> {', '.join(sorted(direct))}" if direct else f"    {layer}"
 
 
 def graph() -> str:
     """The block of CONTRIBUTING.md."""
-    return "\n".join(["    C++", *drawn(CPP_LAYERS), "", "    Python", *drawn(PYTHON_LAYERS)])
+    return "\n".join(["    # C++", *drawn(CPP_LAYERS), "", "    # Python", *drawn(PYTHON_LAYERS)])
 
 
 @pytest.mark.parametrize("layer", CPP_LAYERS)
@@ -254,7 +263,7 @@ def test_nothing_but_its_commands_and_the_calibration_touches_the_wireless_part(
 def test_optional_packages_stay_in_their_folders(package):
     users = set()
     for file in python_files():
-        if any(name.split(".")[0] == package for name in imports(file)):
+        if any(name.split(".")[0] == package for name in imports(file, loaded_at_run_time)):
             path = file.relative_to(PACKAGE).as_posix()
             users.add(path if path in NEEDS[package] else layer_of(file))
     assert users
