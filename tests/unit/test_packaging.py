@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,7 +16,7 @@ from privtuner import _core
 
 ROOT = Path(__file__).parents[2]
 INSTALLED = Path(privtuner.__file__).parent
-STUBS = INSTALLED / "_core.pyi"
+STUBS = INSTALLED / "_core"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_no_other_file_states_the_version():
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(files):
-    for name in ("__init__.py", "py.typed", "_core.pyi"):
+    for name in ("__init__.py", "py.typed", "_core/__init__.pyi", "_core/wire.pyi"):
         assert f"privtuner/{name}" in files
     assert [name for name in files if re.fullmatch(r"privtuner/data/\w+\.csv", name)]
     assert "privtuner/wireless/tiers.toml" in files
@@ -121,16 +122,26 @@ def stub_names(body: list[ast.stmt]) -> set[str]:
             names.add(node.target.id)
         elif isinstance(node, ast.Assign):
             names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.ImportFrom):
+            names.update(alias.asname for alias in node.names if alias.asname is not None)
     return public(names)
 
 
-def test_stubs_name_what_the_module_has():
-    assert stub_names(ast.parse(STUBS.read_text()).body) == public(dir(_core))
+def stubs(name: str) -> list[ast.stmt]:
+    return ast.parse((STUBS / f"{name}.pyi").read_text()).body
+
+
+def test_stubs_name_what_the_modules_have():
+    assert stub_names(stubs("__init__")) == public(dir(_core))
+    submodules = {name for name in public(dir(_core)) if isinstance(getattr(_core, name), ModuleType)}
+    assert {file.stem for file in STUBS.iterdir()} == submodules | {"__init__"}
+    for name in submodules:
+        assert stub_names(stubs(name)) == public(dir(getattr(_core, name))), name
 
 
 def test_stubs_name_the_members_of_every_class():
-    stubs = [node for node in ast.parse(STUBS.read_text()).body if isinstance(node, ast.ClassDef)]
     classes = {name for name in public(dir(_core)) if isinstance(getattr(_core, name), type)}
-    assert {stub.name for stub in stubs} == classes
-    for stub in stubs:
+    declared = [node for node in stubs("__init__") if isinstance(node, ast.ClassDef)]
+    assert {stub.name for stub in declared} == classes
+    for stub in declared:
         assert stub_names(stub.body) == public(vars(getattr(_core, stub.name))), stub.name
