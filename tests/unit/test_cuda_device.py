@@ -8,7 +8,8 @@ import pytest
 
 from cuda_arrays import DeviceArray, Xp, host
 from cuda_host import HostDevice
-from privtuner import cuda, info
+from privtuner import cuda
+from privtuner.commands import info
 from privtuner.cuda import device, sources
 from privtuner.errors import EngineError, InputError
 from privtuner.schemes import scheme

@@ -4,7 +4,8 @@ import importlib
 
 import pytest
 
-from privtuner import _core, ckks, info, openfhe
+from privtuner import _core, ckks, openfhe
+from privtuner.commands import info
 from privtuner.errors import EngineError, InputError
 from privtuner.openfhe import library
 from privtuner.schemes import SCHEMES, scheme
@@ -38,7 +39,7 @@ def test_a_build_without_it_says_where_it_looked_and_what_to_install(missing):
     assert _core.openfhe_status in status.reason
     assert "install OpenFHE 1.2 or newer" in status.reason
     assert "CMAKE_PREFIX_PATH=<its prefix> pip install --force-reinstall --no-deps . in a checkout" in status.reason
-    (entry,) = [engine for engine in info.collect()["engines"] if engine["name"] == "openfhe"]
+    (entry,) = [device for scheme in info.collect()["schemes"] if scheme["name"] == "openfhe" for device in scheme["devices"]]
     assert (entry["available"], entry["reason"]) == (False, status.reason)
     assert "  openfhe       absent: " in info.render(info.collect())
 
