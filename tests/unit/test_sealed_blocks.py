@@ -9,8 +9,6 @@ from privtuner import ckks
 from privtuner.errors import CkksError, InputError, MessageError
 from privtuner.schemes import LocalTransport
 from privtuner.sealed.blocks import SealedClient, SealedMLP, SealedPublic
-from privtuner.sealed.exchange import request_shape
-from privtuner.service.counts import request_shape as counted_shape
 
 PARAMETERS = ckks.INSECURE_parameters(depth=6)
 OTHERS = ckks.INSECURE_parameters(depth=7)
