@@ -15,12 +15,12 @@ from typing import Any
 import grpc
 
 import privtuner
+from privtuner import wire
 from privtuner.copies import Stays
 from privtuner.cpu import CpuServer
 from privtuner.errors import InputError, MessageError, ServiceError
 from privtuner.linear import BytesLike, Prepared
 from privtuner.nn import Split
-from privtuner.openfhe import messages
 from privtuner.schemes import LinearServer
 from privtuner.service.counts import Counter, ServerCounts, request_shape
 from privtuner.service.protocol import (
@@ -260,12 +260,20 @@ def _literal(host: str) -> str:
 
 
 def _is_openfhe(request: BytesLike) -> bool:
-    return bytes(request[: len(messages.MAGIC)]) == messages.MAGIC
+    return _head(request).kind == "openfhe_request"
+
+
+def _head(request: BytesLike) -> wire.Head:
+    try:
+        return wire.peek(request)
+    except MessageError:
+        return wire.Head("", "", 0, b"", b"", 0, 0, 0)
 
 
 def _block_rows(request: BytesLike) -> int:
     """Return how many output features make a block of about ``MESSAGE_BYTES``, from 32 to 256."""
-    row = messages.row_bytes(request) if _is_openfhe(request) else 4 * request_shape(request)[1]
+    head = _head(request)
+    row = head.length // max(1, head.features) if _is_openfhe(request) else 4 * head.tokens
     rows = MESSAGE_BYTES // max(1, row) // _ROW_STEP * _ROW_STEP
     return min(256, max(_ROW_STEP, rows))
 
