@@ -31,7 +31,6 @@ from privtuner import wire
 from privtuner.ckks.evaluator import Evaluator, Matrix
 from privtuner.ckks.keys import SecretKey
 from privtuner.ckks.parameters import BytesLike, Parameters, require_secure
-from privtuner.ckks.parameters import parameters as secure_parameters
 from privtuner.ckks.tensor import EncryptedTensor
 from privtuner.copies import Stays
 from privtuner.errors import InputError, MessageError
@@ -206,7 +205,7 @@ class HeldLora(Stays, Block):
         if self.weight.ndim != 2 or 0 in self.weight.shape or not np.isfinite(self.weight).all():
             raise InputError(f"weight has shape {self.weight.shape}; pass a finite matrix (d_out, d_in)")
         d_out, d_in = self.weight.shape
-        parameters = secure_parameters(2) if parameters is None else parameters
+        parameters = Parameters.secure(2) if parameters is None else parameters
         if parameters.depth < 2:
             raise InputError(f"{parameters.name} has {parameters.depth} levels, a held adapter takes 2; use more")
         if not 1 <= r <= max(d_in, d_out):
@@ -240,7 +239,7 @@ class HeldLora(Stays, Block):
             return self._adapters[device]
 
     def forward(self, engine: Evaluator, adapter: LoraAdapter, x: EncryptedTensor) -> EncryptedTensor:
-        """y = (W + s B A) x, (tokens, d_out), at the level of x."""
+        """Y = (W + s B A) x, (tokens, d_out), at the level of x."""
         effective, unit = self.weight + self.factor * adapter.b @ adapter.a, self.public.unit(adapter)
         return engine.linear(x, Matrix.of_integers(np.rint(effective / unit).astype(np.int16), unit))
 

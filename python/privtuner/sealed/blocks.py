@@ -26,11 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from privtuner import wire
-from privtuner.ckks.approximations import Polynomial
 from privtuner.ckks.evaluator import Evaluator, Matrix
 from privtuner.ckks.keys import SecretKey
 from privtuner.ckks.parameters import BytesLike, Parameters, require_secure
-from privtuner.ckks.parameters import parameters as secure_parameters
+from privtuner.ckks.polynomial import Polynomial
 from privtuner.ckks.tensor import EncryptedTensor
 from privtuner.errors import CkksError, InputError, MessageError
 from privtuner.sealed.exchange import (
@@ -218,7 +217,7 @@ class SealedMLP(Block):
         forward_level, backward_level = 1 + _levels(self.activation), 2 + _levels(self.slope)
         depth = max(forward_level, backward_level)
         if parameters is None:
-            parameters = secure_parameters(depth)
+            parameters = Parameters.secure(depth)
         if parameters.depth < depth:
             raise InputError(f"{parameters.name} has {parameters.depth} levels, the block takes {depth}; use more")
         self._chunks = [

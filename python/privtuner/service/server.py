@@ -22,7 +22,7 @@ from privtuner.errors import InputError, MessageError, ServiceError
 from privtuner.linear import BytesLike, Prepared
 from privtuner.nn import Split
 from privtuner.schemes import LinearServer
-from privtuner.service.counts import Counter, ServerCounts, request_shape
+from privtuner.service.counts import Counter, ServerCounts
 from privtuner.service.protocol import (
     LAYER_KEY,
     MESSAGE_BYTES,
