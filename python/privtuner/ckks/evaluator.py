@@ -129,8 +129,11 @@ class Evaluator:
         """A tensor without ciphertexts, for dry runs, or to say what to expect (`EncryptedTensor.from_bytes`).
 
         Args:
-            tokens, features: the shape.
-            bound, level, scale: as those of `SecretKey.encrypt`.
+            tokens: rows of the tensor, at most ``slots``.
+            features: its columns.
+            bound: as that of `SecretKey.encrypt`.
+            level: as there.
+            scale: as there.
             public_key: as encrypted with the public key.
             noise: standard deviation of the slots' errors, of something computed; None for a fresh encryption's.
         """

@@ -321,7 +321,7 @@ class SealedMLP(Block):
 
 
 class SealedClient:
-    """The data owner's side: requests, each under a secret key of its own, and replies. Safe to use from several threads.
+    """The data owner's side: requests, each under a secret key of its own, and replies. Several threads may share it.
 
     Results are the data owner's to keep: who sends a decrypted value back in the clear tells the server of the secret
     (`privtuner.ckks.SecretKey.decrypt`).
