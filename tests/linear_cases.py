@@ -12,7 +12,8 @@ from privtuner import linear
 
 PRESETS = linear.PRESETS
 DIRECTIONS: tuple[linear.Direction, ...] = ("forward", "backward")
-HEADER, REQUEST_PREFIX, BLOCK_PREFIX = 64, 112, 88  # bytes
+REQUEST_PREFIX, BLOCK_PREFIX = 112, 88  # bytes
+MASK_SEED = slice(72, 104)  # of a request
 N = 2048
 WORD = {"linear-w8": 4, "linear-w16": 8}  # bytes of a residue
 OUTPUT = {"linear-w8": 3, "linear-w16": 4}  # bytes of an output in a reply

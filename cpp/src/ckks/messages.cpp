@@ -6,47 +6,48 @@
 #include <string>
 
 #include "privtuner/ckks/secret.hpp"
-#include "privtuner/math/bytes.hpp"
 #include "privtuner/math/parallel.hpp"
+#include "privtuner/wire/envelope.hpp"
 
 namespace privtuner::ckks {
 namespace {
 
 using math::Reader, math::Writer;
-using wire::Kind;
+using wire::Head, wire::Kind, wire::kHeadBytes, wire::MessageError;
 
-constexpr std::size_t kParametersBody = 24, kTensorPrefix = wire::kHeadBytes + 8, kKeyPrefix = 8 + sizeof(SeedBytes);
+constexpr std::size_t kParametersBytes = kHeadBytes + 24, kTensorPrefix = kHeadBytes + 8,
+                      kKeyPrefix = 8 + sizeof(SeedBytes);
 
 void require(bool condition, const std::string& text) {
   if (!condition) throw MessageError(text);
 }
 
-void seal(Kind kind, const Parameters& parameters, std::uint8_t* message, std::size_t size, std::size_t tokens = 0,
-          std::size_t features = 0) {
-  wire::Head head{kind};
+void seal(Kind kind, const Parameters& parameters, std::uint8_t* message, std::size_t size) {
+  Head head{kind};
   head.parameters = parameters.hash();
-  head.tokens = static_cast<std::uint32_t>(tokens);
-  head.features = static_cast<std::uint32_t>(features);
   wire::seal(head, message, size);
 }
 
-// Checks the envelope, that a body of `least` bytes is there, and that what only other kinds use is zero.
-wire::Head open(Kind kind, const char* what, const std::uint8_t* message, std::size_t size, std::size_t least) {
-  const wire::Head head = wire::open(kind, message, size);
-  const bool shapeless = kind != Kind::tensor;
+// Checks the envelope of a message of at least `least` bytes; `what` names it.
+Head open(Kind kind, const char* what, const std::uint8_t* message, std::size_t size, std::size_t least) {
+  const Head head = wire::open(kind, message, size);
+  require(size >= least, std::string(what) + ": truncated");
   require(head.direction == wire::Direction::forward && head.subject == wire::Id{} && head.request == wire::Id{} &&
-              !(shapeless && (head.tokens != 0 || head.features != 0)),
-          std::string(what) + ": a field of the head that it does not use is not zero");
-  require(size >= wire::kHeadBytes + least, std::string(what) + ": truncated");
+              (kind == Kind::tensor || (head.tokens == 0 && head.features == 0)),
+          std::string(what) + ": a field it does not use is not zero");
   return head;
 }
 
-void require_hash(const char* what, const wire::Head& head, const Parameters& parameters) {
+// The same, made with these parameters.
+Head open(Kind kind, const char* what, const Parameters& parameters, const std::uint8_t* message, std::size_t size,
+          std::size_t least) {
+  const Head head = open(kind, what, message, size, least);
   require(head.parameters == parameters.hash(), std::string(what) + ": made with other parameters than " +
                                                     parameters.name() + "; both sides must use the same set");
+  return head;
 }
 
-std::string shape_text(std::size_t tokens, std::size_t features, std::size_t level) {
+std::string shape_text(std::size_t tokens, std::size_t features, std::uint32_t level) {
   return "(" + std::to_string(tokens) + ", " + std::to_string(features) + ") at level " + std::to_string(level);
 }
 
@@ -117,7 +118,7 @@ std::size_t key_bytes(const Parameters& parameters) {
 
 }  // namespace
 
-std::size_t parameters_message_bytes() { return wire::kHeadBytes + kParametersBody; }
+std::size_t parameters_message_bytes() { return kParametersBytes; }
 
 std::size_t message_bytes(const Tensor& x) {
   const std::size_t components = x.seed ? 1 : 2;
@@ -126,11 +127,11 @@ std::size_t message_bytes(const Tensor& x) {
 }
 
 std::size_t message_bytes(const PublicKey& key) {
-  return wire::kHeadBytes + sizeof(SeedBytes) + rows_bytes(*key.parameters, key.parameters->max_limbs());
+  return kHeadBytes + sizeof(SeedBytes) + rows_bytes(*key.parameters, key.parameters->max_limbs());
 }
 
 std::size_t keys_message_bytes(const Parameters& parameters, std::size_t count) {
-  return wire::kHeadBytes + 8 + count * key_bytes(parameters);
+  return kHeadBytes + 8 + count * key_bytes(parameters);
 }
 
 std::size_t message_bytes(const EvaluationKeys& keys) {
@@ -138,7 +139,7 @@ std::size_t message_bytes(const EvaluationKeys& keys) {
 }
 
 void write(const Parameters& parameters, std::uint8_t* message) {
-  Writer out(message + wire::kHeadBytes);
+  Writer out(message + kHeadBytes);
   const Wish& wish = parameters.wish();
   out.put(static_cast<std::uint32_t>(wish.depth));
   out.put(static_cast<std::uint32_t>(wish.scale_bits));
@@ -146,13 +147,13 @@ void write(const Parameters& parameters, std::uint8_t* message) {
   out.put(static_cast<std::uint32_t>(parameters.log_n()));
   out.put(static_cast<std::uint32_t>(wish.insecure));
   out.put(std::uint32_t{0});
-  seal(Kind::parameters, parameters, message, parameters_message_bytes());
+  seal(Kind::parameters, parameters, message, kParametersBytes);
 }
 
 ParametersPtr read_parameters(const std::uint8_t* data, std::size_t size) {
-  const wire::Head head = open(Kind::parameters, "parameters", data, size, kParametersBody);
-  require(size == parameters_message_bytes(), "parameters: of the wrong length");
-  Reader in(data + wire::kHeadBytes);
+  const Head head = open(Kind::parameters, "parameters", data, size, kParametersBytes);
+  require(size == kParametersBytes, "parameters: of the wrong length");
+  Reader in(data + kHeadBytes);
   std::uint32_t fields[6];
   for (std::uint32_t& field : fields) field = in.get<std::uint32_t>();
   for (const std::uint32_t field : fields) require(field < 256, "parameters: a field is out of range");
@@ -170,41 +171,46 @@ ParametersPtr read_parameters(const std::uint8_t* data, std::size_t size) {
     throw MessageError(std::string("parameters: ") + error.what());
   }
   require(parameters->hash() == head.parameters,
-          "parameters: this build derives other primes; install the same privtuner on both sides");
+          "parameters: this build derives other primes; install the same privtuner on both"
+          " sides");
   return parameters;
 }
 
 void write(const Tensor& x, std::uint8_t* message) {
   if (x.planned) throw Error("a planned tensor holds no ciphertext to send");
-  const std::size_t size = message_bytes(x), components = x.seed ? 1 : 2;
-  Writer out(message + wire::kHeadBytes);
+  const std::size_t components = x.seed ? 1 : 2;
+  Writer out(message + kHeadBytes);
   out.put(static_cast<std::uint32_t>(x.level));
   out.put(static_cast<std::uint32_t>(x.seed.has_value()));
   if (x.seed) out.put(*x.seed);
   pack_groups(*x.parameters, x.features * components, x.limbs(), out.at(), [&](std::size_t group, std::size_t limb) {
     return x.row(group / components, static_cast<int>(group % components), limb);
   });
-  seal(Kind::tensor, *x.parameters, message, size, x.tokens, x.features);
+  Head head{Kind::tensor};
+  head.parameters = x.parameters->hash();
+  head.tokens = static_cast<std::uint32_t>(x.tokens);
+  head.features = static_cast<std::uint32_t>(x.features);
+  wire::seal(head, message, message_bytes(x));
 }
 
 TensorPtr read_tensor(const ParametersPtr& parameters, const Tensor* expected, const std::uint8_t* data,
                       std::size_t size) {
-  const wire::Head head = open(Kind::tensor, "tensor", data, size, kTensorPrefix - wire::kHeadBytes);
-  require_hash("tensor", head, *parameters);
-  Reader in(data + wire::kHeadBytes);
-  const auto level = in.get<std::uint32_t>(), seeded = in.get<std::uint32_t>();
+  const Head head = open(Kind::tensor, "encrypted tensor", *parameters, data, size, kTensorPrefix);
   const std::size_t tokens = head.tokens, features = head.features;
-  require(tokens >= 1 && tokens <= parameters->slots(),
-          "tensor: " + std::to_string(tokens) + " tokens, not in [1, " + std::to_string(parameters->slots()) + "]");
-  require(features >= 1 && features <= kMaxFeatures, "tensor: unusable number of features");
+  Reader in(data + kHeadBytes);
+  const auto level = in.get<std::uint32_t>(), seeded = in.get<std::uint32_t>();
+  require(tokens >= 1 && tokens <= parameters->slots(), "encrypted tensor: " + std::to_string(tokens) +
+                                                            " tokens, not in [1, " +
+                                                            std::to_string(parameters->slots()) + "]");
+  require(features >= 1 && features <= kMaxFeatures, "encrypted tensor: unusable number of features");
   require(level <= static_cast<std::uint32_t>(parameters->depth()),
-          "tensor: level " + std::to_string(level) + " is above the parameters' depth");
-  require(seeded <= 1, "tensor: a field is out of range");
+          "encrypted tensor: level " + std::to_string(level) + " is above the parameters' depth");
+  require(seeded <= 1, "encrypted tensor: a field is out of range");
   TensorPtr fresh;
   if (expected == nullptr) {
     require(seeded == 1,
-            "tensor: computed, or encrypted with a public key: whoever reads it must say what it expects, by a planned "
-            "tensor");
+            "encrypted tensor: computed, or encrypted with a public key: its reader must say what it expects, by a "
+            "planned tensor");
     const int depth = parameters->depth();
     const std::vector<double> scale(features, parameters->scale(depth));
     fresh = planned_tensor(parameters, tokens, features, {depth, 1, scale}, false, nullptr);
@@ -213,20 +219,20 @@ TensorPtr read_tensor(const ParametersPtr& parameters, const Tensor* expected, c
   if (!expected->planned || expected->parameters->hash() != parameters->hash()) {
     throw Error("what is expected of a tensor is not a planned tensor of " + parameters->name());
   }
-  require(tokens == expected->tokens && features == expected->features &&
-              level == static_cast<std::uint32_t>(expected->level),
-          "tensor: shape " + shape_text(tokens, features, level) + " where " +
-              shape_text(expected->tokens, expected->features, static_cast<std::size_t>(expected->level)) +
-              " is expected");
+  const auto expected_level = static_cast<std::uint32_t>(expected->level);
+  require(tokens == expected->tokens && features == expected->features && level == expected_level,
+          "encrypted tensor: shape " + shape_text(tokens, features, level) + " where " +
+              shape_text(expected->tokens, expected->features, expected_level) + " is expected");
   const std::size_t components = seeded == 1 ? 1 : 2, limbs = expected->limbs();
   require(size == kTensorPrefix + (seeded == 1 ? sizeof(SeedBytes) : 0) +
                       features * components * rows_bytes(*parameters, limbs),
-          "tensor: length does not fit its shape");
-  auto x = std::make_shared<Tensor>(expected->with_room());
+          "encrypted tensor: length does not fit its shape");
+  const auto x = std::make_shared<Tensor>(expected->with_room());
   if (seeded == 1) x->seed = in.get<SeedBytes>();
-  unpack_groups(*parameters, features * components, limbs, in.at(), "tensor", [&](std::size_t group, std::size_t limb) {
-    return x->row(group / components, static_cast<int>(group % components), limb);
-  });
+  unpack_groups(*parameters, features * components, limbs, in.at(), "encrypted tensor",
+                [&](std::size_t group, std::size_t limb) {
+                  return x->row(group / components, static_cast<int>(group % components), limb);
+                });
   if (seeded == 1) {
     math::parallel_for(features * limbs, 1, [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
@@ -239,7 +245,7 @@ TensorPtr read_tensor(const ParametersPtr& parameters, const Tensor* expected, c
 }
 
 void write(const PublicKey& key, std::uint8_t* message) {
-  Writer out(message + wire::kHeadBytes);
+  Writer out(message + kHeadBytes);
   out.put(key.seed);
   pack_groups(*key.parameters, 1, key.parameters->max_limbs(), out.at(),
               [&](std::size_t, std::size_t limb) { return key.row(0, limb); });
@@ -248,10 +254,10 @@ void write(const PublicKey& key, std::uint8_t* message) {
 
 std::shared_ptr<const PublicKey> read_public_key(const ParametersPtr& parameters, const std::uint8_t* data,
                                                  std::size_t size) {
-  const std::size_t expected = wire::kHeadBytes + sizeof(SeedBytes) + rows_bytes(*parameters, parameters->max_limbs());
-  require_hash("public key", open(Kind::public_key, "public key", data, size, 0), *parameters);
+  const std::size_t expected = kHeadBytes + sizeof(SeedBytes) + rows_bytes(*parameters, parameters->max_limbs());
+  open(Kind::public_key, "public key", *parameters, data, size, expected);
   require(size == expected, "public key: of the wrong length");
-  Reader in(data + wire::kHeadBytes);
+  Reader in(data + kHeadBytes);
   auto key = std::make_shared<PublicKey>(parameters, in.get<SeedBytes>());
   unpack_groups(*parameters, 1, parameters->max_limbs(), in.at(), "public key",
                 [&](std::size_t, std::size_t limb) { return key->row(0, limb); });
@@ -261,7 +267,7 @@ std::shared_ptr<const PublicKey> read_public_key(const ParametersPtr& parameters
 void write(const EvaluationKeys& keys, std::uint8_t* message) {
   const Parameters& parameters = *keys.parameters;
   const std::size_t primes = parameters.prime_count();
-  Writer out(message + wire::kHeadBytes);
+  Writer out(message + kHeadBytes);
   out.put(static_cast<std::uint32_t>(keys.galois.size() + (keys.relinearisation ? 1 : 0)));
   out.put(std::uint32_t{0});
   const auto put = [&](std::uint32_t element, const SwitchingKey& key) {
@@ -279,8 +285,8 @@ void write(const EvaluationKeys& keys, std::uint8_t* message) {
 
 std::shared_ptr<const EvaluationKeys> read_keys(const ParametersPtr& parameters, const std::uint8_t* data,
                                                 std::size_t size) {
-  require_hash("evaluation keys", open(Kind::evaluation_keys, "evaluation keys", data, size, 8), *parameters);
-  Reader in(data + wire::kHeadBytes);
+  open(Kind::evaluation_keys, "evaluation keys", *parameters, data, size, kHeadBytes + 8);
+  Reader in(data + kHeadBytes);
   const auto count = in.get<std::uint32_t>();
   require(
       in.get<std::uint32_t>() == 0 && count <= parameters->n() + 1 && size == keys_message_bytes(*parameters, count),

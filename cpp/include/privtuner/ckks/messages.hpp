@@ -8,11 +8,11 @@
 //                     | rows [digit][prime])
 //   row             : N words of as many bytes as their prime needs
 //
-// The head holds the parameters' hash and a tensor's tokens and features. Component 1 of seeded tensors and of keys is
+// The head holds the hash of the parameters and the shape of a tensor. Component 1 of seeded tensors and of keys is
 // expanded from the seed on arrival: half the bytes.
 //
-// Scale, bound and predicted error of a tensor do not travel: they follow from the parameters and the circuit, which
-// the reader knows, and what a server derives with secret weights would tell of these.
+// Scale, bound and predicted error of a tensor do not travel. They follow from the parameters and the circuit, which
+// the reader knows; what a server derives with secret weights would tell of these.
 #pragma once
 
 #include <cstddef>
@@ -22,11 +22,8 @@
 
 #include "privtuner/ckks/keys.hpp"
 #include "privtuner/ckks/tensor.hpp"
-#include "privtuner/wire/envelope.hpp"
 
 namespace privtuner::ckks {
-
-using wire::MessageError;
 
 inline constexpr std::size_t kMaxFeatures = 65536;
 
@@ -43,10 +40,11 @@ void write(const PublicKey& key, std::uint8_t* out);
 void write(const EvaluationKeys& keys, std::uint8_t* out);
 void write(const Parameters& parameters, std::uint8_t* out);
 
-// Throw MessageError.
+// Throw wire::MessageError.
 ParametersPtr read_parameters(const std::uint8_t* data, std::size_t size);
-// The message must have shape and level of `expected`, a planned tensor (or Error is thrown), which gives scale, bound
-// and error. Null: what the secret key encrypts by default, at the parameters' depth and |value| <= 1, of any shape.
+// The message must have shape and level of `expected`, a planned tensor (else Error is thrown), which gives scale,
+// bound and error. Null: what the secret key encrypts by default, at the parameters' depth and |value| <= 1, of any
+// shape.
 TensorPtr read_tensor(const ParametersPtr& parameters, const Tensor* expected, const std::uint8_t* data,
                       std::size_t size);
 std::shared_ptr<const PublicKey> read_public_key(const ParametersPtr& parameters, const std::uint8_t* data,
