@@ -39,9 +39,11 @@ def test_a_build_without_it_says_where_it_looked_and_what_to_install(missing):
     assert _core.openfhe_status in status.reason
     assert "install OpenFHE 1.2 or newer" in status.reason
     assert "CMAKE_PREFIX_PATH=<its prefix> pip install --force-reinstall --no-deps . in a checkout" in status.reason
-    (entry,) = [device for scheme in info.collect()["schemes"] if scheme["name"] == "openfhe" for device in scheme["devices"]]
+    (entry,) = [
+        device for scheme in info.collect()["schemes"] if scheme["name"] == "openfhe" for device in scheme["devices"]
+    ]
     assert (entry["available"], entry["reason"]) == (False, status.reason)
-    assert "  openfhe       absent: " in info.render(info.collect())
+    assert "    cpu         absent: " in info.render(info.collect())
 
 
 @pytest.mark.parametrize("missing", [BROKEN], indirect=True)

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openfhe_cases import apply_blocks
 from privtuner import linear
 from privtuner.errors import InputError, MessageError
 from privtuner.openfhe import messages
 from privtuner.openfhe.messages import BLOCK, REQUEST, Head
-from privtuner.openfhe.server import OpenFheServer, apply_blocks
+from privtuner.openfhe.server import OpenFheServer
 
 N = 1024
 MODULI = (12289, 18014398509404161)  # 1 modulo 2,048: of 14 and of 54 bits

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from nn_cases import tiny_bert, tokens, weight_in_force
-from openfhe_cases import BITS, ClearOwner, N
+from openfhe_cases import BITS, ClearOwner, N, apply_blocks
 from privtuner import _core, ckks, linear, openfhe
 from privtuner.cpu import CpuClient, CpuServer
 from privtuner.errors import EngineError, InputError, MessageError, ServiceError
 from privtuner.nn import EncryptedLinear, GroupSpec, OwnerBundle, Session, Split, build, split, traffic_of
 from privtuner.openfhe import library, messages
 from privtuner.openfhe.messages import BLOCK, REQUEST, Head
-from privtuner.openfhe.server import OpenFheServer, apply_blocks
+from privtuner.openfhe.server import OpenFheServer
 from privtuner.schemes import SCHEMES, LocalTransport, scheme
 from privtuner.sealed.blocks import SealedMLP as Block
 from privtuner.service import RemoteTransport, Server

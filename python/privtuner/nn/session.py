@@ -146,7 +146,7 @@ class Session(LiveResource):
     ) -> npt.NDArray[np.float64]:
         """Return a sealed block's outputs, or with ``g`` the gradient by ``x``, computed by the server on ciphertexts.
 
-        One secret key serves all sealed blocks of the session. Slow, so each is logged (INFO) with its seconds.
+        Every request has a secret key of its own. Slow, so each is logged (INFO) with its seconds.
 
         Args:
             block: wire name.

@@ -12,12 +12,12 @@ import numpy as np
 
 from .. import _core
 from ..errors import InputError, MessageError
-from ..linear import DEFAULT_BLOCK_ROWS, Prepared, row_step
+from ..linear import Prepared, row_step
 from ..parties import BLOCK_BYTES, LinearServer, rows_of
 from . import messages
-from .messages import BytesLike, Head, Residues
+from .messages import BytesLike, Head
 
-__all__ = ["OpenFheServer", "apply_blocks"]
+__all__ = ["OpenFheServer"]
 
 
 class OpenFheServer(LinearServer):
@@ -26,50 +26,32 @@ class OpenFheServer(LinearServer):
     scheme = "openfhe"
 
     def answer(self, prepared: Prepared, request: BytesLike, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
-        """Yield the reply to ``request`` in blocks; see `privtuner.parties.LinearServer`."""
+        """Return the blocks of the reply to ``request``; see `privtuner.parties.LinearServer`.
+
+        The request is checked before this function returns.
+        """
         head, residues = messages.read(request, messages.REQUEST)
-        output_bytes = residues.nbytes // head.features
-        return _reply(prepared, head, residues, rows_of(block_bytes, output_bytes))
-
-
-def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[bytes]:
-    """Answer a request in blocks of ``block_rows`` outputs, as they are computed (model owner).
-
-    Args:
-        prepared: the layer the request is meant for.
-        request: bytes from :meth:`privtuner.openfhe.OpenFheClient.encrypt`.
-        block_rows: outputs a block, rounded up to a multiple of 32.
-
-    Returns:
-        An iterator over the blocks of one reply, in order. The request is checked before this function returns.
-
-    Raises:
-        MessageError: the request is malformed, truncated, corrupted, or meant for another layer.
-        InputError: ``block_rows`` is not positive.
-    """
-    return _reply(prepared, *messages.read(request, messages.REQUEST), block_rows)
-
-
-def _reply(prepared: Prepared, head: Head, residues: Residues, block_rows: int) -> Iterator[bytes]:
-    step = row_step(block_rows)
-    public = prepared.public
-    if head.layer != public.id:
-        raise MessageError("the request is meant for another layer, or for other weights; fetch the bundle again")
-    backward = head.direction == "backward"
-    features, rows = (public.d_out, public.d_in) if backward else (public.d_in, public.d_out)
-    if head.features != features:
-        raise MessageError(
-            f"request: {head.features} features, the layer takes {features} in {head.direction} requests"
-        )
-    try:
-        products = [
-            _core.ResidueProduct(prepared._core, backward, np.ascontiguousarray(words).reshape(features, -1), modulus)
-            for group in residues
-            for words, modulus in zip(group, head.moduli, strict=True)
-        ]
-    except InputError as error:
-        raise MessageError(f"request: {error}") from error
-    return (_block(head, products, begin, min(step, rows - begin), rows) for begin in range(0, rows, step))
+        step = row_step(rows_of(block_bytes, residues.nbytes // head.features))
+        public = prepared.public
+        if head.layer != public.id:
+            raise MessageError("the request is meant for another layer, or for other weights; fetch the bundle again")
+        backward = head.direction == "backward"
+        features, rows = (public.d_out, public.d_in) if backward else (public.d_in, public.d_out)
+        if head.features != features:
+            raise MessageError(
+                f"request: {head.features} features, the layer takes {features} in {head.direction} requests"
+            )
+        try:
+            products = [
+                _core.ResidueProduct(
+                    prepared._core, backward, np.ascontiguousarray(words).reshape(features, -1), modulus
+                )
+                for group in residues
+                for words, modulus in zip(group, head.moduli, strict=True)
+            ]
+        except InputError as error:
+            raise MessageError(f"request: {error}") from error
+        return (_block(head, products, begin, min(step, rows - begin), rows) for begin in range(0, rows, step))
 
 
 def _block(head: Head, products: list[_core.ResidueProduct], begin: int, count: int, total: int) -> bytes:
