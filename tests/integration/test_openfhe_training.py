@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from engine_cases import NEEDS_OPENFHE
+from openfhe_cases import apply_blocks
 from privtuner import linear, openfhe
 from privtuner.errors import InputError, MessageError, SecretError, ServiceError
 from privtuner.nn import EncryptedLinear, Session, split_pretrained
-from privtuner.openfhe.server import OpenFheServer, apply_blocks
+from privtuner.openfhe.server import OpenFheServer
 from privtuner.schemes import LocalTransport, scheme
 from privtuner.service import RemoteTransport, Server
 from text_cases import command, one_thread, rows, server_process, tiny_model_directory, write_csv
