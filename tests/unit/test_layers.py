@@ -43,7 +43,7 @@ PYTHON_LAYERS = {
     "schemes": {"cpu", "cuda", "openfhe", "sealed", "linear", "errors"},
     "nn": {"schemes", "sealed", "linear", "ckks", "copies", "errors"},
     "train": {"nn", "linear", "paths", "errors"},
-    "service": {"nn", "schemes", "cpu", "sealed", "openfhe", "linear", "copies", "errors"},
+    "service": {"nn", "schemes", "cpu", "sealed", "openfhe", "linear", "wire", "copies", "errors"},
     "held": {"service", "train", "nn", "sealed", "ckks", "copies", "errors"},
     "calibration": {"wireless", "system", "linear", "ckks", "errors"},
 }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import struct
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from privtuner import wire
 from privtuner.errors import MessageError
 from privtuner.linear import BytesLike
 from privtuner.openfhe import messages
@@ -17,22 +17,19 @@ from privtuner.sealed import exchange
 
 __all__ = ["Counter", "LayerCounts", "ServerCounts", "request_shape"]
 
-# Fields of a linear request's clear header (messages.hpp): direction at byte 7, tokens at byte 96.
-_DIRECTION = struct.Struct("<7xB")
-_TOKENS = struct.Struct("<96xI")
-
 
 def request_shape(request: BytesLike) -> tuple[str, int]:
-    """Return direction and tokens as the header of ``request`` states them, ("unknown", 0) if it is too short."""
+    """Return direction and tokens as the head of ``request`` states them, ("unknown", 0) if it has none."""
     magic = bytes(request[:4])
     if magic == exchange.MAGIC:
         return exchange.request_shape(request)
     if magic == messages.MAGIC:
         return messages.request_shape(request)
-    if len(request) < _TOKENS.size:
+    try:
+        head = wire.peek(request)
+    except MessageError:
         return "unknown", 0
-    direction = {0: "forward", 1: "backward"}.get(_DIRECTION.unpack_from(request)[0], "unknown")
-    return direction, _TOKENS.unpack_from(request)[0]
+    return head.direction, head.tokens
 
 
 @dataclass(slots=True)
