@@ -1,7 +1,7 @@
 // The kernels of AVX-512, but for the products of 52-bit words.
 #include "ntt_lanes.hpp"
 #include "ntt_passes.hpp"
-#include "privtuner/math/simd512.hpp"
+#include "privtuner/math/simd512ifma.hpp"
 #include "residues_52.hpp"
 
 namespace privtuner::ring::kernels {

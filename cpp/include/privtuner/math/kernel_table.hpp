@@ -1,6 +1,7 @@
 // One table of kernels a layer: an entry for every instruction-set path of the build.
 #pragma once
 
+#include <cstddef>
 #include <initializer_list>
 #include <iterator>
 #include <stdexcept>
@@ -26,17 +27,15 @@ class KernelTable {
   };
 
   constexpr KernelTable(const char* layer, std::initializer_list<Entry> entries) : layer_(layer) {
-    for (const Entry& entry : entries) kernels_[static_cast<int>(entry.isa)] = entry.kernels;
+    for (const Entry& entry : entries) kernels_[static_cast<std::size_t>(entry.isa)] = entry.kernels;
   }
 
   // Throws std::logic_error for a path without an entry: no path does another one's work unasked.
   Function at(Isa isa) const {
-    const Function kernels = kernels_[static_cast<int>(isa)];
-    if (kernels == nullptr) {
-      throw std::logic_error(std::string(layer_) + " has no kernels for the path " + isa_name(isa) +
-                             " in this build; choose another path");
-    }
-    return kernels;
+    const auto i = static_cast<std::size_t>(isa);
+    if (i < std::size(kernels_) && kernels_[i] != nullptr) return kernels_[i];
+    throw std::logic_error(std::string(layer_) + " has no kernels for the path " + isa_name(isa) +
+                           " in this build; choose another path");
   }
 
  private:

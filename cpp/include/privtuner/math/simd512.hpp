@@ -138,14 +138,5 @@ struct Simd512 {
   using Pairs = PerfectShuffle<Simd512, Word>;
 };
 
-#if defined(__AVX512IFMA__)
-// With products of 52-bit words: the low and the high half of a b, added to a sum.
-struct Simd512Ifma : Simd512 {
-  static PRIVTUNER_INLINE Vec add_low52(Vec sum, Vec a, Vec b) { return _mm512_madd52lo_epu64(sum, a, b); }
-  static PRIVTUNER_INLINE Vec add_high52(Vec sum, Vec a, Vec b) { return _mm512_madd52hi_epu64(sum, a, b); }
-  static PRIVTUNER_INLINE Vec shift_left64(Vec x, Vec bits) { return _mm512_sllv_epi64(x, bits); }
-};
-#endif
-
 }  // namespace
 }  // namespace privtuner::simd
