@@ -44,5 +44,7 @@ const Elements& elements(math::Isa isa);
 const Elements& elements_portable();
 const Elements& elements_avx2();
 const Elements& elements_avx512();
+inline const Elements& elements_avx512ifma() { return elements_avx512(); }
+inline const Elements& elements_amx() { return elements_avx512(); }
 
 }  // namespace privtuner::linear
