@@ -17,7 +17,6 @@ from privtuner import ckks, linear
 from privtuner.ckks import blocks, held
 from privtuner.cuda.ckks import CudaEvaluator, DeviceTensor
 from privtuner.cuda.device import CudaDevice
-from privtuner.cuda.linear.masks import DeviceMasks
 from privtuner.cuda.linear.server import DeviceLayer
 from privtuner.engines import LocalTransport, NativeOwner
 from privtuner.engines.cuda import CudaEngine, CudaOwner
@@ -128,7 +127,6 @@ def test_what_decrypts_stays(leave: Callable[[Any], Any]) -> None:
         CudaEvaluator,
         CudaOwner,
         DeviceLayer,
-        DeviceMasks,
         DeviceTensor,
         RemoteTransport,
         Server,

@@ -2,7 +2,7 @@
 
 namespace privtuner::linear {
 
-const Elements& elements(math::Isa isa) {
+const PathElements& path_elements(math::Isa isa) {
   switch (isa) {
 #ifdef PRIVTUNER_HAVE_AVX512
     case math::Isa::amx:

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "privtuner/gemm/gemm.hpp"
 #include "privtuner/math/parallel.hpp"
 
 namespace privtuner::linear {
@@ -227,8 +228,8 @@ Public Public::from_bytes(const std::uint8_t* data, std::size_t size) {
   Reader hash_at(data + 8);
   const auto hash = hash_at.get<std::uint64_t>();
   Public result;
-  for (const char* name : kPresetNames) {
-    if (linear::preset(name).hash == hash) result.preset = &linear::preset(name);
+  for (const Preset& preset : presets()) {
+    if (preset.hash == hash) result.preset = &preset;
   }
   require(result.preset != nullptr, "public part: unknown parameters: install the same privtuner on both sides");
   require(header.direction == Direction::forward && header.request == RequestId{},

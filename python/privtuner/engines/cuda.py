@@ -15,7 +15,7 @@ from privtuner.cuda.ckks import CudaEvaluator
 from privtuner.cuda.device import Device
 from privtuner.engines.base import DEFAULT_BLOCK_ROWS, Layer
 from privtuner.errors import EngineError, InputError
-from privtuner.linear import BytesLike, Direction, Prepared, Public
+from privtuner.linear import BytesLike, Direction, MaskCache, Prepared, Public
 
 __all__ = ["CudaEngine", "CudaOwner"]
 
@@ -214,7 +214,7 @@ class CudaOwner(Stays):
 
     Args:
         device: from :func:`privtuner.cuda.devices`.
-        mask_cache_bytes: device memory for mask products, None for no limit; see :class:`privtuner.linear.MaskCache`.
+        mask_cache_bytes: device memory for mask products, None for what is left of it; see `privtuner.linear.MaskCache`.
 
     Raises:
         privtuner.errors.InputError: ``mask_cache_bytes`` is negative.
@@ -225,11 +225,8 @@ class CudaOwner(Stays):
     stays = "an owner on a GPU cannot be pickled: make one of the other process's privtuner.cuda.devices there"
 
     def __init__(self, device: Device, mask_cache_bytes: int | None = None) -> None:
-        if mask_cache_bytes is not None and mask_cache_bytes < 0:
-            raise InputError(f"mask_cache_bytes = {mask_cache_bytes}: must not be negative")
         self.device = device
-        with device.active():
-            self._masks = kernels.DeviceMasks(device, mask_cache_bytes)
+        self._masks = MaskCache() if mask_cache_bytes is None else MaskCache(mask_cache_bytes)
 
     def encrypt(self, x: Any, public: Public, direction: Direction) -> tuple[BytesLike, kernels.DeviceSecret]:
         """Encrypt a batch; see :class:`privtuner.engines.Owner`. A CUDA tensor is taken without a copy (DLPack)."""
