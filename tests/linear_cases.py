@@ -12,7 +12,8 @@ from privtuner import _core, linear
 
 PRESETS = linear.PRESETS
 DIRECTIONS: tuple[linear.Direction, ...] = ("forward", "backward")
-HEADER, REQUEST_PREFIX, BLOCK_PREFIX = 64, 112, 88  # bytes
+REQUEST_PREFIX, BLOCK_PREFIX = 112, 88  # bytes
+MASK_SEED = slice(72, 104)  # of a request
 N = 2048
 _INFO = {preset: _core.preset_info(preset) for preset in PRESETS}  # test_linear_arguments has their numbers
 WORD = {preset: info["word_bytes"] for preset, info in _INFO.items()}  # bytes of a residue

@@ -17,8 +17,8 @@ using namespace tools;
 
 namespace {
 
-constexpr int kRequests = 300000, kShortReplies = 350000, kLongReplies = 100000, kPublicParts = 250000;
-static_assert(kRequests + kShortReplies + kLongReplies + kPublicParts == 1000000);
+constexpr int kRequests = 300000, kShortReplies = 350000, kLongReplies = 100000, kLayers = 250000;
+static_assert(kRequests + kShortReplies + kLongReplies + kLayers == 1000000);
 
 // In a block of exactly its size, so that a read past the end is noticed.
 class Exact {
@@ -118,13 +118,12 @@ std::vector<Setting> make_settings(std::uint32_t outputs) {
   return settings;
 }
 
-const std::vector<const char*> kHeaderReasons = {"shorter than its header", "not a privtuner message",
-                                                 "message version",         "got a message of kind",
-                                                 "unknown direction",       "announces",
-                                                 "checksum mismatch"};
+const std::vector<const char*> kHeadReasons = {
+    "shorter than its head", "not a privtuner message", "wire version", "unknown kind",
+    "expected a message",    "unknown direction",       "announces",    "checksum mismatch"};
 
 std::vector<const char*> reasons(std::vector<const char*> more) {
-  more.insert(more.end(), kHeaderReasons.begin(), kHeaderReasons.end());
+  more.insert(more.end(), kHeadReasons.begin(), kHeadReasons.end());
   return more;
 }
 
@@ -139,9 +138,9 @@ TEST(requests) {
   }
   int turn = 0;
   fuzz("requests", kRequests, 1, originals, all_messages(settings),
-       reasons({"bytes too many", "request: truncated", "unknown flags", "tokens, not in", "number of features",
-                "length does not fit", "residue is not below q", "another layer", "other parameters",
-                "this layer takes"}),
+       reasons({"bytes too many", "request: truncated", "a layer knows", "unknown flags", "tokens, not in",
+                "number of features", "length does not fit", "residue is not below q", "another layer",
+                "other parameters", "this layer takes"}),
        [&](const Exact& message, std::size_t which) {
          const Layer& layer = settings[which / 2].layer;
          const Job job(*layer.prepared, message.data(), message.size());
@@ -209,10 +208,10 @@ void fuzz_replies(const char* name, int messages, std::uint64_t seed, bool mask,
   });
 }
 
-const std::vector<const char*> kBlockReasons = {"reply block: truncated",    "unknown flags",      "unusable shape",
-                                                "length does not fit",       "comes from another", "answers another",
-                                                "starts at output",          "the request was",    "expected (2, ",
-                                                "made with other parameters"};
+const std::vector<const char*> kBlockReasons = {
+    "reply block: truncated",    "a layer knows",   "unknown flags",    "unusable shape",  "length does not fit",
+    "comes from another",        "answers another", "starts at output", "the request was", "expected (2, ",
+    "made with other parameters"};
 
 }  // namespace
 
@@ -222,13 +221,13 @@ TEST(replies_with_mask_products) {
   fuzz_replies("replies with mask products", kLongReplies, 3, true, {"residue is not below q", "unusable shape"});
 }
 
-TEST(public_parts) {
+TEST(layers) {
   const std::vector<Setting> settings = make_settings(40);
   std::vector<Bytes> originals;
   for (const Setting& setting : settings) originals.push_back(setting.layer.owner->to_bytes());
   int turn = 0;
-  fuzz("public parts", kPublicParts, 4, originals, all_messages(settings),
-       reasons({"bytes too many", "public part: truncated", "unknown parameters", "does not use", "dimension",
+  fuzz("layers", kLayers, 4, originals, all_messages(settings),
+       reasons({"bytes too many", "layer: truncated", "unknown parameters", "does not use", "dimension",
                 "length does not fit", "norm", "scale"}),
        [&](const Exact& message, std::size_t) {
          const auto read = std::make_shared<const Public>(Public::from_bytes(message.data(), message.size()));
