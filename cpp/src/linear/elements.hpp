@@ -42,6 +42,8 @@ struct PathElements : Elements<std::uint32_t>, Elements<std::uint64_t> {};
 const PathElements& elements_portable();
 const PathElements& elements_avx2();
 const PathElements& elements_avx512();
+inline const PathElements& elements_avx512ifma() { return elements_avx512(); }
+inline const PathElements& elements_amx() { return elements_avx512(); }
 
 const PathElements& path_elements(math::Isa isa);
 

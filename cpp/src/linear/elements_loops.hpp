@@ -5,15 +5,14 @@
 #include <cstring>
 
 #include "elements.hpp"
-
-#define PRIVTUNER_INLINE inline __attribute__((always_inline))
+#include "privtuner/math/simd.hpp"
 
 namespace privtuner::linear {
 namespace {
 
-// Adding 1.5 * 2^52 leaves a double's integer part, rounded to nearest even, in the low bits (|v| < 2^51).
-constexpr double kRoundingShift = 6755399441055744.0;
+using simd::kRoundingShift;  // added, it leaves a double's integer part, rounded to nearest even, in the low bits
 
+// |v| < 2^51.
 inline std::int64_t round_to_integer(double v) {
   const double shifted = v + kRoundingShift;
   std::int64_t bits, zero;
