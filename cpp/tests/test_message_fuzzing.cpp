@@ -215,12 +215,12 @@ void fuzz_replies(const char* name, int messages, std::uint64_t seed, bool mask,
     std::size_t size = 0;
     open_block(*settings[which / 2].layer.owner->preset, message.data(), message.size(), size);  // most end here
     Sent sent = make_request(which / 2);
-    std::vector<float> y(std::size_t{sent.secret.tokens()} * sent.secret.features_out(), 0.0f);
+    std::vector<float> y(std::size_t{sent.secret.reply().tokens()} * sent.secret.reply().features_out(), 0.0f);
     Decryption decryption(sent.secret, y.data());
     const auto check = [&] {
       // Whatever the blocks held, the outputs are numbers a reply can hold; the secret serves once.
       for (const float v : y) CHECK(std::isfinite(v));
-      CHECK(sent.secret.used());
+      CHECK(sent.secret.reply().used());
     };
     try {
       decryption.feed(message.data(), message.size());

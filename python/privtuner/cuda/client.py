@@ -8,8 +8,7 @@ from typing import Any
 from privtuner.copies import Stays
 from privtuner.cuda import linear as kernels
 from privtuner.cuda.device import Device
-from privtuner.errors import InputError
-from privtuner.linear import BytesLike, Direction, Public
+from privtuner.linear import BytesLike, Direction, MaskCache, Public
 
 __all__ = ["CudaClient"]
 
@@ -19,7 +18,7 @@ class CudaClient(Stays):
 
     Args:
         device: from :func:`privtuner.cuda.devices`.
-        mask_cache_bytes: device memory for mask products, None for no limit; see :class:`privtuner.linear.MaskCache`.
+        mask_cache_bytes: device memory for mask products, None for what is left of it; see `privtuner.linear.MaskCache`.
 
     Raises:
         privtuner.errors.InputError: ``mask_cache_bytes`` is negative.
@@ -30,11 +29,8 @@ class CudaClient(Stays):
     stays = "an owner on a GPU cannot be pickled: make one of the other process's privtuner.cuda.devices there"
 
     def __init__(self, device: Device, mask_cache_bytes: int | None = None) -> None:
-        if mask_cache_bytes is not None and mask_cache_bytes < 0:
-            raise InputError(f"mask_cache_bytes = {mask_cache_bytes}: must not be negative")
         self.device = device
-        with device.active():
-            self._masks = kernels.DeviceMasks(device, mask_cache_bytes)
+        self._masks = MaskCache() if mask_cache_bytes is None else MaskCache(mask_cache_bytes)
 
     def encrypt(self, x: Any, public: Public, direction: Direction) -> tuple[BytesLike, kernels.DeviceSecret]:
         """Encrypt a batch; see `privtuner.schemes.LinearClient`. A CUDA tensor is taken without a copy (DLPack)."""
