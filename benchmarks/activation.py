@@ -21,8 +21,8 @@ import harness
 import privtuner
 from harness import Record, progress
 from privtuner import nn
-from privtuner.ckks.blocks import SealedClient, SealedMLP
-from privtuner.lora import dataset, training
+from privtuner.sealed.blocks import SealedClient, SealedMLP
+from privtuner.train import dataset, training
 from training import MODEL, Task
 
 

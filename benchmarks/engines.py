@@ -168,7 +168,7 @@ def primitives(threads: int, runs: int) -> Iterator[Record]:
     set_threads(threads)
     for log_n, limbs in PRIMITIVES:
         progress(f"primitives, N = 2^{log_n}, {limbs} limbs, {threads} threads")
-        native = ckks.parameters(depth=limbs - 1, ring_dimension=1 << log_n)
+        native = ckks.Parameters.secure(depth=limbs - 1, ring_dimension=1 << log_n)
         context = like(log_n, limbs)
         rng = np.random.default_rng(0)
         values = rng.uniform(-1, 1, (native.slots, 1))
@@ -216,12 +216,14 @@ def layer(threads: int, runs: int) -> Iterator[Record]:
     """One linear layer of MiniLM's shape, the three steps of a request, against the native scheme."""
     progress(f"linear layer, {threads} threads")
     set_threads(threads)
-    from privtuner.engines import NativeEngine, OpenFheEngine, owner_of
+    from privtuner.cpu import CpuServer
+    from privtuner.openfhe.server import OpenFheServer
+    from privtuner.schemes import client_of
 
     rng = np.random.default_rng(0)
     prepared = linear.prepare(rng.standard_normal((1152, 384)))
     x = rng.standard_normal((1024, 384)).astype(np.float32)
-    sides = {NATIVE: (owner_of("native", 0), NativeEngine()), OPENFHE: (owner_of("openfhe"), OpenFheEngine())}
+    sides = {NATIVE: (client_of("native", 0), CpuServer()), OPENFHE: (client_of("openfhe"), OpenFheServer())}
     made = {name: owner.encrypt(x, prepared.public, "forward") for name, (owner, _) in sides.items()}
     replies = {name: list(engine.apply_blocks(prepared, made[name][0], 256)) for name, (_, engine) in sides.items()}
 
@@ -257,8 +259,8 @@ def training(threads: int, steps: int) -> Iterator[Record]:
     import torch
 
     from privtuner import nn
-    from privtuner.engines import OpenFheEngine
-    from privtuner.lora import training as lora
+    from privtuner.openfhe.server import OpenFheServer
+    from privtuner.train import training as lora
     from training import Task
 
     progress(f"training, {steps} steps of each: some minutes")
@@ -268,7 +270,7 @@ def training(threads: int, steps: int) -> Iterator[Record]:
     curves: dict[str, list[float]] = {}
     times: dict[str, float] = {}
     for name, engine in (("native", "native"), ("native again", "native"), ("openfhe", "openfhe")):
-        transport = nn.LocalTransport(task.split.server, engine=OpenFheEngine() if engine == "openfhe" else None)
+        transport = nn.LocalTransport(task.split.server, engine=OpenFheServer() if engine == "openfhe" else None)
         model = task.encrypted(config, transport=transport, engine=engine)
         done = []
         for step in lora.iterate_steps(model, task.train, config, progress=True):

@@ -27,8 +27,9 @@ from harness import Record, progress
 from privtuner import ckks, cuda, linear
 from privtuner.cuda import linear as kernels
 from privtuner.cuda import ntt
-from privtuner.cuda.ckks import CudaEvaluator
-from privtuner.engines.cuda import CudaEngine, CudaOwner
+from privtuner.cuda.client import CudaClient
+from privtuner.cuda.evaluator import CudaEvaluator
+from privtuner.cuda.server import CudaServer
 
 TOKENS = 8192
 RUNS = 7
@@ -204,7 +205,7 @@ def linear_part(gpu: Gpu, size: int = 4096, tokens: int = TOKENS) -> Iterator[Re
 def bytes_part(gpu: Gpu, size: int = 2048, tokens: int = TOKENS, steps: Steps = STEPS) -> Iterator[Record]:
     """From and to messages, owner and server on one GPU: the parts of an exchange, all exchanges of training steps."""
     check_linear(gpu, size)
-    engine, owner = CudaEngine([gpu.device]), CudaOwner(gpu.device)
+    engine, owner = CudaServer([gpu.device]), CudaClient(gpu.device)
     layer = Layer(gpu, size, size, tokens)
     _exchange(engine, owner, layer, "forward")  # brings the product of the mask, once
     runs = [_exchange(engine, owner, layer, "forward") for _ in range(RUNS + 1)][1:]
@@ -248,7 +249,7 @@ class _Exchange(NamedTuple):
     reply: int
 
 
-def _exchange(engine: CudaEngine, owner: CudaOwner, layer: Layer, direction: Any) -> _Exchange:
+def _exchange(engine: CudaServer, owner: CudaClient, layer: Layer, direction: Any) -> _Exchange:
     start = time.perf_counter()
     request, secret = owner.encrypt(layer.x[direction], layer.prepared.public, direction)
     sent = time.perf_counter()
@@ -317,7 +318,7 @@ def llama_part(gpu: Gpu, models: Models = MODELS, tokens: int = TOKENS) -> Itera
 
 def ntt_part(gpu: Gpu, n: int = 1 << 16, rows: int = 1000) -> Iterator[Record]:
     """Many transforms at once."""
-    parameters = ckks.parameters(depth=1, ring_dimension=n)
+    parameters = ckks.Parameters.secure(depth=1, ring_dimension=n)
     rng = np.random.default_rng(0)
     small = ntt.Transforms(gpu.device, n, parameters._core.primes, 8)
     words = rng.integers(0, parameters._core.primes[0], n, dtype=np.uint64)
@@ -355,7 +356,7 @@ def _primes(bits: int, n: int, count: int) -> list[int]:
 
 
 def _circuit(ring: int, limbs: int) -> tuple[Any, Any, Any]:
-    parameters = ckks.parameters(depth=limbs - 1, ring_dimension=ring)
+    parameters = ckks.Parameters.secure(depth=limbs - 1, ring_dimension=ring)
     secret = ckks.SecretKey(parameters)
     return parameters, secret, secret.evaluation_keys(rotations=(1,))
 

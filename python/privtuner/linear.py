@@ -31,6 +31,7 @@ from .copies import Immutable
 from .errors import InputError
 
 __all__ = [
+    "DEFAULT_BLOCK_ROWS",
     "PRESETS",
     "Direction",
     "MaskCache",
@@ -55,6 +56,9 @@ PRESETS: tuple[str, ...] = _core.PRESETS
 Secret = _core.Secret
 """What decrypts the reply to one request. Never copied or pickled; wiped when its decryption ends, however it
 ends, or by ``wipe()``."""
+
+DEFAULT_BLOCK_ROWS = 256
+"""Output features in one block of a reply: small enough to overlap decryption with the product that follows."""
 
 _ROW_STEP = 32  # row ranges of a product start at multiples of it (gemm.hpp, kRowStep)
 
@@ -245,7 +249,7 @@ def encrypt(
     return _core.encrypt(public._core, direction, as_batch(x, public, direction), cache)
 
 
-def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = 256) -> Iterator[bytes]:
+def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[bytes]:
     """Answer a request in blocks of ``block_rows`` outputs, as they are computed (model owner).
 
     Args:

@@ -11,8 +11,9 @@ import torch
 
 import linear_cases as cases
 from privtuner import ckks, cuda, linear
-from privtuner.cuda.ckks import CudaEvaluator
-from privtuner.engines.cuda import CudaEngine, CudaOwner
+from privtuner.cuda.client import CudaClient
+from privtuner.cuda.evaluator import CudaEvaluator
+from privtuner.cuda.server import CudaServer
 from privtuner.errors import EngineError
 
 pytestmark = pytest.mark.skipif(not cuda.available(), reason=f"no GPU can be used: {cuda.status().reason}")
@@ -37,14 +38,14 @@ def test_every_kernel_test_passes_on_the_gpu():
 @pytest.mark.parametrize("preset", cases.PRESETS)
 def test_replies_and_results_through_streams(device, preset, tokens):
     prepared = cases.layer(d_out=700, d_in=900, preset=preset)
-    engine, owner = CudaEngine([device]), CudaOwner(device)
+    engine, owner = CudaServer([device]), CudaClient(device)
     cases.check_blocks(engine, owner, prepared, tokens, 64, device.download)
     engine.close()
 
 
 def test_messages_lie_in_memory_that_is_used_again(device):
     prepared = cases.layer(d_out=700, d_in=900)
-    engine, owner = CudaEngine([device]), CudaOwner(device)
+    engine, owner = CudaServer([device]), CudaClient(device)
     places, kept = [], []
     for turn in range(6):
         request, secret = owner.encrypt(cases.batch(400, 900, turn), prepared.public, "forward")
@@ -61,7 +62,7 @@ def test_messages_lie_in_memory_that_is_used_again(device):
 
 
 def test_ciphertexts_are_the_native_ones(device):
-    parameters = ckks.parameters(depth=5)
+    parameters = ckks.Parameters.secure(depth=5)
     secret = ckks.SecretKey(parameters)
     keys = secret.evaluation_keys(rotations=(1, 5), conjugation=True)
     native, engine = ckks.Evaluator(parameters, keys), CudaEvaluator(device, parameters, keys)
@@ -83,7 +84,7 @@ def test_ciphertexts_are_the_native_ones(device):
 @NEEDS_TORCH
 def test_tensors_are_exchanged_without_a_copy(device):
     prepared = cases.layer()
-    owner, engine = CudaOwner(device), CudaEngine([device])
+    owner, engine = CudaClient(device), CudaServer([device])
     x = torch.randn(5, prepared.public.d_in, device="cuda:0")
     with device.active():
         assert device.xp.from_dlpack(x).data.ptr == x.data_ptr()
@@ -99,4 +100,4 @@ def test_tensors_are_exchanged_without_a_copy(device):
 def test_the_limit_of_memory_is_kept():
     (small,) = cuda.devices("cuda:0", memory_bytes=1 << 20)
     with pytest.raises(EngineError, match=r"takes \d+ bytes and cuda:0 has \d+ left, of a limit of 1048576"):
-        CudaEngine([small]).hold({"large": cases.layer(d_out=2048, d_in=2048)})
+        CudaServer([small]).hold({"large": cases.layer(d_out=2048, d_in=2048)})

@@ -97,7 +97,7 @@ def test_terminal_that_closes(model, table, tmp_path):
 
 def test_killed_training_leaves_what_it_saved_last(model, table, tmp_path):
     program = (
-        "import sys; from privtuner import cli; from privtuner.lora import report\n"
+        "import sys; from privtuner import cli; from privtuner.train import report\n"
         "report.AdapterKeeper.__init__.__defaults__ = (0.0,)\n"
         "sys.exit(cli.main())"
     )

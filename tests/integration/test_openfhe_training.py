@@ -9,10 +9,10 @@ import torch
 
 from engine_cases import NEEDS_OPENFHE
 from privtuner import linear, openfhe
-from privtuner.engines import LocalTransport, OpenFheEngine, owner_of
 from privtuner.errors import InputError, MessageError, SecretError, ServiceError
 from privtuner.nn import EncryptedLinear, split_pretrained
-from privtuner.openfhe.linear import apply_blocks
+from privtuner.openfhe.server import OpenFheServer, apply_blocks
+from privtuner.schemes import LocalTransport, client_of
 from privtuner.service import RemoteTransport, Server
 from text_cases import command, one_thread, rows, server_process, tiny_model_directory, write_csv
 
@@ -34,7 +34,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def owner():
-    return owner_of("openfhe")
+    return client_of("openfhe")
 
 
 def batch(tokens: int, direction: str = "forward") -> np.ndarray:
@@ -47,7 +47,7 @@ def test_the_owners_keys(owner):
     assert context.security_bits == 128
     assert (context.ring_dimension, len(context.moduli), context.special_moduli) == (2048, 1, ())
     assert context.moduli[0].bit_length() == 53
-    assert openfhe.Owner()._secret.tag != owner._secret.tag
+    assert openfhe.OpenFheClient()._secret.tag != owner._secret.tag
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -71,7 +71,7 @@ def test_precision_against_theory(owner):
     blocks = list(apply_blocks(PREPARED, request))
     slots = []
     for data in blocks:
-        _, words = openfhe.owner.messages.read(data, openfhe.owner.messages.BLOCK)
+        _, words = openfhe.client.messages.read(data, openfhe.client.messages.BLOCK)
         slots.append(owner._slots(words[0][0], tokens))
     integers = PREPARED.quantised().astype(np.float64)
     error = np.concatenate(slots).T - (x / secret.unit[:, None]) @ integers.T
@@ -127,8 +127,8 @@ def test_replies_that_are_refused(owner):
         return bytes(words)
 
     def rewritten(block, change):
-        head, words = openfhe.owner.messages.read(block, openfhe.owner.messages.BLOCK)
-        return [openfhe.owner.messages.write(head, [change(words.copy())])]
+        head, words = openfhe.client.messages.read(block, openfhe.client.messages.BLOCK)
+        return [openfhe.client.messages.write(head, [change(words.copy())])]
 
     def large(words):
         words[0, 0, 0, 0, 0] = owner.context.moduli[0]
@@ -172,7 +172,7 @@ def test_nothing_secret_travels(owner):
 
 def test_gradients_are_those_of_the_rounded_weight():
     layer = EncryptedLinear.single(
-        "fc", PREPARED.public, LocalTransport({"fc": PREPARED}, engine=OpenFheEngine()), engine="openfhe"
+        "fc", PREPARED.public, LocalTransport({"fc": PREPARED}, engine=OpenFheServer()), engine="openfhe"
     )
     x = torch.from_numpy(batch(5)).requires_grad_()
     y = layer(x)
@@ -217,12 +217,12 @@ def test_engines_that_do_not_match(model):
     split = split_pretrained(model)
     layer = split.server["pooler.dense"]
     x = np.ones((2, 32), np.float32)
-    request = owner_of("openfhe").encrypt(x, layer.public, "forward")[0]
+    request = client_of("openfhe").encrypt(x, layer.public, "forward")[0]
     with Server(split) as server, RemoteTransport(server.address) as transport:
         assert transport.hello()["engine"] == "native"
         with pytest.raises(ServiceError, match="this server's engine is native .*serve --engine openfhe"):
             list(transport.apply("pooler.dense", request))
-    with Server(split, engine=OpenFheEngine()) as server, RemoteTransport(server.address) as transport:
+    with Server(split, engine=OpenFheServer()) as server, RemoteTransport(server.address) as transport:
         assert transport.hello()["engine"] == "openfhe"
         with pytest.raises(ServiceError, match="no message of the OpenFHE engine; use the same --engine"):
             list(transport.apply("pooler.dense", linear.encrypt(x, layer.public)[0]))

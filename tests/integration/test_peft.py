@@ -15,8 +15,8 @@ from transformers import BertForSequenceClassification, PreTrainedModel
 
 from nn_cases import CountingTransport, clear_twin, probing, tiny_bert, tiny_llama, tokens
 from privtuner.errors import InputError, WeightWithheldError
-from privtuner.lora import add_lora, check_lora_config, trainable_heads
 from privtuner.nn import LocalTransport, Split, split, traffic_of
+from privtuner.train import add_lora, check_lora_config, trainable_heads
 
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing(_enable)?` is deprecated:FutureWarning")
 

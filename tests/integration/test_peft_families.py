@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from nn_cases import CountingTransport, clear_twin, probing, tiny_gpt2, tiny_llama, tokens
 from privtuner.errors import WeightWithheldError
-from privtuner.lora import add_lora
 from privtuner.nn import LocalTransport, split
+from privtuner.train import add_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from integration._minilm import find_minilm
 from nn_cases import CountingTransport, RecordingTransport, clear_twin, tiny_bert, tiny_llama, tokens
 from privtuner import linear
-from privtuner.lora import add_lora
 from privtuner.nn import LocalTransport, Split, split, split_pretrained, traffic_of
+from privtuner.train import add_lora
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning"),

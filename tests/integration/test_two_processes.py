@@ -15,11 +15,11 @@ import pytest
 
 from privtuner import cli, linear
 from privtuner.errors import ServiceError
-from privtuner.lora.dataset import encode
-from privtuner.lora.table import TextTable, label_names
-from privtuner.lora.training import TrainConfig, prepare_model, train_classifier
 from privtuner.nn import split_pretrained
 from privtuner.service import RemoteTransport
+from privtuner.train.dataset import encode
+from privtuner.train.table import TextTable, label_names
+from privtuner.train.training import TrainConfig, prepare_model, train_classifier
 from text_cases import (
     command,
     environment,

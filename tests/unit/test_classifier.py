@@ -18,12 +18,12 @@ from transformers import (
 
 from nn_cases import CountingTransport, probing, weight_in_force
 from privtuner.errors import InputError
-from privtuner.lora import load_classifier
-from privtuner.lora.classifier import POOLS, MeanForSequenceClassification, clear_classifier, owner_classifier
-from privtuner.lora.dataset import TextTable, encode, shuffled
-from privtuner.lora.report import save_adapter
-from privtuner.lora.training import TrainConfig, evaluate, iterate_steps, prepare_model
 from privtuner.nn import split_pretrained, traffic_of
+from privtuner.train import load_classifier
+from privtuner.train.classifier import POOLS, MeanForSequenceClassification, clear_classifier, owner_classifier
+from privtuner.train.dataset import TextTable, encode, shuffled
+from privtuner.train.report import save_adapter
+from privtuner.train.training import TrainConfig, evaluate, iterate_steps, prepare_model
 from text_cases import one_thread, rows, tiny_model_directory, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

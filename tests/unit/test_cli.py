@@ -20,11 +20,11 @@ from openfhe_cases import ClearOwner
 from privtuner import cli, cuda, info, nn, openfhe
 from privtuner.commands import train
 from privtuner.cuda import device
-from privtuner.engines import ENGINES, engine_of
-from privtuner.lora import load_classifier
 from privtuner.nn import split_pretrained
 from privtuner.openfhe import library
+from privtuner.schemes import SCHEMES, server_of
 from privtuner.service import Server
+from privtuner.train import load_classifier
 from text_cases import rows, write_csv
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 
 @pytest.fixture(scope="module")
 def openfhe_address(model):
-    with Server(split_pretrained(model), name="tiny", engine=engine_of("openfhe")) as server:
+    with Server(split_pretrained(model), name="tiny", engine=server_of("openfhe")) as server:
         yield server.address
 
 
@@ -82,7 +82,7 @@ def test_training_with_the_other_engine(address, openfhe_address, clear_owner, a
         written[engine] = json.loads((tmp_path / engine / "metrics.json").read_text())
         assert written[engine]["engine"] == engine
     assert clear_owner == [1]
-    losses = [[step["loss"] for step in written[engine]["steps"]] for engine in ENGINES]
+    losses = [[step["loss"] for step in written[engine]["steps"]] for engine in SCHEMES]
     # The same rounded weights, batches and start; the native engine's noise is between them.
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     server = written["openfhe"]["server"]
@@ -284,7 +284,7 @@ def test_nobody_serves(arguments, capsys):
 
 
 @pytest.mark.usefixtures("clear_owner")
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", SCHEMES)
 def test_server_of_the_other_engine(address, openfhe_address, arguments, capsys, engine):
     server, other = (openfhe_address, "openfhe") if engine == "native" else (address, "native")
     complaint = failed(capsys, 2, ["train", "--server", server, "--engine", engine, *flat(arguments)])
@@ -319,7 +319,7 @@ def test_openfhe_that_is_missing(arguments, capsys, monkeypatch):
     assert policies == ["PASSIVE"]  # before its threads start
 
 
-@pytest.mark.parametrize("engine", [None, *ENGINES])
+@pytest.mark.parametrize("engine", [None, *SCHEMES])
 def test_engine_of_a_server(model, capsys, monkeypatch, engine):
     def refuse(*_, engine, **__):
         raise privtuner.ServiceError(f"it is {engine.name}")
@@ -359,7 +359,7 @@ def test_devices_of_training(arguments, capsys, monkeypatch):
 def test_training_with_gpus_on_both_sides(model, arguments, monkeypatch, tmp_path):
     monkeypatch.setattr(cuda, "devices", lambda *_: [HostDevice()])
     monkeypatch.setattr(train, "_training_device", lambda _: "cpu")
-    with Server(split_pretrained(model), name="tiny", engine=engine_of("native", "cuda")) as server:
+    with Server(split_pretrained(model), name="tiny", engine=server_of("native", "cuda")) as server:
         assert set(server.placement) == {"cuda:0"}
         line = ["train", "--server", server.address, "--device", "cuda"]
         assert run(*line, *flat(arguments, out=tmp_path / "gpu", steps=1, eval=None)) == 0

@@ -15,7 +15,7 @@ import torch
 import privtuner
 from cli_cases import _one_thread, address, arguments, failed, files, flat, model, run
 from privtuner import cli, paths
-from privtuner.lora import report, training
+from privtuner.train import report, training
 from text_cases import environment
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

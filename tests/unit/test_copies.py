@@ -14,27 +14,30 @@ import torch
 
 from nn_cases import tiny_bert, tokens
 from privtuner import ckks, linear
-from privtuner.ckks import blocks, held
-from privtuner.cuda.ckks import CudaEvaluator, DeviceTensor
+from privtuner.cpu import CpuClient
+from privtuner.cuda.client import CudaClient
 from privtuner.cuda.device import CudaDevice
+from privtuner.cuda.evaluator import CudaEvaluator, DeviceTensor
 from privtuner.cuda.linear.masks import DeviceMasks
 from privtuner.cuda.linear.server import DeviceLayer
-from privtuner.engines import LocalTransport, NativeOwner
-from privtuner.engines.cuda import CudaEngine, CudaOwner
+from privtuner.cuda.server import CudaServer
 from privtuner.errors import InputError, PrivtunerError, SecretError
+from privtuner.held import layer as held
 from privtuner.nn import Traffic, TrafficMeter, split, traffic_of
+from privtuner.schemes import LocalTransport
+from privtuner.sealed import blocks
 from privtuner.service import RemoteTransport, Server
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(3, 9)).astype(np.float32)
 PREPARED = {preset: linear.prepare(RNG.normal(size=(6, 9)), preset) for preset in linear.PRESETS}
-PARAMETERS = ckks.INSECURE_parameters(depth=6)
+PARAMETERS = ckks.Parameters.INSECURE(depth=6)
 SECRET = ckks.SecretKey(PARAMETERS)
 KEYS = SECRET.evaluation_keys(rotations=[1], conjugation=True)
 TENSOR = SECRET.encrypt(RNG.uniform(-1, 1, (3, 2)))
 MATRIX = ckks.Matrix(RNG.normal(size=(4, 2)), bits=16)
 WEIGHTS = (RNG.normal(size=(8, 6)) / 8, np.zeros(8), RNG.normal(size=(4, 8)) / 8, np.zeros(4))
-BLOCK = blocks.SealedMLP(*WEIGHTS, ckks.gelu((-6.0, 6.0), 15), parameters=PARAMETERS)
+BLOCK = blocks.SealedMLP(*WEIGHTS, ckks.approximate("gelu", (-6.0, 6.0), 15), parameters=PARAMETERS)
 
 
 def again(thing: Any) -> Any:
@@ -80,7 +83,7 @@ def test_sealed_blocks() -> None:
 
 @pytest.mark.parametrize("duplicate", [again, copy.copy, copy.deepcopy])
 def test_caches_start_empty_with_a_mask_of_their_own(duplicate: Callable[[Any], Any]) -> None:
-    prepared, owner = PREPARED["linear-w8"], NativeOwner(1 << 20)
+    prepared, owner = PREPARED["linear-w8"], CpuClient(1 << 20)
     request, secret = owner.encrypt(X, prepared.public, "forward")
     owner.decrypt([linear.apply(prepared, request)], secret)
     assert owner._masks.bytes > 0
@@ -124,9 +127,9 @@ def test_what_decrypts_stays(leave: Callable[[Any], Any]) -> None:
     "kind",
     [
         CudaDevice,
-        CudaEngine,
+        CudaServer,
         CudaEvaluator,
-        CudaOwner,
+        CudaClient,
         DeviceLayer,
         DeviceMasks,
         DeviceTensor,

@@ -10,8 +10,8 @@ from cuda_arrays import DeviceArray, Xp, host
 from cuda_host import HostDevice
 from privtuner import cuda, info
 from privtuner.cuda import device, sources
-from privtuner.engines import engine_of, owner_of
 from privtuner.errors import EngineError, InputError
+from privtuner.schemes import client_of, server_of
 
 
 class RuntimeFailureError(Exception):
@@ -192,8 +192,8 @@ def test_what_is_missing_is_named_at_every_use(install, found, text):
         cuda.devices()
     for use in (
         lambda: device.open_device(0),
-        lambda: engine_of("native", "cuda"),
-        lambda: owner_of("native", device="cuda"),
+        lambda: server_of("native", "cuda"),
+        lambda: client_of("native", device="cuda"),
     ):
         with pytest.raises(EngineError, match=text):
             use()
@@ -226,7 +226,7 @@ def test_other_misuse_is_refused(install):
     with pytest.raises(EngineError, match="there is no device cuda:2: this machine shows 2, cuda:0 to cuda:1"):
         cuda.devices("cuda:2")
     with pytest.raises(InputError, match="the engine openfhe does not run on cuda"):
-        engine_of("openfhe", "cuda")
+        server_of("openfhe", "cuda")
     install(stand_in(capability="75"))
     with pytest.raises(EngineError, match=r"cuda:0 has compute capability 7.5; the kernels need 8.0"):
         cuda.devices("cuda:0")

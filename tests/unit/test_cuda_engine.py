@@ -12,19 +12,21 @@ import linear_cases as cases
 from cuda_arrays import host
 from cuda_host import HostDevice
 from privtuner import ckks, linear
-from privtuner.ckks.blocks import SealedClient, SealedMLP
+from privtuner.cpu import CpuClient, CpuServer
 from privtuner.cuda import linear as kernels
-from privtuner.engines import LocalTransport, NativeEngine, NativeOwner, owner_of
-from privtuner.engines.cuda import CudaEngine, CudaOwner, _Ticket
+from privtuner.cuda.client import CudaClient
+from privtuner.cuda.server import CudaServer, _Ticket
 from privtuner.errors import EngineError, InputError, MessageError
 from privtuner.nn import EncryptedLinear
+from privtuner.schemes import LocalTransport, client_of
+from privtuner.sealed.blocks import SealedClient, SealedMLP
 
 PRESETS, DIRECTIONS = cases.PRESETS, cases.DIRECTIONS
 
 
 @pytest.fixture
 def engine():
-    engine = CudaEngine([HostDevice()])
+    engine = CudaServer([HostDevice()])
     yield engine
     engine.close()
 
@@ -40,13 +42,13 @@ def test_replies_are_the_native_ones(engine, preset, direction):
     prepared = cases.layer(preset=preset)
     request, _ = request_for(prepared, direction=direction)
     blocks = list(engine.apply_blocks(prepared, request, 32))
-    assert b"".join(blocks) == b"".join(NativeEngine().apply_blocks(prepared, request, 32))
+    assert b"".join(blocks) == b"".join(CpuServer().apply_blocks(prepared, request, 32))
     assert len(blocks) == -(-cases.features_out(prepared, direction) // 32)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_replies_and_results_in_blocks(engine, preset):
-    cases.check_blocks(engine, CudaOwner(HostDevice()), cases.layer(70, 40, preset), 5, 32, host)
+    cases.check_blocks(engine, CudaClient(HostDevice()), cases.layer(70, 40, preset), 5, 32, host)
 
 
 def test_a_bad_request_is_refused_before_any_work(engine):
@@ -77,7 +79,7 @@ def test_layers_go_where_memory_is_left():
 
     layers = {f"layer {i}": cases.layer(d_out=32, d_in=32 * (i + 1), seed=i) for i in range(6)}
     devices = [Small("cuda:0", 1 << 30), Small("cuda:1", (1 << 30) + 4096)]
-    engine = CudaEngine(devices)
+    engine = CudaServer(devices)
     placed = engine.hold(layers)
     assert set(placed) == {"cuda:0", "cuda:1"}
     assert sum(placed.values()) == sum(layer.public.d_out * layer.public.d_in for layer in layers.values())
@@ -91,11 +93,11 @@ def test_layers_go_where_memory_is_left():
 
 
 def test_what_does_not_fit_is_named_with_its_bytes():
-    engine = CudaEngine([HostDevice(memory_bytes=20_000)])
+    engine = CudaServer([HostDevice(memory_bytes=20_000)])
     with pytest.raises(EngineError, match=r"\d+ bytes and cuda:0 has 20000 left"):
         engine.hold({"large": cases.layer(d_out=256, d_in=256)})
     with pytest.raises(InputError, match="no device was given"):
-        CudaEngine([])
+        CudaServer([])
 
 
 class Slow(HostDevice):
@@ -114,7 +116,7 @@ class Slow(HostDevice):
 
 def test_requests_that_wait_for_a_layer_are_multiplied_together():
     device = Slow()
-    engine = CudaEngine([device])
+    engine = CudaServer([device])
     prepared = cases.layer()
     requests = [request_for(prepared, tokens, seed=tokens) for tokens in (2, 3, 4, 5)]
     backward, _ = request_for(prepared, 2, "backward")
@@ -140,7 +142,7 @@ def test_requests_that_wait_for_a_layer_are_multiplied_together():
         thread.join(60)
     # The first, the three that waited as one, and the other direction.
     assert device.launched.count("gemm_u32_4") - before == 3
-    native = NativeEngine()
+    native = CpuServer()
     for name, (request, _) in zip(("first", 0, 1, 2), requests, strict=True):
         assert replies[name] == b"".join(native.apply_blocks(prepared, request))
     assert replies["backward"] == b"".join(native.apply_blocks(prepared, backward))
@@ -172,7 +174,7 @@ def test_a_batch_that_does_not_fit_is_answered_one_by_one(monkeypatch, engine):
     worker._answer(tickets)
     assert sizes == [2, 1, 1]
     for ticket, request in zip(tickets, requests, strict=True):
-        assert ticket.blocks.get() == b"".join(NativeEngine().apply_blocks(prepared, request))
+        assert ticket.blocks.get() == b"".join(CpuServer().apply_blocks(prepared, request))
         assert ticket.blocks.get() is None
 
 
@@ -234,7 +236,7 @@ def test_a_device_that_is_gone_is_an_answer():
                 raise RuntimeError("the GPU fell off the bus")
             return super().active()
 
-    engine = CudaEngine([Gone()])
+    engine = CudaServer([Gone()])
     prepared = cases.layer()
     request, _ = request_for(prepared)
     errors = []
@@ -255,7 +257,7 @@ def test_a_device_that_is_gone_is_an_answer():
 
 def test_requests_that_come_while_the_engine_closes_are_answered():
     device = Slow()
-    engine, prepared = CudaEngine([device]), cases.layer()
+    engine, prepared = CudaServer([device]), cases.layer()
     (request, _), replies = request_for(prepared), []
 
     def ask():
@@ -289,10 +291,10 @@ def test_a_reply_that_nobody_reads_holds_nothing_up(engine):
 
 
 def test_a_sealed_block_is_evaluated_on_the_device(engine):
-    parameters = ckks.INSECURE_parameters(depth=6)
+    parameters = ckks.Parameters.INSECURE(depth=6)
     rng = np.random.default_rng(0)
     w1, w2 = 0.3 * rng.standard_normal((9, 5)), 0.3 * rng.standard_normal((4, 9))
-    block = SealedMLP(w1, None, w2, None, ckks.gelu((-6.0, 6.0), 15), parameters=parameters)
+    block = SealedMLP(w1, None, w2, None, ckks.approximate("gelu", (-6.0, 6.0), 15), parameters=parameters)
     client = SealedClient(parameters, allow_insecure=True)
     for g in (None, rng.standard_normal((3, 4))):
         request, pending = client.request(block.public, rng.standard_normal((3, 5)), g)
@@ -304,8 +306,8 @@ def test_a_sealed_block_is_evaluated_on_the_device(engine):
 @pytest.mark.parametrize("engine_on_device", [False, True])
 @pytest.mark.parametrize("owner_on_device", [False, True])
 def test_either_side_may_have_a_gpu(engine_on_device, owner_on_device):
-    server = CudaEngine([HostDevice()]) if engine_on_device else NativeEngine()
-    owner = CudaOwner(HostDevice()) if owner_on_device else NativeOwner()
+    server = CudaServer([HostDevice()]) if engine_on_device else CpuServer()
+    owner = CudaClient(HostDevice()) if owner_on_device else CpuClient()
     prepared = cases.layer()
     for direction in DIRECTIONS:
         x = cases.batch(4, cases.features_in(prepared, direction))
@@ -337,8 +339,8 @@ def test_tensors_of_the_device_go_through_a_layer_and_back():
 
 def test_misuse_of_the_owner():
     with pytest.raises(InputError, match="mask_cache_bytes = -1"):
-        CudaOwner(HostDevice(), -1)
-    owner = owner_of("native", device=HostDevice("cuda:3"))
+        CudaClient(HostDevice(), -1)
+    owner = client_of("native", device=HostDevice("cuda:3"))
     assert (owner.name, owner.on_device, owner.device.name) == ("native", True, "cuda:3")
     prepared = cases.layer()
     x = cases.batch(3, prepared.public.d_in)

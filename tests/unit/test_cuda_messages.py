@@ -10,10 +10,12 @@ import linear_cases as cases
 from cuda_arrays import host
 from cuda_counts import CountingDevice, counted
 from privtuner import linear
+from privtuner.cpu import CpuClient, CpuServer
 from privtuner.cuda import linear as kernels
-from privtuner.engines import LocalTransport, NativeEngine, NativeOwner
-from privtuner.engines.cuda import CudaEngine, CudaOwner
+from privtuner.cuda.client import CudaClient
+from privtuner.cuda.server import CudaServer
 from privtuner.errors import EngineError, MessageError
+from privtuner.schemes import LocalTransport
 
 TOKENS, D_OUT, D_IN, ROWS = 1024, 96, 128, 32
 WORDS = {"forward": D_IN, "backward": D_OUT}
@@ -25,7 +27,7 @@ class Exchange:
     def __init__(self, preset="linear-w8"):
         self.device = CountingDevice()
         self.prepared = cases.layer(D_OUT, D_IN, preset)
-        self.engine, self.owner = CudaEngine([self.device]), CudaOwner(self.device)
+        self.engine, self.owner = CudaServer([self.device]), CudaClient(self.device)
 
     def batch(self, direction, seed=1, tokens=TOKENS):
         return self.device.upload(cases.batch(tokens, WORDS[direction], seed))
@@ -78,7 +80,7 @@ def test_each_byte_is_written_once_and_read_once(preset, direction, monkeypatch)
 def test_pageable_messages_are_copied_once_while_they_are_read(exchange, monkeypatch):
     for _ in range(2):
         exchange.run("forward")
-    native = NativeOwner()
+    native = CpuClient()
     for turn in range(3):
         x = cases.batch(TOKENS, D_IN, turn)
         request, secret = native.encrypt(x, exchange.prepared.public, "forward")
@@ -86,7 +88,7 @@ def test_pageable_messages_are_copied_once_while_they_are_read(exchange, monkeyp
             blocks = list(exchange.engine.apply_blocks(exchange.prepared, request, ROWS))
         cases.check_result(exchange.prepared, x, native.decrypt(blocks, secret), "forward")
         mine, kept = exchange.owner.encrypt(exchange.batch("forward", turn), exchange.prepared.public, "forward")
-        reply = list(NativeEngine().apply_blocks(exchange.prepared, mine, ROWS))
+        reply = list(CpuServer().apply_blocks(exchange.prepared, mine, ROWS))
         with counted(exchange.device, monkeypatch) as decrypting:
             exchange.owner.decrypt(reply, kept)
         assert applying["copied"] == len(request)
@@ -97,7 +99,7 @@ def test_pageable_messages_are_copied_once_while_they_are_read(exchange, monkeyp
 
 
 def test_parts_of_a_request_are_gathered_where_it_is_read(exchange, monkeypatch):
-    native = NativeOwner()
+    native = CpuClient()
     for turn in range(3):
         x = cases.batch(TOKENS, D_IN, turn)
         request, secret = native.encrypt(x, exchange.prepared.public, "forward")
@@ -112,7 +114,7 @@ def test_parts_of_a_request_are_gathered_where_it_is_read(exchange, monkeypatch)
     assert counts["fresh"] == 0
     assert counts["memory"] < len(request) // 8
     assert exchange.engine.gather(exchange.prepared, [request]) is request
-    assert NativeEngine().gather(exchange.prepared, parts) == request
+    assert CpuServer().gather(exchange.prepared, parts) == request
 
 
 def test_few_calls_to_the_driver_a_request(exchange, monkeypatch):
@@ -193,7 +195,7 @@ def test_memory_comes_back_whatever_happens(exchange, monkeypatch):
 
 
 def test_page_locked_memory_that_is_not_there_is_an_answer(exchange):
-    request, secret = NativeOwner().encrypt(cases.batch(TOKENS, D_IN), exchange.prepared.public, "forward")
+    request, secret = CpuClient().encrypt(cases.batch(TOKENS, D_IN), exchange.prepared.public, "forward")
     exchange.device.page_locked_limit = 1000
     for refused in (
         lambda: list(exchange.engine.apply_blocks(exchange.prepared, request, ROWS)),
@@ -204,7 +206,7 @@ def test_page_locked_memory_that_is_not_there_is_an_answer(exchange):
             refused()
     exchange.device.page_locked_limit = 1 << 40
     exchange.run("forward")
-    NativeOwner().decrypt(exchange.engine.apply_blocks(exchange.prepared, request, ROWS), secret)
+    CpuClient().decrypt(exchange.engine.apply_blocks(exchange.prepared, request, ROWS), secret)
 
 
 def test_a_reply_in_one_piece_takes_its_size_of_page_locked_memory(exchange):

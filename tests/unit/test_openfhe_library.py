@@ -5,9 +5,9 @@ import importlib
 import pytest
 
 from privtuner import _core, ckks, info, openfhe
-from privtuner.engines import owner_of
 from privtuner.errors import EngineError, InputError
 from privtuner.openfhe import library
+from privtuner.schemes import client_of
 
 
 @pytest.fixture
@@ -52,14 +52,14 @@ def test_libraries_that_do_not_load(missing):
 @pytest.mark.parametrize("missing", [ABSENT, BROKEN], indirect=True)
 def test_every_use_is_refused(missing):
     for use in (
-        lambda: openfhe.Context(ckks.parameters(1)),
+        lambda: openfhe.Context(ckks.Parameters.secure(1)),
         lambda: openfhe.Context.from_settings(1),
-        lambda: openfhe.INSECURE_context(ckks.INSECURE_parameters(1)),
+        lambda: openfhe.Context.INSECURE(ckks.Parameters.INSECURE(1)),
         lambda: openfhe.Context.from_bytes(b"bytes"),
         openfhe.num_threads,
         lambda: openfhe.set_num_threads(1),
-        openfhe.Owner,
-        lambda: owner_of("openfhe"),
+        openfhe.OpenFheClient,
+        lambda: client_of("openfhe"),
     ):
         with pytest.raises(EngineError, match="the OpenFHE engine is not available: "):
             use()
@@ -73,9 +73,9 @@ def test_the_build_says_what_it_found():
 
 
 def test_names_of_owners():
-    assert owner_of("native").name == "native"
+    assert client_of("native").name == "native"
     with pytest.raises(InputError, match="unknown engine 'seal'; choose native or openfhe"):
-        owner_of("seal")
+        client_of("seal")
     for name in ("native", "openfhe"):
         with pytest.raises(InputError, match="-1"):
-            owner_of(name, -1)
+            client_of(name, -1)

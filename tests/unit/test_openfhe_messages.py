@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privtuner import linear
-from privtuner.engines import OpenFheEngine
 from privtuner.errors import InputError, MessageError
 from privtuner.openfhe import messages
-from privtuner.openfhe.linear import apply_blocks
 from privtuner.openfhe.messages import BLOCK, REQUEST, Head
+from privtuner.openfhe.server import OpenFheServer, apply_blocks
 from privtuner.service.counts import request_shape
 from privtuner.service.server import _block_rows
 
@@ -197,8 +196,8 @@ def test_products_are_exact(direction, block_rows):
 
 def test_the_engine_answers_with_the_same_blocks():
     data = messages.write(asked("forward"), [residues(asked("forward"))])
-    assert OpenFheEngine.name == "openfhe"
-    assert list(OpenFheEngine().apply_blocks(PREPARED, data, 32)) == list(apply_blocks(PREPARED, data, 32))
+    assert OpenFheServer.name == "openfhe"
+    assert list(OpenFheServer().apply_blocks(PREPARED, data, 32)) == list(apply_blocks(PREPARED, data, 32))
 
 
 def test_requests_that_do_not_fit_the_layer():

@@ -10,13 +10,14 @@ import torch
 from nn_cases import tiny_bert, tokens, weight_in_force
 from openfhe_cases import BITS, ClearOwner, N
 from privtuner import _core, ckks, linear, openfhe
-from privtuner.ckks.blocks import SealedMLP as Block
-from privtuner.engines import ENGINES, LocalTransport, NativeEngine, NativeOwner, OpenFheEngine, engine_of, owner_of
+from privtuner.cpu import CpuClient, CpuServer
 from privtuner.errors import EngineError, InputError, MessageError, ServiceError
 from privtuner.nn import EncryptedLinear, GroupSpec, OwnerBundle, Session, Split, split, traffic_of
 from privtuner.openfhe import library, messages
-from privtuner.openfhe.linear import apply_blocks
 from privtuner.openfhe.messages import BLOCK, REQUEST, Head
+from privtuner.openfhe.server import OpenFheServer, apply_blocks
+from privtuner.schemes import SCHEMES, LocalTransport, client_of, server_of
+from privtuner.sealed.blocks import SealedMLP as Block
 from privtuner.service import RemoteTransport, Server
 from privtuner.service.counts import LayerCounts
 
@@ -36,7 +37,7 @@ def request_of(rows=9, direction="forward"):
 
 @pytest.fixture
 def clear_owner(monkeypatch):
-    monkeypatch.setattr(openfhe, "Owner", ClearOwner)
+    monkeypatch.setattr(openfhe, "OpenFheClient", ClearOwner)
 
 
 @pytest.fixture
@@ -110,27 +111,27 @@ def test_a_fault_is_found_before_any_block():
 
 
 def test_engines_by_name():
-    assert [engine_of(name).name for name in ENGINES] == list(ENGINES)
-    assert isinstance(engine_of("native"), NativeEngine)
-    assert isinstance(engine_of("openfhe"), OpenFheEngine)
-    for make in (engine_of, owner_of):
+    assert [server_of(name).name for name in SCHEMES] == list(SCHEMES)
+    assert isinstance(server_of("native"), CpuServer)
+    assert isinstance(server_of("openfhe"), OpenFheServer)
+    for make in (server_of, client_of):
         with pytest.raises(InputError, match="unknown engine 'OpenFHE'; choose native or openfhe"):
             make("OpenFHE")
 
 
 @pytest.mark.usefixtures("clear_owner")
 def test_owners_by_name():
-    assert isinstance(owner_of("native"), NativeOwner)
-    assert isinstance(owner_of("openfhe"), ClearOwner)
-    assert owner_of("native").name == "native"
+    assert isinstance(client_of("native"), CpuClient)
+    assert isinstance(client_of("openfhe"), ClearOwner)
+    assert client_of("native").name == "native"
     with pytest.raises(InputError, match="mask_cache_bytes = -1"):
-        owner_of("native", -1)
+        client_of("native", -1)
 
 
 @pytest.mark.usefixtures("without_openfhe")
 def test_servers_do_without_openfhe_and_owners_do_not():
-    assert list(engine_of("openfhe").apply_blocks(PREPARED, request_of(), 256))
-    for make in (lambda: owner_of("openfhe"), lambda: Session(LocalTransport({}), engine="openfhe")):
+    assert list(server_of("openfhe").apply_blocks(PREPARED, request_of(), 256))
+    for make in (lambda: client_of("openfhe"), lambda: Session(LocalTransport({}), engine="openfhe")):
         with pytest.raises(EngineError, match="not available: looked for in no place; install it"):
             make()
 
@@ -146,7 +147,7 @@ def close(y, exact):
 @pytest.mark.usefixtures("clear_owner")
 @pytest.mark.parametrize("rows", [1, N // 2, N + 1])
 def test_a_layer_forward_and_backward(rows):
-    transport = LocalTransport({"fc": PREPARED}, engine=OpenFheEngine())
+    transport = LocalTransport({"fc": PREPARED}, engine=OpenFheServer())
     layer = EncryptedLinear.single("fc", PREPARED.public, transport, engine="openfhe")
     x, g = torch.from_numpy(batch(rows)).requires_grad_(), torch.from_numpy(batch(rows, D_OUT))
     y = layer(x)
@@ -161,7 +162,7 @@ def test_a_layer_forward_and_backward(rows):
 
 @pytest.mark.usefixtures("clear_owner")
 def test_the_session_says_which_layer_refused():
-    session = Session(LocalTransport({"fc": PREPARED}, engine=OpenFheEngine()), engine="openfhe")
+    session = Session(LocalTransport({"fc": PREPARED}, engine=OpenFheServer()), engine="openfhe")
     for direction, what in (("forward", "input"), ("backward", "output gradient")):
         with pytest.raises(InputError, match=rf"layer 'fc', {what}: x has shape \(2, 7\)"):
             session.product("fc", PREPARED.public, batch(2, 7), direction)
@@ -173,8 +174,8 @@ def test_a_whole_model_gives_what_the_native_engine_gives():
     parts = split(tiny_bert())
     ids = tokens(2, 5)
     found = {}
-    for name in ENGINES:
-        model = parts.bundle.build(LocalTransport(parts.server, engine=engine_of(name)), engine=name)
+    for name in SCHEMES:
+        model = parts.bundle.build(LocalTransport(parts.server, engine=server_of(name)), engine=name)
         with torch.no_grad():
             found[name] = model(ids).last_hidden_state
     # Values up to 3.3; the noise of the native engine makes 2e-5 of the difference, fresh in every run.
@@ -187,8 +188,15 @@ def test_a_whole_model_gives_what_the_native_engine_gives():
 def test_sealed_blocks_keep_their_own_messages():
     rng = np.random.default_rng(5)
     w1, w2 = 0.3 * rng.standard_normal((3, 2)), 0.3 * rng.standard_normal((2, 3))
-    block = Block(w1, np.zeros(3), w2, np.zeros(2), ckks.gelu((-6.0, 6.0), 15), parameters=ckks.INSECURE_parameters(6))
-    transport = LocalTransport({"mlp": block}, engine=OpenFheEngine())
+    block = Block(
+        w1,
+        np.zeros(3),
+        w2,
+        np.zeros(2),
+        ckks.approximate("gelu", (-6.0, 6.0), 15),
+        parameters=ckks.Parameters.INSECURE(6),
+    )
+    transport = LocalTransport({"mlp": block}, engine=OpenFheServer())
     session = Session(transport, engine="openfhe", allow_insecure=True)
     x = rng.standard_normal((3, 2))
     assert np.abs(session.sealed("mlp", block.public, x) - block.exact(x)).max() < 1e-3
@@ -203,12 +211,12 @@ def test_sealed_blocks_keep_their_own_messages():
 def connected(engine):
     groups = {"fc": GroupSpec("linear", {"fc": D_OUT})}
     bundle = OwnerBundle({"model_type": "bert"}, "BertModel", "float32", groups, {"fc": PREPARED.public}, {})
-    server = Server(Split({"fc": PREPARED}, bundle), engine=engine_of(engine))
+    server = Server(Split({"fc": PREPARED}, bundle), engine=server_of(engine))
     with server, RemoteTransport(server.address) as transport:
         yield server, transport
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", SCHEMES)
 def test_hello_names_the_engine(engine):
     with connected(engine) as (_, transport):
         assert transport.hello()["engine"] == engine

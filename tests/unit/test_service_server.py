@@ -16,8 +16,9 @@ import linear_cases as cases
 from cuda_arrays import host
 from cuda_counts import CountingDevice
 from privtuner import linear
-from privtuner.engines import NativeEngine
-from privtuner.engines.cuda import CudaEngine, CudaOwner
+from privtuner.cpu import CpuServer
+from privtuner.cuda.client import CudaClient
+from privtuner.cuda.server import CudaServer
 from privtuner.errors import InputError, MessageError, ServiceError
 from privtuner.nn import GroupSpec, OwnerBundle, Split
 from privtuner.service import RemoteTransport, Server, client, server
@@ -55,7 +56,7 @@ def batch(tokens=9, features=D_IN, seed=0):
     return np.random.default_rng(seed).standard_normal((tokens, features)).astype(np.float32)
 
 
-class Engine(NativeEngine):
+class Engine(CpuServer):
     """Calls ``behave(blocks)`` in place of yielding the right blocks."""
 
     name = "test"
@@ -77,8 +78,8 @@ def test_devices_on_both_sides_of_a_connection(split, monkeypatch):
     """Requests in one message and in many; messages become gRPC's bytes and no page-locked memory is kept."""
     monkeypatch.setattr(client, "MESSAGE_BYTES", 4096)
     serving, owning = CountingDevice(), CountingDevice()
-    owner, prepared = CudaOwner(owning), split.server["fc2"]
-    with connected(split, engine=CudaEngine([serving])) as (_, transport):
+    owner, prepared = CudaClient(owning), split.server["fc2"]
+    with connected(split, engine=CudaServer([serving])) as (_, transport):
         for tokens in (9, 300):
             x = batch(tokens, 16)
             request, secret = owner.encrypt(x, prepared.public, "forward")

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from privtuner.errors import InputError
-from privtuner.lora.dataset import TextTable, label_names, read_csv
+from privtuner.train.dataset import TextTable, label_names, read_csv
 from text_cases import write_csv
 
 

@@ -13,9 +13,11 @@ import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from privtuner.errors import InputError, PrivtunerError
-from privtuner.lora.dataset import encode
-from privtuner.lora.table import TextTable, label_names
-from privtuner.lora.training import (
+from privtuner.nn import LocalTransport, split_pretrained, traffic_of
+from privtuner.service.counts import request_shape
+from privtuner.train.dataset import encode
+from privtuner.train.table import TextTable, label_names
+from privtuner.train.training import (
     Step,
     TrainConfig,
     TrainResult,
@@ -24,8 +26,6 @@ from privtuner.lora.training import (
     prepare_model,
     train_classifier,
 )
-from privtuner.nn import LocalTransport, split_pretrained, traffic_of
-from privtuner.service.counts import request_shape
 from text_cases import one_thread, rows, tiny_model_directory
 
 # PEFT asks transformers for a property that transformers renamed.

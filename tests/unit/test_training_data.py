@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privtuner.errors import InputError
-from privtuner.lora.dataset import (
+from privtuner.train.dataset import (
     Encoded,
     TextTable,
     collate,

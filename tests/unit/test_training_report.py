@@ -13,8 +13,8 @@ from matplotlib import image
 from safetensors import SafetensorError
 
 from privtuner.errors import InputError, PrivtunerError
-from privtuner.lora import report
-from privtuner.lora.training import Step, TrainConfig, TrainResult
+from privtuner.train import report
+from privtuner.train.training import Step, TrainConfig, TrainResult
 from text_cases import environment
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -119,7 +119,7 @@ def test_results_on_a_disk_that_takes_no_more(tmp_path):
 import resource
 from pathlib import Path
 from privtuner.errors import PrivtunerError
-from privtuner.lora import report
+from privtuner.train import report
 folder = Path({str(tmp_path)!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 for write in (

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from .. import _core
 from ..copies import Immutable
 from ..errors import CkksError, InputError
-from .approximations import Polynomial
 from .keys import EvaluationKeys, as_scales, as_values
 from .parameters import Parameters
+from .polynomial import Polynomial
 from .tensor import EncryptedTensor
 
 __all__ = ["Evaluator", "Matrix"]
@@ -90,7 +90,7 @@ def _core_of(x: EncryptedTensor) -> _core.CkksTensor:
 
 
 class Evaluator:
-    """The native :class:`privtuner.engines.base.CkksEngine`.
+    """The native :class:`privtuner.ckks.protocol.EvaluatorProtocol`.
 
     Every operation returns a new tensor and carries level, scale, bound and predicted error. A product of two tensors
     is relinearised and rescaled at once. Operations on planned tensors (`planned`) compute nothing else: `plan` uses

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
     import logging
 
-    from privtuner.engines import engine_of
+    from privtuner.schemes import server_of
     from privtuner.service import Server
     from privtuner.service.server import ensure_free
 
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     # What needs no model should show before one is loaded: address, GPU.
     ensure_free(arguments.host, arguments.port, arguments.allow_plaintext)
     set_threads(arguments.threads)
-    engine = engine_of(arguments.engine, arguments.device, _memory_bytes(arguments))
+    engine = server_of(arguments.engine, arguments.device, _memory_bytes(arguments))
 
     from privtuner.nn import split_pretrained
 

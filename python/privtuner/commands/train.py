@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from privtuner.lora.classifier import MeanForSequenceClassification
-    from privtuner.lora.dataset import Encoded, TextTable
-    from privtuner.lora.report import AdapterKeeper
-    from privtuner.lora.training import TrainConfig, TrainResult
     from privtuner.service import RemoteTransport
+    from privtuner.train.classifier import MeanForSequenceClassification
+    from privtuner.train.dataset import Encoded, TextTable
+    from privtuner.train.report import AdapterKeeper
+    from privtuner.train.training import TrainConfig, TrainResult
 
 __all__ = ["add"]
 
@@ -176,8 +176,8 @@ def _task(arguments: argparse.Namespace) -> _Task:
 
     import matplotlib  # noqa: F401 - draws at the very end: what is missing should show now
 
-    from privtuner.lora import dataset
-    from privtuner.lora.training import TrainConfig
+    from privtuner.train import dataset
+    from privtuner.train.training import TrainConfig
 
     quiet_transformers()
     config = TrainConfig(
@@ -205,8 +205,8 @@ def _prepared(
     Raises:
         privtuner.errors.InputError: the model cannot take the texts or the adapters, or an adapter cannot be saved.
     """
-    from privtuner.lora import dataset, limits, report
-    from privtuner.lora.training import EVAL_TOKENS, prepare_model
+    from privtuner.train import dataset, limits, report
+    from privtuner.train.training import EVAL_TOKENS, prepare_model
 
     model, tokenizer = (
         _encrypted_model(transport, task.labels, arguments) if transport else _plain_model(task.labels, arguments)
@@ -233,8 +233,8 @@ def _train(
 
     What ends it before is raised. The adapter is on disk either way.
     """
-    from privtuner.lora.report import AdapterKeeper
-    from privtuner.lora.training import train_classifier
+    from privtuner.train.report import AdapterKeeper
+    from privtuner.train.training import train_classifier
 
     keeper = AdapterKeeper(adapted, task.labels, task.out, say)
     try:
@@ -269,7 +269,7 @@ def _write(
     result: TrainResult, numbers: dict[str, Any], out: Path, copy: str | None
 ) -> tuple[list[Path], PrivtunerError | None]:
     """Write the numbers and the curve; return what was written, and the first failure."""
-    from privtuner.lora import report
+    from privtuner.train import report
 
     curve = {result.mode: [step.loss for step in result.steps]}
     title = f"{result.mode} fine-tuning, {result.config.steps} steps of {result.config.batch_size} texts"
@@ -333,7 +333,7 @@ def _connection(address: str | None, stop: Stop) -> Iterator[RemoteTransport | N
 def _encrypted_model(
     transport: RemoteTransport, labels: Sequence[str], arguments: argparse.Namespace
 ) -> tuple[PreTrainedModel | MeanForSequenceClassification, PreTrainedTokenizerBase]:
-    from privtuner.lora.classifier import owner_classifier
+    from privtuner.train.classifier import owner_classifier
 
     hello = transport.hello()
     sealed, engine = hello["sealed"], hello.get("engine", "native")
@@ -360,8 +360,8 @@ def _encrypted_model(
 def _plain_model(
     labels: Sequence[str], arguments: argparse.Namespace
 ) -> tuple[PreTrainedModel | MeanForSequenceClassification, PreTrainedTokenizerBase]:
-    from privtuner.lora.classifier import clear_classifier
     from privtuner.nn.pretrained import load_tokenizer
+    from privtuner.train.classifier import clear_classifier
 
     return clear_classifier(arguments.model, labels, arguments.pool), load_tokenizer(arguments.model)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from privtuner.engines import LocalTransport, Transport
 from privtuner.nn.bundle import GroupSpec, OwnerBundle
 from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.layers import EncryptedLayer, EncryptedLinear, traffic_of
@@ -11,6 +10,7 @@ from privtuner.nn.sealed import SealedMLP, SealedSpec, polynomial_activations
 from privtuner.nn.session import Session
 from privtuner.nn.split import Split, split, split_pretrained
 from privtuner.nn.traffic import Traffic, TrafficMeter
+from privtuner.schemes import LocalTransport, Transport
 
 __all__ = [
     "EncryptedGroup",

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from privtuner.engines.base import Transport
 from privtuner.errors import InputError
 from privtuner.nn.bundle import GroupSpec, OwnerBundle
 from privtuner.nn.families import TASKS, check_regular
@@ -20,6 +19,7 @@ from privtuner.nn.saving import adapt_methods
 from privtuner.nn.sealed import SealedMLP
 from privtuner.nn.session import Session
 from privtuner.nn.split import canonical_names
+from privtuner.schemes.protocol import Transport
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

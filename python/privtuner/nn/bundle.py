@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from privtuner import linear
-from privtuner.ckks.blocks import SealedPublic
-from privtuner.engines.base import Transport
 from privtuner.errors import InputError, MessageError
 from privtuner.nn.sealed import SealedSpec
+from privtuner.schemes.protocol import Transport
+from privtuner.sealed.blocks import SealedPublic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from privtuner import linear
-from privtuner.engines.base import Transport
 from privtuner.errors import InputError, WeightWithheldError
 from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.session import Session
 from privtuner.nn.traffic import TrafficMeter
 from privtuner.nn.withheld import WithheldWeight, refuse_tracing, without_mark
+from privtuner.schemes.protocol import Transport
 
 if TYPE_CHECKING:
     from privtuner.cuda import Device

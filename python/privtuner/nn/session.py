@@ -14,12 +14,12 @@ import torch
 
 from privtuner import linear
 from privtuner.ckks import Parameters
-from privtuner.ckks.blocks import SealedClient, SealedPublic
-from privtuner.engines import Owner, Transport, owner_of
 from privtuner.errors import CkksError, InputError
 from privtuner.nn.live import LiveResource
 from privtuner.nn.passes import PassTracker
 from privtuner.nn.traffic import Traffic, TrafficMeter
+from privtuner.schemes import LinearClient, Transport, client_of
+from privtuner.sealed.blocks import SealedClient, SealedPublic
 
 if TYPE_CHECKING:
     from privtuner.cuda import Device
@@ -90,14 +90,14 @@ class Session(LiveResource):
         self.transport = transport
         self.meter = TrafficMeter()
         self.passes = PassTracker()
-        self._owner: Owner = owner_of(engine, mask_cache_bytes, device)
+        self._owner: LinearClient = client_of(engine, mask_cache_bytes, device)
         self._allow_insecure = allow_insecure
         self._lock = threading.Lock()
         self._clients: dict[Parameters, SealedClient] = {}
 
     @property
     def on_device(self) -> bool:
-        """Whether `product` takes and returns arrays of a GPU, see :class:`privtuner.engines.Owner`."""
+        """Whether `product` takes and returns arrays of a GPU, see :class:`privtuner.schemes.LinearClient`."""
         return self._owner.on_device
 
     def product(self, layer: str, public: linear.Public, x: Any, direction: linear.Direction) -> Any:

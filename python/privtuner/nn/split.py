@@ -12,13 +12,13 @@ import torch
 
 from privtuner import linear
 from privtuner.ckks import Parameters
-from privtuner.engines.base import Layer
 from privtuner.errors import InputError
 from privtuner.nn.bundle import GroupSpec, OwnerBundle, describing_entries
 from privtuner.nn.families import KEPT_HEADS, READ_WEIGHTS, TASKS, check_regular, group_siblings, type_of, wire_name
 from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.pretrained import load_configuration, load_model, load_tokenizer, tokenizer_files
 from privtuner.nn.sealed import ACTIVATION_DEGREE, ACTIVATION_DOMAIN, INPUT_BOUND, Seal, SealedSpec, prepare_blocks
+from privtuner.schemes.protocol import Layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

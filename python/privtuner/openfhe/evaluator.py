@@ -28,7 +28,7 @@ _SAME = 2.0**-40  # factors that differ by less are one
 
 
 class Evaluator:
-    """The :class:`privtuner.engines.base.CkksEngine` of OpenFHE.
+    """The :class:`privtuner.ckks.protocol.EvaluatorProtocol` of OpenFHE.
 
     Every operation returns a new tensor and carries level, bound and predicted error. Products of ciphertexts are
     relinearised, and rescaled as the context's scaling technique does it. Operations with keys run one at a time in a

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from privtuner.ckks import exchange
 from privtuner.errors import MessageError
 from privtuner.linear import BytesLike
 from privtuner.openfhe import messages
+from privtuner.sealed import exchange
 
 __all__ = ["Counter", "LayerCounts", "ServerCounts", "request_shape"]
 

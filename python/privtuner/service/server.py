@@ -16,11 +16,12 @@ import grpc
 
 import privtuner
 from privtuner.copies import Stays
-from privtuner.engines import Engine, NativeEngine
+from privtuner.cpu import CpuServer
 from privtuner.errors import InputError, MessageError, ServiceError
 from privtuner.linear import BytesLike, Prepared
 from privtuner.nn import Split
 from privtuner.openfhe import messages
+from privtuner.schemes import LinearServer
 from privtuner.service.counts import Counter, ServerCounts, request_shape
 from privtuner.service.protocol import (
     LAYER_KEY,
@@ -81,7 +82,7 @@ class Server(Stays):
         host: str = "127.0.0.1",
         port: int = 0,
         name: str = "",
-        engine: Engine | None = None,
+        engine: LinearServer | None = None,
         max_request_bytes: int = 4 << 30,
         allow_plaintext: bool = False,
     ) -> None:
@@ -90,7 +91,7 @@ class Server(Stays):
             raise InputError(f"max_request_bytes is {max_request_bytes}; give at least 1")
         self._layers = split.server
         self._files = split.bundle.to_files()
-        self._engine: Engine = NativeEngine() if engine is None else engine
+        self._engine: LinearServer = CpuServer() if engine is None else engine
         self.placement = self._engine.hold(split.server)
         """Bytes of layers on each GPU, by its name."""
         self._max_request_bytes = max_request_bytes

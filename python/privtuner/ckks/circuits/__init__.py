@@ -1,6 +1,6 @@
 """Circuits on encrypted tensors: exponential, reciprocal, softmax, layer norm, attention, matrix-vector product.
 
-Written against :class:`privtuner.engines.base.CkksEngine` alone, so that they run on every engine. Each states the
+Written against `privtuner.ckks.protocol.EvaluatorProtocol` alone, so that they run on every evaluator. Each states the
 levels it takes, which are known beforehand (the ``..._depth`` functions), and, where it rotates, the steps that the
 rotation keys must cover (the ``..._steps`` functions).
 
@@ -11,8 +11,7 @@ square root, but the polynomials stay moderate there, and the bounds that the ci
 Accuracies are those of the formulas in exact arithmetic; the noise of the ciphertexts comes on top.
 """
 
-from .common import CkksTensor
-from .functions import (
+from privtuner.ckks.circuits.functions import (
     exponential,
     exponential_depth,
     exponential_error,
@@ -23,8 +22,8 @@ from .functions import (
     reciprocal_depth,
     reciprocal_error,
 )
-from .normalisation import SoftmaxPlan, layer_norm, layer_norm_depth, softmax, softmax_plan
-from .rotations import (
+from privtuner.ckks.circuits.normalisation import SoftmaxPlan, layer_norm, layer_norm_depth, softmax, softmax_plan
+from privtuner.ckks.circuits.rotations import (
     ATTENTION_DEPTH,
     MATRIX_VECTOR_DEPTH,
     attention_mask,
@@ -38,7 +37,6 @@ from .rotations import (
 __all__ = [
     "ATTENTION_DEPTH",
     "MATRIX_VECTOR_DEPTH",
-    "CkksTensor",
     "SoftmaxPlan",
     "attention_mask",
     "attention_scores",

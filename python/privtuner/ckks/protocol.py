@@ -1,0 +1,118 @@
+"""The protocol between circuits and whatever computes on encrypted tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+from numpy.typing import ArrayLike
+
+__all__ = ["EvaluatorProtocol", "Tensor", "TensorProtocol"]
+
+
+class TensorProtocol(Protocol):
+    """What circuits read of a tensor."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(tokens, features)."""
+        ...
+
+    @property
+    def level(self) -> int:
+        """Multiplications left."""
+        ...
+
+    @property
+    def bound(self) -> float:
+        """What |value| stays below."""
+        ...
+
+
+Tensor = TypeVar("Tensor", bound=TensorProtocol)
+
+
+class EvaluatorProtocol(Protocol[Tensor]):
+    """Approximate arithmetic on encrypted tensors of shape (tokens, features), one ciphertext a feature.
+
+    Circuits (`privtuner.ckks.circuits`) are written against this protocol alone. A tensor is what `TensorProtocol`
+    says; its bound is declared or derived. No operation changes its inputs. Two tensors may differ in level: the higher
+    one is brought down. A tensor of one feature combines with one of any number of features, the same feature with each.
+
+    Every operation raises :class:`privtuner.errors.CkksError` when it cannot be done: not enough levels, scales that
+    do not agree, tensors of other parameters or shapes, a rotation without its key.
+    """
+
+    name: str
+    slots: int
+
+    def add(self, x: Tensor, y: Tensor | ArrayLike) -> Tensor:
+        """X + y; y a tensor, a number, or numbers of shape (features,). No level."""
+        ...
+
+    def subtract(self, x: Tensor, y: Tensor | ArrayLike) -> Tensor:
+        """X - y, as :meth:`add`. No level."""
+        ...
+
+    def negate(self, x: Tensor) -> Tensor:
+        """-x. No level."""
+        ...
+
+    def multiply(self, x: Tensor, y: Tensor | ArrayLike) -> Tensor:
+        """X y slot by slot; y a tensor, a number, or numbers of shape (features,). One level."""
+        ...
+
+    def multiply_plain(self, x: Tensor, values: ArrayLike) -> Tensor:
+        """X times clear values of shape (tokens,) or (tokens, features), slot by slot. One level."""
+        ...
+
+    def dot(self, x: Tensor, y: Tensor) -> Tensor:
+        """The sum over features of x y, one feature: one relinearisation for all of them. One level."""
+        ...
+
+    def sum_features(self, x: Tensor) -> Tensor:
+        """The sum over features, one feature. No level."""
+        ...
+
+    def concatenate(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The features of all tensors, one after the other, at the lowest level among them. No level."""
+        ...
+
+    def select(self, x: Tensor, features: slice) -> Tensor:
+        """Some of the features. No level."""
+        ...
+
+    def linear(self, x: Tensor, weights: Any, *, transpose: bool = False) -> Tensor:
+        """X W^T (x W if ``transpose``) for clear weights, prepared or as an array. No level."""
+        ...
+
+    def linear_combination(self, tensors: Sequence[Tensor], weights: ArrayLike, constant: ArrayLike = 0.0) -> Tensor:
+        """Constant + sum_t weights[t] tensors[t]; weights of shape (t,) or (t, features). One level."""
+        ...
+
+    def polynomial(self, x: Tensor, polynomial: Any) -> Tensor:
+        """A :class:`privtuner.ckks.Polynomial` of every slot, at the depth the polynomial states."""
+        ...
+
+    def rotate(self, x: Tensor, steps: Sequence[int] | int) -> Tensor | list[Tensor]:
+        """Slot i takes slot i + steps (cyclic over all slots), as numpy.roll(x, -steps). No level.
+
+        Several steps are hoisted: the decomposition of x is computed once, and a list comes back.
+        """
+        ...
+
+    def conjugate(self, x: Tensor) -> Tensor:
+        """The complex conjugate of every slot. No level."""
+        ...
+
+    def sum_slots(self, x: Tensor) -> Tensor:
+        """The sum over all slots, in every slot. No level."""
+        ...
+
+    def pack_slot_sums(self, x: Tensor) -> Tensor:
+        """The sums over all slots of every feature, packed for ``decrypt_sums`` of the secret key. No level."""
+        ...
+
+    def assume(self, x: Tensor, bound: float) -> Tensor:
+        """X with the caller's promise that |value| <= bound in every slot."""
+        ...

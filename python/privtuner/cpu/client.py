@@ -1,0 +1,39 @@
+"""The data owner's half of the linear scheme on the processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privtuner import linear
+
+__all__ = ["CpuClient"]
+
+
+class CpuClient:
+    """Ring learning with errors with secrets of one request; see :mod:`privtuner.linear`.
+
+    Args:
+        mask_cache_bytes: memory for mask products, None for no limit; see :class:`privtuner.linear.MaskCache`.
+
+    Raises:
+        privtuner.errors.InputError: ``mask_cache_bytes`` is negative.
+    """
+
+    name = "native"
+    on_device = False
+
+    def __init__(self, mask_cache_bytes: int | None = None) -> None:
+        self._masks = linear.MaskCache() if mask_cache_bytes is None else linear.MaskCache(mask_cache_bytes)
+
+    def encrypt(
+        self, x: NDArray[np.float32], public: linear.Public, direction: linear.Direction
+    ) -> tuple[bytes, linear.Secret]:
+        """Encrypt a batch; see :class:`privtuner.schemes.LinearClient`."""
+        return linear.encrypt(x, public, direction=direction, masks=self._masks)
+
+    def decrypt(self, blocks: Iterable[linear.BytesLike], secret: linear.Secret) -> NDArray[np.float32]:
+        """Decrypt a reply; see :class:`privtuner.schemes.LinearClient`."""
+        return linear.decrypt(blocks, secret)

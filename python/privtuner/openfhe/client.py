@@ -1,0 +1,172 @@
+"""The data owner's half of linear layers on OpenFHE: tokens in slots, one ciphertext a feature."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import CkksError, InputError, MessageError, SecretError
+from ..linear import Direction, Public, as_batch
+from . import messages
+from .context import Context
+from .keys import SecretKey
+from .library import library
+from .messages import BytesLike, Head
+
+__all__ = ["OpenFheClient", "Pending"]
+
+_LARGEST_ERROR = 64
+"""Above what an error or a rounding of OpenFHE's reaches: 20 standard deviations."""
+
+
+@dataclass
+class Pending:
+    """What decrypts the reply to one request."""
+
+    public: Public
+    head: Head
+    unit: npt.NDArray[np.float64] = field(repr=False)  # value = slot * unit, (tokens,): it tells of the values
+    used: bool = False  # a decryption has begun
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise SecretError("what decrypts a reply is never copied or pickled: it stays in the process that asked")
+
+
+class OpenFheClient:
+    """Encrypts the requests of one training run under OpenFHE keys of its own, and decrypts the replies.
+
+    A ring of 2,048 with one prime of 53 bits, the largest that OpenFHE's check of 128 bits allows there: products with
+    integers need no level, no special prime and no evaluation key. Every token is scaled to length 1, and that to what
+    the modulus holds, so that no output can leave it (Cauchy-Schwarz), whatever the values.
+
+    Raises:
+        EngineError: OpenFHE is missing; the message says what to install.
+    """
+
+    name = "openfhe"
+    on_device = False
+
+    def __init__(self) -> None:
+        self.context = Context.from_settings(
+            0,
+            ring_dim=2048,
+            first_mod_size=53,
+            scaling_mod_size=30,
+            scaling_technique="FIXEDMANUAL",
+            key_switch_technique="BV",
+        )
+        self._secret = SecretKey(self.context)
+
+    def encrypt(
+        self, x: npt.NDArray[np.float32], public: Public, direction: Direction = "forward"
+    ) -> tuple[bytes, Pending]:
+        """Encrypt a batch for one layer.
+
+        Args:
+            x: activations (tokens, d_in) forward, or output gradients (tokens, d_out) backward, finite.
+            public: of the layer that will answer.
+            direction: ``"forward"`` for ``x @ W.T``, ``"backward"`` for ``x @ W``.
+
+        Returns:
+            The request, 16 N bytes for each feature of N / 2 tokens, and what decrypts its reply.
+
+        Raises:
+            InputError: wrong shape or dtype, a value that is not finite in float32, or no tokens.
+        """
+        batch = as_batch(x, public, direction).astype(np.float64)
+        if not np.isfinite(batch).all():
+            place = tuple(int(i) for i in np.argwhere(~np.isfinite(batch))[0])
+            raise InputError(f"x[{place[0]}, {place[1]}] is {batch[place]}: every value must be finite")
+        norm = public._core.norm_forward
+        if direction == "backward":
+            batch, norm = batch * public.delta, public._core.norm_backward
+        tokens, features = batch.shape
+        if tokens > messages.MAX_TOKENS:
+            raise InputError(f"x has {tokens} tokens: a request carries 1 to {messages.MAX_TOKENS}")
+        length = np.linalg.norm(batch, axis=1)
+        slots, modulus = self.context.slots, self.context.moduli[0]
+        # |sum_j W[k, j] e_j| <= |W[k]| sqrt(features) |e|, for every coefficient.
+        noise = _LARGEST_ERROR * max(norm, 1.0) * np.sqrt(features)
+        reach = (modulus / 2 - noise) / (max(norm, 1.0) * 2.0**self.context.scale_bits)
+        scaled = batch * (reach / np.where(length == 0, 1.0, length))[:, None]
+        head = Head(
+            messages.REQUEST,
+            direction,
+            public.id,
+            secrets.token_bytes(16),
+            self.context.ring_dimension,
+            self.context.moduli,
+            tokens,
+            features,
+        )
+        residues = []
+        for start in range(0, tokens, slots):
+            core = self._secret._core.encrypt(np.ascontiguousarray(scaled[start : start + slots].T), None, 0)
+            parts = [core.residues(0, component, 0, self.context.ring_dimension) for component in range(2)]
+            residues.append(np.stack(parts, axis=1))
+        return messages.write(head, residues), Pending(public, head, length / reach)
+
+    def decrypt(self, blocks: Iterable[BytesLike], secret: Pending) -> npt.NDArray[np.float32]:
+        """Decrypt a reply, block by block as they arrive. Uses up ``secret``, whatever comes of it.
+
+        Returns:
+            float32 (tokens, d_out) forward, (tokens, d_in) backward.
+
+        Raises:
+            MessageError: a block is malformed, truncated, corrupted, out of order, or answers another request.
+            SecretError: the secret was used.
+        """
+        if not isinstance(secret, Pending):
+            raise InputError(f"secret is of type {type(secret).__name__}: expected what encrypt returned")
+        if secret.used:
+            raise SecretError("a reply to this request was decrypted already, or refused; encrypt again")
+        secret.used = True
+        asked, public = secret.head, secret.public
+        forward = asked.direction == "forward"
+        total = public.d_out if forward else public.d_in
+        out = np.empty((asked.tokens, total), np.float32)
+        done = 0
+        for data in blocks:
+            head, residues = messages.read(data, messages.BLOCK)
+            self._require_answer(head, asked)
+            if head.first != done or head.total != total:
+                raise MessageError(
+                    f"reply: features from {head.first} of {head.total} where those from {done} of {total} are due"
+                )
+            for group, words in enumerate(residues):
+                rows = slice(group * self.context.slots, min(asked.tokens, (group + 1) * self.context.slots))
+                slots = self._slots(words[0], rows.stop - rows.start)
+                values = slots.T * secret.unit[rows, None]
+                if forward:
+                    values *= public.delta[done : done + head.features]
+                out[rows, done : done + head.features] = values
+            done += head.features
+        if done != total:
+            raise MessageError(f"reply: it ends after {done} of {total} features; encrypt again")
+        return out
+
+    def _slots(self, words: npt.NDArray[np.uint64], tokens: int) -> Any:
+        builder = library().Builder(self._secret._core, len(words), 1)
+        try:
+            for component in range(2):
+                builder.set(0, component, 0, np.ascontiguousarray(words[:, component]))
+        except InputError as error:
+            raise MessageError(f"reply: {error}") from error
+        try:
+            return self._secret._core.decrypt(builder.finish(), tokens, False)
+        except CkksError as error:
+            raise MessageError(f"reply: these are no products of what was sent: {error}") from error
+
+    @staticmethod
+    def _require_answer(head: Head, asked: Head) -> None:
+        same = (head.direction, head.layer, head.request, head.tokens, head.ring_dimension, head.moduli)
+        if same != (asked.direction, asked.layer, asked.request, asked.tokens, asked.ring_dimension, asked.moduli):
+            raise MessageError("reply: it answers another request; encrypt again")
+
+    def __repr__(self) -> str:
+        return f"<owner of OpenFHE keys, {self.context!r}>"

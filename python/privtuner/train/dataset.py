@@ -1,0 +1,143 @@
+"""Labelled texts: read from a CSV file (:mod:`privtuner.train.table`), as batches of token numbers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from privtuner.errors import InputError
+from privtuner.train.table import TextTable, label_names, read_csv
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "Batch",
+    "Encoded",
+    "TextTable",
+    "collate",
+    "encode",
+    "label_names",
+    "length_batches",
+    "read_csv",
+    "shuffled",
+]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenised texts.
+
+    Attributes:
+        tokens: token numbers of each text, at least one.
+        targets: index of each text's label, (texts,) int64.
+        pad_id: token number that fills shorter rows of a batch.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    targets: torch.Tensor
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded rows.
+
+    Attributes:
+        input_ids: (batch, seq) int64.
+        attention_mask: (batch, seq) int64, 1 for tokens and 0 for padding.
+        targets: (batch,) int64.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    targets: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are no padding."""
+        return int(self.attention_mask.sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same rows on ``device``."""
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.targets.to(device))
+
+
+def encode(
+    table: TextTable, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int = 64
+) -> Encoded:
+    """Tokenise ``table``; texts longer than ``max_length`` tokens are cut.
+
+    Raises:
+        privtuner.errors.InputError: ``max_length`` leaves no room for a token.
+    """
+    if max_length < 3:
+        raise InputError(f"max_length is {max_length}; give at least 3 tokens")
+    rows = tokenizer(list(table.texts), truncation=True, max_length=max_length)["input_ids"]
+    index = {name: place for place, name in enumerate(labels)}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return Encoded(
+        tuple(tuple(int(token) for token in row) for row in rows),
+        torch.tensor([index[label] for label in table.labels], dtype=torch.int64),
+        int(pad) if pad is not None else 0,
+    )
+
+
+def collate(data: Encoded, rows: Sequence[int]) -> Batch:
+    """Return ``rows`` of ``data`` padded on the right to the longest of them."""
+    length = max(len(data.tokens[row]) for row in rows)
+    input_ids = torch.full((len(rows), length), data.pad_id, dtype=torch.int64)
+    mask = torch.zeros(len(rows), length, dtype=torch.int64)
+    for place, row in enumerate(rows):
+        tokens = data.tokens[row]
+        input_ids[place, : len(tokens)] = torch.tensor(tokens)
+        mask[place, : len(tokens)] = 1
+    return Batch(input_ids, mask, data.targets[list(rows)])
+
+
+def shuffled(data: Encoded, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
+    """Yield batches without end: one shuffle an epoch, an epoch's remainder filled up from the next.
+
+    A server sees the tokens of every batch in total. Whoever knows the order can solve the totals of enough batches for
+    the length of every single text, so without a seed the order is drawn from the operating system's randomness.
+
+    Args:
+        data: what to draw from.
+        batch_size: texts a batch.
+        seed: makes the order repeatable, and gives it away to whoever knows or guesses the seed.
+    """
+    generator = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311 - asked for, see above
+    waiting: list[int] = []
+    while True:
+        while len(waiting) < batch_size:
+            epoch = list(range(len(data)))
+            generator.shuffle(epoch)
+            waiting += epoch
+        yield collate(data, waiting[:batch_size])
+        waiting = waiting[batch_size:]
+
+
+def length_batches(data: Encoded, tokens: int) -> Iterator[Batch]:
+    """Yield every text once, texts of like length together, up to ``tokens`` tokens a batch (at least one text).
+
+    The order is that of the lengths, so a server learns roughly how many of the texts have which length, and not which
+    text has which. In an order of chance it would not, and batches would be padded to several times their tokens.
+    """
+    rows: list[int] = []
+    used = 0
+    for row in sorted(range(len(data)), key=lambda row: len(data.tokens[row])):
+        length = len(data.tokens[row])
+        if rows and used + length > tokens:
+            yield collate(data, rows)
+            rows, used = [], 0
+        rows.append(row)
+        used += length
+    if rows:
+        yield collate(data, rows)

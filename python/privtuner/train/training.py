@@ -1,0 +1,391 @@
+"""Fine-tunes a sequence classifier with LoRA. The same loop trains in the clear and through encrypted layers.
+
+With the same seed both see the same batches and start from the same adapters and head, so that the difference between
+two runs is that of the arithmetic: 8-bit frozen weights and the noise of the encryption.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from privtuner.errors import CkksError, InputError, PrivtunerError
+from privtuner.nn import EncryptedLayer, Traffic, TrafficMeter, traffic_of
+from privtuner.train.dataset import Encoded, length_batches, shuffled
+from privtuner.train.peft_adapter import add_lora, trainable_heads
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from privtuner.train.classifier import MeanForSequenceClassification
+
+__all__ = [
+    "Evaluation",
+    "Step",
+    "TrainConfig",
+    "TrainResult",
+    "evaluate",
+    "iterate_steps",
+    "prepare_model",
+    "train_classifier",
+]
+
+EVAL_TOKENS = 2048
+"""Tokens in a batch of evaluation: one full group of the encryption, whose cost does not depend on how full it is."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        steps: optimiser steps, 1 to 10**9.
+        batch_size: texts a step, 1 to 2**20.
+        lr: peak learning rate of the adapters, positive, up to 1e30.
+        head_lr: peak learning rate of the head, positive, up to 1e30. Larger, because the head starts from nothing and
+            the frozen pooler before it may scale its features down a lot.
+        warmup: part of the steps over which the rates rise linearly from zero, in [0, 1); they fall linearly after.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient, positive, up to 1e30.
+        lora_r: rank of the adapters, up to 2**16; 0 trains the head alone.
+        lora_alpha: the adapters' update is scaled by ``lora_alpha / lora_r``.
+        targets: ends of the names of the layers that get adapters.
+        seed: of batches, adapters and head, which it makes repeatable. Whoever knows it knows the order of the batches
+            and can tell the length of every text from what a server sees; None draws all three from the operating
+            system's randomness.
+        max_length: tokens at which texts are cut, 3 to 2**20.
+
+    Raises:
+        privtuner.errors.InputError: a value outside its range.
+    """
+
+    steps: int = 150
+    batch_size: int = 64
+    lr: float = 5e-3
+    head_lr: float = 3e-2
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    lora_r: int = 8
+    lora_alpha: int = 16
+    targets: tuple[str, ...] = ("query", "value")
+    seed: int | None = None
+    max_length: int = 64
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("steps", 1, 10**9),
+            ("batch_size", 1, 1 << 20),
+            ("lora_r", 0, 1 << 16),
+            ("lora_alpha", 1, 1 << 20),
+            ("max_length", 3, 1 << 20),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise InputError(f"{name} is {getattr(self, name)}; give a number from {least} to {most}")
+        for name in ("lr", "head_lr", "clip"):
+            # Far beyond any use; above, float32 overflows in the optimiser.
+            if not 0 < getattr(self, name) <= 1e30:
+                raise InputError(f"{name} is {getattr(self, name)}; give a positive number up to 1e30")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup is {self.warmup}; give a part of the steps in [0, 1)")
+        if self.seed is not None and not 0 <= self.seed < 1 << 63:
+            raise InputError(f"seed is {self.seed}; give 0 or a positive number below 2**63")
+        if not self.targets or not all(self.targets):
+            raise InputError(f"targets are {list(self.targets)}; name the layers that get adapters")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step.
+
+    Attributes:
+        loss: mean cross-entropy of the batch in nats, before the step.
+        lr: learning rate of the adapters.
+        seconds: wall time.
+        tokens: tokens of the batch without padding.
+        bytes_up: bytes sent to the server, 0 in the clear.
+        bytes_down: bytes received from it.
+    """
+
+    loss: float
+    lr: float
+    seconds: float
+    tokens: int
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy (0..1) on a labelled set, and what finding it took."""
+
+    accuracy: float
+    texts: int
+    tokens: int
+    seconds: float
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run did.
+
+    Attributes:
+        mode: "encrypted" or "plain".
+        config: how it trained.
+        steps: one entry a step.
+        before: evaluation of the untrained head, None when there was no test set.
+        after: evaluation at the end.
+    """
+
+    mode: str
+    config: TrainConfig
+    steps: list[Step] = field(default_factory=list)
+    before: Evaluation | None = None
+    after: Evaluation | None = None
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Median wall time of a step."""
+        return statistics.median(step.seconds for step in self.steps)
+
+    @property
+    def bytes_up_per_token(self) -> float:
+        """Bytes sent for one token's forward and backward pass, over all steps."""
+        return sum(step.bytes_up for step in self.steps) / sum(step.tokens for step in self.steps)
+
+    @property
+    def bytes_down_per_token(self) -> float:
+        """Bytes received for one token's forward and backward pass, over all steps."""
+        return sum(step.bytes_down for step in self.steps) / sum(step.tokens for step in self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready form: everything above, the summary first."""
+        return {
+            "mode": self.mode,
+            "accuracy_before": self.before.accuracy if self.before else None,
+            "accuracy_after": self.after.accuracy if self.after else None,
+            "final_loss": self.steps[-1].loss,
+            "seconds_per_step": self.seconds_per_step,
+            "bytes_up_per_token": self.bytes_up_per_token,
+            "bytes_down_per_token": self.bytes_down_per_token,
+            "config": asdict(self.config),
+            "before": asdict(self.before) if self.before else None,
+            "after": asdict(self.after) if self.after else None,
+            "steps": [asdict(step) for step in self.steps],
+        }
+
+
+def prepare_model(model: PreTrainedModel | MeanForSequenceClassification, config: TrainConfig) -> PeftModel:
+    """Freeze all but the head, start the head anew and add adapters.
+
+    Args:
+        model: a sequence classifier, in the clear or from :meth:`privtuner.nn.OwnerBundle.build`.
+        config: adapters and seed.
+
+    Raises:
+        privtuner.errors.InputError: the model has no head outside its base model, or a target names no layer.
+    """
+    for parameter in model.base_model.parameters():
+        parameter.requires_grad_(False)
+    heads = trainable_heads(model)
+    if not heads:
+        raise InputError(f"this {type(model).__name__} has no classification head to train; serve another model")
+    seed = secrets.randbits(63) if config.seed is None else config.seed
+    generator = torch.Generator().manual_seed(seed)
+    for head in heads:
+        for module in model.get_submodule(head).modules():
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.normal_(module.weight, std=model.config.initializer_range, generator=generator)
+                if module.bias is not None:
+                    torch.nn.init.zeros_(module.bias)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted = add_lora(
+            model, r=config.lora_r, alpha=config.lora_alpha, targets=config.targets, modules_to_save=heads
+        )
+    # No dropout: training in eval mode makes both runs compute the same function.
+    return adapted.eval()
+
+
+def train_classifier(
+    model: PeftModel,
+    train: Encoded,
+    test: Encoded | None,
+    config: TrainConfig,
+    *,
+    progress: bool = True,
+    after_step: Callable[[TrainResult], object] | None = None,
+) -> TrainResult:
+    """Train ``model`` in place, evaluating before and after.
+
+    Whatever ends it, ``model`` holds whole steps: an exception between them, or in the middle of one, undoes no step
+    and leaves none half done. What was measured is lost with the exception unless ``after_step`` kept it.
+
+    Args:
+        model: from :func:`prepare_model`.
+        train: texts to learn from.
+        test: texts to evaluate on; None leaves evaluation out.
+        config: how to train.
+        progress: show a bar on standard error.
+        after_step: called after each step with the run so far, e.g. :class:`privtuner.train.report.AdapterKeeper`.
+
+    Raises:
+        privtuner.errors.PrivtunerError: the run diverged, see :func:`iterate_steps`, or the server failed.
+    """
+    before = evaluate(model, test, progress=progress, title="before") if test is not None else None
+    result = TrainResult(_mode(model), config, [], before)
+    for step in iterate_steps(model, train, config, progress=progress):
+        result.steps.append(step)
+        if after_step is not None:
+            after_step(result)
+    if test is None:
+        return result
+    with _diverging(f"after step {config.steps}", config):
+        return replace(result, after=evaluate(model, test, progress=progress, title="after"))
+
+
+def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, progress: bool = True) -> Iterator[Step]:
+    """Train ``model`` in place, one step for each entry asked for; see :func:`train_classifier`.
+
+    Raises:
+        privtuner.errors.InputError: activations, loss or gradient are not finite before anything was trained.
+        privtuner.errors.PrivtunerError: the run diverged: they are not after some steps, or too large for the
+            encryption. ``model`` then holds what gave the last finite loss.
+    """
+    mode, meter = _mode(model), _meter(model)
+    adapters, head = _trained(model)
+    groups = [{"params": adapters, "lr": config.lr}, {"params": head, "lr": config.head_lr}]
+    parameters = [*adapters, *head]
+    good = [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
+    batches = shuffled(train, config.batch_size, config.seed)
+    with _bar(progress, total=config.steps, desc=mode, unit="step") as bar:
+        for number in range(1, config.steps + 1):
+            start, sent = time.perf_counter(), meter.total()
+            batch = next(batches).to(model.device)
+            try:
+                with _diverging(f"at step {number} of {config.steps}", config, possible=number > 1):
+                    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+                    loss = torch.nn.functional.cross_entropy(logits.float(), batch.targets)
+                    _check_finite("the loss", loss)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    _check_finite("the gradient", torch.nn.utils.clip_grad_norm_(parameters, config.clip))
+            except _DivergedError:
+                _restore(parameters, good)
+                raise
+            good = [parameter.detach().clone() for parameter in parameters]
+            rate = float(schedule.get_last_lr()[0])
+            try:
+                optimizer.step()
+            except BaseException:
+                _restore(parameters, good)
+                raise
+            schedule.step()
+            moved: Traffic = meter.total() - sent
+            step = Step(loss.item(), rate, time.perf_counter() - start, batch.tokens, moved.bytes_up, moved.bytes_down)
+            bar.set_postfix_str(_postfix(step), refresh=False)
+            bar.update()
+            if number == 1:
+                bar.refresh()  # a log, where it is drawn rarely, tells at once that it trains and how fast
+            yield step
+
+
+class _DivergedError(PrivtunerError):
+    """The learning rate was too high."""
+
+
+@contextmanager
+def _diverging(when: str, config: TrainConfig, *, possible: bool = True) -> Iterator[None]:
+    """Say what to do when values that fitted before do so no longer: only steps have changed anything since."""
+    try:
+        yield
+    except (InputError, CkksError) as error:
+        if not possible:
+            raise InputError(f"{error} before anything was trained: look at the model's weights") from error
+        raise _DivergedError(
+            f"{error} {when}, though the steps before went well: the run diverged; use a lower learning rate "
+            f"(the peaks were {config.lr:g} for the adapters and {config.head_lr:g} for the head)"
+        ) from error
+
+
+@torch.no_grad()
+def _restore(parameters: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+
+
+def _check_finite(what: str, value: torch.Tensor) -> None:
+    if not math.isfinite(value.item()):
+        raise InputError(f"{what} is {value.item()}")
+
+
+def _trained(model: PeftModel) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """Return the trained parameters of the adapters and those of the head."""
+    adapters: list[torch.nn.Parameter] = []
+    head: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (adapters if ".lora_" in name else head).append(parameter)
+    return adapters, head
+
+
+@torch.no_grad()
+def evaluate(model: PeftModel, data: Encoded, *, progress: bool = False, title: str = "evaluation") -> Evaluation:
+    """Return the part of ``data`` that ``model`` classifies rightly."""
+    meter = _meter(model)
+    start, sent = time.perf_counter(), meter.total()
+    right = tokens = 0
+    with _bar(progress, total=len(data), desc=f"accuracy {title}", unit="text", leave=False) as bar:
+        for batch in (batch.to(model.device) for batch in length_batches(data, EVAL_TOKENS)):
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            right += int((logits.argmax(-1) == batch.targets).sum())
+            tokens += batch.tokens
+            bar.update(len(batch.targets))
+    moved = meter.total() - sent
+    seconds = time.perf_counter() - start
+    return Evaluation(right / len(data), len(data), tokens, seconds, moved.bytes_up, moved.bytes_down)
+
+
+def _bar(shown: bool, **options: Any) -> Any:
+    """A bar on standard error: drawn all the time on a terminal, every ten seconds where each drawing stays."""
+    from tqdm import tqdm
+
+    return tqdm(disable=not shown, dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 10.0, **options)
+
+
+def _mode(model: PeftModel) -> str:
+    return "encrypted" if any(isinstance(module, EncryptedLayer) for module in model.modules()) else "plain"
+
+
+def _meter(model: PeftModel) -> TrafficMeter:
+    """Return the counters of an encrypted model; those of a plain one stay at zero."""
+    return traffic_of(model) if _mode(model) == "encrypted" else TrafficMeter()
+
+
+def _rate(step: int, config: TrainConfig) -> float:
+    """Return the part of the peak learning rate for ``step``, counted from 0: up to 1 over the warm-up, then down."""
+    warm = max(1, round(config.warmup * config.steps))
+    if step < warm:
+        return (step + 1) / warm
+    return max(0.0, (config.steps - step) / (config.steps - warm + 1))
+
+
+def _postfix(step: Step) -> str:
+    text = f"loss {step.loss:.3f}, {step.seconds:.2f} s/step"
+    if step.bytes_up:
+        text += f", up {step.bytes_up / 1e6:.0f} MB/step, down {step.bytes_down / 1e6:.0f} MB/step"
+    return text
