@@ -5,6 +5,7 @@
 #include <cstring>
 #include <string>
 
+#include "privtuner/ckks/secret.hpp"
 #include "privtuner/math/parallel.hpp"
 #include "privtuner/wire/envelope.hpp"
 
@@ -14,7 +15,7 @@ namespace {
 using math::Reader, math::Writer;
 using wire::Head, wire::Kind, wire::kHeadBytes, wire::MessageError;
 
-constexpr std::size_t kParametersBytes = kHeadBytes + 24, kTensorPrefix = kHeadBytes + 16,
+constexpr std::size_t kParametersBytes = kHeadBytes + 24, kTensorPrefix = kHeadBytes + 8,
                       kKeyPrefix = 8 + sizeof(SeedBytes);
 
 void require(bool condition, const std::string& text) {
@@ -44,6 +45,10 @@ Head open(Kind kind, const char* what, const Parameters& parameters, const std::
   require(head.parameters == parameters.hash(), std::string(what) + ": made with other parameters than " +
                                                     parameters.name() + "; both sides must use the same set");
   return head;
+}
+
+std::string shape_text(std::size_t tokens, std::size_t features, std::uint32_t level) {
+  return "(" + std::to_string(tokens) + ", " + std::to_string(features) + ") at level " + std::to_string(level);
 }
 
 std::size_t word_bytes(std::uint64_t q) {
@@ -117,7 +122,7 @@ std::size_t parameters_message_bytes() { return kParametersBytes; }
 
 std::size_t message_bytes(const Tensor& x) {
   const std::size_t components = x.seed ? 1 : 2;
-  return kTensorPrefix + (x.seed ? sizeof(SeedBytes) : 0) + x.features * 2 * sizeof(double) +
+  return kTensorPrefix + (x.seed ? sizeof(SeedBytes) : 0) +
          x.features * components * rows_bytes(*x.parameters, x.limbs());
 }
 
@@ -177,10 +182,7 @@ void write(const Tensor& x, std::uint8_t* message) {
   Writer out(message + kHeadBytes);
   out.put(static_cast<std::uint32_t>(x.level));
   out.put(static_cast<std::uint32_t>(x.seed.has_value()));
-  out.put(x.bound);
   if (x.seed) out.put(*x.seed);
-  for (const double value : x.scale) out.put(value);
-  for (const double value : x.noise) out.put(value);
   pack_groups(*x.parameters, x.features * components, x.limbs(), out.at(), [&](std::size_t group, std::size_t limb) {
     return x.row(group / components, static_cast<int>(group % components), limb);
   });
@@ -191,40 +193,48 @@ void write(const Tensor& x, std::uint8_t* message) {
   wire::seal(head, message, message_bytes(x));
 }
 
-TensorPtr read_tensor(const ParametersPtr& parameters, const std::uint8_t* data, std::size_t size) {
+TensorPtr read_tensor(const ParametersPtr& parameters, const Tensor* expected, const std::uint8_t* data,
+                      std::size_t size) {
   const Head head = open(Kind::tensor, "encrypted tensor", *parameters, data, size, kTensorPrefix);
-  const std::uint32_t tokens = head.tokens, features = head.features;
+  const std::size_t tokens = head.tokens, features = head.features;
   Reader in(data + kHeadBytes);
   const auto level = in.get<std::uint32_t>(), seeded = in.get<std::uint32_t>();
-  const auto bound = in.get<double>();
   require(tokens >= 1 && tokens <= parameters->slots(), "encrypted tensor: " + std::to_string(tokens) +
                                                             " tokens, not in [1, " +
                                                             std::to_string(parameters->slots()) + "]");
   require(features >= 1 && features <= kMaxFeatures, "encrypted tensor: unusable number of features");
   require(level <= static_cast<std::uint32_t>(parameters->depth()),
           "encrypted tensor: level " + std::to_string(level) + " is above the parameters' depth");
-  require(seeded <= 1 && std::isfinite(bound) && bound >= 0, "encrypted tensor: a field is out of range");
-  const std::size_t components = seeded == 1 ? 1 : 2, limbs = parameters->limbs(static_cast<int>(level));
-  const std::size_t expected = kTensorPrefix + (seeded == 1 ? sizeof(SeedBytes) : 0) + features * 2 * sizeof(double) +
-                               features * components * rows_bytes(*parameters, limbs);
-  require(size == expected, "encrypted tensor: length does not fit its shape");
-  auto x = std::make_shared<Tensor>(parameters, tokens, features, static_cast<int>(level), false, nullptr);
-  x->bound = bound;
-  if (seeded == 1) x->seed = in.get<SeedBytes>();
-  for (std::vector<double>* values : {&x->scale, &x->noise}) {
-    for (double& value : *values) {
-      value = in.get<double>();
-      require(std::isfinite(value) && value >= 0 && value < 0x1p1000, "encrypted tensor: scale or error out of range");
-    }
+  require(seeded <= 1, "encrypted tensor: a field is out of range");
+  TensorPtr fresh;
+  if (expected == nullptr) {
+    require(seeded == 1,
+            "encrypted tensor: computed, or encrypted with a public key: its reader must say what it expects, by a "
+            "planned tensor");
+    const int depth = parameters->depth();
+    const std::vector<double> scale(features, parameters->scale(depth));
+    fresh = planned_tensor(parameters, tokens, features, {depth, 1, scale}, false, nullptr);
+    expected = fresh.get();
   }
-  if (seeded == 0) x->shared = x->noise;  // what was computed may share its errors
-  for (const double scale : x->scale) require(scale >= kLeastScale, "encrypted tensor: a scale is too small");
+  if (!expected->planned || expected->parameters->hash() != parameters->hash()) {
+    throw Error("what is expected of a tensor is not a planned tensor of " + parameters->name());
+  }
+  const auto expected_level = static_cast<std::uint32_t>(expected->level);
+  require(tokens == expected->tokens && features == expected->features && level == expected_level,
+          "encrypted tensor: shape " + shape_text(tokens, features, level) + " where " +
+              shape_text(expected->tokens, expected->features, expected_level) + " is expected");
+  const std::size_t components = seeded == 1 ? 1 : 2, limbs = expected->limbs();
+  require(size == kTensorPrefix + (seeded == 1 ? sizeof(SeedBytes) : 0) +
+                      features * components * rows_bytes(*parameters, limbs),
+          "encrypted tensor: length does not fit its shape");
+  const auto x = std::make_shared<Tensor>(expected->with_room());
+  if (seeded == 1) x->seed = in.get<SeedBytes>();
   unpack_groups(*parameters, features * components, limbs, in.at(), "encrypted tensor",
                 [&](std::size_t group, std::size_t limb) {
                   return x->row(group / components, static_cast<int>(group % components), limb);
                 });
   if (seeded == 1) {
-    math::parallel_for(std::size_t{features} * limbs, 1, [&](std::size_t begin, std::size_t end) {
+    math::parallel_for(features * limbs, 1, [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
         expand_mask(*parameters, *x->seed, static_cast<std::uint32_t>(i / limbs), i % limbs,
                     x->row(i / limbs, 1, i % limbs));

@@ -2,8 +2,7 @@
 // before it is used. Secret keys have no message.
 //
 //   parameters      : depth u32 | scale_bits u32 | first_bits u32 | log2 N u32 | insecure u32 | 0 u32
-//   tensor          : level u32 | seeded u32 | bound f64 | seed [32], if seeded | scale f64 [features]
-//                     | noise f64 [features] | rows [feature][component][limb]
+//   tensor          : level u32 | seeded u32 | seed [32], if seeded | rows [feature][component][limb]
 //   public key      : seed [32] | rows [limb]
 //   evaluation keys : count u32 | 0 u32 | count times (element u32, 0: relinearisation | 0 u32 | seed [32]
 //                     | rows [digit][prime])
@@ -11,6 +10,9 @@
 //
 // The head holds the hash of the parameters and the shape of a tensor. Component 1 of seeded tensors and of keys is
 // expanded from the seed on arrival: half the bytes.
+//
+// Scale, bound and predicted error of a tensor do not travel. They follow from the parameters and the circuit, which
+// the reader knows; what a server derives with secret weights would tell of these.
 #pragma once
 
 #include <cstddef>
@@ -40,7 +42,11 @@ void write(const Parameters& parameters, std::uint8_t* out);
 
 // Throw wire::MessageError.
 ParametersPtr read_parameters(const std::uint8_t* data, std::size_t size);
-TensorPtr read_tensor(const ParametersPtr& parameters, const std::uint8_t* data, std::size_t size);
+// The message must have shape and level of `expected`, a planned tensor (else Error is thrown), which gives scale,
+// bound and error. Null: what the secret key encrypts by default, at the parameters' depth and |value| <= 1, of any
+// shape.
+TensorPtr read_tensor(const ParametersPtr& parameters, const Tensor* expected, const std::uint8_t* data,
+                      std::size_t size);
 std::shared_ptr<const PublicKey> read_public_key(const ParametersPtr& parameters, const std::uint8_t* data,
                                                  std::size_t size);
 std::shared_ptr<const EvaluationKeys> read_keys(const ParametersPtr& parameters, const std::uint8_t* data,
