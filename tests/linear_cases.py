@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precision import assert_within
-from privtuner import linear, wire
+from privtuner import _core, linear, wire
 from privtuner.parties import LinearServer
 
 PRESETS = linear.PRESETS
@@ -17,10 +17,12 @@ DIRECTIONS: tuple[linear.Direction, ...] = ("forward", "backward")
 REQUEST_PREFIX, BLOCK_PREFIX = 112, 88  # bytes
 MASK_SEED = slice(72, 104)  # of a request
 N = 2048
-WORD = {"linear-w8": 4, "linear-w16": 8}  # bytes of a residue
-OUTPUT = {"linear-w8": 3, "linear-w16": 4}  # bytes of an output in a reply
-Q = {"linear-w8": 4293918721, "linear-w16": 1125899903827969}
-LARGEST = {"linear-w8": 127, "linear-w16": 32639}
+_INFO = {preset: _core.preset_info(preset) for preset in PRESETS}  # test_linear_arguments has their numbers
+WORD = {preset: info["word_bytes"] for preset, info in _INFO.items()}  # bytes of a residue
+OUTPUT = {preset: info["reply_bytes"] for preset, info in _INFO.items()}  # bytes of an output in a reply
+DROPPED = {preset: info["dropped_bits"] for preset, info in _INFO.items()}
+Q = {preset: info["q"] for preset, info in _INFO.items()}
+LARGEST = {preset: info["max_weight"] for preset, info in _INFO.items()}
 
 
 def layer(d_out: int = 40, d_in: int = 24, preset: str = "linear-w8", seed: int = 0) -> linear.Prepared:

@@ -18,7 +18,6 @@ from privtuner.cpu import CpuClient
 from privtuner.cuda.client import CudaClient
 from privtuner.cuda.device import CudaDevice
 from privtuner.cuda.evaluator import CudaEvaluator, DeviceTensor
-from privtuner.cuda.linear.masks import DeviceMasks
 from privtuner.cuda.linear.server import DeviceLayer
 from privtuner.cuda.server import CudaServer
 from privtuner.errors import InputError, PrivtunerError, SecretError
@@ -131,7 +130,6 @@ def test_what_decrypts_stays(leave: Callable[[Any], Any]) -> None:
         CudaEvaluator,
         CudaClient,
         DeviceLayer,
-        DeviceMasks,
         DeviceTensor,
         RemoteTransport,
         Server,

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from transformers import AutoConfig, BertForSequenceClassification
 
 from nn_cases import CountingTransport, tiny_bert, tiny_distilbert, tiny_gpt2, tiny_llama, tiny_roberta, tokens
-from privtuner import linear
+from privtuner import linear, wire
 from privtuner.errors import InputError, MessageError, PrivtunerError
 from privtuner.nn import (
     EncryptedLayer,
@@ -132,6 +133,22 @@ def test_contradictions_are_refused(files: dict[str, bytes]) -> None:
             OwnerBundle.from_files(edited(files, "privtuner.json", **changes))
     with pytest.raises(MessageError, match="holds a list instead of an object"):
         OwnerBundle.from_files({**files, "config.json": b"[]"})
+
+
+def test_an_entry_of_another_kind_is_refused(parts: Split, files: dict[str, bytes]) -> None:
+    entries = {name: public.to_bytes() for name, public in parts.bundle.publics.items()}
+    assert {wire.peek(data).kind for data in entries.values()} == {"layer"}
+    public = parts.bundle.publics["pooler.dense"]
+    request, _ = linear.encrypt(np.ones((1, public.d_in), np.float32), public)
+    for entry, message in [
+        (request, "expected a message of kind layer, got request"),
+        (entries["pooler.dense"] + b"0", "layer: 1 bytes too many"),
+        (entries["pooler.dense"][:-1], "truncated"),
+    ]:
+        changed = {**entries, "pooler.dense": entry}
+        publics = save({name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in changed.items()})
+        with pytest.raises(MessageError, match=message):
+            OwnerBundle.from_files({**files, "publics.safetensors": publics})
 
 
 def test_damaged_bundles_raise_and_never_crash(parts: Split, files: dict[str, bytes]) -> None:

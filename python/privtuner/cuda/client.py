@@ -8,8 +8,7 @@ from typing import Any
 from privtuner.copies import Stays
 from privtuner.cuda import linear as kernels
 from privtuner.cuda.device import Device
-from privtuner.errors import InputError
-from privtuner.linear import BytesLike, Direction, Public
+from privtuner.linear import BytesLike, Direction, MaskCache, Public
 from privtuner.parties import LinearClient
 
 __all__ = ["CudaClient"]
@@ -20,7 +19,7 @@ class CudaClient(LinearClient, Stays):
 
     Args:
         device: from :func:`privtuner.cuda.devices`.
-        mask_cache_bytes: device memory for mask products, None for no limit; see :class:`privtuner.linear.MaskCache`.
+        mask_cache_bytes: device memory for mask products, None for what is left of it; see `privtuner.linear.MaskCache`.
 
     Raises:
         privtuner.errors.InputError: ``mask_cache_bytes`` is negative.
@@ -31,11 +30,8 @@ class CudaClient(LinearClient, Stays):
     stays = "a client on a GPU cannot be pickled: make one of the other process's privtuner.cuda.devices there"
 
     def __init__(self, device: Device, mask_cache_bytes: int | None = None) -> None:
-        if mask_cache_bytes is not None and mask_cache_bytes < 0:
-            raise InputError(f"mask_cache_bytes = {mask_cache_bytes}: must not be negative")
         self.device = device
-        with device.active():
-            self._masks = kernels.DeviceMasks(device, mask_cache_bytes)
+        self._masks = MaskCache() if mask_cache_bytes is None else MaskCache(mask_cache_bytes)
 
     def encrypt(
         self, x: Any, public: Public, direction: Direction = "forward"
