@@ -1,4 +1,4 @@
-"""OpenFHE's CKKS beside this package's own: its keys, ciphertexts and parameters, privtuner's products and training on them.
+"""CKKS of OpenFHE: its keys, ciphertexts and parameters, and privtuner's products and training on them.
 
 The same names and the same steps as :mod:`privtuner.ckks`::
 
