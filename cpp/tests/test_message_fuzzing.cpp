@@ -17,8 +17,8 @@ using namespace tools;
 
 namespace {
 
-constexpr int kRequests = 300000, kShortReplies = 350000, kLongReplies = 100000, kLayers = 250000;
-static_assert(kRequests + kShortReplies + kLongReplies + kLayers == 1000000);
+constexpr int kEnvelopes = 150000, kRequests = 250000, kShortReplies = 300000, kLongReplies = 100000, kLayers = 200000;
+static_assert(kEnvelopes + kRequests + kShortReplies + kLongReplies + kLayers == 1000000);
 
 // In a block of exactly its size, so that a read past the end is noticed.
 class Exact {
@@ -129,6 +129,30 @@ std::vector<const char*> reasons(std::vector<const char*> more) {
 
 }  // namespace
 
+// What the envelope alone promises, whatever the kind.
+TEST(envelopes) {
+  namespace wire = privtuner::wire;
+  const std::vector<Bytes> originals = all_messages(make_settings(4));
+  fuzz("envelopes", kEnvelopes, 5, originals, originals, reasons({"bytes too many"}),
+       [&](const Exact& message, std::size_t which) {
+         const wire::Kind kind = wire::peek(originals[which].data(), originals[which].size()).kind;
+         Bytes copy(message.size());
+         std::size_t seen = 0;
+         const auto look = [&](const std::uint8_t* body, std::size_t size, std::size_t begin, std::size_t end) {
+           CHECK(body == copy.data() + wire::kHeadBytes && begin == seen && end <= size);
+           seen = end;
+         };
+         const wire::Head head = wire::open(kind, message.data(), message.size(), {copy.data(), look});
+         CHECK_EQ(head.message_bytes(), message.size());
+         CHECK_EQ(head.length, seen);
+         CHECK_EQ(wire::peek(message.data(), message.size()).length, seen);
+         CHECK(std::equal(copy.begin(), copy.end(), message.data()));
+         CHECK(resealed(copy) == copy);
+         wire::seal(head, copy.data(), copy.size());
+         CHECK(std::equal(copy.begin(), copy.end(), message.data()));  // a head holds nothing that is not read
+       });
+}
+
 TEST(requests) {
   const std::vector<Setting> settings = make_settings(40);
   std::vector<Bytes> originals;
@@ -191,12 +215,12 @@ void fuzz_replies(const char* name, int messages, std::uint64_t seed, bool mask,
     std::size_t size = 0;
     open_block(*settings[which / 2].layer.owner->preset, message.data(), message.size(), size);  // most end here
     Sent sent = make_request(which / 2);
-    std::vector<float> y(std::size_t{sent.secret.tokens()} * sent.secret.features_out(), 0.0f);
+    std::vector<float> y(std::size_t{sent.secret.reply().tokens()} * sent.secret.reply().features_out(), 0.0f);
     Decryption decryption(sent.secret, y.data());
     const auto check = [&] {
       // Whatever the blocks held, the outputs are numbers a reply can hold; the secret serves once.
       for (const float v : y) CHECK(std::isfinite(v));
-      CHECK(sent.secret.used());
+      CHECK(sent.secret.reply().used());
     };
     try {
       decryption.feed(message.data(), message.size());

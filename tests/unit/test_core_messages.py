@@ -249,7 +249,7 @@ def test_requests_that_cannot_be_sealed(change, error, message):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"direction": ""}, InputError, "choose forward or backward"),
+        ({"direction": ""}, InputError, "choose 'forward' or 'backward'"),
         ({"layer": bytes(17)}, InputError, "a layer id has 16 bytes"),
         ({"request": bytes(15)}, InputError, "a request id has 16 bytes"),
         ({"tokens": 0}, InputError, "0 tokens: choose 1"),

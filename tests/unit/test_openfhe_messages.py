@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from message_cases import resealed
+from openfhe_cases import apply_blocks
 from privtuner import linear, wire
-from privtuner.errors import InputError, MessageError
+from privtuner.errors import MessageError
 from privtuner.openfhe import messages
 from privtuner.openfhe.messages import BLOCK, REQUEST, Head
-from privtuner.openfhe.server import OpenFheServer, apply_blocks
+from privtuner.openfhe.server import OpenFheServer
 
 N = 1024
 MODULI = (12289, 18014398509404161)  # 1 modulo 2,048: of 14 and of 54 bits
@@ -198,10 +199,13 @@ def test_products_are_exact(direction, block_rows):
     assert done == len(weights)
 
 
-def test_the_engine_answers_with_the_same_blocks():
-    data = messages.write(asked("forward"), [residues(asked("forward"))])
-    assert OpenFheServer.name == "openfhe"
-    assert list(OpenFheServer().apply_blocks(PREPARED, data, 32)) == list(apply_blocks(PREPARED, data, 32))
+def test_blocks_are_of_about_the_size_asked_for():
+    head = asked("forward")
+    data = messages.write(head, [residues(head)])
+    output_bytes = residues(head).nbytes // head.features
+    for block_bytes, sizes in ((1, [32, 5]), (33 * output_bytes, [37]), (1 << 40, [37])):
+        blocks = OpenFheServer().answer(PREPARED, data, block_bytes)
+        assert [messages.read(block, BLOCK)[0].features for block in blocks] == sizes
 
 
 def test_requests_that_do_not_fit_the_layer():
@@ -223,5 +227,3 @@ def test_requests_that_do_not_fit_the_layer():
         answer(asked("forward", moduli=(composite,)))
     with pytest.raises(MessageError, match="expected a message of kind openfhe request, got request"):
         apply_blocks(PREPARED, linear.encrypt(np.ones((2, 5), np.float32), PREPARED.public)[0])
-    with pytest.raises(InputError, match="block_rows = 0"):
-        apply_blocks(PREPARED, messages.write(asked("forward"), [residues(asked("forward"))]), 0)

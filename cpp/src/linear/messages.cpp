@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "privtuner/gemm/gemm.hpp"
+
 namespace privtuner::linear {
 namespace {
 
@@ -105,8 +107,8 @@ Public Public::from_bytes(const std::uint8_t* data, std::size_t size) {
   const wire::Head head = wire::open(Kind::layer, data, size);
   require(head.length >= kLayerPrefix, "layer: truncated");
   Public result;
-  for (const char* name : kPresetNames) {
-    if (linear::preset(name).hash == head.parameters) result.preset = &linear::preset(name);
+  for (const Preset& preset : presets()) {
+    if (preset.hash == head.parameters) result.preset = &preset;
   }
   require(result.preset != nullptr, "layer: unknown parameters: install the same privtuner on both sides");
   require(head.direction == wire::Direction::forward && head.request == RequestId{} && head.tokens == 0 &&

@@ -9,20 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from privtuner import wire
 from privtuner.errors import MessageError
-from privtuner.linear import BytesLike
+from privtuner.wire import Head
 
-__all__ = ["Counter", "LayerCounts", "ServerCounts", "request_shape"]
-
-
-def request_shape(request: BytesLike) -> tuple[str, int]:
-    """Return direction and tokens as the head of ``request`` states them, ("unknown", 0) if it has none."""
-    try:
-        head = wire.peek(request)
-    except MessageError:
-        return "unknown", 0
-    return head.direction, head.tokens
+__all__ = ["Counter", "LayerCounts", "ServerCounts"]
 
 
 @dataclass(slots=True)
@@ -116,15 +106,14 @@ class Counter:
         self._bundles = 0
         self._refused = 0
 
-    def answered(self, layer: str, request: BytesLike, bytes_out: int, seconds: float) -> None:
-        """Count one request that was answered in full."""
-        direction, tokens = request_shape(request)
+    def answered(self, layer: str, head: Head, bytes_in: int, bytes_out: int, seconds: float) -> None:
+        """Count one request that was answered in full, by what its head says of it."""
         with self._lock:
-            counts = self._layers.setdefault((layer, direction), LayerCounts())
+            counts = self._layers.setdefault((layer, head.direction), LayerCounts())
             counts.requests += 1
-            counts.tokens += tokens
-            counts.largest = max(counts.largest, tokens)
-            counts.bytes_in += len(request)
+            counts.tokens += head.tokens
+            counts.largest = max(counts.largest, head.tokens)
+            counts.bytes_in += bytes_in
             counts.bytes_out += bytes_out
             counts.seconds += seconds
 
