@@ -278,7 +278,7 @@ INPUT = 8 + KEYS + 8
         ({"features": 1}, "a field it does not use is not zero"),
         ({"tokens": 0}, "0 tokens, the block takes 1 to 512 at a time"),
         ({"tokens": 513}, "513 tokens, the block takes 1 to 512 at a time"),
-        ({"tokens": 4}, r"input: tensor: shape \(5, 10\) at level 5 where \(4, 10\) at level 5 is expected"),
+        ({"tokens": 4}, r"input: encrypted tensor: shape \(5, 10\) at level 5 where \(4, 10\) at level 5 is expected"),
     ],
 )
 def test_requests_with_other_heads(change, message, requests, block):
@@ -352,10 +352,10 @@ def test_tensors_the_block_does_not_take(block):
         with pytest.raises(MessageError, match=message):
             answered(block, request_of(block, secret, tensor))
     backward = public.encrypt_input(secret, x, "backward")
-    with pytest.raises(MessageError, match=r"output gradient: tensor: shape \(5, 10\)"):
+    with pytest.raises(MessageError, match=r"output gradient: encrypted tensor: shape \(5, 10\)"):
         answered(block, request_of(block, secret, backward, "backward", g=right))
     few = public.encrypt_gradient(secret, g[:3] / np.abs(g).max())
-    with pytest.raises(MessageError, match=r"output gradient: tensor: shape \(3, 7\)"):
+    with pytest.raises(MessageError, match=r"output gradient: encrypted tensor: shape \(3, 7\)"):
         answered(block, request_of(block, secret, backward, "backward", g=few))
     rotation = secret.evaluation_keys(rotations=[1], relinearisation=False)
     with pytest.raises(MessageError, match="lacks the relinearisation key"):
@@ -449,8 +449,8 @@ def test_a_server_chooses_no_threshold(block, client):
     """
     x, _ = data()
     for patch, message in [
-        ({"tokens": 4}, "reply: tensor: shape .4, 7. at level 1 where .5, 7. at level 1 is expected"),
-        ({"features": 6}, "reply: tensor: length does not fit|6 features|is expected"),
+        ({"tokens": 4}, "reply: encrypted tensor: shape .4, 7. at level 1 where .5, 7. at level 1 is expected"),
+        ({"features": 6}, "reply: encrypted tensor: length does not fit|6 features|is expected"),
         ({"features": 8}, "8 features where 1 to 7 are due"),
         ({"features": 0}, "0 features where 1 to 7 are due"),
     ]:
