@@ -42,7 +42,7 @@ def _module() -> Any:
     except ModuleNotFoundError:
         return f"{_core.openfhe_status}; {_INSTALL}"
     except ImportError as error:
-        return f"the module for OpenFHE was built, but its libraries do not load ({error}): put OpenFHE back, or build again"
+        return f"privtuner was built with it, but its libraries do not load ({error}): put OpenFHE back, or build again"
 
 
 def status() -> Status:
