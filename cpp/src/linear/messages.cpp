@@ -56,8 +56,7 @@ std::size_t residues_at(Kind kind, const Preset& preset, const std::uint8_t* bod
   return size - std::min(size - prefix, words * static_cast<std::size_t>(preset.word_bytes));
 }
 
-// Opens the message at the front of [message, message + size). `residues` says whether all of it that must be are below
-// q.
+// Opens the message at the front of [message, message + size); `residues`: whether every word that must be below q is.
 wire::Head open(Kind kind, const Preset& preset, const std::uint8_t* message, std::size_t size, std::uint8_t* copy,
                 bool& residues) {
   std::atomic<bool> below{true};
