@@ -1,8 +1,8 @@
 """LoRA adapters that the server holds, as in PrivTuner: one linear layer, many devices.
 
 **Only for a server that is trusted to follow the protocol.** The device decrypts what comes in the place of a gradient
-and sends it back in the clear: a server that deviates reads the device's inputs, or its secret key, within a few steps.
-See "Adapters held by the server" in SECURITY.md.
+and sends it back in the clear: a server that deviates reads the device's inputs. See "Adapters held by the
+server" in SECURITY.md.
 
 The device keeps its data and labels, the server weight and adapters::
 

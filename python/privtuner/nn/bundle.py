@@ -207,12 +207,12 @@ class OwnerBundle:
             raise MessageError(f"bundle: {_CONFIG} holds a {type(config).__name__} instead of an object")
         config = describing_entries(config)
         publics = {name: tensor.numpy().tobytes() for name, tensor in load(bytes(files[_PUBLICS])).items()}
-        sealed = {}
+        sealed, sets = {}, {}
         for name, spec in manifest["sealed"].items():
             if spec["kind"] not in ("linear", "conv1d"):
                 raise MessageError(f"bundle: sealed block '{name}' is of unknown kind {spec['kind']!r}")
             first, activation, second = map(str, spec["modules"])
-            public = SealedPublic.from_bytes(publics.pop(name))
+            public = SealedPublic.from_bytes(publics.pop(name), sets)
             sealed[name] = SealedSpec(spec["kind"], first, activation, second, public)
         return cls(
             config=config,

@@ -53,6 +53,7 @@ Array = npt.NDArray[np.float64]
 
 _PUBLIC = struct.Struct("<IIdddII")
 _LARGEST = 32639  # of a 16-bit weight
+_MOST_SETS = 4  # of parameters in a bundle
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,16 @@ class SealedPublic:
         return wire.seal("sealed_public", parts, subject=self.id)
 
     @classmethod
-    def from_bytes(cls, data: BytesLike) -> SealedPublic:
+    def from_bytes(cls, data: BytesLike, sets: dict[bytes, Parameters] | None = None) -> SealedPublic:
         """Read what `to_bytes` wrote.
 
+        Args:
+            data: the message.
+            sets: the parameter sets of a bundle's blocks by their messages, filled here: 24 bytes of a message become
+                up to some 100 MB, so blocks share them, and there may be at most 4.
+
         Raises:
-            MessageError: malformed, of another version, or with values that no block has.
+            MessageError: malformed, of another version, or with values that no block has; a fifth parameter set.
         """
         head, body = wire.open("sealed_public", data)
         if head != wire.Head("sealed_public", "forward", 0, head.subject, bytes(16), 0, 0, len(body)):
@@ -147,7 +153,10 @@ class SealedPublic:
             raise MessageError(
                 f"sealed block: bound and units {bound}, {unit}, {gradient} must be positive numbers; fetch it again"
             )
-        parameters = Parameters.from_bytes(body[starts[-1] :])
+        sets, encoded = {} if sets is None else sets, bytes(body[starts[-1] :])
+        if encoded not in sets and len(sets) == _MOST_SETS:
+            raise MessageError(f"sealed block: the bundle's blocks have more than {_MOST_SETS} parameter sets")
+        parameters = sets[encoded] = sets.get(encoded) or Parameters.from_bytes(encoded)
         if not all(2 <= level <= parameters.depth for level in (forward, backward)):
             raise MessageError(f"sealed block: levels {forward}, {backward} are impossible in {parameters.name}")
         replies = [Layout.from_bytes(body[start : start + Layout.BYTES], parameters) for start in starts[:2]]
