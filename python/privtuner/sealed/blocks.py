@@ -33,6 +33,7 @@ from privtuner.ckks.polynomial import Polynomial
 from privtuner.ckks.tensor import EncryptedTensor
 from privtuner.errors import CkksError, InputError, MessageError
 from privtuner.sealed.exchange import (
+    LAYOUT_BYTES,
     Block,
     Layout,
     MakeEvaluator,
@@ -143,7 +144,7 @@ class SealedPublic:
         head, body = wire.open("sealed_public", data)
         if head != wire.Head("sealed_public", "forward", 0, head.subject, bytes(16), 0, 0, len(body)):
             raise MessageError("sealed block: its public part uses a field of the head that it has no use for")
-        starts = (_PUBLIC.size, _PUBLIC.size + Layout.BYTES, _PUBLIC.size + 2 * Layout.BYTES)
+        starts = (_PUBLIC.size, _PUBLIC.size + LAYOUT_BYTES, _PUBLIC.size + 2 * LAYOUT_BYTES)
         if len(body) < starts[-1]:
             raise MessageError(f"sealed block: a public part of {len(body)} bytes is truncated; fetch it again")
         d_in, d_out, bound, unit, gradient, forward, backward = _PUBLIC.unpack_from(body)
@@ -159,7 +160,7 @@ class SealedPublic:
         parameters = sets[encoded] = sets.get(encoded) or Parameters.from_bytes(encoded)
         if not all(2 <= level <= parameters.depth for level in (forward, backward)):
             raise MessageError(f"sealed block: levels {forward}, {backward} are impossible in {parameters.name}")
-        replies = [Layout.from_bytes(body[start : start + Layout.BYTES], parameters) for start in starts[:2]]
+        replies = [Layout.from_bytes(body[start : start + LAYOUT_BYTES], parameters) for start in starts[:2]]
         return cls(head.subject, parameters, d_in, d_out, bound, unit, gradient, forward, backward, *replies)
 
     def __repr__(self) -> str:
@@ -252,14 +253,15 @@ class SealedMLP(Block):
             forward_reply=nothing,
             backward_reply=nothing,
         )
-        self.public = replace(self.public, **self._dry_run())
+        forward_reply, backward_reply = self._dry_run()
+        self.public = replace(self.public, forward_reply=forward_reply, backward_reply=backward_reply)
 
-    def _dry_run(self) -> dict[str, Layout]:
+    def _dry_run(self) -> tuple[Layout, Layout]:
         """What replies are like: of the weights, powers of two from above for all features alone."""
         engine, public = Evaluator(self.public.parameters), self.public
         y = self.forward(engine, public.expected_input(1, "forward"))
         gx = self.backward(engine, public.expected_input(1, "backward"), public.expected_gradient(1))
-        return {"forward_reply": Layout.of(y), "backward_reply": Layout.of(gx)}
+        return Layout.of(y), Layout.of(gx)
 
     def answer(self, request: BytesLike, evaluator: MakeEvaluator = Evaluator) -> Iterator[bytes]:
         """Yield the reply to ``request``, see `Block`."""
