@@ -232,6 +232,18 @@ def test_public_part_malformed(place, new, message, block):
         SealedPublic.from_bytes(resealed(block.public.to_bytes(), (PLACES[place], new)))
 
 
+def test_blocks_of_a_bundle_share_few_parameter_sets(block):
+    sets = {}
+    publics = [SealedPublic.from_bytes(block.public.to_bytes(), sets) for _ in range(20)]
+    assert len({id(public.parameters) for public in publics}) == len(sets) == 1
+    others = [replace(block.public, parameters=ckks.Parameters.INSECURE(depth=7 + i)) for i in range(4)]
+    for other in others[:3]:
+        assert SealedPublic.from_bytes(other.to_bytes(), sets) == other
+    with pytest.raises(MessageError, match="more than 4 parameter sets"):
+        SealedPublic.from_bytes(others[3].to_bytes(), sets)
+    assert SealedPublic.from_bytes(block.public.to_bytes(), sets) == block.public
+
+
 def test_public_part_with_other_heads(block):
     message = block.public.to_bytes()
     for field in ({"tokens": 1}, {"features": 1}, {"parameters": 1}, {"request": b"r" * 16}, {"direction": "step"}):
