@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from privtuner import wire
+from privtuner import _core, wire
 from privtuner.ckks.evaluator import Evaluator, Matrix
 from privtuner.ckks.keys import SecretKey
 from privtuner.ckks.parameters import BytesLike, Parameters, require_secure
@@ -53,7 +53,6 @@ __all__ = ["SealedClient", "SealedMLP", "SealedPublic"]
 Array = npt.NDArray[np.float64]
 
 _PUBLIC = struct.Struct("<IIdddII")
-_LARGEST = 32639  # of a 16-bit weight
 _MOST_SETS = 4  # of parameters in a bundle
 
 
@@ -423,7 +422,7 @@ def _quantised(name: str, weight: npt.ArrayLike) -> tuple[npt.NDArray[np.int16],
         raise InputError(f"{name} has shape {array.shape}; pass a matrix")
     if not np.isfinite(array).all():
         raise InputError(f"{name} holds NaN or infinity")
-    delta = (float(np.abs(array).max()) or 1.0) / _LARGEST
+    delta = (float(np.abs(array).max()) or 1.0) / _core.MAX_WEIGHT_16
     return np.rint(array / delta).astype(np.int16), delta
 
 
