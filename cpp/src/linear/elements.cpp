@@ -4,8 +4,8 @@
 
 namespace privtuner::linear {
 
-const Elements& elements(math::Isa isa) {
-  static constexpr math::KernelTable<const Elements& (*)()> kTable("linear", PRIVTUNER_KERNEL_ENTRIES(elements));
+const PathElements& path_elements(math::Isa isa) {
+  static constexpr math::KernelTable<const PathElements& (*)()> kTable("linear", PRIVTUNER_KERNEL_ENTRIES(elements));
   return kTable.at(isa)();
 }
 
