@@ -12,6 +12,7 @@ import torch
 import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from loops import each
 from privtuner.errors import InputError, PrivtunerError
 from privtuner.nn import LocalTransport, split_pretrained, traffic_of
 from privtuner.service.counts import request_shape
@@ -82,7 +83,7 @@ def trained(model):
     return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
 
 
-@pytest.mark.parametrize(
+@each(
     ("field", "value"),
     [
         ("steps", 0),
