@@ -12,6 +12,7 @@ from matplotlib import image
 from loops import each
 from privtuner import calibration, cli
 from privtuner.errors import InputError
+from privtuner.system import get_num_threads
 from privtuner.wireless import METHODS, Cell, allocate, default_tiers, load_tiers, study
 from privtuner.wireless.figures import draw_allocation
 from privtuner.wireless.report import plan, summary, table
@@ -217,11 +218,10 @@ def test_calibrated_bytes_are_those_of_the_messages():
 
 
 def test_calibration_restores_the_threads():
-    import privtuner
 
-    before = privtuner.get_num_threads()
+    before = get_num_threads()
     calibration.measure(SMALL, frequency=1e9)
-    assert privtuner.get_num_threads() == before
+    assert get_num_threads() == before
 
 
 def test_packaged_table_is_of_the_sets_as_they_are():
@@ -248,7 +248,7 @@ def test_frequency_out_of_range(frequency):
 
 def test_frequency_that_the_system_does_not_tell(tmp_path, monkeypatch):
     path = tmp_path / "cpuinfo"
-    monkeypatch.setattr("privtuner.system._CPUINFO", path)
+    monkeypatch.setattr("system._CPUINFO", path)
     monkeypatch.setattr(platform, "processor", lambda: "")
     assert calibration.processor_name() == "unknown"
     with pytest.raises(InputError, match=r"does not tell the processor's frequency.*--frequency 2\.6e9"):
