@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -53,6 +54,10 @@ py::array_t<Word> view_of(std::shared_ptr<const Owner> owner, const Word* data, 
   py::array_t<Word> view(std::move(shape), data, base);
   view.attr("setflags")(py::arg("write") = false);
   return view;
+}
+
+inline std::vector<py::ssize_t> shape_of(std::initializer_list<std::size_t> lengths) {
+  return std::vector<py::ssize_t>(lengths.begin(), lengths.end());
 }
 
 // A new bytes object of uninitialised content and where to write it.
