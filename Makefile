@@ -1,5 +1,6 @@
 # Every target works on a bare clone with Python 3.10 or newer, a C++17 compiler and make. CMake, Ninja and everything
-# else come from the package index, at the versions in constraints.txt, into .venv.
+# else come from the package index, at the versions in constraints.txt, into .venv. The package is installed there once,
+# editable: a changed line of Python is in force at once, and changed C++ is rebuilt in build/develop on import.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
@@ -13,45 +14,45 @@ unexport PYTHONPATH
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-BUILD_FILES := pyproject.toml constraints.txt CMakeLists.txt README.md LICENSE $(wildcard cmake/*)
-SOURCES := $(shell find cpp/include cpp/src cpp/bindings cpp/openfhe -name '*.[ch]pp') \
-           $(shell find python -name '*.py' -o -name '*.pyi' -o -name '*.csv' -o -name '*.toml' -o -name '*.cu*' -o -name py.typed)
+BUILD := build/develop
+EDITABLE := -C build-dir=$(BUILD) -C editable.rebuild=true -C editable.verbose=false \
+	-C cmake.define.PRIVTUNER_BUILD_TESTS=ON -C cmake.define.PRIVTUNER_WERROR=$(WERROR)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cpp test-paths test-sanitize bench lint wheel develop clean
 
 help:
 	@echo 'make demo            fine-tune MiniLM plain and encrypted, with the server in its own process'
-	@echo 'make test            install into .venv, run the C++ and the Python tests'
+	@echo 'make test            build, and run the C++ and the Python tests'
 	@echo 'make test-paths      run the tests on the code paths of other processors: PATHS="sse jitter isa-portable"'
 	@echo 'make test-sanitize   run the C++ tests under the address and undefined-behaviour sanitizers'
 	@echo 'make bench           measure, print tables, write JSON and plots into out/'
 	@echo 'make lint            formatters, linters and the type checker'
 	@echo 'make wheel           build the wheel into dist/'
-	@echo 'make develop         build the extension module into python/privtuner'
+	@echo 'make develop         install into .venv, editable: what the targets above begin with'
 	@echo 'make clean           remove everything the targets made'
 
-demo: $(VENV)/installed
+demo: develop
 	mkdir -p out/demo
 	$(BIN)/privtuner demo --out out/demo
 
+# Nothing is rebuilt under running tests, which start hundreds of processes.
 test: test-cpp
-	$(BIN)/python -m pytest
+	SKBUILD_EDITABLE_SKIP=$(abspath $(BUILD)) $(BIN)/python -m pytest
 
-test-cpp: $(VENV)/installed
-	$(call configure,build/test,-DPRIVTUNER_BUILD_PYTHON=OFF -DPRIVTUNER_BUILD_TESTS=ON -DPRIVTUNER_WERROR=$(WERROR))
-	$(BIN)/cmake --build build/test
-	$(BIN)/ctest --test-dir build/test --output-on-failure --no-tests=error
+test-cpp: develop
+	$(BIN)/cmake --build $(BUILD) --target cpp_tests
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 
 test-paths: test-cpp
-	$(BIN)/python tests/paths.py $(PATHS) --ctest build/test --tests "$(TESTS)"
+	$(BIN)/python tests/paths.py $(PATHS) --ctest $(BUILD) --tests "$(TESTS)"
 
 test-sanitize: $(VENV)/tools
-	$(call configure,build/sanitize,-DPRIVTUNER_BUILD_PYTHON=OFF -DPRIVTUNER_BUILD_TESTS=ON -DPRIVTUNER_SANITIZE=ON)
-	$(BIN)/cmake --build build/sanitize
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DPRIVTUNER_BUILD_PYTHON=OFF -DPRIVTUNER_BUILD_TESTS=ON -DPRIVTUNER_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitize --target cpp_tests
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure --no-tests=error
 
-bench: $(VENV)/installed
+bench: develop
 	mkdir -p out
 	$(BIN)/python benchmarks/linear.py --json out/linear.json --plot out/linear.png
 	$(BIN)/python benchmarks/training.py --json out/training.json --plot out/training.png
@@ -61,24 +62,22 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/wireless.py --json out/wireless.json
 
 lint: $(VENV)/installed
-	$(BIN)/pre-commit run --all-files --show-diff-on-failure
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $$(find cpp python -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 
 wheel: $(VENV)/tools
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 develop: $(VENV)/installed
-	$(call configure,build/develop,-DPRIVTUNER_IN_TREE=ON -DPRIVTUNER_BUILD_TESTS=ON)
-	$(BIN)/cmake --build build/develop
+	@$(BIN)/python -c 'import privtuner'
 
 clean:
 	rm -rf build dist out $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f python/privtuner/_core*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-configure = $(BIN)/cmake -S . -B $(1) -G Ninja -DPython_EXECUTABLE=$(BIN)/python \
-	-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) $(2)
-
-# The stamps keep an unchanged tree from being installed again.
+# The stamps keep what is installed from being installed again.
 $(VENV)/tools: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo 'privtuner needs Python 3.10 or newer: make PYTHON=/path/to/python3'; exit 1; }
@@ -88,6 +87,6 @@ $(VENV)/tools: constraints.txt
 	$(PIP) install --quiet -c constraints.txt scikit-build-core pybind11 cmake ninja
 	@touch $@
 
-$(VENV)/installed: $(VENV)/tools $(BUILD_FILES) $(SOURCES)
-	$(PIP) install --quiet -c constraints.txt --no-build-isolation '.[test,bench,lint]'
+$(VENV)/installed: $(VENV)/tools pyproject.toml
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation $(EDITABLE) -e '.[test,bench,lint]'
 	@touch $@

@@ -44,7 +44,7 @@ def milliseconds(run: Callable[[], object], runs: int) -> float:
 
 def primitives(ring: int, limbs: int, runs: int) -> dict[str, float]:
     """Milliseconds of the operations on one ciphertext with the threads in force."""
-    parameters = ckks.parameters(depth=limbs - 1, ring_dimension=ring)
+    parameters = ckks.Parameters.secure(depth=limbs - 1, ring_dimension=ring)
     secret = ckks.SecretKey(parameters)
     engine = ckks.Evaluator(parameters, secret.evaluation_keys(rotations=(1,)))
     rng = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def one_ciphertext(threads: int, runs: int) -> Iterator[Record]:
 
 def transform(runs: int) -> Record:
     """The forward transform of one limb."""
-    parameters = ckks.parameters(depth=7)
+    parameters = ckks.Parameters.secure(depth=7)
     words = np.random.default_rng(0).integers(0, parameters.primes[0], parameters.ring_dimension, np.uint64)
     # Transforming in place again and again is as good as fresh words.
     value = milliseconds(lambda: parameters._core.transform(0, words, 100), runs) / 100 * 1e3
@@ -90,7 +90,7 @@ def matrix(threads: int, runs: int) -> Iterator[Record]:
     """A clear 768 x 768 matrix times 8,192 tokens of 768 features."""
     progress(f"768 x 768 matrix, {threads} threads")
     privtuner.set_num_threads(threads)
-    parameters = ckks.parameters(depth=7)
+    parameters = ckks.Parameters.secure(depth=7)
     secret = ckks.SecretKey(parameters)
     engine = ckks.Evaluator(parameters)
     rng = np.random.default_rng(0)
@@ -110,7 +110,7 @@ def sealed(threads: int, tokens: int) -> Iterator[Record]:
     privtuner.set_num_threads(threads)
     rng = np.random.default_rng(0)
     w1, w2 = rng.normal(size=(1536, 384)) * 0.05, rng.normal(size=(384, 1536)) * 0.05
-    block = SealedMLP(w1, None, w2, None, ckks.gelu((-8.0, 8.0)))
+    block = SealedMLP(w1, None, w2, None, ckks.approximate("gelu", (-8.0, 8.0)))
     secret = ckks.SecretKey(block.public.parameters)
     engine = ckks.Evaluator(block.public.parameters, secret.evaluation_keys())
     values, gradient = np.clip(rng.normal(size=(2, tokens, 384)), -4, 4)

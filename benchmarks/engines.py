@@ -168,7 +168,7 @@ def primitives(threads: int, runs: int) -> Iterator[Record]:
     set_threads(threads)
     for log_n, limbs in PRIMITIVES:
         progress(f"primitives, N = 2^{log_n}, {limbs} limbs, {threads} threads")
-        native = ckks.parameters(depth=limbs - 1, ring_dimension=1 << log_n)
+        native = ckks.Parameters.secure(depth=limbs - 1, ring_dimension=1 << log_n)
         context = like(log_n, limbs)
         rng = np.random.default_rng(0)
         values = rng.uniform(-1, 1, (native.slots, 1))

@@ -318,7 +318,7 @@ def llama_part(gpu: Gpu, models: Models = MODELS, tokens: int = TOKENS) -> Itera
 
 def ntt_part(gpu: Gpu, n: int = 1 << 16, rows: int = 1000) -> Iterator[Record]:
     """Many transforms at once."""
-    parameters = ckks.parameters(depth=1, ring_dimension=n)
+    parameters = ckks.Parameters.secure(depth=1, ring_dimension=n)
     rng = np.random.default_rng(0)
     small = ntt.Transforms(gpu.device, n, parameters._core.primes, 8)
     words = rng.integers(0, parameters._core.primes[0], n, dtype=np.uint64)
@@ -356,7 +356,7 @@ def _primes(bits: int, n: int, count: int) -> list[int]:
 
 
 def _circuit(ring: int, limbs: int) -> tuple[Any, Any, Any]:
-    parameters = ckks.parameters(depth=limbs - 1, ring_dimension=ring)
+    parameters = ckks.Parameters.secure(depth=limbs - 1, ring_dimension=ring)
     secret = ckks.SecretKey(parameters)
     return parameters, secret, secret.evaluation_keys(rotations=(1,))
 

@@ -45,8 +45,8 @@ def evaluator(name: str, parameters: Any, keys: Any) -> Any:
 
 def make(name: str, depth: int, *, scale_bits: int = 40, rotations: Iterable[int] | str = (), **keys: Any) -> Case:
     """An insecure set of this depth and its keys. rotations: steps, or "sums" for those of a sum of slots."""
-    native = ckks.INSECURE_parameters(depth, scale_bits)
-    parameters = native if name == "native" else openfhe.INSECURE_context(native)
+    native = ckks.Parameters.INSECURE(depth, scale_bits)
+    parameters = native if name == "native" else openfhe.Context.INSECURE(native)
     secret = ckks.SecretKey(native) if name == "native" else openfhe.SecretKey(parameters)
     steps = [1 << i for i in range(native.slots.bit_length() - 1)] if rotations == "sums" else rotations
     made = secret.evaluation_keys(rotations=steps, **keys)

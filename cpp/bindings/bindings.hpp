@@ -4,9 +4,13 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <memory>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -68,10 +72,26 @@ inline py::bytes new_bytes(std::size_t size, std::uint8_t*& data) {
   return py::reinterpret_steal<py::bytes>(object);
 }
 
+// Bytes of a fixed number, such as an id.
+template <std::size_t kSize>
+std::array<std::uint8_t, kSize> fixed(const py::bytes& bytes, const char* what) {
+  const std::string text = bytes;
+  std::array<std::uint8_t, kSize> result;
+  if (text.size() != kSize) throw std::invalid_argument(std::string(what) + " has " + std::to_string(kSize) + " bytes");
+  std::memcpy(result.data(), text.data(), kSize);
+  return result;
+}
+
+template <std::size_t kSize>
+py::bytes bytes_of(const std::array<std::uint8_t, kSize>& data) {
+  return py::bytes(reinterpret_cast<const char*>(data.data()), kSize);
+}
+
 void register_errors(py::module_& module);
 void register_system(py::module_& module);
 void register_ring(py::module_& module);
 void register_gemm(py::module_& module);
+void register_wire(py::module_& module);
 void register_linear(py::module_& module);
 void register_ckks(py::module_& module);
 

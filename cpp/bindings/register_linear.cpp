@@ -30,21 +30,7 @@ Direction direction_of(const std::string& name) {
   throw std::invalid_argument("direction '" + name + "': choose forward or backward");
 }
 
-template <std::size_t kSize>
-std::array<std::uint8_t, kSize> fixed(const py::bytes& bytes, const char* what) {
-  const std::string text = bytes;
-  std::array<std::uint8_t, kSize> result;
-  if (text.size() != kSize) throw std::invalid_argument(std::string(what) + " has " + std::to_string(kSize) + " bytes");
-  std::memcpy(result.data(), text.data(), kSize);
-  return result;
-}
-
 linear::LayerId layer_id(const py::bytes& id) { return fixed<16>(id, "a layer id"); }
-
-template <std::size_t kSize>
-py::bytes bytes_of(const std::array<std::uint8_t, kSize>& data) {
-  return py::bytes(reinterpret_cast<const char*>(data.data()), kSize);
-}
 
 template <class T>
 std::unique_ptr<linear::Prepared> make_prepared(const linear::Preset& preset, const linear::LayerId& id,

@@ -161,7 +161,7 @@ def _tiers(workload: Workload, hertz: float, progress: Callable[[float, float, s
         costs = _linear_costs(preset, weight, batch, runs(f"{preset}, N = {ring}"))
         yield tier(preset, ring, math.log2(modulus), costs)
     for ring in _CKKS_RINGS:
-        parameters = ckks.parameters(_DEPTH, _SCALE_BITS, ring_dimension=ring)
+        parameters = ckks.Parameters.secure(_DEPTH, _SCALE_BITS, ring_dimension=ring)
         costs = _ckks_costs(parameters, weight, batch, runs(f"CKKS, N = {ring}, depth {_DEPTH}"))
         yield tier(f"ckks-{ring}", ring, parameters.log_qp, costs)
     progress(100, 100, "")

@@ -10,7 +10,7 @@ from privtuner.errors import CkksError
 
 def run(circuit, *inputs, depth, bounds, scale_bits=40):
     """Plan, make exactly the planned keys, run; check level, plan and bound. Returns values and predicted error."""
-    parameters = ckks.INSECURE_parameters(depth, scale_bits)
+    parameters = ckks.Parameters.INSECURE(depth, scale_bits)
     dry = ckks.Evaluator(parameters)
     planned = [dry.planned(*x.shape, bound=bound) for x, bound in zip(inputs, bounds, strict=True)]
     plan = ckks.plan(circuit, *planned, parameters=parameters)
@@ -26,7 +26,7 @@ def run(circuit, *inputs, depth, bounds, scale_bits=40):
 
 
 def slots(depth=1):
-    return ckks.INSECURE_parameters(depth).slots
+    return ckks.Parameters.INSECURE(depth).slots
 
 
 @pytest.mark.parametrize(("low", "halvings", "degree"), [(-4.0, 0, 15), (-8.0, 2, 7)])
@@ -182,7 +182,7 @@ def test_matrix_vector(shape, period):
 
 
 def test_circuits_run_out_of_levels():
-    parameters = ckks.INSECURE_parameters(3)
+    parameters = ckks.Parameters.INSECURE(3)
     for circuit in (
         lambda e, x: circuits.exponential(e, x, -1.0, 2, 7),
         lambda e, x: circuits.softmax(e, x, 1.0),

@@ -21,7 +21,7 @@ def other():
 
 @pytest.fixture(scope="module")
 def ours():
-    parameters = ckks.parameters(3, 40, ring_dimension=2 * SLOTS)
+    parameters = ckks.Parameters.secure(3, 40, ring_dimension=2 * SLOTS)
     secret = ckks.SecretKey(parameters)
     return secret, ckks.Evaluator(parameters, secret.evaluation_keys(rotations=(SLOTS // 2, SLOTS // 4)))
 

@@ -62,7 +62,7 @@ def test_messages_lie_in_memory_that_is_used_again(device):
 
 
 def test_ciphertexts_are_the_native_ones(device):
-    parameters = ckks.parameters(depth=5)
+    parameters = ckks.Parameters.secure(depth=5)
     secret = ckks.SecretKey(parameters)
     keys = secret.evaluation_keys(rotations=(1, 5), conjugation=True)
     native, engine = ckks.Evaluator(parameters, keys), CudaEvaluator(device, parameters, keys)

@@ -204,7 +204,10 @@ MISUSE = {
     "no level for a product": (CkksError, lambda c, x: c.engine.multiply(c.engine.drop_to(x, 0), x)),
     "no level for a number": (CkksError, lambda c, x: c.engine.multiply(c.engine.drop_to(x, 0), 0.5)),
     "no level for clear values": (CkksError, lambda c, x: c.engine.multiply_plain(c.engine.drop_to(x, 0), [[0.5]])),
-    "no level for a polynomial": (CkksError, lambda c, x: c.engine.polynomial(c.engine.drop_to(x, 1), ckks.gelu())),
+    "no level for a polynomial": (
+        CkksError,
+        lambda c, x: c.engine.polynomial(c.engine.drop_to(x, 1), ckks.approximate("gelu")),
+    ),
     "a domain that is too small": (CkksError, lambda c, x: c.engine.polynomial(x, ckks.fit(np.tanh, (-0.5, 0.5), 3))),
     "no level for a combination": (CkksError, lambda c, x: c.engine.linear_combination([c.engine.drop_to(x, 0)], [1])),
     "no relinearisation key": (CkksError, lambda c, x: c.without_keys().multiply(x, x)),
@@ -282,7 +285,7 @@ def test_openfhe_ciphertexts_multiplied_by_both(weights, transpose):
 @NEEDS_OPENFHE
 def test_native_ciphertexts_multiplied_by_both():
     native = make("native", 2)
-    context = openfhe.INSECURE_context(native.parameters)
+    context = openfhe.Context.INSECURE(native.parameters)
     secret = openfhe.SecretKey(context)
     x = native.secret.encrypt(RNG.uniform(-1, 1, (native.slots, FEATURES)))
     product = native.engine.linear(x, MATRIX)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from privtuner import ckks
 from privtuner.errors import CkksError, MessageError
 
-PARAMETERS = ckks.INSECURE_parameters(6)
+PARAMETERS = ckks.Parameters.INSECURE(6)
 SECRET = ckks.SecretKey(PARAMETERS)
 STEPS = (1, 7, -2, 100)
 ENGINE = ckks.Evaluator(PARAMETERS, SECRET.evaluation_keys(rotations=STEPS, conjugation=True))

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 from numpy.polynomial import chebyshev
 
-from privtuner.ckks import approximations
-from privtuner.ckks.approximations import Polynomial, fit
+from privtuner.ckks import Polynomial, approximate, fit
+from privtuner.ckks.functions import FUNCTIONS
 from privtuner.errors import InputError
 
 Array = npt.NDArray[np.float64]
@@ -64,13 +64,6 @@ CASES = [
 ]
 
 
-def make(name: str, domain: tuple[float, float] | None, degree: int, method: str = "remez") -> Polynomial:
-    arguments = {"degree": degree, "method": method} | ({} if domain is None else {"domain": domain})
-    if name == "gelu_tanh":
-        return approximations.gelu(form="tanh", **arguments)
-    return getattr(approximations, name)(**arguments)
-
-
 def dense(domain: tuple[float, float], points: int = 20001) -> Array:
     low, high = domain
     cosines = np.clip((high + low) / 2 + (high - low) / 2 * np.cos(np.linspace(np.pi, 0, points)), low, high)
@@ -80,7 +73,7 @@ def dense(domain: tuple[float, float], points: int = 20001) -> Array:
 @pytest.mark.parametrize("method", ["remez", "chebyshev"])
 @pytest.mark.parametrize(("name", "domain", "degree"), CASES)
 def test_stated_error_is_the_measured_one(name, domain, degree, method):
-    p = make(name, domain, degree, method)
+    p = approximate(name, domain, degree, method)
     x = dense(p.domain)
     measured = np.abs(p(x) - EXACT[name](x)).max()
     assert measured <= p.max_error <= 1.01 * measured
@@ -90,8 +83,8 @@ def test_stated_error_is_the_measured_one(name, domain, degree, method):
 
 @pytest.mark.parametrize(("name", "domain", "degree"), CASES)
 def test_remez_is_level(name, domain, degree):
-    p = make(name, domain, degree)
-    assert p.max_error <= make(name, domain, degree, "chebyshev").max_error
+    p = approximate(name, domain, degree)
+    assert p.max_error <= approximate(name, domain, degree, "chebyshev").max_error
     x = dense(p.domain, 60001)
     error = p(x) - EXACT[name](x)
     high = np.flatnonzero(np.abs(error) >= 0.99 * np.abs(error).max())
@@ -108,13 +101,13 @@ def test_remez_agrees_with_a_known_best_approximation():
     q = fit(lambda x: x**9, (-1, 1), 8)
     assert q.max_error == pytest.approx(2.0**-8, rel=2e-3)
     # 1 / x by a line on [a, b]: (1 / sqrt a - 1 / sqrt b)**2 / 2.
-    r = approximations.inverse((1.0, 4.0), 1)
+    r = approximate("inverse", (1.0, 4.0), 1)
     assert r.max_error == pytest.approx((1 - 0.5) ** 2 / 2, rel=2e-3)
 
 
 @pytest.mark.parametrize("name", ["gelu", "silu", "relu"])
 def test_gated_functions_are_half_the_argument_and_even_powers(name):
-    p = make(name, None, 27)
+    p = approximate(name, None, 27)
     assert p.degree == 26
     odd = np.array(p.coefficients)[1::2]
     assert odd[0] == pytest.approx(4.0, abs=1e-14)  # x / 2 on (-8, 8)
@@ -124,7 +117,7 @@ def test_gated_functions_are_half_the_argument_and_even_powers(name):
 @pytest.mark.parametrize(("name", "constant"), [("tanh", 0.0), ("sigmoid", 0.5)])
 @pytest.mark.parametrize("method", ["remez", "chebyshev"])
 def test_odd_functions_get_odd_polynomials(name, constant, method):
-    p = make(name, None, 28, method)
+    p = approximate(name, None, 28, method)
     assert p.degree == 27
     even = np.array(p.coefficients)[::2]
     assert even[0] == constant
@@ -134,14 +127,14 @@ def test_odd_functions_get_odd_polynomials(name, constant, method):
 @pytest.mark.parametrize("name", ["gelu", "silu", "relu", "tanh", "sigmoid", "exp", "inverse", "inverse_sqrt"])
 @pytest.mark.parametrize("degree", [1, 2, 8, 63, 255])
 def test_every_degree(name, degree):
-    p = make(name, None, degree, "chebyshev")
+    p = approximate(name, None, degree, "chebyshev")
     assert p.degree <= degree
     assert p.max_error < {1: 6.0, 2: 2.0, 8: 0.5, 63: 0.07, 255: 0.02}[degree]
 
 
 def test_large_exchanges():
-    assert make("relu", None, 127).max_error < 0.009
-    assert make("exp", None, 31).max_error < 1e-13  # the error of double precision is accepted
+    assert approximate("relu", None, 127).max_error < 0.009
+    assert approximate("exp", None, 31).max_error < 1e-13  # the error of double precision is accepted
 
 
 def test_polynomials_and_constants_are_reproduced():
@@ -164,7 +157,7 @@ def test_relative_fit_levels_the_relative_error():
 @pytest.mark.parametrize("method", ["remez", "chebyshev"])
 def test_derivative(name, method):
     degree = 27 if name != "exp" else 12
-    p = make(name, None, degree, method)
+    p = approximate(name, None, degree, method)
     d = p.derivative()
     assert (d.basis, d.domain, d.degree) == (p.basis, p.domain, p.degree - 1)
     x = dense(p.domain)
@@ -194,7 +187,7 @@ def test_depth(degree, depth):
 
 
 def test_evaluation_keeps_the_shape():
-    p = approximations.gelu()
+    p = approximate("gelu")
     assert p(np.zeros((2, 3, 4))).shape == (2, 3, 4)
     assert float(p(1.0)) == pytest.approx(0.8413, abs=1e-3)
     # Clenshaw on the mapped domain against the definition.
@@ -203,10 +196,10 @@ def test_evaluation_keeps_the_shape():
 
 
 def test_values_and_identity():
-    p, q = approximations.gelu(), approximations.gelu(domain=(-8, 8))
+    p, q = approximate("gelu"), approximate("gelu", (-8, 8))
     assert p == q
     assert hash(p) == hash(q)
-    assert p != approximations.gelu(form="tanh")
+    assert p != approximate("gelu_tanh")
     copy = pickle.loads(pickle.dumps(p))
     assert copy == p
     assert copy.derivative().max_error == p.derivative().max_error
@@ -217,12 +210,19 @@ def test_values_and_identity():
         p.name = "other"
 
 
-def test_table():
-    rows = approximations.table()
-    assert [row.name for row in rows] == list(EXACT)
-    for row in rows:
-        assert row.depth == math.ceil(math.log2(row.degree + 1))
-        assert row.max_error < (0.02 if row.name == "relu" else 5e-4)
+def test_the_table_at_its_defaults():
+    assert list(FUNCTIONS) == list(EXACT)
+    for name, row in FUNCTIONS.items():
+        p = approximate(name)
+        assert (p.name, p.domain) == (name, row.domain)
+        assert row.degree - 1 <= p.degree <= row.degree
+        assert p.depth == math.ceil(math.log2(p.degree + 1))
+        assert p.max_error < (0.02 if name == "relu" else 5e-4)
+
+
+def test_no_module_has_two_functions():
+    modules = [module for row in FUNCTIONS.values() for module in row.modules]
+    assert len(modules) == len(set(modules))
 
 
 @pytest.mark.parametrize(
@@ -257,9 +257,10 @@ def test_bad_polynomials(arguments, message):
         (lambda: fit(lambda x: np.log(x), (0, 1), 3), "finite on the domain"),
         (lambda: fit(lambda x: 1.0, (0, 1), 3), "elementwise"),
         (lambda: fit(lambda x: np.sin(1e8 * x), (0, 1.1), 20), "method='chebyshev'"),
-        (lambda: approximations.gelu(form="quick"), "'quick'"),
-        (lambda: approximations.inverse((-1, 1)), "holds 0"),
-        (lambda: approximations.inverse_sqrt((0, 1)), "low > 0"),
+        (lambda: approximate("quick"), "no function is called 'quick'; known: gelu, gelu_tanh, "),
+        (lambda: approximate("gelu", (1, -1)), "low < high"),
+        (lambda: approximate("inverse", (-1, 1)), r"inverse is defined on \(-inf, 0\) and \(0, inf\)"),
+        (lambda: approximate("inverse_sqrt", (0, 1)), r"domain \(0.0, 1.0\): inverse_sqrt is defined on \(0, inf\)"),
     ],
 )
 def test_bad_fits(call, message):

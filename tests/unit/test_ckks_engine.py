@@ -9,8 +9,8 @@ import pytest
 from privtuner import ckks, system
 from privtuner.errors import CkksError, InputError, MessageError, SecretError
 
-PARAMETERS = ckks.INSECURE_parameters(3)
-OTHER = ckks.INSECURE_parameters(2)
+PARAMETERS = ckks.Parameters.INSECURE(3)
+OTHER = ckks.Parameters.INSECURE(2)
 SECRET = ckks.SecretKey(PARAMETERS)
 KEYS = SECRET.evaluation_keys(rotations=(1, -2), conjugation=True)
 ENGINE = ckks.Evaluator(PARAMETERS, KEYS)
@@ -30,7 +30,7 @@ LINE = ckks.Polynomial((0.0, 0.5), "power")
 
 
 def test_a_secure_set():
-    parameters = ckks.parameters(2, 35)
+    parameters = ckks.Parameters.secure(2, 35)
     assert parameters.name == "ckks-n8192-depth2-scale35"
     assert (parameters.security_bits, parameters.ring_dimension, parameters.slots) == (128, 8192, 4096)
     assert (parameters.depth, parameters.scale_bits) == (2, 35)
@@ -46,7 +46,7 @@ def test_a_secure_set():
 
 
 def test_an_insecure_set_says_so():
-    parameters = ckks.INSECURE_parameters(2, 30, ring_dimension=2048)
+    parameters = ckks.Parameters.INSECURE(2, 30, ring_dimension=2048)
     assert parameters.name == "INSECURE-ckks-n2048-depth2-scale30"
     assert parameters.security_bits == 0
     assert "no bits of security" in repr(parameters)
@@ -66,7 +66,7 @@ def test_an_insecure_set_says_so():
     ],
 )
 def test_wishes_out_of_range(arguments, message):
-    for make in (ckks.parameters, ckks.INSECURE_parameters):
+    for make in (ckks.parameters, ckks.Parameters.INSECURE):
         with pytest.raises(InputError, match=message):
             make(**arguments)
 
@@ -74,11 +74,11 @@ def test_wishes_out_of_range(arguments, message):
 @pytest.mark.parametrize(("depth", "ring"), [(2, 4096), (8, 8192), (1, 1024), (40, None)])
 def test_no_secure_set(depth, ring):
     with pytest.raises(InputError, match="no 128-bit secure set of depth .*lower depth or scale_bits"):
-        ckks.parameters(depth, 49 if depth == 40 else 40, ring_dimension=ring)
+        ckks.Parameters.secure(depth, 49 if depth == 40 else 40, ring_dimension=ring)
 
 
 def test_parameters_travel():
-    for parameters in (PARAMETERS, ckks.parameters(1, 30)):
+    for parameters in (PARAMETERS, ckks.Parameters.secure(1, 30)):
         for again in (ckks.Parameters.from_bytes(parameters.to_bytes()), pickle.loads(pickle.dumps(parameters))):
             assert again == parameters
             assert hash(again) == hash(parameters)
@@ -289,7 +289,7 @@ def test_wrong_bytes(read):
     changed[len(message) // 2] ^= 1
     with pytest.raises(MessageError, match="checksum mismatch"):
         read.from_bytes(PARAMETERS, changed)
-    same_size = ckks.INSECURE_parameters(3, 39, first_bits=50)
+    same_size = ckks.Parameters.INSECURE(3, 39, first_bits=50)
     with pytest.raises(MessageError, match=f"made with other parameters than {same_size.name}"):
         read.from_bytes(same_size, message)
 
@@ -587,7 +587,7 @@ def test_a_rescale_that_leaves_nothing_is_refused():
 
 
 def test_depth_zero_sets_of_other_scales_differ():
-    assert ckks.INSECURE_parameters(0, 30, first_bits=40) != ckks.INSECURE_parameters(0, 35, first_bits=40)
+    assert ckks.Parameters.INSECURE(0, 30, first_bits=40) != ckks.Parameters.INSECURE(0, 35, first_bits=40)
 
 
 def test_the_server_cannot_make_the_owner_use_insecure_parameters():

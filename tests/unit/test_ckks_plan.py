@@ -8,7 +8,7 @@ import pytest
 from privtuner import ckks
 from privtuner.errors import CkksError, InputError
 
-PARAMETERS = ckks.INSECURE_parameters(5)
+PARAMETERS = ckks.Parameters.INSECURE(5)
 SECRET = ckks.SecretKey(PARAMETERS)
 SHAPES = ((20, 3), (20, 1))
 CUBIC = ckks.Polynomial((0.1, 0.2, 0.3, 0.4))
@@ -27,8 +27,8 @@ def inputs():
 
 
 @pytest.fixture(scope="module")
-def calibration():
-    return ckks.calibrate(PARAMETERS, repeats=2)
+def timings():
+    return ckks.measure_timings(PARAMETERS, repeats=2)
 
 
 def test_what_a_circuit_takes():
@@ -141,34 +141,32 @@ def test_plans_that_cannot_be():
         ckks.Evaluator(PARAMETERS).planned(4, 1, level=6)
 
 
-def test_seconds(calibration):
-    assert calibration.parameters == PARAMETERS.name
-    assert calibration.threads >= 1
-    for limbs, seconds in calibration.seconds.values():
+def test_seconds(timings):
+    assert timings.parameters == PARAMETERS.name
+    assert timings.threads >= 1
+    for limbs, seconds in timings.seconds.values():
         assert limbs == tuple(sorted(limbs))
         assert len(seconds) == len(limbs)
         assert all(0 <= value < 1 for value in seconds)
     for work in ("term", "product", "rescale", "relinearise", "rotate", "decompose", "plain", "matrix"):
-        assert work in calibration.seconds
+        assert work in timings.seconds
     # What takes milliseconds is measured; small differences of large times may come out as nothing.
     for work in ("term", "relinearise", "rotate", "matrix"):
-        assert max(calibration.seconds[work][1]) > 0
-    plan = ckks.plan(circuit, *SHAPES, parameters=PARAMETERS, calibration=calibration)
+        assert max(timings.seconds[work][1]) > 0
+    plan = ckks.plan(circuit, *SHAPES, parameters=PARAMETERS, timings=timings)
     assert 0 < plan.seconds < 10
     assert "s predicted" in str(plan)
-    limbs, seconds = calibration.seconds["relinearise"]
-    assert calibration.cost("relinearise", limbs[-1], 2.0) == 2 * seconds[-1]
+    limbs, seconds = timings.seconds["relinearise"]
+    assert timings.seconds_of("relinearise", limbs[-1], 2.0) == 2 * seconds[-1]
     twice = ckks.plan(
-        lambda e, x, y: [circuit(e, x, y), circuit(e, x, y)], *SHAPES, parameters=PARAMETERS, calibration=calibration
+        lambda e, x, y: [circuit(e, x, y), circuit(e, x, y)], *SHAPES, parameters=PARAMETERS, timings=timings
     )
     assert twice.seconds == pytest.approx(2 * plan.seconds)
 
 
-def test_calibrations_of_other_sets(calibration):
-    other = ckks.INSECURE_parameters(4)
-    with pytest.raises(
-        InputError, match=f"a calibration of {PARAMETERS.name} does not fit {other.name}; calibrate again"
-    ):
-        ckks.plan(lambda engine, x: x, (4, 1), parameters=other, calibration=calibration)
-    with pytest.raises(InputError, match="depth 0 has no products to calibrate"):
-        ckks.calibrate(ckks.INSECURE_parameters(0))
+def test_timings_of_other_sets(timings):
+    other = ckks.Parameters.INSECURE(4)
+    with pytest.raises(InputError, match=f"timings of {PARAMETERS.name} do not fit {other.name}; measure them again"):
+        ckks.plan(lambda engine, x: x, (4, 1), parameters=other, timings=timings)
+    with pytest.raises(InputError, match="depth 0 has no products to measure"):
+        ckks.measure_timings(ckks.Parameters.INSECURE(0))

@@ -21,7 +21,7 @@ def worst(secret, tensor, want):
 
 class Case:
     def __init__(self, depth, scale_bits):
-        self.parameters = ckks.INSECURE_parameters(depth, scale_bits)
+        self.parameters = ckks.Parameters.INSECURE(depth, scale_bits)
         self.secret = ckks.SecretKey(self.parameters)
         keys = self.secret.evaluation_keys(rotations=(1, -5), conjugation=True)
         self.engine = ckks.Evaluator(self.parameters, keys)
@@ -96,24 +96,24 @@ def test_chains_of_products(depth, scale_bits):
 
 
 LIBRARY = {
-    "gelu": (ckks.gelu(), lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))),
+    "gelu": (ckks.approximate("gelu"), lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))),
     "gelu_tanh": (
-        ckks.gelu(form="tanh"),
+        ckks.approximate("gelu_tanh"),
         lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     ),
-    "silu": (ckks.silu(), lambda x: x / (1 + np.exp(-x))),
-    "relu": (ckks.relu(), lambda x: np.maximum(x, 0)),
-    "tanh": (ckks.tanh(), np.tanh),
-    "sigmoid": (ckks.sigmoid(), lambda x: 1 / (1 + np.exp(-x))),
-    "exp": (ckks.exp(), np.exp),
-    "inverse": (ckks.inverse(), lambda x: 1 / x),
-    "inverse_sqrt": (ckks.inverse_sqrt(), lambda x: 1 / np.sqrt(x)),
+    "silu": (ckks.approximate("silu"), lambda x: x / (1 + np.exp(-x))),
+    "relu": (ckks.approximate("relu"), lambda x: np.maximum(x, 0)),
+    "tanh": (ckks.approximate("tanh"), np.tanh),
+    "sigmoid": (ckks.approximate("sigmoid"), lambda x: 1 / (1 + np.exp(-x))),
+    "exp": (ckks.approximate("exp"), np.exp),
+    "inverse": (ckks.approximate("inverse"), lambda x: 1 / x),
+    "inverse_sqrt": (ckks.approximate("inverse_sqrt"), lambda x: 1 / np.sqrt(x)),
 }
 
 
 @pytest.fixture(scope="module")
 def deep():
-    parameters = ckks.INSECURE_parameters(7, 40)
+    parameters = ckks.Parameters.INSECURE(7, 40)
     secret = ckks.SecretKey(parameters)
     return secret, ckks.Evaluator(parameters, secret.evaluation_keys())
 
@@ -140,7 +140,7 @@ def test_a_polynomial_after_a_matrix_costs_its_own_depth(deep):
     rng = np.random.default_rng(8)
     x = rng.uniform(-1, 1, (engine.slots, 16))
     matrix = ckks.Matrix(rng.standard_normal((4, 16)) / 4)
-    activation = ckks.gelu((-8, 8), 15)
+    activation = ckks.approximate("gelu", (-8, 8), 15)
     # The matrix's integers and the width of the domain come off the scale beforehand.
     scale = engine.parameters.scale(7) * float(matrix.delta.min()) / 8.0
     hidden = engine.assume(engine.linear(secret.encrypt(x, scale=scale), matrix), 8.0)

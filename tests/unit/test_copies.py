@@ -31,13 +31,13 @@ from privtuner.service import RemoteTransport, Server
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(3, 9)).astype(np.float32)
 PREPARED = {preset: linear.prepare(RNG.normal(size=(6, 9)), preset) for preset in linear.PRESETS}
-PARAMETERS = ckks.INSECURE_parameters(depth=6)
+PARAMETERS = ckks.Parameters.INSECURE(depth=6)
 SECRET = ckks.SecretKey(PARAMETERS)
 KEYS = SECRET.evaluation_keys(rotations=[1], conjugation=True)
 TENSOR = SECRET.encrypt(RNG.uniform(-1, 1, (3, 2)))
 MATRIX = ckks.Matrix(RNG.normal(size=(4, 2)), bits=16)
 WEIGHTS = (RNG.normal(size=(8, 6)) / 8, np.zeros(8), RNG.normal(size=(4, 8)) / 8, np.zeros(4))
-BLOCK = blocks.SealedMLP(*WEIGHTS, ckks.gelu((-6.0, 6.0), 15), parameters=PARAMETERS)
+BLOCK = blocks.SealedMLP(*WEIGHTS, ckks.approximate("gelu", (-6.0, 6.0), 15), parameters=PARAMETERS)
 
 
 def again(thing: Any) -> Any:

@@ -43,20 +43,20 @@ def party_for(parameters, **keys):
 @pytest.fixture(scope="module")
 def party():
     """One digit, several special primes; two blocks to a row."""
-    return party_for(ckks.INSECURE_parameters(3, ring_dimension=2048))
+    return party_for(ckks.Parameters.INSECURE(3, ring_dimension=2048))
 
 
 @pytest.fixture(scope="module")
 def digits():
     """Three digits of up to two limbs, two special primes."""
-    parameters = ckks.parameters(4, 25, ring_dimension=8192)
+    parameters = ckks.Parameters.secure(4, 25, ring_dimension=8192)
     assert (parameters._core.digit_limbs, parameters._core.special_count) == (2, 2)
     return Party(parameters, [1, 5])
 
 
 @pytest.fixture(scope="module")
 def deep():
-    return Party(ckks.INSECURE_parameters(6))
+    return Party(ckks.Parameters.INSECURE(6))
 
 
 def assert_same(engine, found, expected):
@@ -247,7 +247,7 @@ def test_a_sealed_block_answers_the_same(deep):
     """A whole server's answer, forward and backward, with an engine on a device in place of the native one."""
     rng = np.random.default_rng(3)
     weights = [0.3 * rng.normal(size=shape) for shape in ((4, 3), (4,), (2, 4), (2,))]
-    block = SealedMLP(*weights, ckks.gelu((-6.0, 6.0), 6), parameters=deep.parameters)
+    block = SealedMLP(*weights, ckks.approximate("gelu", (-6.0, 6.0), 6), parameters=deep.parameters)
     client = SealedClient(deep.parameters, allow_insecure=True)
     x, g = rng.normal(size=(TOKENS, 3)), rng.normal(size=(TOKENS, 2))
     for gradient in (None, g):
@@ -447,7 +447,7 @@ def test_staging_is_used_again_only_after_a_wait(party, monkeypatch):
 # What is refused
 
 
-OTHER = ckks.INSECURE_parameters(2)
+OTHER = ckks.Parameters.INSECURE(2)
 MISUSE = {
     "no relinearisation key": lambda e, x, low: e.multiply(x, x),
     "no rotation key": lambda e, x, low: e.rotate(x, 7),

@@ -291,10 +291,10 @@ def test_a_reply_that_nobody_reads_holds_nothing_up(engine):
 
 
 def test_a_sealed_block_is_evaluated_on_the_device(engine):
-    parameters = ckks.INSECURE_parameters(depth=6)
+    parameters = ckks.Parameters.INSECURE(depth=6)
     rng = np.random.default_rng(0)
     w1, w2 = 0.3 * rng.standard_normal((9, 5)), 0.3 * rng.standard_normal((4, 9))
-    block = SealedMLP(w1, None, w2, None, ckks.gelu((-6.0, 6.0), 15), parameters=parameters)
+    block = SealedMLP(w1, None, w2, None, ckks.approximate("gelu", (-6.0, 6.0), 15), parameters=parameters)
     client = SealedClient(parameters, allow_insecure=True)
     for g in (None, rng.standard_normal((3, 4))):
         request, pending = client.request(block.public, rng.standard_normal((3, 5)), g)

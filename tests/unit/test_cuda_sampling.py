@@ -190,7 +190,7 @@ def test_rfc8439_section_2_4_2_encryption(device):
 
 @pytest.mark.parametrize("level", [0, 3])
 def test_a_fresh_tensor_s_second_component(device, level):
-    parameters = ckks.INSECURE_parameters(3)
+    parameters = ckks.Parameters.INSECURE(3)
     tensor = ckks.SecretKey(parameters).encrypt(np.full((2, 3), 0.5), level=level)
     seed = tensor.to_bytes()[56:88]  # behind the header and the six fields of a tensor
     primes = parameters.primes[: level + 1]

@@ -16,9 +16,10 @@ CPP_LAYERS = {
     "math": set(),
     "ring": {"math"},
     "gemm": {"math"},
-    "linear": {"ring", "gemm", "math"},
-    "ckks": {"ring", "gemm", "math"},
-    "circuits": {"ckks", "ring", "gemm", "math"},
+    "wire": {"math"},
+    "linear": {"ring", "gemm", "wire", "math"},
+    "ckks": {"ring", "gemm", "wire", "math"},
+    "circuits": {"ckks", "ring", "gemm", "wire", "math"},
 }
 """C++ layer -> the layers it may include besides itself."""
 
@@ -31,6 +32,7 @@ PYTHON_LAYERS = {
     "wireless": {"security", "paths", "errors"},
     "_core": set(),
     "system": {"_core", "errors"},
+    "wire": {"_core", "errors"},
     "linear": {"_core", "copies", "errors"},
     "ckks": {"system", "_core", "copies", "errors"},
     "openfhe": {"linear", "ckks", "packages", "paths", "_core", "copies", "errors"},

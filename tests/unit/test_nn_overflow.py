@@ -87,8 +87,8 @@ def test_what_is_encrypted_for_them_is_zero(monkeypatch: pytest.MonkeyPatch) -> 
 def test_sealed_blocks_do_the_same() -> None:
     rng = np.random.default_rng(3)
     w1, w2 = rng.normal(size=(8, 6)) / 3, rng.normal(size=(4, 8)) / 3
-    parameters = ckks.INSECURE_parameters(depth=6)
-    block = Block(w1, np.zeros(8), w2, np.zeros(4), ckks.gelu((-6.0, 6.0), 15), parameters=parameters)
+    parameters = ckks.Parameters.INSECURE(depth=6)
+    block = Block(w1, np.zeros(8), w2, np.zeros(4), ckks.approximate("gelu", (-6.0, 6.0), 15), parameters=parameters)
     transport = SizeTransport({"mlp": block})
     mlp = SealedMLP("mlp", block.public, Session(transport, allow_insecure=True))
     g = torch.ones(3, 4)

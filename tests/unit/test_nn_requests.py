@@ -12,7 +12,7 @@ from transformers.models.auto import modeling_auto
 
 from family_cases import tiny_model
 from nn_cases import RecordingTransport, tiny_bert, tiny_llama, tokens
-from privtuner.ckks import INSECURE_parameters
+from privtuner.ckks import Parameters
 from privtuner.errors import InputError
 from privtuner.nn import LocalTransport, Split, split
 from privtuner.nn.families import PADDING_SAFE, REGULAR
@@ -197,7 +197,7 @@ def test_a_sealed_block_takes_the_sizes_of_the_pass() -> None:
         tiny_bert(num_hidden_layers=1),
         seal="mlp",
         activation_degree=3,
-        seal_parameters=INSECURE_parameters(depth=6),
+        seal_parameters=Parameters.INSECURE(depth=6),
     )
     model = parts.bundle.build(LocalTransport(parts.server), allow_insecure=True)
     block = model.encoder.layer[0].intermediate.dense

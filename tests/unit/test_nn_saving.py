@@ -106,7 +106,7 @@ def test_a_state_has_the_owner_s_tensors_alone(parts: Split, tmp_path: Path) -> 
 
 def test_sealed_blocks_are_marked_too(tmp_path: Path) -> None:
     options = {"activation_domain": (-6.0, 6.0), "activation_degree": 15}
-    parts = split(tiny_bert(), seal="mlp", seal_parameters=ckks.INSECURE_parameters(depth=6), **options)
+    parts = split(tiny_bert(), seal="mlp", seal_parameters=ckks.Parameters.INSECURE(depth=6), **options)
     model = parts.bundle.build(LocalTransport(parts.server), allow_insecure=True)
     saved = load_file(save(model, tmp_path))
     assert saved["encoder.layer.0.intermediate.dense.weight"].shape == (1,)

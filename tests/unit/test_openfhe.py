@@ -21,13 +21,13 @@ from privtuner.openfhe import library
 
 pytestmark = NEEDS_OPENFHE
 
-PARAMETERS = ckks.INSECURE_parameters(2)
+PARAMETERS = ckks.Parameters.INSECURE(2)
 TECHNIQUES = ["FIXEDMANUAL", "FIXEDAUTO", "FLEXIBLEAUTO", "FLEXIBLEAUTOEXT"]
 
 
 @pytest.fixture(scope="module")
 def context():
-    return openfhe.INSECURE_context(PARAMETERS)
+    return openfhe.Context.INSECURE(PARAMETERS)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def values(context, features=2, seed=0):
 
 
 def test_a_secure_context_like_a_native_set():
-    native = ckks.parameters(depth=2)
+    native = ckks.Parameters.secure(depth=2)
     context = openfhe.Context(native)
     assert context.security_bits == 128
     assert (context.ring_dimension, context.slots) == (native.ring_dimension, native.slots)
@@ -128,33 +128,33 @@ def test_settings_that_are_refused(settings, message):
 def test_a_refusal_leaves_nothing_behind():
     with pytest.raises(InputError, match="does not comply"):
         openfhe.Context.from_settings(8, ring_dim=4096)
-    assert openfhe.INSECURE_context(ckks.INSECURE_parameters(1)).depth == 1
+    assert openfhe.Context.INSECURE(ckks.Parameters.INSECURE(1)).depth == 1
 
 
 def test_insecure_contexts_say_so(context):
     assert context.security_bits == 0
     assert "no bits of security" in repr(context)
-    with pytest.raises(InputError, match="INSECURE-ckks.* is not secure; for tests pass it to INSECURE_context"):
+    with pytest.raises(InputError, match="INSECURE-ckks.* is not secure; for tests pass it to Context.INSECURE"):
         openfhe.Context(PARAMETERS)
     with pytest.raises(InputError, match="give ring_dim"):
-        openfhe.INSECURE_context(multiplicative_depth=1)
+        openfhe.Context.INSECURE(multiplicative_depth=1)
 
 
 def test_a_native_set_whose_ring_is_too_small_for_openfhe():
     # Special primes of 60 bits do not fit beside 49 + 50 bits at N = 4096 where the native ones do.
-    tight = ckks.parameters(0, 40, ring_dimension=4096)
+    tight = ckks.Parameters.secure(0, 40, ring_dimension=4096)
     with pytest.raises(InputError, match=f"{tight.name}: .*give parameters a ring_dimension of 8192"):
         openfhe.Context(tight)
 
 
 def test_settings_beside_parameters_are_refused():
     with pytest.raises(InputError, match="settings \\['scaling_technique'\\] beside parameters"):
-        openfhe.INSECURE_context(PARAMETERS, scaling_technique="FIXEDMANUAL")
+        openfhe.Context.INSECURE(PARAMETERS, scaling_technique="FIXEDMANUAL")
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
 def test_operands_of_levels_far_apart(technique):
-    context = openfhe.INSECURE_context(
+    context = openfhe.Context.INSECURE(
         multiplicative_depth=4, ring_dim=2048, scaling_mod_size=40, first_mod_size=60, scaling_technique=technique
     )
     secret = openfhe.SecretKey(context)
@@ -194,7 +194,7 @@ def test_small_clear_values(context, secret):
 
 @pytest.mark.parametrize("bits", [10, 20])
 def test_rotations_by_bv_key_switching(bits):
-    context = openfhe.INSECURE_context(
+    context = openfhe.Context.INSECURE(
         multiplicative_depth=1,
         ring_dim=4096,
         scaling_mod_size=40,
@@ -212,7 +212,7 @@ def test_rotations_by_bv_key_switching(bits):
 def test_two_rings_with_a_common_prime():
     """OpenFHE has one transform table a prime, whatever the ring: operations of both must not disturb each other."""
     rings = [
-        openfhe.INSECURE_context(multiplicative_depth=1, ring_dim=n, scaling_mod_size=40, first_mod_size=60)
+        openfhe.Context.INSECURE(multiplicative_depth=1, ring_dim=n, scaling_mod_size=40, first_mod_size=60)
         for n in (1024, 2048)
     ]
     assert set(rings[0].moduli + rings[0].special_moduli) & set(rings[1].moduli + rings[1].special_moduli)
@@ -303,7 +303,7 @@ def test_objects_with_few_keys_do_not_see_those_of_others(context, secret):
 
 
 def test_two_contexts_do_not_meet(context, secret):
-    other = openfhe.INSECURE_context(ckks.INSECURE_parameters(3))
+    other = openfhe.Context.INSECURE(ckks.Parameters.INSECURE(3))
     stranger = openfhe.SecretKey(other)
     keys = stranger.evaluation_keys()
     x = secret.encrypt(values(context))
@@ -318,8 +318,8 @@ def test_two_contexts_do_not_meet(context, secret):
 
 def test_contexts_leave_the_table_with_their_last_object():
     before = counts()
-    context = openfhe.INSECURE_context(ckks.INSECURE_parameters(4))
-    again = openfhe.INSECURE_context(ckks.INSECURE_parameters(4))  # OpenFHE finds the same one
+    context = openfhe.Context.INSECURE(ckks.Parameters.INSECURE(4))
+    again = openfhe.Context.INSECURE(ckks.Parameters.INSECURE(4))  # OpenFHE finds the same one
     assert counts()[0] == before[0] + 1
     del context
     assert counts()[0] == before[0] + 1
@@ -337,7 +337,7 @@ def test_memory_returns():
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
     def round_trip() -> int:
-        context = openfhe.INSECURE_context(ckks.INSECURE_parameters(6, ring_dimension=8192))
+        context = openfhe.Context.INSECURE(ckks.Parameters.INSECURE(6, ring_dimension=8192))
         secret = openfhe.SecretKey(context)
         keys = secret.evaluation_keys(rotations=range(1, 9), conjugation=True)
         x = secret.encrypt(values(context))
@@ -503,7 +503,7 @@ def test_a_flipped_bit_of_a_tensor_is_seen(context, secret):
 
 @pytest.mark.parametrize("what", ["public key", "secret key", "multiplication key", "automorphism keys", "ciphertexts"])
 def test_bytes_of_another_context(context, secret, what):
-    stranger = openfhe.INSECURE_context(ckks.INSECURE_parameters(3))
+    stranger = openfhe.Context.INSECURE(ckks.Parameters.INSECURE(3))
     _, data = readers(stranger, openfhe.SecretKey(stranger))[what]
     read, _ = readers(context, secret)[what]
     del stranger
@@ -570,7 +570,7 @@ def test_values_that_round_to_nothing(context, secret):
 
 
 def test_complex_values():
-    context = openfhe.INSECURE_context(
+    context = openfhe.Context.INSECURE(
         multiplicative_depth=2, ring_dim=1024, scaling_mod_size=45, ckks_data_type="COMPLEX"
     )
     secret = openfhe.SecretKey(context)
@@ -596,7 +596,7 @@ def test_real_contexts_have_no_complex_values(context, secret):
 
 
 def test_values_that_outgrow_the_modulus():
-    context = openfhe.INSECURE_context(multiplicative_depth=1, ring_dim=1024, scaling_mod_size=40, first_mod_size=45)
+    context = openfhe.Context.INSECURE(multiplicative_depth=1, ring_dim=1024, scaling_mod_size=40, first_mod_size=45)
     secret = openfhe.SecretKey(context)
     engine = openfhe.Evaluator(context)
     low = engine.drop_to(secret.encrypt(np.ones((4, 8))), 0)
@@ -612,7 +612,7 @@ def test_sums_are_not_packed(context, secret):
 
 
 def test_bootstrapping():
-    context = openfhe.INSECURE_context(
+    context = openfhe.Context.INSECURE(
         multiplicative_depth=25,
         ring_dim=2048,
         batch_size=8,
@@ -645,7 +645,7 @@ def test_bootstrapping_needs_preparation(context, secret):
     with pytest.raises(CkksError, match="enable_bootstrapping"):
         openfhe.Evaluator(context, secret.evaluation_keys()).bootstrap(secret.encrypt([0.5]), precision_bits=8)
     with pytest.raises(InputError, match="bootstrapping takes [0-9]+ levels and this context has 1; choose a larger"):
-        openfhe.INSECURE_context(ckks.INSECURE_parameters(1)).enable_bootstrapping()
+        openfhe.Context.INSECURE(ckks.Parameters.INSECURE(1)).enable_bootstrapping()
     for budget in ((), (1,), (0, 3), (3, 0), (1, 2, 3)):
         with pytest.raises(InputError, match="level_budget: give two numbers"):
             context.enable_bootstrapping(budget)

@@ -26,7 +26,7 @@ SECONDS = 60  # a child that takes longer hangs
 
 @pytest.fixture(scope="module")
 def context():
-    return openfhe.INSECURE_context(ckks.INSECURE_parameters(2))
+    return openfhe.Context.INSECURE(ckks.Parameters.INSECURE(2))
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_a_fork_while_another_thread_computes_is_refused_there_and_harms_nobody(
             lambda: openfhe.SecretKey(context),
             lambda: secret.evaluation_keys(),
             lambda: engine.add(x, x),
-            lambda: openfhe.INSECURE_context(ckks.INSECURE_parameters(4)),
+            lambda: openfhe.Context.INSECURE(ckks.Parameters.INSECURE(4)),
         ):
             try:
                 use()

@@ -52,9 +52,9 @@ def test_libraries_that_do_not_load(missing):
 @pytest.mark.parametrize("missing", [ABSENT, BROKEN], indirect=True)
 def test_every_use_is_refused(missing):
     for use in (
-        lambda: openfhe.Context(ckks.parameters(1)),
+        lambda: openfhe.Context(ckks.Parameters.secure(1)),
         lambda: openfhe.Context.from_settings(1),
-        lambda: openfhe.INSECURE_context(ckks.INSECURE_parameters(1)),
+        lambda: openfhe.Context.INSECURE(ckks.Parameters.INSECURE(1)),
         lambda: openfhe.Context.from_bytes(b"bytes"),
         openfhe.num_threads,
         lambda: openfhe.set_num_threads(1),

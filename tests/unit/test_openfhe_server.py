@@ -188,7 +188,14 @@ def test_a_whole_model_gives_what_the_native_engine_gives():
 def test_sealed_blocks_keep_their_own_messages():
     rng = np.random.default_rng(5)
     w1, w2 = 0.3 * rng.standard_normal((3, 2)), 0.3 * rng.standard_normal((2, 3))
-    block = Block(w1, np.zeros(3), w2, np.zeros(2), ckks.gelu((-6.0, 6.0), 15), parameters=ckks.INSECURE_parameters(6))
+    block = Block(
+        w1,
+        np.zeros(3),
+        w2,
+        np.zeros(2),
+        ckks.approximate("gelu", (-6.0, 6.0), 15),
+        parameters=ckks.Parameters.INSECURE(6),
+    )
     transport = LocalTransport({"mlp": block}, engine=OpenFheServer())
     session = Session(transport, engine="openfhe", allow_insecure=True)
     x = rng.standard_normal((3, 2))

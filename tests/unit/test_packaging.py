@@ -5,7 +5,9 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,19 +16,23 @@ from privtuner import _core
 
 ROOT = Path(__file__).parents[2]
 INSTALLED = Path(privtuner.__file__).parent
-STUBS = INSTALLED / "_core.pyi"
+STUBS = INSTALLED / "_core"
 
 
 @pytest.fixture(scope="module")
 def distribution():
-    if INSTALLED.is_relative_to(ROOT / "python"):
-        pytest.skip("imports the source tree, not an installed wheel")
     return importlib.metadata.distribution("privtuner")
 
 
 @pytest.fixture(scope="module")
-def files(distribution):
-    return {str(file) for file in distribution.files}
+def files(tmp_path_factory):
+    """Names of the files in a wheel, but for the compiled modules, which take minutes to build."""
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "-C", "wheel.cmake=false", "--wheel-dir", folder]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, ROOT], check=True, timeout=120)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if not name.endswith("/")}
 
 
 def project_field(name: str) -> str:
@@ -51,13 +57,12 @@ def test_no_other_file_states_the_version():
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(files):
-    for name in ("__init__.py", "py.typed", "_core.pyi"):
+    for name in ("__init__.py", "py.typed", "_core/__init__.pyi", "_core/wire.pyi"):
         assert f"privtuner/{name}" in files
     assert [name for name in files if re.fullmatch(r"privtuner/data/\w+\.csv", name)]
     assert "privtuner/wireless/tiers.toml" in files
     kernels = (ROOT / "python" / "privtuner" / "cuda" / "kernels").iterdir()
     assert {f"privtuner/cuda/kernels/{file.name}" for file in kernels} <= files
-    assert [name for name in files if re.fullmatch(r"privtuner/_core\..*so", name)]
     assert [name for name in files if name.endswith("licenses/LICENSE")]
     tops = {name.split("/")[0] for name in files if not name.startswith("..")}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"privtuner"}
@@ -67,6 +72,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(files):
 def test_every_source_file_is_in_the_wheel(files):
     sources = (ROOT / "python").rglob("*.py")
     assert {file.relative_to(ROOT / "python").as_posix() for file in sources} <= files
+
+
+def test_what_is_compiled_is_installed_beside_it(distribution):
+    modules = [Path(_core.__file__), *Path(_core.__file__).parent.glob("_openfhe.*")]
+    assert {module.parent.name for module in modules} == {"privtuner"}
+    assert re.search(r"install\(TARGETS \$\{extensions\} DESTINATION privtuner\b", (ROOT / "CMakeLists.txt").read_text())
 
 
 def test_numpy_is_the_only_hard_requirement(distribution):
@@ -111,16 +122,26 @@ def stub_names(body: list[ast.stmt]) -> set[str]:
             names.add(node.target.id)
         elif isinstance(node, ast.Assign):
             names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.ImportFrom):
+            names.update(alias.asname for alias in node.names if alias.asname is not None)
     return public(names)
 
 
-def test_stubs_name_what_the_module_has():
-    assert stub_names(ast.parse(STUBS.read_text()).body) == public(dir(_core))
+def stubs(name: str) -> list[ast.stmt]:
+    return ast.parse((STUBS / f"{name}.pyi").read_text()).body
+
+
+def test_stubs_name_what_the_modules_have():
+    assert stub_names(stubs("__init__")) == public(dir(_core))
+    submodules = {name for name in public(dir(_core)) if isinstance(getattr(_core, name), ModuleType)}
+    assert {file.stem for file in STUBS.iterdir()} == submodules | {"__init__"}
+    for name in submodules:
+        assert stub_names(stubs(name)) == public(dir(getattr(_core, name))), name
 
 
 def test_stubs_name_the_members_of_every_class():
-    stubs = [node for node in ast.parse(STUBS.read_text()).body if isinstance(node, ast.ClassDef)]
     classes = {name for name in public(dir(_core)) if isinstance(getattr(_core, name), type)}
-    assert {stub.name for stub in stubs} == classes
-    for stub in stubs:
+    declared = [node for node in stubs("__init__") if isinstance(node, ast.ClassDef)]
+    assert {stub.name for stub in declared} == classes
+    for stub in declared:
         assert stub_names(stub.body) == public(vars(getattr(_core, stub.name))), stub.name

@@ -16,7 +16,7 @@ import pytest
 from privtuner import _core, ckks
 from privtuner.errors import CkksError, InputError
 
-PARAMETERS = ckks.INSECURE_parameters(3, 35)._core
+PARAMETERS = ckks.Parameters.INSECURE(3, 35)._core
 N, PRIMES, LIMBS = PARAMETERS.ring_dimension, PARAMETERS.primes, PARAMETERS.max_limbs
 SPECIALS = list(range(LIMBS, len(PRIMES)))
 SECRET = _core.CkksSecretKey(PARAMETERS)

@@ -13,7 +13,7 @@ from privtuner.sealed.blocks import SealedClient, SealedMLP
 DIGITS = ("7351", "32735")
 """Of every value, in whatever way it is written: 7351.25, 0.7351, 7.351e+39; a weight of 16 bits that is too large."""
 
-NATIVE = ckks.INSECURE_parameters(6)
+NATIVE = ckks.Parameters.INSECURE(6)
 PREPARED = linear.prepare(np.random.default_rng(0).standard_normal((4, 3)))
 PUBLIC = PREPARED.public
 
@@ -52,8 +52,10 @@ WEIGHTS = {
     "beyond": lambda: _core.Prepared("linear-w16", bytes(16), integers(32735, np.int16), np.ones(1)),
     "beyond, on a device": lambda: device_gemm.Weights(HostDevice(), integers(32735, np.int16)),
     "a matrix of NaN": lambda: ckks.Matrix(spoilt(np.nan)),
-    "sealed": lambda: SealedMLP(spoilt(np.nan), None, np.ones((3, 2)), None, ckks.gelu((-6.0, 6.0), 15)),
-    "sealed, shapes": lambda: SealedMLP(spoilt(1), None, np.ones((3, 9)), None, ckks.gelu((-6.0, 6.0), 15)),
+    "sealed": lambda: SealedMLP(spoilt(np.nan), None, np.ones((3, 2)), None, ckks.approximate("gelu", (-6.0, 6.0), 15)),
+    "sealed, shapes": lambda: SealedMLP(
+        spoilt(1), None, np.ones((3, 9)), None, ckks.approximate("gelu", (-6.0, 6.0), 15)
+    ),
 }
 
 # Of both engines' keys.
@@ -98,7 +100,7 @@ class Keys:
             self.secret = ckks.SecretKey(NATIVE)
             self.engine = ckks.Evaluator(NATIVE, self.secret.evaluation_keys())
         else:
-            context = openfhe.INSECURE_context(NATIVE)
+            context = openfhe.Context.INSECURE(NATIVE)
             self.secret = openfhe.SecretKey(context)
             self.engine = openfhe.Evaluator(context, self.secret.evaluation_keys())
         self.tensor = self.secret.encrypt(np.zeros((2, 3)))
@@ -139,7 +141,13 @@ def test_values_of_ckks(case, keys):
 
 def test_sealed_inputs():
     block = SealedMLP(
-        np.ones((4, 3)), None, np.ones((2, 4)), None, ckks.gelu((-6.0, 6.0), 15), parameters=NATIVE, input_bound=64.0
+        np.ones((4, 3)),
+        None,
+        np.ones((2, 4)),
+        None,
+        ckks.approximate("gelu", (-6.0, 6.0), 15),
+        parameters=NATIVE,
+        input_bound=64.0,
     )
     client = SealedClient(NATIVE, allow_insecure=True)
     for x, g in ((spoilt(1), None), (spoilt(np.nan), None), (np.ones((2, 3)), np.array([[7351.25, 1], [np.inf, 1]]))):

@@ -12,12 +12,12 @@ from privtuner.sealed.blocks import SealedClient, SealedMLP, SealedPublic
 from privtuner.sealed.exchange import request_shape
 from privtuner.service.counts import request_shape as counted_shape
 
-PARAMETERS = ckks.INSECURE_parameters(depth=6)
-OTHERS = ckks.INSECURE_parameters(depth=7)
+PARAMETERS = ckks.Parameters.INSECURE(depth=6)
+OTHERS = ckks.Parameters.INSECURE(depth=7)
 ACTIVATIONS = {
-    "gelu": ckks.gelu((-6.0, 6.0), 15),
-    "one-sided": ckks.gelu((-5.0, 9.0), 14),
-    "narrow": ckks.tanh((-0.5, 0.5), 5),
+    "gelu": ckks.approximate("gelu", (-6.0, 6.0), 15),
+    "one-sided": ckks.approximate("gelu", (-5.0, 9.0), 14),
+    "narrow": ckks.approximate("tanh", (-0.5, 0.5), 5),
     "power": ckks.Polynomial((0.25, 0.5, 0.125), "power", (-6.0, 6.0)),
     "identity": ckks.Polynomial((0.0, 1.0), "power", (-6.0, 6.0)),
 }
@@ -120,14 +120,14 @@ def test_all_slots(block, client):
 
 
 def test_secure_parameters_by_default():
-    block = make(ckks.gelu((-6.0, 6.0), 63), parameters=None)
-    assert block.public.parameters == ckks.parameters(depth=8)
+    block = make(ckks.approximate("gelu", (-6.0, 6.0), 63), parameters=None)
+    assert block.public.parameters == ckks.Parameters.secure(depth=8)
     assert block.public.parameters.ring_dimension == 1 << 14
     assert (block.public.forward_level, block.public.backward_level) == (7, 8)
 
 
 def test_input_beyond_the_domain_is_noticed(client):
-    block = make(ckks.gelu((-1.0, 1.0), 15))
+    block = make(ckks.approximate("gelu", (-1.0, 1.0), 15))
     x = np.full((1, D_IN), 40.0) * np.sign(block.w1[0])
     request, pending = client.request(block.public, x)
     with pytest.raises(CkksError, match="left the domain of its activation: the server needs a wider one"):
@@ -144,7 +144,7 @@ def test_input_beyond_the_domain_is_noticed(client):
         ({"b2": np.array([1, np.inf])}, r"b2 has shape \(2,\); pass 2 finite numbers"),
         ({"chunk": 0}, "chunk is 0; give at least 1"),
         ({"input_bound": 0.0}, "input_bound is 0.0; give a positive number"),
-        ({"parameters": ckks.INSECURE_parameters(depth=5)}, "has 5 levels, the block takes 6; use more"),
+        ({"parameters": ckks.Parameters.INSECURE(depth=5)}, "has 5 levels, the block takes 6; use more"),
     ],
 )
 def test_refuses_to_prepare(change, message):

@@ -13,7 +13,7 @@ from privtuner.held.train import ClearDevice, train_held
 from privtuner.sealed.exchange import request_shape
 from privtuner.service import RemoteTransport
 
-PARAMETERS = ckks.INSECURE_parameters(depth=2)
+PARAMETERS = ckks.Parameters.INSECURE(depth=2)
 D_IN, D_OUT, R = 11, 5, 2
 
 
@@ -130,7 +130,7 @@ def test_over_grpc():
         ({"r": 5}, "r is 5"),
         ({"alpha": -1.0}, "alpha is -1.0; give a positive number"),
         ({"lr": np.inf}, "lr is inf"),
-        ({"parameters": ckks.INSECURE_parameters(depth=1)}, "has 1 levels, a held adapter takes 2"),
+        ({"parameters": ckks.Parameters.INSECURE(depth=1)}, "has 1 levels, a held adapter takes 2"),
     ],
 )
 def test_refuses_to_prepare(change, message):

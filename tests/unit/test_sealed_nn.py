@@ -29,7 +29,7 @@ from privtuner.nn import (
 from privtuner.nn.sealed import fit_activation
 from privtuner.sealed.blocks import SealedMLP as Block
 
-PARAMETERS = ckks.INSECURE_parameters(depth=6)
+PARAMETERS = ckks.Parameters.INSECURE(depth=6)
 OPTIONS: dict[str, Any] = {
     "seal": "mlp",
     "activation_domain": (-6.0, 6.0),
@@ -162,7 +162,7 @@ def test_gradients_flow_through_the_server(family: tuple[str, PreTrainedModel, S
 def layer(activation: ckks.Polynomial | None = None, **options: Any) -> tuple[SealedMLP, Block]:
     rng = np.random.default_rng(5)
     w1, w2 = 0.3 * rng.standard_normal((11, 6)), 0.3 * rng.standard_normal((4, 11))
-    polynomial = activation or ckks.gelu((-6.0, 6.0), 15)
+    polynomial = activation or ckks.approximate("gelu", (-6.0, 6.0), 15)
     block = Block(w1, rng.standard_normal(11), w2, rng.standard_normal(4), polynomial, parameters=PARAMETERS, **options)
     return SealedMLP("mlp", block.public, Session(LocalTransport({"mlp": block}), allow_insecure=True)), block
 
@@ -224,7 +224,7 @@ def test_layer_refuses() -> None:
         mlp(torch.full((2, 6), float("nan")))
     with pytest.raises(InputError, match=r"x\[0, 0\] is above 64 in size, the most that the block takes"):
         mlp(torch.full((2, 6), 70.0))
-    narrow, _ = layer(ckks.gelu((-0.5, 0.5), 15))
+    narrow, _ = layer(ckks.approximate("gelu", (-0.5, 0.5), 15))
     with pytest.raises(CkksError, match="sealed block 'mlp', forward: .* left the domain of its activation"):
         narrow(torch.full((2, 6), 30.0))
 
@@ -256,7 +256,7 @@ def test_classifier_keeps_its_head() -> None:
         (tiny_llama, {}, "no feed-forward block of a known form .* LlamaForCausalLM; BERT"),
         (tiny_bert, {"seal": "attention"}, "unknown seal 'attention'; choose 'mlp' or None"),
         (tiny_bert, {"keep": ("intermediate.dense",)}, "is to be sealed, and kept or omitted too"),
-        (tiny_bert, {"seal_parameters": ckks.INSECURE_parameters(depth=3)}, "block '.*intermediate.dense'.* 3 levels"),
+        (tiny_bert, {"seal_parameters": ckks.Parameters.INSECURE(depth=3)}, "block '.*intermediate.dense'.* 3 levels"),
         (lambda: tiny_bert(hidden_act="quick_gelu"), {}, "no polynomial is known for the activation QuickGELU"),
         (tiny_bert, {"activation_degree": 300}, "degree 300"),
     ],
@@ -285,7 +285,7 @@ def test_gelu_of_pytorch_knows_its_form() -> None:
 
 
 def test_polynomial_activations() -> None:
-    polynomial = ckks.gelu((-6.0, 6.0), 15)
+    polynomial = ckks.approximate("gelu", (-6.0, 6.0), 15)
     model = tiny_bert().double()
     exact = model(input_ids=tokens(1, 4))[0]
     assert polynomial_activations(model, polynomial) is model

@@ -4,6 +4,8 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from privtuner._core import wire as wire
+
 __version__: str
 compiler: str
 openfhe_status: str

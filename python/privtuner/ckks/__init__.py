@@ -2,13 +2,13 @@
 
 ::
 
-    parameters = ckks.parameters(depth=7)
+    parameters = ckks.Parameters.secure(depth=7)
     secret = ckks.SecretKey(parameters)                       # data owner
     keys = secret.evaluation_keys()                           # public, to the server
     x = secret.encrypt(activations, bound=8.0)                # (tokens, features)
 
-    engine = ckks.Evaluator(parameters, keys)                 # server
-    y = engine.polynomial(engine.linear(x, weight), ckks.gelu())
+    evaluator = ckks.Evaluator(parameters, keys)              # server
+    y = evaluator.polynomial(evaluator.linear(x, weight), ckks.approximate("gelu"))
 
     secret.decrypt(y)                                         # data owner
 
@@ -16,32 +16,22 @@
 ``privtuner.ckks.circuits``.
 """
 
-from . import approximations, circuits
-from .approximations import (
-    Polynomial,
-    exp,
-    fit,
-    gelu,
-    inverse,
-    inverse_sqrt,
-    relu,
-    sigmoid,
-    silu,
-    tanh,
-)
-from .evaluator import Evaluator, Matrix
-from .keys import EvaluationKeys, PublicKey, SecretKey
-from .parameters import INSECURE_parameters, Parameters, parameters
-from .plan import Calibration, Measurement, Plan, calibrate, plan
-from .tensor import Budget, EncryptedTensor
+from privtuner.ckks import circuits
+from privtuner.ckks.evaluator import Evaluator, Matrix
+from privtuner.ckks.functions import approximate
+from privtuner.ckks.keys import EvaluationKeys, PublicKey, SecretKey
+from privtuner.ckks.parameters import Parameters
+from privtuner.ckks.planning import Measurement, Plan, plan
+from privtuner.ckks.polynomial import Polynomial
+from privtuner.ckks.remez import fit
+from privtuner.ckks.tensor import Budget, EncryptedTensor
+from privtuner.ckks.timing import Timings, measure_timings
 
 __all__ = [
     "Budget",
-    "Calibration",
     "EncryptedTensor",
     "EvaluationKeys",
     "Evaluator",
-    "INSECURE_parameters",
     "Matrix",
     "Measurement",
     "Parameters",
@@ -49,18 +39,10 @@ __all__ = [
     "Polynomial",
     "PublicKey",
     "SecretKey",
-    "approximations",
-    "calibrate",
+    "Timings",
+    "approximate",
     "circuits",
-    "exp",
     "fit",
-    "gelu",
-    "inverse",
-    "inverse_sqrt",
-    "parameters",
+    "measure_timings",
     "plan",
-    "relu",
-    "sigmoid",
-    "silu",
-    "tanh",
 ]

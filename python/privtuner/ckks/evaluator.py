@@ -11,9 +11,9 @@ import numpy.typing as npt
 from .. import _core
 from ..copies import Immutable
 from ..errors import CkksError, InputError
-from .approximations import Polynomial
 from .keys import EvaluationKeys, as_scales, as_values
 from .parameters import Parameters
+from .polynomial import Polynomial
 from .tensor import EncryptedTensor
 
 __all__ = ["Evaluator", "Matrix"]

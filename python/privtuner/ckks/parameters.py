@@ -1,20 +1,20 @@
-"""Parameter sets of the CKKS engine."""
+"""Parameter sets of CKKS."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .. import _core
-from ..copies import Immutable
-from ..errors import InputError
+from privtuner import _core
+from privtuner.copies import Immutable
+from privtuner.errors import InputError
 
-__all__ = ["INSECURE_parameters", "Parameters", "parameters"]
+__all__ = ["Parameters", "require_secure"]
 
 BytesLike = bytes | bytearray | memoryview
 
 
 class Parameters(Immutable):
-    """A ring, a chain of primes, scales and the digits of key switching. Immutable; made by `parameters`.
+    """A ring, a chain of primes, scales and the digits of key switching. Immutable; made by `secure`.
 
     Attributes:
         name: says ring, depth and scale; begins with INSECURE below 128 bits of security.
@@ -37,6 +37,35 @@ class Parameters(Immutable):
         self.log_qp: float = core.log_qp
         self.security_bits: int = core.security_bits
         self.primes: tuple[int, ...] = tuple(core.primes)
+
+    @classmethod
+    def secure(
+        cls, depth: int, scale_bits: int = 40, *, first_bits: int | None = None, ring_dimension: int | None = None
+    ) -> Parameters:
+        """Choose a set with 128 bits of classical security (Bossuat et al., IACR ePrint 2024/463, ternary secrets).
+
+        Args:
+            depth: multiplications in a row, 0 to 40.
+            scale_bits: log2 of the scale, 20 to 49: some 14 to 17 bits more than the precision of a fresh value.
+            first_bits: bits of the prime that is left at level 0, up to 50; what they have beyond ``scale_bits`` is
+                the room for values above 1 there. Default: ``scale_bits + 10``, at most 50.
+            ring_dimension: N; default the smallest secure one. Twice as large: twice the slots and the time.
+
+        Raises:
+            InputError: a value out of range, or no secure set fits.
+        """
+        return cls(_core.CkksParameters(depth, scale_bits, first_bits or 0, _log2(ring_dimension), False))
+
+    @classmethod
+    def INSECURE(  # noqa: N802 - the capitals are the warning
+        cls, depth: int, scale_bits: int = 40, *, first_bits: int | None = None, ring_dimension: int = 1024
+    ) -> Parameters:
+        """Choose a set as `secure` does, without its check: for tests and demonstrations of circuits, never for data.
+
+        Raises:
+            InputError: a value out of range.
+        """
+        return cls(_core.CkksParameters(depth, scale_bits, first_bits or 0, _log2(ring_dimension), True))
 
     def scale(self, level: int) -> float:
         """The chain's scale at ``level``: what every product and every sum of products has there."""
@@ -95,28 +124,3 @@ def _log2(ring_dimension: int | None) -> int:
     if ring_dimension < 1024 or ring_dimension > 65536 or ring_dimension & (ring_dimension - 1):
         raise InputError(f"ring_dimension {ring_dimension} is not a power of two from 1024 to 65536")
     return ring_dimension.bit_length() - 1
-
-
-def parameters(
-    depth: int, scale_bits: int = 40, *, first_bits: int | None = None, ring_dimension: int | None = None
-) -> Parameters:
-    """Choose a set with 128 bits of classical security (Bossuat et al., IACR ePrint 2024/463, ternary secrets).
-
-    Args:
-        depth: multiplications in a row, 0 to 40.
-        scale_bits: log2 of the scale, 20 to 49: some 14 to 17 bits more than the precision of a fresh value.
-        first_bits: bits of the prime that is left at level 0, up to 50; what they have beyond ``scale_bits`` is the
-            room for values above 1 there. Default: ``scale_bits + 10``, at most 50.
-        ring_dimension: N; default the smallest secure one. Twice as large: twice the slots and the time.
-
-    Raises:
-        InputError: a value out of range, or no secure set fits.
-    """
-    return Parameters(_core.CkksParameters(depth, scale_bits, first_bits or 0, _log2(ring_dimension), False))
-
-
-def INSECURE_parameters(  # noqa: N802 - the capitals are the warning
-    depth: int, scale_bits: int = 40, *, first_bits: int | None = None, ring_dimension: int = 1024
-) -> Parameters:
-    """As `parameters`, without the security check: for tests and demonstrations of circuits, never for data."""
-    return Parameters(_core.CkksParameters(depth, scale_bits, first_bits or 0, _log2(ring_dimension), True))

@@ -7,18 +7,37 @@ from typing import Any, Protocol, TypeVar
 
 from numpy.typing import ArrayLike
 
-__all__ = ["EvaluatorProtocol"]
+__all__ = ["EvaluatorProtocol", "Tensor", "TensorProtocol"]
 
-Tensor = TypeVar("Tensor")
+
+class TensorProtocol(Protocol):
+    """What circuits read of a tensor."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(tokens, features)."""
+        ...
+
+    @property
+    def level(self) -> int:
+        """Multiplications left."""
+        ...
+
+    @property
+    def bound(self) -> float:
+        """What |value| stays below."""
+        ...
+
+
+Tensor = TypeVar("Tensor", bound=TensorProtocol)
 
 
 class EvaluatorProtocol(Protocol[Tensor]):
     """Approximate arithmetic on encrypted tensors of shape (tokens, features), one ciphertext a feature.
 
-    Circuits (:mod:`privtuner.ckks.circuits`) are written against this protocol alone. A tensor has the attributes
-    ``shape`` (tokens, features), ``level`` (multiplications left) and ``bound`` (what |value| stays below, as declared
-    or derived). No operation changes its inputs. Two tensors may differ in level: the higher one is brought down. A
-    tensor of one feature combines with one of any number of features, the same feature with each.
+    Circuits (`privtuner.ckks.circuits`) are written against this protocol alone. A tensor is what `TensorProtocol`
+    says; its bound is declared or derived. No operation changes its inputs. Two tensors may differ in level: the higher
+    one is brought down. A tensor of one feature combines with one of any number of features, the same feature with each.
 
     Every operation raises :class:`privtuner.errors.CkksError` when it cannot be done: not enough levels, scales that
     do not agree, tensors of other parameters or shapes, a rotation without its key.

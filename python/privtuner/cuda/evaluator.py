@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from ..ckks.approximations import Polynomial
 from ..ckks.evaluator import Matrix, as_numbers
 from ..ckks.keys import EvaluationKeys, as_values
 from ..ckks.parameters import Parameters
+from ..ckks.polynomial import Polynomial
 from ..ckks.tensor import Budget, EncryptedTensor
 from ..copies import Stays
 from ..errors import CkksError, EngineError, InputError

@@ -30,7 +30,6 @@ import numpy.typing as npt
 from ..ckks.evaluator import Evaluator, Matrix
 from ..ckks.keys import SecretKey
 from ..ckks.parameters import BytesLike, Parameters, require_secure
-from ..ckks.parameters import parameters as secure_parameters
 from ..ckks.tensor import EncryptedTensor
 from ..copies import Stays
 from ..errors import InputError, MessageError
@@ -169,7 +168,7 @@ class HeldLora(Stays, Block):
         if self.weight.ndim != 2 or 0 in self.weight.shape or not np.isfinite(self.weight).all():
             raise InputError(f"weight has shape {self.weight.shape}; pass a finite matrix (d_out, d_in)")
         d_out, d_in = self.weight.shape
-        parameters = secure_parameters(2) if parameters is None else parameters
+        parameters = Parameters.secure(2) if parameters is None else parameters
         if parameters.depth < 2:
             raise InputError(f"{parameters.name} has {parameters.depth} levels, a held adapter takes 2; use more")
         if not 1 <= r <= max(d_in, d_out):

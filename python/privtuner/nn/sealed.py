@@ -8,7 +8,7 @@ what that costs before any encryption.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
-from privtuner.ckks import Parameters, Polynomial, approximations
+from privtuner.ckks import Parameters, Polynomial, approximate
+from privtuner.ckks.functions import FUNCTIONS
 from privtuner.errors import InputError
 from privtuner.nn.groups import DTYPES, spread
 from privtuner.nn.kinds import Kind, kind_of, matrix_of
@@ -58,20 +59,7 @@ _RULES = (
     ("lin1", "activation", "lin2"),  # DistilBERT
 )
 
-_Fit = Callable[[tuple[float, float], int], Polynomial]
-_TANH_FORM: _Fit = lambda domain, degree: approximations.gelu(domain, degree, form="tanh")  # noqa: E731
-# By the classes of `transformers` and PyTorch that compute them.
-_FITS: Mapping[str, _Fit] = {
-    "FastGELUActivation": _TANH_FORM,
-    "GELU": approximations.gelu,
-    "GELUActivation": approximations.gelu,
-    "GELUTanh": _TANH_FORM,
-    "NewGELUActivation": _TANH_FORM,
-    "ReLU": approximations.relu,
-    "SiLU": approximations.silu,
-    "SiLUActivation": approximations.silu,
-    "Tanh": approximations.tanh,
-}
+_ACTIVATIONS = {module: name for name, row in FUNCTIONS.items() for module in row.modules}
 
 
 @dataclass(frozen=True)
@@ -115,11 +103,11 @@ def fit_activation(module: torch.nn.Module, domain: tuple[float, float], degree:
         privtuner.errors.InputError: the function of ``module`` is not known, or it cannot be fitted.
     """
     kind = type(module).__name__
-    if kind not in _FITS:
-        raise InputError(f"no polynomial is known for the activation {kind}; known: {', '.join(sorted(_FITS))}")
+    if kind not in _ACTIVATIONS:
+        raise InputError(f"no polynomial is known for the activation {kind}; known: {', '.join(sorted(_ACTIVATIONS))}")
     if kind == "GELU" and getattr(module, "approximate", "none") == "tanh":
-        return _TANH_FORM(domain, degree)
-    return _FITS[kind](domain, degree)
+        return approximate("gelu_tanh", domain, degree)
+    return approximate(_ACTIVATIONS[kind], domain, degree)
 
 
 def prepare_blocks(

@@ -2,7 +2,7 @@
 
 The same names and the same steps as :mod:`privtuner.ckks`::
 
-    context = openfhe.Context(ckks.parameters(depth=3))        # or Context.from_settings(...), Context.load(path)
+    context = openfhe.Context(ckks.Parameters.secure(depth=3))  # or Context.from_settings(...), Context.load(path)
     secret = openfhe.SecretKey(context)                        # data owner
     keys = secret.evaluation_keys()                            # public, to the server
     x = secret.encrypt(activations, bound=8.0)                 # (tokens, features), one ciphertext a feature
@@ -16,7 +16,7 @@ Needs a privtuner that was built where OpenFHE 1.2 or newer is installed; import
 """
 
 from .client import OpenFheClient
-from .context import Context, INSECURE_context
+from .context import Context
 from .evaluator import Evaluator
 from .keys import EvaluationKeys, PublicKey, SecretKey
 from .library import available, num_threads, set_num_threads, status
@@ -27,7 +27,6 @@ __all__ = [
     "EncryptedTensor",
     "EvaluationKeys",
     "Evaluator",
-    "INSECURE_context",
     "OpenFheClient",
     "PublicKey",
     "SecretKey",

@@ -13,7 +13,7 @@ from ..copies import Immutable
 from ..errors import CkksError, InputError, MessageError
 from .library import Saved, library, read, whole
 
-__all__ = ["Context", "INSECURE_context"]
+__all__ = ["Context"]
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 
@@ -55,7 +55,7 @@ class Context(Immutable, Saved):
 
     def __init__(self, parameters: Parameters) -> None:
         if parameters.security_bits < 128:
-            raise InputError(f"{parameters.name} is not secure; for tests pass it to INSECURE_context")
+            raise InputError(f"{parameters.name} is not secure; for tests pass it to Context.INSECURE")
         self._hold(_like(parameters, secure=True))
 
     def _hold(self, core: Any) -> None:
@@ -93,6 +93,26 @@ class Context(Immutable, Saved):
             EngineError: OpenFHE is missing.
         """
         return cls._of(_made(multiplicative_depth, settings, secure=True))
+
+    @classmethod
+    def INSECURE(  # noqa: N802 - the capitals are the warning
+        cls, parameters: Parameters | None = None, **settings: Any
+    ) -> Context:
+        """Make a context from parameters, or from settings as `from_settings`, without the security check.
+
+        For tests, never for data.
+
+        Raises:
+            InputError: parameters beside settings, settings without ``ring_dim``, or OpenFHE refuses them.
+            EngineError: OpenFHE is missing.
+        """
+        if parameters is not None:
+            if settings:
+                raise InputError(f"settings {sorted(settings)} beside parameters; give one or the other")
+            return cls._of(_like(parameters, secure=False))
+        if "ring_dim" not in settings:
+            raise InputError("without a security check OpenFHE cannot choose the ring: give ring_dim")
+        return cls._of(_made(settings.pop("multiplicative_depth", 1), settings, secure=False))
 
     @classmethod
     def _of(cls, core: Any) -> Context:
@@ -166,19 +186,6 @@ class Context(Immutable, Saved):
             f"2^{self.scale_bits}, {self.scaling_technique}, {self.key_switch_technique}, "
             f"{self.security_bits or 'no'} bits of security>"
         )
-
-
-def INSECURE_context(  # noqa: N802 - the capitals are the warning
-    parameters: Parameters | None = None, **settings: Any
-) -> Context:
-    """As `Context` or :meth:`Context.from_settings`, without the security check: for tests, never for data."""
-    if parameters is not None:
-        if settings:
-            raise InputError(f"settings {sorted(settings)} beside parameters; give one or the other")
-        return Context._of(_like(parameters, secure=False))
-    if "ring_dim" not in settings:
-        raise InputError("without a security check OpenFHE cannot choose the ring: give ring_dim")
-    return Context._of(_made(settings.pop("multiplicative_depth", 1), settings, secure=False))
 
 
 def same_context(first: Context, second: Context) -> bool:

@@ -25,11 +25,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..ckks.approximations import Polynomial
 from ..ckks.evaluator import Evaluator, Matrix
 from ..ckks.keys import SecretKey
 from ..ckks.parameters import BytesLike, Parameters, require_secure
-from ..ckks.parameters import parameters as secure_parameters
+from ..ckks.polynomial import Polynomial
 from ..ckks.tensor import EncryptedTensor
 from ..errors import CkksError, InputError, MessageError
 from .exchange import (
@@ -197,7 +196,7 @@ class SealedMLP(Block):
         forward_level, backward_level = 1 + _levels(self.activation), 2 + _levels(self.slope)
         depth = max(forward_level, backward_level)
         if parameters is None:
-            parameters = secure_parameters(depth)
+            parameters = Parameters.secure(depth)
         if parameters.depth < depth:
             raise InputError(f"{parameters.name} has {parameters.depth} levels, the block takes {depth}; use more")
         self._chunks = [

@@ -11,8 +11,7 @@ square root, but the polynomials stay moderate there, and the bounds that the ci
 Accuracies are those of the formulas in exact arithmetic; the noise of the ciphertexts comes on top.
 """
 
-from .common import CkksTensor
-from .functions import (
+from privtuner.ckks.circuits.functions import (
     exponential,
     exponential_depth,
     exponential_error,
@@ -23,8 +22,8 @@ from .functions import (
     reciprocal_depth,
     reciprocal_error,
 )
-from .normalisation import SoftmaxPlan, layer_norm, layer_norm_depth, softmax, softmax_plan
-from .rotations import (
+from privtuner.ckks.circuits.normalisation import SoftmaxPlan, layer_norm, layer_norm_depth, softmax, softmax_plan
+from privtuner.ckks.circuits.rotations import (
     ATTENTION_DEPTH,
     MATRIX_VECTOR_DEPTH,
     attention_mask,
@@ -38,7 +37,6 @@ from .rotations import (
 __all__ = [
     "ATTENTION_DEPTH",
     "MATRIX_VECTOR_DEPTH",
-    "CkksTensor",
     "SoftmaxPlan",
     "attention_mask",
     "attention_scores",

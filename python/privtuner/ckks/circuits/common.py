@@ -1,49 +1,23 @@
-"""What the circuits share: the tensors they work on, and checks of their arguments."""
+"""What the circuits share: checks of their arguments, and small things about polynomials."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from privtuner.ckks.polynomial import MAX_DEGREE, Array, Domain, Polynomial, check_domain, peak
 from privtuner.errors import InputError
-
-from ..approximations import MAX_DEGREE, Array, Domain, Polynomial, _domain, _peak
-
-if TYPE_CHECKING:
-    pass
-
-
-class CkksTensor(Protocol):
-    """What circuits read of an encrypted tensor."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(tokens, features)."""
-        ...
-
-    @property
-    def level(self) -> int:
-        """Multiplications left."""
-        ...
-
-    @property
-    def bound(self) -> float:
-        """What |value| stays below."""
-        ...
-
-
-T = TypeVar("T", bound=CkksTensor)
 
 SLACK = 2.0**-6  # by which values may leave their exact range, for noise and the errors of the steps before
 
 
 def relative_error(approximation: Polynomial, function: Any) -> float:
     """The largest |approximation / function - 1| on the domain, rounded up."""
-    return _peak(lambda x: np.abs(approximation(x) / function(x) - 1), approximation.domain) * (1 + 2.0**-10)
+    return peak(lambda x: np.abs(approximation(x) / function(x) - 1), approximation.domain)
 
 
 def scaled(start: Polynomial, gain: float) -> Polynomial:
@@ -92,7 +66,7 @@ def checked_negative(low: float) -> float:
 
 def checked_positive(domain: Domain) -> Domain:
     """A domain of positive numbers, or InputError."""
-    low, high = _domain(domain)
+    low, high = check_domain(domain)
     if low <= 0:
         raise InputError(f"domain {(low, high)}: needs low > 0")
     return low, high

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from privtuner.errors import InputError
-
-from ..approximations import Array, Domain, Polynomial, fit, inverse
-from .common import (
+from privtuner.ckks.circuits.common import (
     SLACK,
-    T,
     checked_degree,
     checked_gain,
     checked_halvings,
@@ -23,19 +18,23 @@ from .common import (
     relative_error,
     scaled,
 )
+from privtuner.ckks.functions import approximate
+from privtuner.ckks.polynomial import Array, Domain, Polynomial
+from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
+from privtuner.ckks.remez import fit
+from privtuner.errors import InputError
 
-if TYPE_CHECKING:
-    from privtuner.ckks.protocol import EvaluatorProtocol
 
-
-def exponential(engine: EvaluatorProtocol[T], x: T, low: float = -8.0, halvings: int = 0, degree: int = 15) -> T:
+def exponential(
+    evaluator: EvaluatorProtocol[Tensor], x: Tensor, low: float = -8.0, halvings: int = 0, degree: int = 15
+) -> Tensor:
     """exp(x) for x in [low, 0], by halving the argument: ``p(x) ** (2 ** halvings)``.
 
     The polynomial p stands for ``exp(x / 2**halvings)`` with the least relative error, so the halving itself takes no
     level. Each squaring doubles the relative error.
 
     Args:
-        engine: computes.
+        evaluator: computes.
         x: any tensor with values in [low, 0].
         low: negative.
         halvings: squarings, 0 to 16.
@@ -48,11 +47,13 @@ def exponential(engine: EvaluatorProtocol[T], x: T, low: float = -8.0, halvings:
         InputError: an argument out of range.
         CkksError: not enough levels.
     """
-    start, _error = _exponential(checked_negative(low), 0.0, 0.0, checked_halvings(halvings), checked_degree(degree))
-    y = engine.polynomial(engine.assume(x, -low), start)
+    start, _error = exponential_start(
+        checked_negative(low), 0.0, 0.0, checked_halvings(halvings), checked_degree(degree)
+    )
+    y = evaluator.polynomial(evaluator.assume(x, -low), start)
     for _ in range(halvings):
-        y = engine.multiply(y, y)
-    return engine.assume(y, 1 + SLACK + exponential_error(low, halvings, degree))
+        y = evaluator.multiply(y, y)
+    return evaluator.assume(y, 1 + SLACK + exponential_error(low, halvings, degree))
 
 
 def exponential_depth(halvings: int = 0, degree: int = 15) -> int:
@@ -62,13 +63,13 @@ def exponential_depth(halvings: int = 0, degree: int = 15) -> int:
 
 def exponential_error(low: float = -8.0, halvings: int = 0, degree: int = 15) -> float:
     """Largest relative error of `exponential`."""
-    _, error = _exponential(checked_negative(low), 0.0, 0.0, checked_halvings(halvings), checked_degree(degree))
+    _, error = exponential_start(checked_negative(low), 0.0, 0.0, checked_halvings(halvings), checked_degree(degree))
     return math.expm1(2**halvings * math.log1p(error))
 
 
 @lru_cache(maxsize=256)
-def _exponential(low: float, high: float, shift: float, halvings: int, degree: int) -> tuple[Polynomial, float]:
-    """A polynomial for ``exp((x + shift) / 2**halvings)`` on [low, high] and its largest relative error."""
+def exponential_start(low: float, high: float, shift: float, halvings: int, degree: int) -> tuple[Polynomial, float]:
+    """Return a polynomial for ``exp((x + shift) / 2**halvings)`` on [low, high] and its largest relative error."""
 
     def function(x: Array) -> Array:
         values: Array = np.exp((x + shift) / 2**halvings)
@@ -82,8 +83,13 @@ def _exponential(low: float, high: float, shift: float, halvings: int, degree: i
 
 
 def reciprocal(
-    engine: EvaluatorProtocol[T], x: T, domain: Domain, degree: int = 15, newton_steps: int = 0, gain: float = 1.0
-) -> T:
+    evaluator: EvaluatorProtocol[Tensor],
+    x: Tensor,
+    domain: Domain,
+    degree: int = 15,
+    newton_steps: int = 0,
+    gain: float = 1.0,
+) -> Tensor:
     """``gain / x`` for x in a positive domain: a polynomial, then Goldschmidt steps.
 
     The start y is the polynomial of least relative error; with ``e = 1 - x y``, at most `reciprocal_error` of no
@@ -93,7 +99,7 @@ def reciprocal(
     level less, so steps pay where that degree is above 255, or where multiplications are dearer than a level.
 
     Args:
-        engine: computes.
+        evaluator: computes.
         x: any tensor with values in the domain.
         domain: (low, high), 0 < low.
         degree: of the polynomial, 1 to 255.
@@ -110,19 +116,19 @@ def reciprocal(
     """
     domain = checked_positive(domain)
     checked_steps(newton_steps)
-    start = scaled(inverse(domain, checked_degree(degree), "chebyshev"), checked_gain(gain))
-    x = engine.assume(x, domain[1])
-    y = engine.polynomial(x, start)
+    start = scaled(approximate("inverse", domain, checked_degree(degree), "chebyshev"), checked_gain(gain))
+    x = evaluator.assume(x, domain[1])
+    y = evaluator.polynomial(x, start)
     inside = gain / domain[0] * (1 + reciprocal_error(domain, degree, 0))
     bound = (1 + SLACK) * max(inside, abs(float(start(0.0))) * 2**newton_steps)
     if newton_steps:
         # While the polynomial is evaluated the level of x is idle: the gain is divided out of it at no cost.
-        product = engine.multiply(x if gain == 1 else engine.multiply(x, 1 / gain), y)
-        e = engine.assume(engine.add(engine.negate(product), 1.0), 1 + SLACK)
+        product = evaluator.multiply(x if gain == 1 else evaluator.multiply(x, 1 / gain), y)
+        e = evaluator.assume(evaluator.add(evaluator.negate(product), 1.0), 1 + SLACK)
         for step in range(newton_steps):
-            e = engine.multiply(e, e) if step else e
-            y = engine.assume(engine.multiply(y, engine.add(e, 1.0)), bound)
-    return engine.assume(y, bound)
+            e = evaluator.multiply(e, e) if step else e
+            y = evaluator.assume(evaluator.multiply(y, evaluator.add(e, 1.0)), bound)
+    return evaluator.assume(y, bound)
 
 
 def reciprocal_depth(degree: int = 15, newton_steps: int = 0) -> int:
@@ -140,15 +146,20 @@ def reciprocal_error(domain: Domain, degree: int = 15, newton_steps: int = 0) ->
 
 
 def inverse_square_root(
-    engine: EvaluatorProtocol[T], x: T, domain: Domain, degree: int = 15, newton_steps: int = 1, gain: float = 1.0
-) -> T:
+    evaluator: EvaluatorProtocol[Tensor],
+    x: Tensor,
+    domain: Domain,
+    degree: int = 15,
+    newton_steps: int = 1,
+    gain: float = 1.0,
+) -> Tensor:
     """``gain / sqrt(x)`` for x in a positive domain: a polynomial, then Newton steps ``y <- y (3 - x y**2) / 2``.
 
     The start is the polynomial of least relative error. A step is computed as ``1.5 y - (x y / 2) (y y)``, two levels
     instead of the three of the formula as it stands, and takes a relative error e to ``(3 e**2 + e**3) / 2``.
 
     Args:
-        engine: computes.
+        evaluator: computes.
         x: any tensor with values in the domain.
         domain: (low, high), 0 < low.
         degree: of the polynomial, 1 to 255.
@@ -166,20 +177,20 @@ def inverse_square_root(
     domain = checked_positive(domain)
     error = inverse_square_root_error(domain, degree, newton_steps)
     start = scaled(_inverse_square_root(domain, degree)[0], checked_gain(gain))
-    x = engine.assume(x, domain[1])
-    y = engine.polynomial(x, start)
+    x = evaluator.assume(x, domain[1])
+    y = evaluator.polynomial(x, start)
     # After a step y never exceeds gain / sqrt(x), the maximum of 1.5 y - x y**3 / 2 over y.
     rough = inverse_square_root_error(domain, degree, 0)
     inside = gain / math.sqrt(domain[0]) * (1 + max(rough, error))
     bound = (1 + SLACK) * max(inside, abs(float(start(0.0))) * 1.5**newton_steps)
-    y = engine.assume(y, bound)
+    y = evaluator.assume(y, bound)
     if newton_steps:
-        half = engine.multiply(x, 0.5 / gain**2)
+        half = evaluator.multiply(x, 0.5 / gain**2)
         for _ in range(newton_steps):
-            y = engine.subtract(
-                engine.multiply(y, 1.5), engine.multiply(engine.multiply(half, y), engine.multiply(y, y))
+            y = evaluator.subtract(
+                evaluator.multiply(y, 1.5), evaluator.multiply(evaluator.multiply(half, y), evaluator.multiply(y, y))
             )
-            y = engine.assume(y, bound)
+            y = evaluator.assume(y, bound)
     return y
 
 

@@ -5,26 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from privtuner.errors import InputError
-
-from ..approximations import Array, Domain, Polynomial, _domain
-from .common import SLACK, T, feature_values
-from .functions import (
-    _exponential,
+from privtuner.ckks.circuits.common import SLACK, feature_values
+from privtuner.ckks.circuits.functions import (
+    exponential_start,
     inverse_square_root,
     inverse_square_root_depth,
     reciprocal,
     reciprocal_depth,
     reciprocal_error,
 )
-
-if TYPE_CHECKING:
-    from privtuner.ckks.protocol import EvaluatorProtocol
+from privtuner.ckks.polynomial import Array, Domain, Polynomial, check_domain
+from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
+from privtuner.errors import InputError
 
 _CONDITION = 4096.0  # largest ratio of the ends of a sum that is inverted: what the noise in it is multiplied by
 _ROUGH = 2.0**-8  # accuracy of normalisations that are followed by another
@@ -67,8 +63,12 @@ class SoftmaxPlan:
 
 
 def softmax(
-    engine: EvaluatorProtocol[T], scores: T, bound: float, mask: npt.ArrayLike | None = None, accuracy: float = 1e-4
-) -> T:
+    evaluator: EvaluatorProtocol[Tensor],
+    scores: Tensor,
+    bound: float,
+    mask: npt.ArrayLike | None = None,
+    accuracy: float = 1e-4,
+) -> Tensor:
     """Softmax over the features, for scores in [-bound, bound].
 
     No maximum can be taken on ciphertexts, so the public bound takes its place: exponents are in [-2 bound, 0].
@@ -81,7 +81,7 @@ def softmax(
     of squarings for the fewest levels.
 
     Args:
-        engine: computes.
+        evaluator: computes.
         scores: (tokens, keys), |score| <= bound in every slot in use, masked ones as well.
         bound: positive; the fewer levels the smaller. About 500 is the largest.
         mask: clear, (tokens, keys), 1 (or True) where a token may attend, else 0; takes one level. A token that may
@@ -108,30 +108,30 @@ def softmax(
             raise InputError("mask holds values other than 0 and 1: give 1 where a token may attend, else 0")
         counts = np.maximum(allowed.sum(axis=1, keepdims=True), 1.0)
     plan = softmax_plan(keys, bound, mask is not None, accuracy)
-    y = engine.polynomial(engine.assume(scores, plan.bound), plan.exponential)
+    y = evaluator.polynomial(evaluator.assume(scores, plan.bound), plan.exponential)
     # Before a squaring, y is the distribution times sqrt(count), so that the sum of squares is at least 1.
     last = plan.squarings == 0
     if allowed is None or counts is None:
-        total = engine.sum_features(y)
+        total = evaluator.sum_features(y)
         gain = 1.0 if last else math.sqrt(keys)
     else:
-        mean = engine.multiply_plain(y, allowed / counts)
-        total = engine.sum_features(mean)
-        y = mean if last else engine.multiply_plain(y, allowed / np.sqrt(counts))
+        mean = evaluator.multiply_plain(y, allowed / counts)
+        total = evaluator.sum_features(mean)
+        y = mean if last else evaluator.multiply_plain(y, allowed / np.sqrt(counts))
         gain = 1.0
     for turn, (domain, degree, steps) in enumerate(zip(plan.domains, plan.degrees, plan.steps, strict=True)):
         if turn:
             last = turn == plan.squarings
-            y = engine.multiply(y, y)
-            total = engine.sum_features(y)
+            y = evaluator.multiply(y, y)
+            total = evaluator.sum_features(y)
             gain = 1.0
             if not last and counts is None:
                 gain = math.sqrt(keys)
             elif not last and counts is not None:
                 # The level this takes is idle: the reciprocal takes at least one.
-                y = engine.multiply_plain(y, np.sqrt(counts) * np.ones(keys))
-        y = engine.multiply(y, reciprocal(engine, total, domain, degree, steps, gain))
-        y = engine.assume(y, (1.0 if last else math.sqrt(keys)) * (1 + max(SLACK, accuracy)))
+                y = evaluator.multiply_plain(y, np.sqrt(counts) * np.ones(keys))
+        y = evaluator.multiply(y, reciprocal(evaluator, total, domain, degree, steps, gain))
+        y = evaluator.assume(y, (1.0 if last else math.sqrt(keys)) * (1 + max(SLACK, accuracy)))
     return y
 
 
@@ -181,7 +181,7 @@ def _softmax_plan(keys: int, bound: float, masked: bool, accuracy: float) -> Sof
 def _softmax_exponential(bound: float, squarings: int, accuracy: float) -> tuple[Polynomial, float] | None:
     """The exponential of fewest levels whose relative error is ``accuracy`` after the squarings, and that error."""
     for degree in (3, 7, 15, 31):
-        start, error = _exponential(-bound, bound, -bound, squarings, degree)
+        start, error = exponential_start(-bound, bound, -bound, squarings, degree)
         error = math.expm1(2**squarings * math.log1p(error))
         if error <= accuracy:
             return start, error
@@ -205,22 +205,22 @@ def _least_depth(domain: Domain, accuracy: float) -> tuple[int, int]:
 
 
 def layer_norm(
-    engine: EvaluatorProtocol[T],
-    x: T,
+    evaluator: EvaluatorProtocol[Tensor],
+    x: Tensor,
     weight: npt.ArrayLike,
     bias: npt.ArrayLike,
     variance_domain: Domain,
     eps: float = 1e-5,
     degree: int = 15,
     newton_steps: int = 1,
-) -> T:
+) -> Tensor:
     """``(x - mean) / sqrt(variance + eps) * weight + bias``, mean and variance over the features.
 
     Mean and variance are additions across ciphertexts: no rotation (Ba, Kiros and Hinton, "Layer Normalization",
     2016, in the feature-major layout). The divisions by the number of features are folded into other factors.
 
     Args:
-        engine: computes.
+        evaluator: computes.
         x: (tokens, features).
         weight: (features,), finite.
         bias: (features,), finite.
@@ -238,22 +238,22 @@ def layer_norm(
         CkksError: not enough levels.
     """
     features = x.shape[1]
-    low, high = _domain(variance_domain)
+    low, high = check_domain(variance_domain)
     if not 0 <= eps < math.inf:
         raise InputError(f"eps = {eps}: must be finite and not negative")
     if low < 0 or low + eps <= 0:
         raise InputError(f"variance_domain {(low, high)}: needs low >= 0, and low + eps > 0")
     scale, offset = feature_values("weight", weight, features), feature_values("bias", bias, features)
-    mean = engine.multiply(engine.sum_features(x), 1 / features)
-    centred = engine.subtract(x, mean)
-    squares = engine.add(engine.dot(centred, centred), features * eps)
+    mean = evaluator.multiply(evaluator.sum_features(x), 1 / features)
+    centred = evaluator.subtract(x, mean)
+    squares = evaluator.add(evaluator.dot(centred, centred), features * eps)
     domain = (features * (low + eps), features * (high + eps))
-    factor = inverse_square_root(engine, squares, domain, degree, newton_steps, math.sqrt(features))
-    normed = engine.multiply(engine.multiply(centred, scale), factor)
+    factor = inverse_square_root(evaluator, squares, domain, degree, newton_steps, math.sqrt(features))
+    normed = evaluator.multiply(evaluator.multiply(centred, scale), factor)
     # No entry of a vector is more than sqrt(features) times the root of its mean square. The product's own bound is far
     # above that, and would not fit the modulus at the last level.
     largest = math.sqrt(features) * float(np.abs(scale).max(initial=0)) * (1 + SLACK)
-    return engine.add(engine.assume(normed, min(normed.bound, largest) or normed.bound), offset)
+    return evaluator.add(evaluator.assume(normed, min(normed.bound, largest) or normed.bound), offset)
 
 
 def layer_norm_depth(degree: int = 15, newton_steps: int = 1) -> int:

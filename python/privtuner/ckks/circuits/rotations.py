@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from privtuner.ckks.polynomial import Array
+from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
 from privtuner.errors import InputError
-
-from ..approximations import Array
-from .common import T
-
-if TYPE_CHECKING:
-    from privtuner.ckks.protocol import EvaluatorProtocol
 
 ATTENTION_DEPTH = 1
 """Levels of `attention_scores`, and of `attention_values`."""
@@ -37,7 +33,7 @@ def attention_mask(slots: int, allowed: npt.ArrayLike) -> npt.NDArray[np.float64
     """Which keys a query may see, in the layout of `attention_scores`: the mask for `softmax`.
 
     Args:
-        slots: of the engine.
+        slots: of the evaluator.
         allowed: (period, period), ``allowed[i, j]`` true where token i may see token j: for causal attention
             ``numpy.tri(period)``. Or one for each sequence, (slots / period, period, period).
 
@@ -61,7 +57,7 @@ def attention_mask(slots: int, allowed: npt.ArrayLike) -> npt.NDArray[np.float64
     return mask
 
 
-def attention_scores(engine: EvaluatorProtocol[T], q: T, k: T, period: int, chunk: int = 8) -> T:
+def attention_scores(evaluator: EvaluatorProtocol[Tensor], q: Tensor, k: Tensor, period: int, chunk: int = 8) -> Tensor:
     """Scores of every query with every key of its sequence: ``sum_f q[i, f] k[(i + d) mod period, f]`` as feature d.
 
     Token i of sequence s sits in slot ``i * stride + s``, ``stride = slots / period``, so that one rotation by
@@ -69,7 +65,7 @@ def attention_scores(engine: EvaluatorProtocol[T], q: T, k: T, period: int, chun
     1 / sqrt(features) is left to the weights that made q.
 
     Args:
-        engine: computes.
+        evaluator: computes.
         q: queries (tokens, features).
         k: keys, the same shape.
         period: tokens of a sequence, padding included; divides the slots.
@@ -82,26 +78,26 @@ def attention_scores(engine: EvaluatorProtocol[T], q: T, k: T, period: int, chun
         InputError: an argument out of range.
         CkksError: not enough levels, or a rotation without its key.
     """
-    stride = _stride(engine.slots, period)
+    stride = _stride(evaluator.slots, period)
     if q.shape != k.shape:
         raise InputError(f"q has shape {q.shape}, k {k.shape}: they must agree")
     if chunk < 1:
         raise InputError(f"chunk = {chunk}: must be positive")
-    scores: list[T] = []
+    scores: list[Tensor] = []
     for begin in range(0, period, chunk):
         steps = [d * stride for d in range(begin, min(begin + chunk, period))]
-        scores.extend(engine.dot(q, rotated) for rotated in _rotations(engine, k, steps))
-    return engine.concatenate(scores)
+        scores.extend(evaluator.dot(q, rotated) for rotated in _rotations(evaluator, k, steps))
+    return evaluator.concatenate(scores)
 
 
-def attention_values(engine: EvaluatorProtocol[T], probabilities: T, v: T, period: int) -> T:
+def attention_values(evaluator: EvaluatorProtocol[Tensor], probabilities: Tensor, v: Tensor, period: int) -> Tensor:
     """Values weighed by probabilities: ``out[i, f] = sum_d probabilities[i, d] v[(i + d) mod period, f]``.
 
     Feature by feature: the rotations of one feature of v, hoisted (its decomposition is computed once), and their
     dot product with the probabilities, one relinearisation an output. ``period`` ciphertexts are held at a time.
 
     Args:
-        engine: computes.
+        evaluator: computes.
         probabilities: (tokens, period), laid out as the result of `attention_scores`.
         v: values (tokens, features).
         period: as for `attention_scores`.
@@ -113,16 +109,16 @@ def attention_values(engine: EvaluatorProtocol[T], probabilities: T, v: T, perio
         InputError: an argument out of range.
         CkksError: not enough levels, or a rotation without its key.
     """
-    stride = _stride(engine.slots, period)
+    stride = _stride(evaluator.slots, period)
     tokens, features = v.shape
     if probabilities.shape != (tokens, period):
         raise InputError(f"probabilities has shape {probabilities.shape}: expected {(tokens, period)}")
     steps = [d * stride for d in range(period)]
-    return engine.concatenate(
+    return evaluator.concatenate(
         [
-            engine.dot(
+            evaluator.dot(
                 probabilities,
-                engine.concatenate(list(_rotations(engine, engine.select(v, slice(f, f + 1)), steps))),
+                evaluator.concatenate(list(_rotations(evaluator, evaluator.select(v, slice(f, f + 1)), steps))),
             )
             for f in range(features)
         ]
@@ -142,7 +138,9 @@ def matrix_vector_steps(slots: int, period: int) -> tuple[int, ...]:
     return tuple(range(1, babies)) + tuple(range(babies, period, babies))
 
 
-def matrix_vector(engine: EvaluatorProtocol[T], x: T, matrix: npt.ArrayLike, period: int | None = None) -> T:
+def matrix_vector(
+    evaluator: EvaluatorProtocol[Tensor], x: Tensor, matrix: npt.ArrayLike, period: int | None = None
+) -> Tensor:
     """A clear matrix times one encrypted vector that fills the slots, repeated with a period n.
 
     The diagonal method of Halevi and Shoup ("Algorithms in HElib", CRYPTO 2014) with baby steps and giant steps, as in
@@ -150,7 +148,7 @@ def matrix_vector(engine: EvaluatorProtocol[T], x: T, matrix: npt.ArrayLike, per
     n / b - 1 sums of products with rotated diagonals are rotated in turn.
 
     Args:
-        engine: computes.
+        evaluator: computes.
         x: (slots, 1), slot i holding ``vector[i % n]``.
         matrix: (rows, columns), finite, both at most n; zeros are added up to (n, n).
         period: n, a power of two that divides the slots; by default the least that holds the matrix.
@@ -169,23 +167,23 @@ def matrix_vector(engine: EvaluatorProtocol[T], x: T, matrix: npt.ArrayLike, per
     if not np.isfinite(entries).all():
         raise InputError("matrix holds values that are not finite: every value must be")
     n = 1 << (max(entries.shape) - 1).bit_length() if period is None else period
-    babies = _babies(engine.slots, n)
+    babies = _babies(evaluator.slots, n)
     if max(entries.shape) > n:
         raise InputError(f"matrix has shape {entries.shape}: at most {n} rows and columns fit the period")
-    if x.shape != (engine.slots, 1):
-        raise InputError(f"x has shape {x.shape}: expected {(engine.slots, 1)}, the vector repeated over all slots")
+    if x.shape != (evaluator.slots, 1):
+        raise InputError(f"x has shape {x.shape}: expected {(evaluator.slots, 1)}, the vector repeated over all slots")
     square = np.zeros((n, n))
     square[: entries.shape[0], : entries.shape[1]] = entries
     row = np.arange(n)
-    turned = engine.concatenate(list(_rotations(engine, x, list(range(babies)))))
-    total: T | None = None
+    turned = evaluator.concatenate(list(_rotations(evaluator, x, list(range(babies)))))
+    total: Tensor | None = None
     for giant in range(0, n, babies):
         # Rotated back by `giant`: the sum is rotated forward afterwards.
         back = (row - giant) % n
         diagonals = np.stack([square[back, (back + giant + baby) % n] for baby in range(babies)], axis=1)
-        products = engine.multiply_plain(turned, np.tile(diagonals, (engine.slots // n, 1)))
-        part = next(_rotations(engine, engine.sum_features(products), [giant]))
-        total = part if total is None else engine.add(total, part)
+        products = evaluator.multiply_plain(turned, np.tile(diagonals, (evaluator.slots // n, 1)))
+        part = next(_rotations(evaluator, evaluator.sum_features(products), [giant]))
+        total = part if total is None else evaluator.add(total, part)
     assert total is not None  # noqa: S101 - n is at least 1
     return total
 
@@ -196,10 +194,10 @@ def _babies(slots: int, period: int) -> int:
     return 1 << ((period.bit_length()) // 2)
 
 
-def _rotations(engine: EvaluatorProtocol[T], x: T, steps: Sequence[int]) -> Iterator[T]:
+def _rotations(evaluator: EvaluatorProtocol[Tensor], x: Tensor, steps: Sequence[int]) -> Iterator[Tensor]:
     """Rotate by each of the steps, hoisted; a step of 0 is x itself and needs no key."""
     nonzero = [step for step in steps if step]
-    rotated: Any = engine.rotate(x, nonzero) if nonzero else []
+    rotated: Any = evaluator.rotate(x, nonzero) if nonzero else []
     for step in steps:
         yield rotated.pop(0) if step else x
 

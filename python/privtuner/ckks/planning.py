@@ -5,38 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
-import numpy as np
+from privtuner.ckks.evaluator import Evaluator
+from privtuner.ckks.keys import EvaluationKeys, SecretKey, rotations_of
+from privtuner.ckks.parameters import Parameters
+from privtuner.ckks.tensor import Budget, EncryptedTensor
+from privtuner.ckks.timing import Timings
+from privtuner.errors import InputError
 
-from .. import system
-from ..errors import InputError
-from .evaluator import Evaluator, Matrix
-from .keys import EvaluationKeys, SecretKey, rotations_of
-from .parameters import Parameters
-from .tensor import Budget, EncryptedTensor
-
-__all__ = ["Calibration", "Measurement", "Plan", "calibrate", "plan"]
+__all__ = ["Measurement", "Plan", "plan"]
 
 Circuit = Callable[..., EncryptedTensor | Sequence[EncryptedTensor]]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Seconds of each unit of work on this machine, a feature, at several numbers of limbs.
-
-    Made by `calibrate`; belongs to one set of parameters and one number of threads.
-    """
-
-    parameters: str
-    threads: int
-    seconds: dict[str, tuple[tuple[int, ...], tuple[float, ...]]]
-
-    def cost(self, work: str, limbs: int, amount: float) -> float:
-        """Seconds of ``amount`` units of ``work`` at ``limbs`` limbs, between the measured ones by interpolation."""
-        at, seconds = self.seconds[work]
-        return amount * float(np.interp(limbs, at, seconds))
 
 
 @dataclass(frozen=True)
@@ -50,8 +29,8 @@ class Plan:
         key_bytes: of those keys on the wire.
         input_bytes, output_bytes: of the tensors on the wire, inputs encrypted with the secret key.
         peak_bytes: most bytes of tensors alive at once, without the keys.
-        work: (kind, limbs) -> amount; the units are those of `Calibration`.
-        seconds: predicted; None without a calibration.
+        work: (kind, limbs) -> amount; the units are those of `Timings`.
+        seconds: predicted; None without timings.
     """
 
     parameters: Parameters
@@ -78,16 +57,16 @@ class Plan:
         )
 
     def run(
-        self, circuit: Circuit, engine: Evaluator, *inputs: EncryptedTensor
+        self, circuit: Circuit, evaluator: Evaluator, *inputs: EncryptedTensor
     ) -> tuple[EncryptedTensor | Sequence[EncryptedTensor], Measurement]:
         """Run the circuit on ciphertexts and put what it took beside this plan."""
-        engine._core.clear_trace()
-        before = engine._core.live_bytes
+        evaluator._core.clear_trace()
+        before = evaluator._core.live_bytes
         start = time.perf_counter()
-        result = circuit(engine, *inputs)
+        result = circuit(evaluator, *inputs)
         seconds = time.perf_counter() - start
         inputs_here = sum(x.nbytes for x in inputs)
-        return result, Measurement(self, seconds, engine._core.peak_bytes - before + inputs_here)
+        return result, Measurement(self, seconds, evaluator._core.peak_bytes - before + inputs_here)
 
     def __str__(self) -> str:
         out = self.outputs[0].budget()
@@ -98,7 +77,7 @@ class Plan:
             ("keys", f"{_keys(self)}: {_bytes(self.key_bytes)} on the wire"),
             ("traffic", f"{_bytes(self.input_bytes)} up, {_bytes(self.output_bytes)} down"),
             ("memory", f"{_bytes(self.peak_bytes)} of tensors at the most"),
-            ("time", "not calibrated" if self.seconds is None else f"{self.seconds:.3g} s predicted"),
+            ("time", "not measured" if self.seconds is None else f"{self.seconds:.3g} s predicted"),
         ]
         return "\n".join(f"{name:12}{text}" for name, text in lines)
 
@@ -125,27 +104,27 @@ def plan(
     *inputs: tuple[int, int] | EncryptedTensor,
     parameters: Parameters,
     bound: float = 1.0,
-    calibration: Calibration | None = None,
+    timings: Timings | None = None,
 ) -> Plan:
-    """Run ``circuit(engine, *tensors)`` on planned tensors.
+    """Run ``circuit(evaluator, *tensors)`` on planned tensors.
 
     Args:
-        circuit: a function of an engine and tensors; it returns a tensor or several.
+        circuit: a function of an evaluator and tensors; it returns a tensor or several.
         inputs: shapes (tokens, features) of fresh tensors with |value| <= ``bound``, or planned tensors made by
-            :meth:`Evaluator.planned` where bound, level or scale differ.
+            `Evaluator.planned` where bound, level or scale differ.
         parameters: the set to plan for.
         bound: of inputs given as shapes.
-        calibration: to predict seconds with.
+        timings: to predict seconds with.
 
     Raises:
         CkksError: the circuit cannot run: not enough levels, values that may leave a domain, more tokens than slots.
-        InputError: an input is neither a shape nor a planned tensor; a calibration of other parameters.
+        InputError: an input is neither a shape nor a planned tensor; timings of other parameters.
     """
-    if calibration is not None and calibration.parameters != parameters.name:
-        raise InputError(f"a calibration of {calibration.parameters} does not fit {parameters.name}; calibrate again")
-    engine = Evaluator(parameters)
+    if timings is not None and timings.parameters != parameters.name:
+        raise InputError(f"timings of {timings.parameters} do not fit {parameters.name}; measure them again")
+    evaluator = Evaluator(parameters)
     tensors = []
-    given = 0  # bytes that the engine's ledger does not see
+    given = 0  # bytes that the evaluator's ledger does not see
     for entry in inputs:
         if isinstance(entry, EncryptedTensor):
             if not entry.planned:
@@ -154,10 +133,10 @@ def plan(
             given += entry.nbytes
         else:
             tokens, features = entry
-            tensors.append(engine.planned(tokens, features, bound=bound))
-    result = circuit(engine, *tensors)
+            tensors.append(evaluator.planned(tokens, features, bound=bound))
+    result = circuit(evaluator, *tensors)
     outputs = (result,) if isinstance(result, EncryptedTensor) else tuple(result)
-    core, elements = engine._core, engine._core.needed_elements()
+    core, elements = evaluator._core, evaluator._core.needed_elements()
     rotations = rotations_of(parameters, elements)
     packing = 3 in elements  # of the automorphisms 2^k + 1 the one that is no rotation
     if packing:
@@ -165,8 +144,8 @@ def plan(
     conjugation = parameters._core.conjugation_element in elements
     work = {(kind, limbs): amount for kind, limbs, amount in core.work()}
     seconds = None
-    if calibration is not None:
-        seconds = sum(calibration.cost(kind, limbs, amount) for (kind, limbs), amount in work.items())
+    if timings is not None:
+        seconds = sum(timings.seconds_of(kind, limbs, amount) for (kind, limbs), amount in work.items())
     return Plan(
         parameters=parameters,
         outputs=outputs,
@@ -182,70 +161,6 @@ def plan(
         work=work,
         seconds=seconds,
     )
-
-
-def calibrate(parameters: Parameters, *, repeats: int = 3) -> Calibration:
-    """Measure the units of work on this machine, with the threads in force. Takes seconds, and a key's memory.
-
-    Args:
-        parameters: the set that plans are made for.
-        repeats: runs of each operation, of which the fastest counts.
-    """
-    threads = system.get_num_threads()
-    width = max(2, threads)  # features at a time: as many as threads
-    secret = SecretKey(parameters)
-    engine = Evaluator(parameters, secret.evaluation_keys(rotations=(1, 2, 3, 4)))
-    rng = np.random.default_rng(0)
-    tokens = parameters.slots
-    values = rng.uniform(-1, 1, (tokens, width))
-    levels = sorted({max(1, round(parameters.depth * part)) for part in (0.0, 0.34, 0.67, 1.0)})
-    if parameters.depth < 1:
-        raise InputError("a set of depth 0 has no products to calibrate; take a depth from 1 on")
-    # Deep enough to run as fast as real ones do, within 256 MB.
-    depth = max(width, min(128, (1 << 28) // (2 * (parameters.depth + 1) * parameters.ring_dimension * 8)))
-    copies = depth // width
-    matrix = Matrix(rng.normal(size=(64, copies * width)))
-
-    def best(run: Callable[[], Any], features: int = width) -> float:
-        run()
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-        return min(seconds) / features
-
-    rows: dict[str, list[float]] = {}
-    for level in levels:
-        x = secret.encrypt(values, level=level)
-        wide = engine.concatenate([x] * 4)
-        deep = engine.concatenate([x] * copies)
-        megamacs = 64 * copies * width * 2 * (level + 1) * parameters.ring_dimension / 1e6
-        add = best(partial(engine.add, x, x))
-        scaled = best(partial(engine.multiply, x, 0.5))
-        product = best(partial(engine.multiply, x, x))
-        dots = best(partial(engine.dot, wide, wide), 1)
-        one = best(partial(engine.rotate, x, (1,)))
-        four = best(partial(engine.rotate, x, (1, 2, 3, 4)))
-        plain = best(partial(engine.multiply_plain, x, values))
-        linear = best(partial(engine.linear, deep, matrix), 1)
-        rotate = max((four - one) / 3, 0.0)
-        term = add
-        rescale = max(scaled - term, 0.0)
-        pair = max((dots - product) / (4 * width - 1), 0.0)
-        for kind, seconds in {
-            "term": term,
-            "rescale": rescale,
-            "product": pair,
-            "relinearise": max(product - pair, 0.0),
-            "rotate": rotate,
-            "decompose": max(one - rotate, 0.0),
-            "plain": max(plain - rescale, 0.0),
-            "matrix": linear / megamacs,
-        }.items():
-            rows.setdefault(kind, []).append(seconds)
-    limbs = tuple(level + 1 for level in levels)
-    return Calibration(parameters.name, threads, {kind: (limbs, tuple(times)) for kind, times in rows.items()})
 
 
 def _bits(budget: Budget) -> str:
