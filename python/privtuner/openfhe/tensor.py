@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..ckks.tensor import Budget
-from ..copies import Immutable
-from ..errors import CkksError, InputError, MessageError
-from .context import BytesLike, Context, require_message
-from .library import Saved, library, read, whole, write
+from privtuner.ckks.arguments import whole
+from privtuner.ckks.tensor import Budget
+from privtuner.copies import Immutable
+from privtuner.errors import CkksError, InputError, MessageError
+from privtuner.openfhe.context import BytesLike, Context, require_message
+from privtuner.openfhe.estimate import Estimate
+from privtuner.openfhe.library import Saved, library, read, write
 
 __all__ = ["EncryptedTensor"]
 
@@ -35,6 +37,7 @@ class EncryptedTensor(Immutable, Saved):
         shape: (tokens, features). level: multiplications left.
         bound: |value| <= bound in every slot, as declared on encryption, derived, or promised by ``assume``.
         factor: float64 (features,).
+        estimate: all that is predicted of the values.
         nbytes: in memory.
     """
 
@@ -43,29 +46,19 @@ class EncryptedTensor(Immutable, Saved):
         core: Any,
         context: Context,
         tokens: int,
-        bound: float,
-        *,
-        slot_bound: float,
-        noise: float,
-        bias: float = 0.0,
-        factor: Array | None = None,
-        independent: bool = False,
+        estimate: Estimate,
     ) -> None:
-        self._core, self.context = core, context
+        self._core, self.context, self.estimate = core, context, estimate
         self.shape: tuple[int, int] = (tokens, core.features)
-        self.bound = float(bound)
-        self.factor = np.ones(core.features) if factor is None else factor
+        self.bound, self.factor = estimate.bound, estimate.factor
         self.level: int = context.level_of(core.level, core.noise_scale_degree)
         self.nbytes: int = core.nbytes
-        # Of what slots hold: bound, standard deviation of the random error, the systematic error.
-        self._slot_bound, self._noise, self._bias = float(slot_bound), float(noise), float(bias)
-        self._independent = independent  # whether the errors of the features are
         if self.level < 0:
             raise CkksError(f"the operation takes {-self.level} more levels than are left; choose a larger depth")
         room = sum(math.log2(q) for q in core.moduli) - 1 - math.log2(core.scaling_factor)
-        if self._slot_bound > 0 and math.log2(self._slot_bound) >= room:
+        if estimate.slots > 0 and math.log2(estimate.slots) >= room:
             raise CkksError(
-                f"values up to {self._slot_bound:.3g} in the slots outgrow the modulus left at level {self.level}, "
+                f"values up to {estimate.slots:.3g} in the slots outgrow the modulus left at level {self.level}, "
                 f"which holds 2^{room:.1f}; declare a smaller bound, or do this at a higher level"
             )
 
@@ -86,8 +79,8 @@ class EncryptedTensor(Immutable, Saved):
         # OpenFHE's added noise has at least N^(1/2) / 8 in every coefficient, at the scale it decodes at.
         scale = 2.0**self.context.scale_bits if len(self.moduli) > 1 else float(self._core.scaling_factor)
         floor = 0.125 * math.sqrt(n) * math.sqrt(n / 2) / scale
-        spread = math.sqrt(2) * math.hypot(self._noise, floor)
-        worst = math.sqrt(2 * math.log(2e6 * count)) * spread + self._bias
+        spread = math.sqrt(2) * math.hypot(self.estimate.noise, floor)
+        worst = math.sqrt(2 * math.log(2e6 * count)) * spread + self.estimate.bias
         error = worst * float(np.abs(self.factor).max())
         bits = math.log2(self.bound / error) if self.bound > 0 else -math.inf
         return Budget(self.level, math.log2(self._core.scaling_factor), error, bits)
@@ -104,8 +97,8 @@ class EncryptedTensor(Immutable, Saved):
     def to_bytes(self) -> bytes:
         """Shape, bounds and scales, then what `to_openfhe` gives."""
         body = self.factor.astype("<f8").tobytes() + self.to_openfhe()
-        numbers = (self.bound, self._slot_bound, self._noise, self._bias)
-        fields = (_MAGIC, _VERSION, int(self._independent), *self.shape, *numbers)
+        e = self.estimate
+        fields = (_MAGIC, _VERSION, int(e.independent), *self.shape, e.bound, e.slots, e.noise, e.bias)
         crc = zlib.crc32(body, zlib.crc32(_HEAD.pack(*fields, 0, 0)))
         return _HEAD.pack(*fields, crc, 0) + body
 
@@ -120,7 +113,7 @@ class EncryptedTensor(Immutable, Saved):
         if len(view) < _HEAD.size:
             raise MessageError(f"tensor: {len(view)} bytes are shorter than its head: truncated?")
         *fields, crc, zero = _HEAD.unpack_from(view)
-        magic, version, flag, tokens, features, bound, slot_bound, noise, bias = fields
+        magic, version, flag, tokens, features, bound, slots, noise, bias = fields
         if magic != _MAGIC:
             raise MessageError("tensor: this is none; ciphertexts of other programs are read by from_openfhe")
         if version != _VERSION:
@@ -128,7 +121,7 @@ class EncryptedTensor(Immutable, Saved):
         # What OpenFHE reads below had better be what OpenFHE wrote.
         if zlib.crc32(view[_HEAD.size :], zlib.crc32(_HEAD.pack(*fields, 0, 0))) != crc:
             raise MessageError("tensor: the checksum does not fit: truncated or damaged; send it again")
-        numbers = (bound, slot_bound, noise, bias)
+        numbers = (bound, slots, noise, bias)
         if not all(math.isfinite(number) and number >= 0 for number in numbers) or zero != 0 or flag > 1:
             raise MessageError(f"tensor: impossible bounds {numbers}")
         start = _HEAD.size + 8 * features
@@ -138,17 +131,7 @@ class EncryptedTensor(Immutable, Saved):
         core = library().Ciphertexts.from_bytes(context._core, bytes(view[start:]))
         if core.features != features or not 1 <= tokens <= core.slots or not (np.isfinite(factor) & (factor > 0)).all():
             raise MessageError(f"tensor: shape ({tokens}, {features}) does not fit its {core.features} ciphertexts")
-        return cls(
-            core,
-            context,
-            tokens,
-            bound,
-            slot_bound=slot_bound,
-            noise=noise,
-            bias=bias,
-            factor=factor,
-            independent=bool(flag),
-        )
+        return cls(core, context, tokens, Estimate(bound, factor, slots, noise, bias, bool(flag)))
 
     @classmethod
     def load(cls, context: Context, path: str | Path) -> EncryptedTensor:
@@ -191,7 +174,7 @@ class EncryptedTensor(Immutable, Saved):
             raise InputError(f"tokens {used}: the ciphertexts have {core.slots} slots")
         if not (math.isfinite(bound) and bound > 0 and math.isfinite(error) and error >= 0):
             raise InputError(f"bound {bound} must be a positive number and error {error} not negative")
-        return cls(core, context, used, bound, slot_bound=bound, noise=0.0, bias=error)
+        return cls(core, context, used, Estimate.of_slots(bound, core.features, 0.0, float(error)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (EncryptedTensor.from_bytes, (self.context, self.to_bytes()))
