@@ -277,12 +277,23 @@ class Evaluator(Operations[EncryptedTensor]):
         level: int | None = None,
         scale: npt.ArrayLike | None = None,
         public_key: bool = False,
+        noise: float | None = None,
     ) -> EncryptedTensor:
-        """A fresh tensor without ciphertexts, for dry runs."""
+        """A tensor without ciphertexts, for dry runs, or to say what to expect (`EncryptedTensor.from_bytes`).
+
+        Args:
+            tokens: rows of the tensor, at most ``slots``.
+            features: its columns.
+            bound: as that of `SecretKey.encrypt`.
+            level: as there.
+            scale: as there.
+            public_key: as encrypted with the public key.
+            noise: standard deviation of the slots' errors, of something computed; None for a fresh encryption's.
+        """
         if not 1 <= tokens <= self.slots:
             raise CkksError(f"{tokens} tokens do not fit the {self.slots} slots of {self.parameters.name}")
         at = self.parameters.depth if level is None else level
-        core = self._core.planned(tokens, features, at, bound, as_scales(scale), public_key)
+        core = self._core.planned(tokens, features, at, bound, as_scales(scale), public_key, noise)
         return EncryptedTensor(core, self.parameters)
 
     def upload(self, x: EncryptedTensor) -> EncryptedTensor:
