@@ -63,6 +63,14 @@ Tensor Tensor::moved(bool without_words) const {
 }
 
 Tensor Tensor::as_planned() const { return moved(true); }
+
+Tensor Tensor::without_noise() const {
+  Tensor out = *this;
+  std::fill(out.noise.begin(), out.noise.end(), 0.0);
+  std::fill(out.shared.begin(), out.shared.end(), 0.0);
+  return out;
+}
+
 Tensor Tensor::with_room() const { return moved(false); }
 
 double Tensor::error() const {
