@@ -18,9 +18,8 @@ import torch
 from transformers import AutoModel
 
 import harness
-import privtuner
 from harness import Record, progress
-from privtuner import nn
+from privtuner import nn, system
 from privtuner.sealed.blocks import SealedClient, SealedMLP
 from privtuner.train import dataset, training
 from training import MODEL, Task
@@ -49,7 +48,7 @@ def accuracy(task: Task, quick: bool) -> Iterator[Record]:
 
 def sealed(task: Task, threads: int) -> Iterator[Record]:
     """The first sealed block of the model on real activations: encrypted against the polynomial in the clear."""
-    privtuner.set_num_threads(threads)
+    system.set_num_threads(threads)
     split = nn.split_pretrained(MODEL, seal="mlp")
     name, spec = next(iter(split.bundle.sealed.items()))
     block = split.server[name]
@@ -79,7 +78,7 @@ def sealed(task: Task, threads: int) -> Iterator[Record]:
             "s",
             tokens=len(x),
             threads=threads,
-            isa=privtuner.active_isa(),
+            isa=system.active_isa(),
             note=f"{len(request) / 1e6:.0f} MB up, {sum(map(len, reply)) / 1e6:.0f} MB down, peak {peak:.2f} GB, "
             f"worst error {error:.1e} of the largest value; the time does not depend on the tokens, up to "
             f"{spec.public.parameters.slots}",

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 import harness
-import privtuner
 from harness import Record, progress
-from privtuner import ckks
+from privtuner import ckks, system
 from privtuner.sealed.blocks import SealedMLP
 
 RING_LIMBS = ((8192, 3), (16384, 8), (32768, 16))
@@ -68,13 +67,13 @@ def primitives(ring: int, limbs: int, runs: int) -> dict[str, float]:
 
 def one_ciphertext(threads: int, runs: int) -> Iterator[Record]:
     """Every primitive, each beside the figure to reach."""
-    privtuner.set_num_threads(threads)
+    system.set_num_threads(threads)
     for ring, limbs in RING_LIMBS:
         progress(f"N = {ring}, {limbs} limbs, {threads} threads")
         for name, value in primitives(ring, limbs, runs).items():
             what = f"{name}, N = {ring}, {limbs} limbs"
             target = TARGETS.get((ring, limbs, name)) if threads == 1 else None
-            yield Record(what, value, "ms", target=target, threads=threads, isa=privtuner.active_isa())
+            yield Record(what, value, "ms", target=target, threads=threads, isa=system.active_isa())
 
 
 def transform(runs: int) -> Record:
@@ -83,13 +82,13 @@ def transform(runs: int) -> Record:
     words = np.random.default_rng(0).integers(0, parameters.primes[0], parameters.ring_dimension, np.uint64)
     # Transforming in place again and again is as good as fresh words.
     value = milliseconds(lambda: parameters._core.transform(0, words, 100), runs) / 100 * 1e3
-    return Record("forward NTT, N = 16384, one limb", value, "us", target=35.0, threads=1, isa=privtuner.active_isa())
+    return Record("forward NTT, N = 16384, one limb", value, "us", target=35.0, threads=1, isa=system.active_isa())
 
 
 def matrix(threads: int, runs: int) -> Iterator[Record]:
     """A clear 768 x 768 matrix times 8,192 tokens of 768 features."""
     progress(f"768 x 768 matrix, {threads} threads")
-    privtuner.set_num_threads(threads)
+    system.set_num_threads(threads)
     parameters = ckks.Parameters.secure(depth=7)
     secret = ckks.SecretKey(parameters)
     engine = ckks.Evaluator(parameters)
@@ -101,13 +100,13 @@ def matrix(threads: int, runs: int) -> Iterator[Record]:
         seconds = milliseconds(lambda prepared=prepared: engine.linear(x, prepared), runs) / 1e3
         rate = 768 * 768 * parameters.slots / seconds
         name = f"768 x 768 matrix of {bits}-bit weights times tensor, 8192 tokens, 8 limbs"
-        yield Record(name, seconds, "s", threads=threads, isa=privtuner.active_isa(), note=f"{rate / 1e9:.3g} G MAC/s")
+        yield Record(name, seconds, "s", threads=threads, isa=system.active_isa(), note=f"{rate / 1e9:.3g} G MAC/s")
 
 
 def sealed(threads: int, tokens: int) -> Iterator[Record]:
     """The sealed MLP of MiniLM's shape, forward and backward, and the most memory this process ever had."""
     progress(f"sealed MLP 384 - 1536 - 384, {tokens} tokens: some minutes")
-    privtuner.set_num_threads(threads)
+    system.set_num_threads(threads)
     rng = np.random.default_rng(0)
     w1, w2 = rng.normal(size=(1536, 384)) * 0.05, rng.normal(size=(384, 1536)) * 0.05
     block = SealedMLP(w1, None, w2, None, ckks.approximate("gelu", (-8.0, 8.0)))
@@ -134,7 +133,7 @@ def sealed(threads: int, tokens: int) -> Iterator[Record]:
             seconds,
             "s",
             threads=threads,
-            isa=privtuner.active_isa(),
+            isa=system.active_isa(),
             note=f"peak {peak:.2f} GB of the process; worst error {error:.1e} of the largest output",
         )
 
@@ -147,7 +146,7 @@ def main() -> None:
     for threads in sorted({1, options.threads}):
         records += one_ciphertext(threads, runs)
         records += matrix(threads, 3)
-    privtuner.set_num_threads(1)
+    system.set_num_threads(1)
     records.append(transform(runs))
     if not options.quick:
         records += sealed(options.threads, 8192)

@@ -18,7 +18,7 @@ import numpy as np
 import harness
 import privtuner
 from harness import Record, median_ratio, paired, progress
-from privtuner import ckks, linear, openfhe
+from privtuner import ckks, linear, openfhe, system
 
 WIDTH = 512
 ROWS = 16  # of the textbook product with --quick
@@ -28,7 +28,7 @@ NATIVE, OPENFHE = "native", f"OpenFHE {openfhe.status().version}"
 
 def set_threads(threads: int) -> None:
     """Of both engines."""
-    privtuner.set_num_threads(threads)
+    system.set_num_threads(threads)
     openfhe.set_num_threads(threads)
 
 
@@ -81,7 +81,7 @@ def product(threads: int, quick: bool, runs: int) -> Iterator[Record]:
             "x (100 to reach)",
             reference=f"{OPENFHE}, {name}",
             threads=threads,
-            isa=privtuner.active_isa(),
+            isa=system.active_isa(),
             note=f"{ours:.3f} s; {note}" + ("; equal bit for bit" if name.startswith("MultByInteger") else ""),
         )
 
@@ -95,7 +95,7 @@ def product(threads: int, quick: bool, runs: int) -> Iterator[Record]:
         ratio=median_ratio(times["out and in"], times["product"]),
         target=0.15,
         threads=threads,
-        isa=privtuner.active_isa(),
+        isa=system.active_isa(),
     )
 
 
@@ -187,7 +187,7 @@ def primitives(threads: int, runs: int) -> Iterator[Record]:
                 reference=OPENFHE,
                 ratio=median_ratio(times[NATIVE], times[OPENFHE]),
                 threads=threads,
-                isa=privtuner.active_isa(),
+                isa=system.active_isa(),
                 note=f"there {statistics.median(times[OPENFHE]) * 1e3:.4g} ms, {context.num_large_digits} digits",
             )
 
@@ -216,26 +216,27 @@ def layer(threads: int, runs: int) -> Iterator[Record]:
     """One linear layer of MiniLM's shape, the three steps of a request, against the native scheme."""
     progress(f"linear layer, {threads} threads")
     set_threads(threads)
-    from privtuner.cpu import CpuServer
-    from privtuner.openfhe.server import OpenFheServer
-    from privtuner.schemes import client_of
+    from privtuner.schemes import scheme
 
     rng = np.random.default_rng(0)
     prepared = linear.prepare(rng.standard_normal((1152, 384)))
     x = rng.standard_normal((1024, 384)).astype(np.float32)
-    sides = {NATIVE: (client_of("native", 0), CpuServer()), OPENFHE: (client_of("openfhe"), OpenFheServer())}
+    sides = {
+        NATIVE: (scheme("linear").client(mask_cache_bytes=0), scheme("linear").server()),
+        OPENFHE: (scheme("openfhe").client(), scheme("openfhe").server()),
+    }
     made = {name: owner.encrypt(x, prepared.public, "forward") for name, (owner, _) in sides.items()}
-    replies = {name: list(engine.apply_blocks(prepared, made[name][0], 256)) for name, (_, engine) in sides.items()}
+    replies = {name: list(server.answer(prepared, made[name][0])) for name, (_, server) in sides.items()}
 
     def decrypting(name: str) -> float:
-        owner, engine = sides[name]
+        owner, server = sides[name]
         request, secret = owner.encrypt(x, prepared.public, "forward")
-        blocks = list(engine.apply_blocks(prepared, request, 256))
+        blocks = list(server.answer(prepared, request))
         return seconds(lambda: owner.decrypt(blocks, secret))
 
     steps = {
         "encrypt": {n: (lambda o=o: o.encrypt(x, prepared.public, "forward")) for n, (o, _) in sides.items()},
-        "apply": {n: (lambda e=e, n=n: list(e.apply_blocks(prepared, made[n][0], 256))) for n, (_, e) in sides.items()},
+        "apply": {n: (lambda s=s, n=n: list(s.answer(prepared, made[n][0]))) for n, (_, s) in sides.items()},
     }
     results = {step: paired(candidates, runs) for step, candidates in steps.items()}
     results["decrypt"] = {n: [decrypting(n) for _ in range(runs)] for n in sides}
@@ -248,7 +249,7 @@ def layer(threads: int, runs: int) -> Iterator[Record]:
             reference=NATIVE,
             ratio=median_ratio(times[OPENFHE], times[NATIVE]),
             threads=threads,
-            isa=privtuner.active_isa(),
+            isa=system.active_isa(),
             note=f"MB up and down {bytes_of[OPENFHE][0]:.3g}, {bytes_of[OPENFHE][1]:.3g}; native "
             f"{bytes_of[NATIVE][0]:.3g}, {bytes_of[NATIVE][1]:.3g}",
         )
@@ -259,7 +260,7 @@ def training(threads: int, steps: int) -> Iterator[Record]:
     import torch
 
     from privtuner import nn
-    from privtuner.openfhe.server import OpenFheServer
+    from privtuner.schemes import SCHEMES
     from privtuner.train import training as lora
     from training import Task
 
@@ -269,9 +270,9 @@ def training(threads: int, steps: int) -> Iterator[Record]:
     task, config = Task(), lora.TrainConfig(steps=steps, seed=0)
     curves: dict[str, list[float]] = {}
     times: dict[str, float] = {}
-    for name, engine in (("native", "native"), ("native again", "native"), ("openfhe", "openfhe")):
-        transport = nn.LocalTransport(task.split.server, engine=OpenFheServer() if engine == "openfhe" else None)
-        model = task.encrypted(config, transport=transport, engine=engine)
+    for name, scheme in (("linear", "linear"), ("linear again", "linear"), ("openfhe", "openfhe")):
+        transport = nn.LocalTransport(task.split.server, server=SCHEMES[scheme].server())
+        model = task.encrypted(config, nn.Session(transport, scheme))
         done = []
         for step in lora.iterate_steps(model, task.train, config, progress=True):
             done.append(step)
@@ -296,7 +297,7 @@ def training(threads: int, steps: int) -> Iterator[Record]:
         reference=NATIVE,
         ratio=times["openfhe"] / times["native"],
         threads=threads,
-        isa=privtuner.active_isa(),
+        isa=system.active_isa(),
         note=f"native {times['native']:.3f} s, both parties in one process",
     )
 

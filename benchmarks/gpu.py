@@ -22,9 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import harness
-import privtuner
 from harness import Record, progress
-from privtuner import ckks, cuda, linear
+from privtuner import ckks, cuda, linear, system
 from privtuner.cuda import linear as kernels
 from privtuner.cuda import ntt
 from privtuner.cuda.client import CudaClient
@@ -415,7 +414,7 @@ def chebyshev_part(gpu: Gpu, ring: int = 1 << 14, times: int = 64) -> Iterator[R
     )
     many = engine.concatenate([some] * times)
     taken = gpu.milliseconds(lambda: engine.polynomial(many, polynomial), runs=3)
-    privtuner.set_num_threads(2)
+    system.set_num_threads(2)
     start = time.perf_counter()
     native.polynomial(x, polynomial)
     processor = times * 1e3 * (time.perf_counter() - start)

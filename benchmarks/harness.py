@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from privtuner import info
+from privtuner.commands import info
 
 
 @dataclasses.dataclass(frozen=True)

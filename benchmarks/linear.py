@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 import harness
-import privtuner
 from harness import Record, median_ratio, paired, progress
-from privtuner import info, linear
+from privtuner import linear, system
+from privtuner.commands import info
 
 # Largest ratio to reach for `apply` at d = 2048, 2048 tokens, by path: (against float32, against bfloat16).
 APPLY_TARGETS = {
@@ -57,19 +57,24 @@ class Layer:
 
     def record(self, name: str, value: float, unit: str, **fields: object) -> Record:
         """A record with this layer's shape and the threads in force."""
-        shape = {"d_in": self.d_in, "d_out": self.d_out, "tokens": self.tokens, "threads": privtuner.get_num_threads()}
+        shape = {
+            "d_in": self.d_in,
+            "d_out": self.d_out,
+            "tokens": self.tokens,
+            "threads": system.get_num_threads(),
+        }
         return Record(name, value, unit, **(shape | fields))  # type: ignore[arg-type]
 
 
 def server(layer: Layer, runs: int) -> Iterator[Record]:
     """Server's time on every usable path, with and without the mask half."""
     usable = [path["name"] for path in info.collect()["isa"]["paths"] if path["usable"]]
-    best = privtuner.active_isa()
+    best = system.active_isa()
     full, _ = linear.encrypt(layer.x, layer.prepared.public)
     data_only, _ = linear.encrypt(layer.x, layer.prepared.public, masks=layer.masks)
     for isa in reversed(usable):
         progress(f"apply on {isa}")
-        privtuner.set_isa(isa)
+        system.set_isa(isa)
         candidates = {
             "float32": layer.float32,
             "bfloat16": layer.bfloat16,
@@ -92,7 +97,7 @@ def server(layer: Layer, runs: int) -> Iterator[Record]:
                 target=target,
                 isa=isa,
             )
-    privtuner.set_isa(best)
+    system.set_isa(best)
 
 
 def owner(layer: Layer, runs: int) -> Iterator[Record]:
@@ -120,7 +125,7 @@ def owner(layer: Layer, runs: int) -> Iterator[Record]:
             reference="torch float32",
             ratio=median_ratio(both, clear[1:]),
             target=0.35,
-            isa=privtuner.active_isa(),
+            isa=system.active_isa(),
             note=f"encrypt {statistics.median(encrypting[1:]) * 1e3:.1f} ms,"
             f" decrypt {statistics.median(decrypting[1:]) * 1e3:.1f} ms",
         )
@@ -146,7 +151,7 @@ def shapes(runs: int, quick: bool) -> Iterator[Record]:
             "ms",
             reference="torch float32",
             ratio=median_ratio(seconds["product"], seconds["float32"]),
-            isa=privtuner.active_isa(),
+            isa=system.active_isa(),
         )
 
 
@@ -229,7 +234,7 @@ def peer_version(distribution: str) -> str:
 def main() -> None:
     """Measure everything and write what was asked for."""
     options = harness.arguments(__doc__.splitlines()[0] if __doc__ else "")
-    privtuner.set_num_threads(options.threads)
+    system.set_num_threads(options.threads)
     torch.set_num_threads(options.threads)
     runs = 3 if options.quick else 9
     layer = Layer(2048, 2048, 2048)

@@ -21,10 +21,9 @@ import torch
 from transformers import AutoTokenizer
 
 import harness
-import privtuner
 from harness import Record, median_ratio, progress
-from privtuner import nn
-from privtuner.demo import serving
+from privtuner import nn, system
+from privtuner.commands.demo import serving
 from privtuner.service import RemoteTransport
 from privtuner.train import classifier, dataset, training
 
@@ -62,13 +61,13 @@ class Task:
     def encrypted(
         self,
         config: training.TrainConfig,
+        session: nn.Session | None = None,
         pool: str = "mean",
-        transport: nn.Transport | None = None,
         **options: object,
     ) -> training.PeftModel:
-        """The owner's model with the same adapters; the server is in this process unless a transport is given."""
-        transport = transport or nn.LocalTransport(self.split.server)
-        model = classifier.owner_classifier(self.split.bundle, transport, self.labels, pool, **options)
+        """The owner's model with the same adapters; the server is in this process unless a session is given."""
+        session = session or nn.Session(nn.LocalTransport(self.split.server))
+        model = classifier.owner_classifier(self.split.bundle, session, self.labels, pool, **options)
         return training.prepare_model(model, config)
 
 
@@ -89,8 +88,8 @@ def step_time(task: Task, name: str, encrypted: training.PeftModel, steps: int, 
         ratio=median_ratio(seconds, clear),
         target=target,
         tokens=int(statistics.median(step.tokens for _, step in pairs)),
-        threads=privtuner.get_num_threads(),
-        isa=privtuner.active_isa(),
+        threads=system.get_num_threads(),
+        isa=system.active_isa(),
         note=f"plain {statistics.median(clear):.3f} s, {task.name}, batch {config.batch_size}",
     )
 
@@ -101,14 +100,19 @@ def step_times(task: Task, quick: bool) -> Iterator[Record]:
     config = training.TrainConfig(seed=0)
     yield step_time(task, "step, both parties in one process", task.encrypted(config), steps, 2.0)
     with serving(MODEL) as address, RemoteTransport(address) as transport:
-        yield step_time(task, "step, two processes over gRPC", task.encrypted(config, transport=transport), steps, 2.0)
-    variants: dict[str, dict[str, object]] = {
-        "step, fresh mask in every request": {"mask_cache_bytes": 0},
-        "step, padding encrypted too": {"skip_padding": False},
-        "step, fresh masks and padding": {"mask_cache_bytes": 0, "skip_padding": False},
-    }
-    for name, options in variants.items():
-        yield step_time(task, name, task.encrypted(config, **options), max(3, steps // 2), None)
+        yield step_time(
+            task, "step, two processes over gRPC", task.encrypted(config, nn.Session(transport)), steps, 2.0
+        )
+
+    def fresh_masks() -> nn.Session:
+        return nn.Session(nn.LocalTransport(task.split.server), mask_cache_bytes=0)
+
+    for name, encrypted in (
+        ("step, fresh mask in every request", task.encrypted(config, fresh_masks())),
+        ("step, padding encrypted too", task.encrypted(config, skip_padding=False)),
+        ("step, fresh masks and padding", task.encrypted(config, fresh_masks(), skip_padding=False)),
+    ):
+        yield step_time(task, name, encrypted, max(3, steps // 2), None)
 
 
 def accuracy(task: Task, pool: str, how: training.TrainConfig, seeds: range, quick: bool) -> Iterator[Record]:
@@ -119,7 +123,7 @@ def accuracy(task: Task, pool: str, how: training.TrainConfig, seeds: range, qui
         models = (
             task.plain(dataclasses.replace(config, lora_r=0), pool),
             task.plain(config, pool),
-            task.encrypted(config, pool),
+            task.encrypted(config, pool=pool),
         )
         for (name, results), model in zip(reached.items(), models, strict=True):
             for _ in training.iterate_steps(model, task.train, config):
@@ -165,7 +169,7 @@ def main() -> None:
     parser.add_argument("--accuracy", action="store_true", help="accuracy only, no times: for a machine that is busy")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="accuracies of so many runs (default 3)")
     options = parser.parse_args()
-    privtuner.set_num_threads(options.threads)
+    system.set_num_threads(options.threads)
     torch.set_num_threads(options.threads)
     task = Task()
     records = [] if options.accuracy else [*step_times(task, options.quick), *traffic(task)]

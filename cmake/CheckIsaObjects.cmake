@@ -1,13 +1,14 @@
-# Run as a test: cmake -DOBJECTS=a.o,b.o -DNM=nm -P CheckIsaObjects.cmake
+# Run as a test: cmake -DOBJECTS=a.o,b.o -DPATHS=avx2,avx512 -DNM=nm -P CheckIsaObjects.cmake
 #
 # An inline function or a template that an ISA file emits is a weak symbol, and the linker may keep that copy for the
 # whole program: code for a newer processor would then run on an older one. So the weak functions of an ISA object must
 # be its own, with the path in their names; whatever else a kernel needs stays in an anonymous namespace or is inlined.
 string(REPLACE "," ";" objects "${OBJECTS}")
-list(FILTER objects INCLUDE REGEX "_(avx2|avx512|avx512ifma|amx)\\.cpp\\.o$")
+string(REPLACE "," "|" paths "${PATHS}")
+list(FILTER objects INCLUDE REGEX "_(${paths})\\.cpp\\.o$")
 set(faults "")
 foreach(object IN LISTS objects)
-  string(REGEX MATCH "_(avx2|avx512|avx512ifma|amx)\\.cpp\\.o$" path "${object}")
+  string(REGEX MATCH "_(${paths})\\.cpp\\.o$" path "${object}")
   set(path ${CMAKE_MATCH_1})
   execute_process(COMMAND "${NM}" -C --defined-only "${object}" OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
   string(REGEX MATCHALL "[^\n]* W [^\n]*" weak "${symbols}")

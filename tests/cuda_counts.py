@@ -121,8 +121,8 @@ def counted(device: CountingDevice, patch: Any) -> Iterator[Counter[str]]:
     """
     counts: Counter[str] = Counter()
 
-    def reading(name: str, sizes: Callable[[tuple[Any, ...], Any], tuple[int, int]]) -> None:
-        genuine = getattr(_core, name)
+    def reading(owner: Any, name: str, sizes: Callable[[tuple[Any, ...], Any], tuple[int, int]]) -> None:
+        genuine = getattr(owner, name)
 
         def call(*arguments: Any) -> Any:
             result = genuine(*arguments)
@@ -131,16 +131,16 @@ def counted(device: CountingDevice, patch: Any) -> Iterator[Counter[str]]:
             counts["copied"] += copied
             return result
 
-        patched.setattr(_core, name, call)
+        patched.setattr(owner, name, call)
 
     def opened(arguments: tuple[Any, ...], size: int) -> tuple[int, int]:
         return size, size if len(arguments) > 2 and arguments[2] is not None else 0
 
     with patch.context() as patched:
-        reading("linear_open_request", lambda arguments, _: opened(arguments, len(arguments[1])))
-        reading("linear_open_block", lambda arguments, result: opened(arguments, result["size"]))
-        reading("linear_seal_request", lambda arguments, _: (len(arguments[1]), 0))
-        reading("linear_seal_blocks", lambda arguments, _: (sum(len(block[0]) for block in arguments[4]), 0))
+        reading(_core, "linear_open_request", lambda arguments, _: opened(arguments, len(arguments[1])))
+        reading(_core.Reply, "next", lambda arguments, rows: opened(arguments, rows.size))
+        reading(_core, "linear_seal_request", lambda arguments, _: (len(arguments[1]), 0))
+        reading(_core, "linear_seal_blocks", lambda arguments, _: (sum(len(block[0]) for block in arguments[4]), 0))
         before = Counter(device.counts)
         tracemalloc.start()
         try:

@@ -122,6 +122,8 @@ class HostDevice:
         self.backwards = backwards
         self._limit = memory_bytes
         self.launched: list[str] = []
+        self.constants: dict[Any, Any] = {}
+        self.kept: dict[str, Any] = {}
 
     def launch(self, kernel: str, grid: tuple[int, ...], threads: int, *arguments: Any, shared: int = 0) -> None:
         entry = sources.kernels()[kernel]

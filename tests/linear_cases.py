@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from precision import assert_within
-from privtuner import linear
+from privtuner import _core, linear, wire
+from privtuner.parties import LinearServer
 
 PRESETS = linear.PRESETS
 DIRECTIONS: tuple[linear.Direction, ...] = ("forward", "backward")
-HEADER, REQUEST_PREFIX, BLOCK_PREFIX = 64, 112, 88  # bytes
+REQUEST_PREFIX, BLOCK_PREFIX = 112, 88  # bytes
+MASK_SEED = slice(72, 104)  # of a request
 N = 2048
-WORD = {"linear-w8": 4, "linear-w16": 8}  # bytes of a residue
-OUTPUT = {"linear-w8": 3, "linear-w16": 4}  # bytes of an output in a reply
-Q = {"linear-w8": 4293918721, "linear-w16": 1125899903827969}
-LARGEST = {"linear-w8": 127, "linear-w16": 32639}
+_INFO = {preset: _core.preset_info(preset) for preset in PRESETS}  # test_linear_arguments has their numbers
+WORD = {preset: info["word_bytes"] for preset, info in _INFO.items()}  # bytes of a residue
+OUTPUT = {preset: info["reply_bytes"] for preset, info in _INFO.items()}  # bytes of an output in a reply
+DROPPED = {preset: info["dropped_bits"] for preset, info in _INFO.items()}
+Q = {preset: info["q"] for preset, info in _INFO.items()}
+LARGEST = {preset: info["max_weight"] for preset, info in _INFO.items()}
 
 
 def layer(d_out: int = 40, d_in: int = 24, preset: str = "linear-w8", seed: int = 0) -> linear.Prepared:
@@ -66,6 +71,11 @@ def exact_product(x: npt.NDArray[np.float64], weight: npt.NDArray[Any]) -> npt.N
     return result
 
 
+def blocks_of(server: LinearServer, prepared: linear.Prepared, request: Any, block_rows: int) -> Iterator[Any]:
+    """The blocks of a server's reply, so many outputs each."""
+    return server.answer(prepared, request, block_rows * 4 * wire.peek(request).tokens)
+
+
 def check_blocks(engine: Any, owner: Any, prepared: linear.Prepared, tokens: int, block_rows: int, host: Any) -> None:
     """An engine and an owner, three times in both directions: its replies are the core's in blocks of that size, block
     by block, and its results right; ``host`` brings these to NumPy."""
@@ -73,7 +83,7 @@ def check_blocks(engine: Any, owner: Any, prepared: linear.Prepared, tokens: int
         x = batch(tokens, features_in(prepared, direction))
         for _ in range(3):  # from the second one on with the product of the mask
             request, secret = owner.encrypt(x, prepared.public, direction)
-            reply = list(engine.apply_blocks(prepared, request, block_rows))
+            reply = list(blocks_of(engine, prepared, request, block_rows))
             assert reply == list(linear.apply_blocks(prepared, request, block_rows))
             check_result(prepared, x, host(owner.decrypt(reply, secret)), direction)
 

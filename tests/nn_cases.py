@@ -25,7 +25,7 @@ from transformers import (
 
 from privtuner import linear
 from privtuner.nn import LocalTransport, Split
-from privtuner.service.counts import request_shape
+from privtuner.wire import peek
 
 VOCABULARY = 50
 
@@ -114,7 +114,8 @@ class RecordingTransport(LocalTransport):
         self.seen: list[tuple[str, str, int]] = []
 
     def apply(self, layer: str, request: bytes) -> Iterator[bytes]:
-        self.seen.append((layer, *request_shape(request)))
+        head = peek(request)
+        self.seen.append((layer, head.direction, head.tokens))
         return super().apply(layer, request)
 
 

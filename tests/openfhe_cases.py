@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from privtuner import linear
 from privtuner.openfhe import messages
 from privtuner.openfhe.messages import BLOCK, REQUEST, Head
+from privtuner.openfhe.server import OpenFheServer
+from privtuner.parties import LinearClient
 
 N = 1024
 MODULUS = 18014398509404161
@@ -20,17 +22,24 @@ BITS = 24
 """Of the integers: with 8-bit weights and up to 65,536 features, products stay below half the modulus."""
 
 
-class ClearOwner:
-    """An owner of the engine "openfhe" whose first components are rounded values, and second components their echo.
+def apply_blocks(prepared: linear.Prepared, request: bytes, block_rows: int = 256) -> Iterator[bytes]:
+    """The blocks of a server's reply, so many outputs each."""
+    head, residues = messages.read(request, REQUEST)
+    return OpenFheServer().answer(prepared, request, block_rows * (residues.nbytes // head.features))
+
+
+class ClearOwner(LinearClient):
+    """A client of the scheme "openfhe" whose first components are rounded values, and second components their echo.
 
     A server that multiplies residues cannot tell them from ciphertexts. Both components must come back as the same
     product, or `decrypt` fails.
     """
 
-    name = "openfhe"
-    on_device = False
+    scheme = "openfhe"
 
-    def encrypt(self, x: np.ndarray, public: linear.Public, direction: linear.Direction) -> tuple[bytes, Any]:
+    def encrypt(
+        self, x: np.ndarray, public: linear.Public, direction: linear.Direction = "forward"
+    ) -> tuple[bytes, Any]:
         batch = linear.as_batch(x, public, direction).astype(np.float64)
         if direction == "backward":
             batch = batch * public.delta

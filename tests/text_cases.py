@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-import privtuner
+from privtuner import system
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = {
@@ -69,14 +69,14 @@ def tiny_model_directory(folder: Path, **other: int) -> Path:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Compute with one thread: layers this small gain nothing from more, and lose a lot on a busy machine."""
-    before = torch.get_num_threads(), privtuner.get_num_threads()
+    before = torch.get_num_threads(), system.get_num_threads()
     torch.set_num_threads(1)
-    privtuner.set_num_threads(1)
+    system.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
-        privtuner.set_num_threads(before[1])
+        system.set_num_threads(before[1])
 
 
 def environment() -> dict[str, str]:

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
@@ -316,10 +317,15 @@ void register_evaluator(py::module_& module) {
            })
       .def("planned",
            [](const Evaluator& e, std::size_t tokens, std::size_t features, int level, double bound,
-              const Doubles& scale, bool with_public_key) {
-             return ckks::planned_tensor(e.parameters(), tokens, features,
-                                         fresh_of(*e.parameters(), level, bound, scale, features), with_public_key,
-                                         e.ledger());
+              const Doubles& scale, bool with_public_key, std::optional<double> noise) {
+             const TensorPtr planned = ckks::planned_tensor(e.parameters(), tokens, features,
+                                                            fresh_of(*e.parameters(), level, bound, scale, features),
+                                                            with_public_key, e.ledger());
+             if (!noise) return planned;
+             if (!std::isfinite(*noise) || *noise < 0)
+               throw std::invalid_argument("noise must be finite, not negative");
+             const std::vector<double> all(features, *noise);  // of one source, as far as anybody knows
+             return e.with_noise(planned, all, all);
            })
       .def("work",
            [](const Evaluator& e) {
@@ -433,6 +439,7 @@ void register_ckks(py::module_& module) {
       .def_readonly("planned", &Tensor::planned)
       .def_property_readonly("scale", [](const Tensor& x) { return array_of(x.scale); })
       .def_property_readonly("noise", [](const Tensor& x) { return array_of(x.noise); })
+      .def_property_readonly("shared", [](const Tensor& x) { return array_of(x.shared); })
       .def_property_readonly("nbytes", &Tensor::bytes)
       .def_property_readonly("message_bytes", [](const Tensor& x) { return ckks::message_bytes(x); })
       .def_property_readonly("error", &Tensor::error)
@@ -445,10 +452,26 @@ void register_ckks(py::module_& module) {
       .def("as_planned", [](const Tensor& x) { return std::make_shared<Tensor>(x.as_planned()); })
       .def("with_words", &with_words, py::arg("words"))
       .def("to_bytes", &message<Tensor>)
-      .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer) {
+      .def_static("plan",
+                  [](const ParametersPtr& parameters, std::size_t tokens, int level, double bound, const Doubles& scale,
+                     const Doubles& noise, const Doubles& shared) {
+                    if (level < 0 || level > parameters->depth() || noise.size() != scale.size() ||
+                        shared.size() != scale.size()) {
+                      throw std::invalid_argument("a level that does not exist, or numbers of features that differ");
+                    }
+                    auto x = std::make_shared<Tensor>(parameters, tokens, static_cast<std::size_t>(scale.size()), level,
+                                                      true, nullptr);
+                    x->bound = bound;
+                    x->scale = vector_of(scale);
+                    x->noise = vector_of(noise);
+                    x->shared = vector_of(shared);
+                    return x;
+                  })
+      .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer,
+                                   const std::shared_ptr<Tensor>& expected) {
         const Bytes bytes(buffer);
         const py::gil_scoped_release release;
-        return ckks::read_tensor(parameters, bytes.data(), bytes.size());
+        return ckks::read_tensor(parameters, expected.get(), bytes.data(), bytes.size());
       });
 
   py::class_<ckks::PublicKey, std::shared_ptr<ckks::PublicKey>>(module, "CkksPublicKey")

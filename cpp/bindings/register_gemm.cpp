@@ -107,6 +107,8 @@ auto from() {
 }  // namespace
 
 void register_gemm(py::module_& module) {
+  module.attr("ROW_STEP") = gemm::kRowStep;
+  module.attr("MAX_WEIGHT_16") = gemm::kMaxWeight16;
   py::class_<ResidueProduct> product(module, "ResidueProduct");
   const auto add_constructor = [&](auto&& constructor) {
     product.def(std::move(constructor), py::arg("weights"), py::arg("transpose"), py::arg("residues").noconvert(),

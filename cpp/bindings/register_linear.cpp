@@ -12,6 +12,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings.hpp"
+#include "privtuner/gemm/gemm.hpp"
 #include "privtuner/linear/owner.hpp"
 #include "privtuner/linear/server.hpp"
 #include "privtuner/math/parallel.hpp"
@@ -27,7 +28,7 @@ using Array = py::array_t<T, py::array::c_style>;
 Direction direction_of(const std::string& name) {
   if (name == "forward") return Direction::forward;
   if (name == "backward") return Direction::backward;
-  throw std::invalid_argument("direction '" + name + "': choose forward or backward");
+  throw std::invalid_argument("direction '" + name + "': choose 'forward' or 'backward'");
 }
 
 linear::LayerId layer_id(const py::bytes& id) { return fixed<16>(id, "a layer id"); }
@@ -42,8 +43,7 @@ std::unique_ptr<linear::Prepared> make_prepared(const linear::Preset& preset, co
                                 "): both dimensions must be at most " + std::to_string(gemm::kMaxDepth));
   }
   const py::gil_scoped_release release;
-  return std::make_unique<linear::Prepared>(preset, id, w.data(), static_cast<std::uint32_t>(rows),
-                                            static_cast<std::uint32_t>(cols), delta);
+  return std::make_unique<linear::Prepared>(preset, id, gemm::Weights(w.data(), rows, cols), delta);
 }
 
 std::unique_ptr<linear::Prepared> prepare(const std::string& preset_name, const py::bytes& id, const py::array& weights,
@@ -75,34 +75,6 @@ py::array quantised(const linear::Prepared& prepared) {
   return w.bytes_per_weight() == 1 ? fill(std::int8_t{0}) : fill(std::int16_t{0});
 }
 
-py::tuple encrypt(const std::shared_ptr<const linear::Public>& layer, const std::string& direction_text,
-                  const Array<float>& x, std::shared_ptr<linear::MaskCache> masks) {
-  const Direction direction = direction_of(direction_text);
-  const std::uint32_t features = layer->features_in(direction);
-  if (x.ndim() != 2 || x.shape(1) != static_cast<py::ssize_t>(features)) {
-    throw std::invalid_argument("x must be (tokens, " + std::to_string(features) + ")");
-  }
-  if (x.shape(0) < 1 || x.shape(0) > static_cast<py::ssize_t>(linear::kMaxTokens)) {
-    throw std::invalid_argument("x has " + std::to_string(x.shape(0)) + " tokens: a request carries 1 to " +
-                                std::to_string(linear::kMaxTokens));
-  }
-  const auto tokens = static_cast<std::uint32_t>(x.shape(0));
-  const std::size_t size = linear::request_bytes(*layer->preset, features, tokens);
-  std::uint8_t* message = nullptr;
-  py::bytes request = new_bytes(size, message);
-  std::unique_ptr<linear::Secret> secret;
-  {
-    const py::gil_scoped_release release;
-    std::array<std::uint8_t, 32> mask_seed;
-    linear::RequestId id;
-    ring::os_random(mask_seed.data(), mask_seed.size());
-    ring::os_random(id.data(), id.size());
-    secret = std::make_unique<linear::Secret>(linear::encrypt(layer, direction, x.data(), tokens, std::move(masks),
-                                                              ring::Seed::from_os(), mask_seed, id, message, size));
-  }
-  return py::make_tuple(request, std::move(secret));
-}
-
 // Keeps the secret and the output alive while blocks arrive.
 class PyDecryption {
  public:
@@ -121,7 +93,8 @@ class PyDecryption {
 
  private:
   static std::unique_ptr<linear::Decryption> make(linear::Secret& secret, py::array_t<float>& out) {
-    out = py::array_t<float>({std::size_t{secret.tokens()}, std::size_t{secret.features_out()}});
+    const linear::Reply& reply = secret.reply();
+    out = py::array_t<float>({std::size_t{reply.tokens()}, std::size_t{reply.features_out()}});
     return std::make_unique<linear::Decryption>(secret, out.mutable_data());
   }
   py::object secret_;
@@ -153,6 +126,32 @@ std::size_t block_bytes(const std::string& preset, std::uint32_t rows, std::uint
   require_range("rows", rows, 1, kMaxFeatures);
   require_range("tokens", tokens, 1, linear::kMaxTokens);
   return linear::block_bytes(linear::preset(preset), rows, tokens, mask);
+}
+
+py::tuple encrypt(const std::shared_ptr<const linear::Public>& layer, const std::string& direction_text,
+                  const Array<float>& x, std::shared_ptr<linear::MaskCache> masks) {
+  const Direction direction = direction_of(direction_text);
+  const std::uint32_t features = layer->features_in(direction);
+  if (x.ndim() != 2 || x.shape(1) != static_cast<py::ssize_t>(features) ||
+      x.shape(0) > static_cast<py::ssize_t>(linear::kMaxTokens)) {
+    throw std::invalid_argument("x is no batch of up to " + std::to_string(linear::kMaxTokens) + " tokens, (tokens, " +
+                                std::to_string(features) + ")");
+  }
+  const auto tokens = static_cast<std::uint32_t>(x.shape(0));
+  const std::size_t size = request_bytes(layer->preset->name, features, tokens);
+  std::uint8_t* message = nullptr;
+  py::bytes request = new_bytes(size, message);
+  std::unique_ptr<linear::Secret> secret;
+  {
+    const py::gil_scoped_release release;
+    std::array<std::uint8_t, 32> mask_seed;
+    linear::RequestId id;
+    ring::os_random(mask_seed.data(), mask_seed.size());
+    ring::os_random(id.data(), id.size());
+    secret = std::make_unique<linear::Secret>(linear::encrypt(layer, direction, x.data(), tokens, std::move(masks),
+                                                              ring::Seed::from_os(), mask_seed, id, message, size));
+  }
+  return py::make_tuple(request, std::move(secret));
 }
 
 // Where a message is copied on the way of its checks: nowhere, or a buffer that is long enough.
@@ -281,6 +280,97 @@ void register_messages(py::module_& module) {
              py::arg("features"), py::arg("blocks"));
 }
 
+// An array of a device as the cache keeps it. The cache may let go of it in a thread that does not hold the GIL.
+linear::MaskCache::Product hold(py::object array) {
+  return {new py::object(std::move(array)), [](const py::object* held) {
+            const py::gil_scoped_acquire acquire;
+            delete held;
+          }};
+}
+
+const std::string& device_place(const std::string& place) {
+  if (place != linear::MaskCache::kProcessor) return place;
+  throw std::invalid_argument("products on the processor are found and kept by encrypt and Decryption alone");
+}
+
+void register_masks(py::module_& module) {
+  using linear::MaskCache, linear::Public;
+  py::class_<MaskCache, std::shared_ptr<MaskCache>>(module, "MaskCache")
+      .def(py::init<std::size_t>(), py::arg("max_bytes"))
+      .def_property_readonly("bytes", &MaskCache::bytes)
+      .def_property_readonly("max_bytes", &MaskCache::max_bytes)
+      .def_property_readonly("seed", [](const MaskCache& masks) { return bytes_of(masks.seed()); })
+      .def(
+          "find",
+          [](const MaskCache& masks, const Public& layer, const std::string& direction,
+             const std::string& place) -> py::object {
+            const MaskCache::Product found = masks.find(layer, direction_of(direction), device_place(place));
+            return found == nullptr ? py::none() : *static_cast<const py::object*>(found.get());
+          },
+          py::arg("public"), py::arg("direction"), py::arg("place"))
+      .def(
+          "fits",
+          [](const MaskCache& masks, const Public& layer, const std::string& direction) {
+            return masks.fits(layer, direction_of(direction));
+          },
+          py::arg("public"), py::arg("direction"))
+      .def(
+          "insert",
+          [](MaskCache& masks, const Public& layer, const std::string& direction, const std::string& place,
+             py::object product) {
+            masks.insert(layer, direction_of(direction), device_place(place), hold(std::move(product)));
+          },
+          py::arg("public"), py::arg("direction"), py::arg("place"), py::arg("product"));
+}
+
+[[noreturn]] void refuse_copy() {
+  throw linear::SecretError("a secret is never copied or pickled: it serves one decryption in this process");
+}
+
+py::slice slice_of(std::size_t begin, std::size_t length) {
+  return {static_cast<py::ssize_t>(begin), static_cast<py::ssize_t>(begin + length), 1};
+}
+
+// For devices, whose secrets hold one.
+void register_reply(py::module_& module) {
+  using linear::Reply;
+  py::class_<Reply> reply(module, "Reply");
+  py::class_<Reply::Rows>(reply, "Rows")
+      .def_readonly("first", &Reply::Rows::first)
+      .def_readonly("count", &Reply::Rows::count)
+      .def_readonly("size", &Reply::Rows::size)
+      .def_property_readonly("data", [](const Reply::Rows& rows) { return slice_of(rows.data, rows.data_bytes); })
+      .def_property_readonly("mask", [](const Reply::Rows& rows) { return slice_of(rows.mask, rows.mask_bytes); });
+  reply
+      .def(py::init([](std::shared_ptr<const linear::Public> layer, const std::string& direction, std::uint32_t tokens,
+                       const py::bytes& request, bool mask_known) {
+             return Reply(std::move(layer), direction_of(direction), tokens, fixed<16>(request, "a request id"),
+                          mask_known);
+           }),
+           py::arg("public"), py::arg("direction"), py::arg("tokens"), py::arg("request"), py::arg("mask_known"))
+      .def_property_readonly("direction", [](const Reply& r) { return linear::direction_name(r.direction()); })
+      .def_property_readonly("tokens", &Reply::tokens)
+      .def_property_readonly("features_out", &Reply::features_out)
+      .def_property_readonly("mask_known", &Reply::mask_known)
+      .def_property_readonly("used", &Reply::used)
+      .def_property_readonly("complete", &Reply::complete)
+      .def("begin", &Reply::begin)
+      .def("end", &Reply::end)
+      .def(
+          "next",
+          [](const Reply& r, const py::buffer& block, const std::optional<py::buffer>& copy) {
+            const Bytes bytes(block);
+            const Copy target(copy, bytes.size());
+            const py::gil_scoped_release release;
+            return r.next(bytes.data(), bytes.size(), target.data());
+          },
+          py::arg("block"), py::arg("copy") = py::none())
+      .def("taken", &Reply::taken, py::arg("rows"))
+      .def("finish", &Reply::finish)
+      .def("describe", &Reply::describe)
+      .def("__reduce_ex__", [](const Reply&, int) { refuse_copy(); });
+}
+
 }  // namespace
 
 void register_linear(py::module_& module) {
@@ -339,23 +429,16 @@ void register_linear(py::module_& module) {
           },
           py::arg("begin"), py::arg("count"));
 
-  py::class_<linear::MaskCache, std::shared_ptr<linear::MaskCache>>(module, "MaskCache")
-      .def(py::init<std::size_t>(), py::arg("max_bytes"))
-      .def_property_readonly("bytes", &linear::MaskCache::bytes)
-      .def_property_readonly("max_bytes", &linear::MaskCache::max_bytes);
+  register_masks(module);
+  register_reply(module);
 
   py::class_<linear::Secret>(module, "Secret")
       .def("wipe", &linear::Secret::wipe)
-      .def_property_readonly("used", &linear::Secret::used)
-      .def_property_readonly("tokens", &linear::Secret::tokens)
+      .def_property_readonly("used", [](const linear::Secret& s) { return s.reply().used(); })
+      .def_property_readonly("tokens", [](const linear::Secret& s) { return s.reply().tokens(); })
       .def("__repr__",
-           [](const linear::Secret& s) {
-             return "<privtuner.linear.Secret of one " + std::string(linear::direction_name(s.direction())) +
-                    " request, " + std::to_string(s.tokens()) + " tokens" + (s.used() ? ", used>" : ">");
-           })
-      .def("__reduce_ex__", [](const linear::Secret&, int) -> py::object {
-        throw linear::SecretError("a secret is never copied or pickled: it serves one decryption in this process");
-      });
+           [](const linear::Secret& s) { return "<privtuner.linear.Secret of " + s.reply().describe() + ">"; })
+      .def("__reduce_ex__", [](const linear::Secret&, int) { refuse_copy(); });
 
   py::class_<PyDecryption>(module, "Decryption")
       .def(py::init<py::object>(), py::arg("secret"))
@@ -364,6 +447,12 @@ void register_linear(py::module_& module) {
 
   register_messages(module);
   module.def("encrypt", &encrypt, py::arg("public"), py::arg("direction"), py::arg("x"), py::arg("masks"));
+  module.def(
+      "token_room",
+      [](const linear::Public& layer, const std::string& direction) {
+        return linear::token_room(layer, direction_of(direction));
+      },
+      py::arg("public"), py::arg("direction"));
   module.def(
       "noise_bound",
       [](const std::string& preset, std::size_t depth, double norm) {
@@ -388,8 +477,9 @@ void register_linear(py::module_& module) {
       },
       py::arg("name"));
   py::list names;
-  for (const char* name : linear::kPresetNames) names.append(name);
+  for (const linear::Preset& preset : linear::presets()) names.append(preset.name);
   module.attr("PRESETS") = py::tuple(names);
+  module.attr("MAX_TOKENS") = linear::kMaxTokens;
 }
 
 }  // namespace privtuner::bindings

@@ -20,9 +20,9 @@ void register_system(py::module_& module) {
 
   module.def("isa_paths", [] {
     py::list paths;
-    for (const math::Isa isa : math::kAllIsas) {
+    for (const auto& [isa, name, base] : math::kIsaPaths) {
       py::dict path;
-      path["name"] = math::isa_name(isa);
+      path["name"] = name;
       path["compiled"] = math::isa_compiled(isa);
       path["usable"] = math::isa_usable(isa);
       path["obstacle"] = math::isa_obstacle(isa);

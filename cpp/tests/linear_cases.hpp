@@ -15,6 +15,12 @@ namespace cases {
 using namespace privtuner::linear;
 using Bytes = std::vector<std::uint8_t>;
 
+inline const std::vector<const char*> kPresetNames = [] {
+  std::vector<const char*> names;
+  for (const Preset& preset : presets()) names.push_back(preset.name);
+  return names;
+}();
+
 struct Layer {
   std::vector<int> weights;  // row-major (d_out, d_in)
   std::unique_ptr<Prepared> prepared;
@@ -28,15 +34,13 @@ struct Layer {
 };
 
 template <class Weight>
-std::unique_ptr<Prepared> prepare(const Preset& preset, const LayerId& id, const std::vector<int>& weights,
-                                  std::uint32_t d_out, std::uint32_t d_in, const double* delta) {
-  const std::vector<Weight> narrow(weights.begin(), weights.end());
-  return std::make_unique<Prepared>(preset, id, narrow.data(), d_out, d_in, delta);
+privtuner::gemm::Weights narrow(const std::vector<int>& weights, std::uint32_t d_out, std::uint32_t d_in) {
+  const std::vector<Weight> narrowed(weights.begin(), weights.end());
+  return {narrowed.data(), d_out, d_in};
 }
 
-inline Layer make_layer(const char* preset_name, std::uint32_t d_out, std::uint32_t d_in, std::uint64_t seed,
+inline Layer make_layer(const Preset& preset, std::uint32_t d_out, std::uint32_t d_in, std::uint64_t seed,
                         std::uint8_t id_byte = 1) {
-  const Preset& preset = privtuner::linear::preset(preset_name);
   std::mt19937_64 random(seed);
   Layer layer;
   layer.weights.resize(std::size_t{d_out} * d_in);
@@ -49,9 +53,16 @@ inline Layer make_layer(const char* preset_name, std::uint32_t d_out, std::uint3
   LayerId id{};
   id[0] = id_byte;
   id[15] = 0xee;
-  layer.prepared = preset.weight_bytes == 1
-                       ? prepare<std::int8_t>(preset, id, layer.weights, d_out, d_in, delta.data())
-                       : prepare<std::int16_t>(preset, id, layer.weights, d_out, d_in, delta.data());
+  auto weights = preset.weight_bytes == 1 ? narrow<std::int8_t>(layer.weights, d_out, d_in)
+                                          : narrow<std::int16_t>(layer.weights, d_out, d_in);
+  layer.prepared = std::make_unique<Prepared>(preset, id, std::move(weights), delta.data());
+  layer.owner = std::make_shared<const Public>(layer.prepared->public_part());
+  return layer;
+}
+
+inline Layer make_layer(const char* preset_name, std::uint32_t d_out, std::uint32_t d_in, std::uint64_t seed,
+                        std::uint8_t id_byte = 1) {
+  Layer layer = make_layer(privtuner::linear::preset(preset_name), d_out, d_in, seed, id_byte);
   const Bytes bytes = layer.prepared->public_part().to_bytes();
   layer.owner = std::make_shared<const Public>(Public::from_bytes(bytes.data(), bytes.size()));
   return layer;
@@ -110,7 +121,7 @@ inline std::vector<Bytes> answer(const Layer& layer, const Bytes& request, std::
 }
 
 inline std::vector<float> receive(Secret& secret, const std::vector<Bytes>& blocks) {
-  std::vector<float> y(std::size_t{secret.tokens()} * secret.features_out());
+  std::vector<float> y(std::size_t{secret.reply().tokens()} * secret.reply().features_out());
   Decryption decryption(secret, y.data());
   for (const Bytes& block : blocks) decryption.feed(block.data(), block.size());
   decryption.finish();

@@ -7,20 +7,15 @@
 #include <random>
 #include <vector>
 
-#include "privtuner/linear/messages.hpp"
+#include "privtuner/wire/envelope.hpp"
 
 namespace tools {
 
 using Bytes = std::vector<std::uint8_t>;
 
-// Places in a message (messages.hpp).
-constexpr std::size_t kVersionAt = 4, kKindAt = 6, kDirectionAt = 7, kHashAt = 8, kLayerAt = 16, kRequestAt = 32,
-                      kLengthAt = 48, kChecksumAt = 56, kBodyAt = privtuner::linear::kHeaderBytes;
-// In a request, a block and a public part.
-constexpr std::size_t kRequestTokensAt = 96, kRequestFeaturesAt = 100, kRequestFlagsAt = 104, kRequestUnusedAt = 108;
-constexpr std::size_t kBlockTokensAt = 64, kBlockFeaturesAt = 68, kBlockFlagsAt = 72, kBlockRowBeginAt = 76,
-                      kBlockRowCountAt = 80, kBlockUnusedAt = 84;
-constexpr std::size_t kPublicOutAt = 64, kPublicInAt = 68, kPublicNormsAt = 72, kPublicDeltaAt = 88;
+// Places in a head (envelope.hpp).
+constexpr std::size_t kVersionAt = 4, kKindAt = 6, kDirectionAt = 7, kHashAt = 8, kSubjectAt = 16, kRequestAt = 32,
+                      kTokensAt = 48, kFeaturesAt = 52, kLengthAt = 56, kChecksumAt = 64, kBodyAt = 72;
 
 template <class T>
 T get(const Bytes& message, std::size_t at) {
@@ -35,7 +30,7 @@ Bytes with(Bytes message, std::size_t at, T value) {
   return message;
 }
 
-// Eight lanes of words, combined: the header without its checksum and the body are two streams, each padded with zeros.
+// Eight lanes of words, combined: the head without its checksum and the body are two streams, each padded with zeros.
 inline std::uint64_t checksum(const Bytes& message, std::size_t size) {
   std::uint64_t lanes[8] = {1, 2, 3, 4, 5, 6, 7, 8};
   const auto add = [&](std::size_t begin, std::size_t end) {
@@ -48,7 +43,7 @@ inline std::uint64_t checksum(const Bytes& message, std::size_t size) {
   };
   add(0, kChecksumAt);
   add(kBodyAt, size);
-  std::uint64_t hash = size - 8;
+  std::uint64_t hash = size - sizeof(hash);
   for (const std::uint64_t lane : lanes) {
     hash = (hash ^ lane ^ (lane >> 29)) * 0xbf58476d1ce4e5b9u;
     hash ^= hash >> 32;
@@ -93,7 +88,7 @@ class Mutator {
   void change(Bytes& message) {
     const std::size_t size = message.size();
     if (size == 0) return;
-    // Half of the places are in the header and the fields behind it.
+    // Half of the places are in the head and the fields behind it.
     const std::size_t at = below(below(2) == 0 ? std::min<std::size_t>(size, 112) : size);
     switch (below(10)) {
       case 0:
@@ -161,7 +156,7 @@ class Mutator {
                                            0x8000000000000001u,  // the smallest negative double
                                            0x7fefffffffffffffu,  // the largest
                                            0x7fffffffffffffffu,
-                                           0xffffffffffffffc0u,  // wraps when the header is added
+                                           0xffffffffffffffb8u,  // wraps when the head is added
                                            0xffffffffffffffffu};
     const std::uint64_t value = kExtremes[below(sizeof(kExtremes) / sizeof(*kExtremes))];
     if (at + width <= message.size()) std::memcpy(message.data() + at, &value, width);

@@ -144,7 +144,7 @@ constexpr std::size_t kTokens = 31;
 
 template <class Word>
 void check_elements(const linear::Preset& preset, math::Isa isa) {
-  const linear::Elements& loops = linear::elements(isa);
+  const linear::Elements<Word>& loops = linear::elements<Word>(isa);
   std::vector<Word> mask(kTokens), out(kTokens);
   std::vector<std::int8_t> error(kTokens);
   std::vector<float> x(kTokens), y(kTokens);
@@ -162,23 +162,13 @@ void check_elements(const linear::Preset& preset, math::Isa isa) {
     fill_bytes(reply.data(), reply.size(), which);
     if (which < 2) std::fill(reply.begin(), reply.end(), static_cast<std::uint8_t>(which == 0 ? 255 : 0));
   };
-  if constexpr (sizeof(Word) == 4) {
-    check_one_way(named("embed32", isa), kSecrets, fill, [&] {
-      loops.embed32(mask.data(), error.data(), x.data(), 1.0, scale.data(), preset.q, kTokens, out.data());
-    });
-    check_one_way(named("reveal32", isa), kSecrets, fill, [&] {
-      loops.reveal32(reply.data(), reply.data() + 2 * kTokens, mask.data(), preset.dropped_bits, 1.0, scale.data(),
-                     preset.q, kTokens, y.data());
-    });
-  } else {
-    check_one_way(named("embed64", isa), kSecrets, fill, [&] {
-      loops.embed64(mask.data(), error.data(), x.data(), 1.0, scale.data(), preset.q, kTokens, out.data());
-    });
-    check_one_way(named("reveal64", isa), kSecrets, fill, [&] {
-      loops.reveal64(reply.data(), nullptr, mask.data(), preset.dropped_bits, 1.0, scale.data(), preset.q, kTokens,
-                     y.data());
-    });
-  }
+  const std::string what = " of " + std::to_string(8 * sizeof(Word)) + " bits, ";
+  check_one_way(named(("embed" + what).c_str(), isa), kSecrets, fill, [&] {
+    loops.embed(preset, mask.data(), error.data(), x.data(), 1.0, scale.data(), kTokens, out.data());
+  });
+  check_one_way(named(("reveal" + what).c_str(), isa), kSecrets, fill, [&] {
+    loops.reveal(preset, reply.data(), kTokens, 0, kTokens, mask.data(), 1.0, scale.data(), y.data());
+  });
 }
 
 template <class Word>
@@ -203,8 +193,12 @@ void check_transform(std::uint64_t q, math::Isa isa) {
 TEST(elements) {
   if (!can_step()) return;
   for (const math::Isa isa : math::usable_isas()) {
-    check_elements<std::uint32_t>(linear::preset("linear-w8"), isa);
-    check_elements<std::uint64_t>(linear::preset("linear-w16"), isa);
+    for (const int dropped : {1, 8}) {  // a reply of 4 bytes, and of 3
+      check_elements<std::uint32_t>(linear::make_preset("32 bits", 2048, 4293918721u, 127, dropped), isa);
+    }
+    for (const int dropped : {18, 26}) {
+      check_elements<std::uint64_t>(linear::make_preset("64 bits", 2048, 562949953392641u, 127, dropped), isa);
+    }
   }
 }
 

@@ -52,9 +52,9 @@ std::vector<Word> product(const Weights& w, const AlignedVector<Word>& c, std::s
 }  // namespace
 
 TEST(paths_under_test) {
-  for (const Isa isa : privtuner::math::kAllIsas) {
+  for (const auto& [isa, name, base] : privtuner::math::kIsaPaths) {
     const std::string obstacle = privtuner::math::isa_obstacle(isa);
-    std::printf("       %s: %s\n", privtuner::math::isa_name(isa),
+    std::printf("       %s: %s\n", name,
                 obstacle.empty() ? "tested" : ("skipped: " + obstacle).c_str());
   }
   CHECK_EQ(usable_isas().front(), Isa::portable);

@@ -17,8 +17,8 @@ using namespace tools;
 
 namespace {
 
-constexpr int kRequests = 300000, kShortReplies = 350000, kLongReplies = 100000, kPublicParts = 250000;
-static_assert(kRequests + kShortReplies + kLongReplies + kPublicParts == 1000000);
+constexpr int kEnvelopes = 150000, kRequests = 250000, kShortReplies = 300000, kLongReplies = 100000, kLayers = 200000;
+static_assert(kEnvelopes + kRequests + kShortReplies + kLongReplies + kLayers == 1000000);
 
 // In a block of exactly its size, so that a read past the end is noticed.
 class Exact {
@@ -118,17 +118,40 @@ std::vector<Setting> make_settings(std::uint32_t outputs) {
   return settings;
 }
 
-const std::vector<const char*> kHeaderReasons = {"shorter than its header", "not a privtuner message",
-                                                 "message version",         "got a message of kind",
-                                                 "unknown direction",       "announces",
-                                                 "checksum mismatch"};
+const std::vector<const char*> kHeadReasons = {
+    "shorter than its head", "not a privtuner message", "wire version", "unknown kind",
+    "expected a message",    "unknown direction",       "announces",    "checksum mismatch"};
 
 std::vector<const char*> reasons(std::vector<const char*> more) {
-  more.insert(more.end(), kHeaderReasons.begin(), kHeaderReasons.end());
+  more.insert(more.end(), kHeadReasons.begin(), kHeadReasons.end());
   return more;
 }
 
 }  // namespace
+
+// What the envelope alone promises, whatever the kind.
+TEST(envelopes) {
+  namespace wire = privtuner::wire;
+  const std::vector<Bytes> originals = all_messages(make_settings(4));
+  fuzz("envelopes", kEnvelopes, 5, originals, originals, reasons({"bytes too many"}),
+       [&](const Exact& message, std::size_t which) {
+         const wire::Kind kind = wire::peek(originals[which].data(), originals[which].size()).kind;
+         Bytes copy(message.size());
+         std::size_t seen = 0;
+         const auto look = [&](const std::uint8_t* body, std::size_t size, std::size_t begin, std::size_t end) {
+           CHECK(body == copy.data() + wire::kHeadBytes && begin == seen && end <= size);
+           seen = end;
+         };
+         const wire::Head head = wire::open(kind, message.data(), message.size(), {copy.data(), look});
+         CHECK_EQ(head.message_bytes(), message.size());
+         CHECK_EQ(head.length, seen);
+         CHECK_EQ(wire::peek(message.data(), message.size()).length, seen);
+         CHECK(std::equal(copy.begin(), copy.end(), message.data()));
+         CHECK(resealed(copy) == copy);
+         wire::seal(head, copy.data(), copy.size());
+         CHECK(std::equal(copy.begin(), copy.end(), message.data()));  // a head holds nothing that is not read
+       });
+}
 
 TEST(requests) {
   const std::vector<Setting> settings = make_settings(40);
@@ -139,9 +162,9 @@ TEST(requests) {
   }
   int turn = 0;
   fuzz("requests", kRequests, 1, originals, all_messages(settings),
-       reasons({"bytes too many", "request: truncated", "unknown flags", "tokens, not in", "number of features",
-                "length does not fit", "residue is not below q", "another layer", "other parameters",
-                "this layer takes"}),
+       reasons({"bytes too many", "request: truncated", "a layer knows", "unknown flags", "tokens, not in",
+                "number of features", "length does not fit", "residue is not below q", "another layer",
+                "other parameters", "this layer takes"}),
        [&](const Exact& message, std::size_t which) {
          const Layer& layer = settings[which / 2].layer;
          const Job job(*layer.prepared, message.data(), message.size());
@@ -192,12 +215,12 @@ void fuzz_replies(const char* name, int messages, std::uint64_t seed, bool mask,
     std::size_t size = 0;
     open_block(*settings[which / 2].layer.owner->preset, message.data(), message.size(), size);  // most end here
     Sent sent = make_request(which / 2);
-    std::vector<float> y(std::size_t{sent.secret.tokens()} * sent.secret.features_out(), 0.0f);
+    std::vector<float> y(std::size_t{sent.secret.reply().tokens()} * sent.secret.reply().features_out(), 0.0f);
     Decryption decryption(sent.secret, y.data());
     const auto check = [&] {
       // Whatever the blocks held, the outputs are numbers a reply can hold; the secret serves once.
       for (const float v : y) CHECK(std::isfinite(v));
-      CHECK(sent.secret.used());
+      CHECK(sent.secret.reply().used());
     };
     try {
       decryption.feed(message.data(), message.size());
@@ -209,10 +232,10 @@ void fuzz_replies(const char* name, int messages, std::uint64_t seed, bool mask,
   });
 }
 
-const std::vector<const char*> kBlockReasons = {"reply block: truncated",    "unknown flags",      "unusable shape",
-                                                "length does not fit",       "comes from another", "answers another",
-                                                "starts at output",          "the request was",    "expected (2, ",
-                                                "made with other parameters"};
+const std::vector<const char*> kBlockReasons = {
+    "reply block: truncated",    "a layer knows",   "unknown flags",    "unusable shape",  "length does not fit",
+    "comes from another",        "answers another", "starts at output", "the request was", "expected (2, ",
+    "made with other parameters"};
 
 }  // namespace
 
@@ -222,13 +245,13 @@ TEST(replies_with_mask_products) {
   fuzz_replies("replies with mask products", kLongReplies, 3, true, {"residue is not below q", "unusable shape"});
 }
 
-TEST(public_parts) {
+TEST(layers) {
   const std::vector<Setting> settings = make_settings(40);
   std::vector<Bytes> originals;
   for (const Setting& setting : settings) originals.push_back(setting.layer.owner->to_bytes());
   int turn = 0;
-  fuzz("public parts", kPublicParts, 4, originals, all_messages(settings),
-       reasons({"bytes too many", "public part: truncated", "unknown parameters", "does not use", "dimension",
+  fuzz("layers", kLayers, 4, originals, all_messages(settings),
+       reasons({"bytes too many", "layer: truncated", "unknown parameters", "does not use", "dimension",
                 "length does not fit", "norm", "scale"}),
        [&](const Exact& message, std::size_t) {
          const auto read = std::make_shared<const Public>(Public::from_bytes(message.data(), message.size()));

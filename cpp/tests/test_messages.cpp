@@ -12,6 +12,11 @@ using namespace tools;
 
 namespace {
 
+// Places in the bodies (messages.hpp).
+constexpr std::size_t kRequestFlagsAt = 104, kRequestUnusedAt = 108;
+constexpr std::size_t kBlockFlagsAt = 72, kBlockRowBeginAt = 76, kBlockRowCountAt = 80, kBlockUnusedAt = 84;
+constexpr std::size_t kLayerOutAt = 72, kLayerInAt = 76, kLayerNormsAt = 80, kLayerDeltaAt = 96;
+
 const Preset& w8() { return preset("linear-w8"); }
 
 // A forward exchange with a layer of 40 outputs and 3 inputs: a request, and a reply of two blocks.
@@ -64,37 +69,14 @@ void check_integrity(const Bytes& message, Read reads) {
   }
 }
 
-// What every kind of message refuses in its header; `kind` as its messages name it.
-template <class Read>
-void check_header(const Bytes& message, const std::string& kind, Read reads) {
-  const std::size_t body = message.size() - kBodyAt;
-  CHECK_THROWS(MessageError, reads(Bytes{}), kind + " of 0 bytes is shorter than its header of 64 bytes: truncated?");
-  CHECK_THROWS(MessageError, reads(Bytes(message.begin(), message.begin() + 63)), kind + " of 63 bytes");
-  CHECK_THROWS(MessageError, reads(with(message, 0, 'p')), kind + ": not a privtuner message");
-  CHECK_THROWS(MessageError, reads(with(message, kVersionAt, std::uint16_t{2})),
-               kind + ": message version 2, this build speaks version 1: install the same privtuner on both sides");
-  CHECK_THROWS(MessageError, reads(with(message, kKindAt, std::uint8_t{9})),
-               "expected a " + kind + ", got a message of kind 9");
-  CHECK_THROWS(MessageError, reads(with(message, kDirectionAt, std::uint8_t{2})), kind + ": unknown direction 2");
-  CHECK_THROWS(MessageError, reads(with(message, kLengthAt, std::uint64_t{body + 1})),
-               kind + ": announces " + std::to_string(body + 1) + " bytes after its header, only " +
-                   std::to_string(body) + " are here: truncated?");
-  // 2^64 - 64: the sum with the header's size would be 0.
-  for (const std::uint64_t length : {~std::uint64_t{0}, ~std::uint64_t{0} - 63, std::uint64_t{1} << 63}) {
-    CHECK_THROWS(MessageError, reads(with(message, kLengthAt, length)), "truncated?");
-  }
-  CHECK_THROWS(MessageError, reads(with(message, kChecksumAt, get<std::uint64_t>(message, kChecksumAt) + 1)),
-               kind + ": checksum mismatch: the message was changed on its way");
-}
-
 }  // namespace
 
-TEST(public_part_round_trip) {
+TEST(layer_round_trip) {
   for (const char* name : kPresetNames) {
     const Layer layer = make_layer(name, 40, 3, 1);
     const Public& before = layer.prepared->public_part();
     const Bytes message = before.to_bytes();
-    CHECK_EQ(message.size(), 88u + 8 * 40);
+    CHECK_EQ(message.size(), 96u + 8 * 40);
     const Public after = Public::from_bytes(message.data(), message.size());
     CHECK(after.preset == before.preset && after.id == before.id && after.delta == before.delta);
     CHECK_EQ(after.d_out, 40u);
@@ -142,9 +124,7 @@ TEST(block_round_trip) {
   }
 }
 
-TEST(every_change_of_a_public_part_is_noticed) {
-  check_integrity(Case("linear-w8").layer.owner->to_bytes(), read_public);
-}
+TEST(every_change_of_a_layer_is_noticed) { check_integrity(Case("linear-w8").layer.owner->to_bytes(), read_public); }
 
 TEST(every_change_of_a_request_is_noticed) {
   for (const char* name : kPresetNames) {
@@ -176,25 +156,15 @@ TEST(every_change_of_a_reply_is_noticed) {
   }
 }
 
-TEST(headers_are_refused_with_a_reason) {
-  Case c("linear-w8");
-  check_header(c.layer.owner->to_bytes(), "public part", read_public);
-  check_header(c.sent.request, "request", [&](const Bytes& message) { c.open(message); });
-  check_header(c.reply[0], "reply block", [&](const Bytes& message) {
-    std::size_t size = 0;
-    open_block(w8(), message.data(), message.size(), size);
-  });
-}
-
 TEST(kinds_are_not_taken_for_one_another) {
   Case c("linear-w8");
-  const Bytes public_part = c.layer.owner->to_bytes();
-  CHECK_THROWS(MessageError, read_public(c.sent.request), "expected a public part, got a message of kind 2");
-  CHECK_THROWS(MessageError, read_public(c.reply[0]), "expected a public part, got a message of kind 3");
-  CHECK_THROWS(MessageError, c.open(public_part), "expected a request, got a message of kind 1");
-  CHECK_THROWS(MessageError, c.open(c.reply[0]), "expected a request, got a message of kind 3");
-  CHECK_THROWS(MessageError, c.decrypt({c.sent.request}), "expected a reply block, got a message of kind 2");
-  CHECK_THROWS(MessageError, c.decrypt({public_part}), "expected a reply block, got a message of kind 1");
+  const Bytes layer = c.layer.owner->to_bytes();
+  CHECK_THROWS(MessageError, read_public(c.sent.request), "expected a message of kind layer, got request");
+  CHECK_THROWS(MessageError, read_public(c.reply[0]), "expected a message of kind layer, got reply");
+  CHECK_THROWS(MessageError, c.open(layer), "expected a message of kind request, got layer");
+  CHECK_THROWS(MessageError, c.open(c.reply[0]), "expected a message of kind request, got reply");
+  CHECK_THROWS(MessageError, c.decrypt({c.sent.request}), "expected a message of kind reply, got request");
+  CHECK_THROWS(MessageError, c.decrypt({layer}), "expected a message of kind reply, got layer");
 }
 
 TEST(presets_are_not_taken_for_one_another) {
@@ -217,18 +187,18 @@ TEST(forged_requests) {
   const auto forge32 = [&](std::size_t at, std::uint32_t value) { c.open(resealed(with(good, at, value))); };
   c.open(resealed(good));
   for (const std::uint32_t tokens : {0u, (1u << 24) + 1, 0x80000000u, 0xffffffffu}) {
-    CHECK_THROWS(MessageError, forge32(kRequestTokensAt, tokens),
+    CHECK_THROWS(MessageError, forge32(kTokensAt, tokens),
                  "request: " + std::to_string(tokens) + " tokens, not in [1, 16777216]");
   }
   for (const std::uint32_t features : {0u, 65537u, 0x80000000u, 0xffffffffu}) {
-    CHECK_THROWS(MessageError, forge32(kRequestFeaturesAt, features), "request: unusable number of features");
+    CHECK_THROWS(MessageError, forge32(kFeaturesAt, features), "request: unusable number of features");
   }
   for (const std::uint32_t tokens : {1u, 3u, 1u << 24}) {
-    CHECK_THROWS(MessageError, forge32(kRequestTokensAt, tokens), "length does not fit 3 features of");
+    CHECK_THROWS(MessageError, forge32(kTokensAt, tokens), "length does not fit 3 features of");
   }
   // 65536 features of 65536 tokens of 4 bytes: a multiple of 2^32.
   Bytes wrapping(good.begin(), good.begin() + kRequestPrefix);
-  wrapping = with(with(wrapping, kRequestTokensAt, 65536u), kRequestFeaturesAt, 65536u);
+  wrapping = with(with(wrapping, kTokensAt, 65536u), kFeaturesAt, 65536u);
   CHECK_THROWS(MessageError, c.open(resized(wrapping)), "length does not fit 65536 features of 65536 tokens");
   CHECK_THROWS(MessageError, forge32(kRequestFlagsAt, 2), "request: unknown flags");
   CHECK_THROWS(MessageError, forge32(kRequestFlagsAt, 0xffffffffu), "request: unknown flags");
@@ -237,13 +207,15 @@ TEST(forged_requests) {
     CHECK_THROWS(MessageError, forge32(good.size() - 4, word), "request: a residue is not below q = 4293918721");
   }
   forge32(good.size() - 4, 4293918720u);
-  CHECK_THROWS(MessageError, c.open(resealed(with(good, kLayerAt, std::uint8_t{99}))),
+  CHECK_THROWS(MessageError, c.open(resealed(with(good, kSubjectAt, std::uint8_t{99}))),
                "meant for another layer, or other weights of this one");
   // The other direction takes 40 features.
   CHECK_THROWS(MessageError, c.open(resealed(with(good, kDirectionAt, std::uint8_t{1}))),
                "request: 3 features, this layer takes 40 in the backward direction");
+  CHECK_THROWS(MessageError, c.open(resealed(with(good, kDirectionAt, std::uint8_t{2}))),
+               "request: direction gradient, a layer knows forward and backward");
   // Features and tokens exchanged: the length is the same.
-  CHECK_THROWS(MessageError, c.open(resealed(with(with(good, kRequestTokensAt, 3u), kRequestFeaturesAt, 2u))),
+  CHECK_THROWS(MessageError, c.open(resealed(with(with(good, kTokensAt, 3u), kFeaturesAt, 2u))),
                "request: 2 features, this layer takes 3 in the forward direction");
   Bytes longer = good;
   longer.resize(longer.size() + 4);
@@ -265,10 +237,10 @@ TEST(forged_blocks) {
     c.decrypt({resealed(with(good, at, value)), c.reply[1]});
   };
   for (const std::uint32_t tokens : {0u, (1u << 24) + 1, 0xffffffffu}) {
-    CHECK_THROWS(MessageError, forge32(kBlockTokensAt, tokens), "reply block: unusable shape");
+    CHECK_THROWS(MessageError, forge32(kTokensAt, tokens), "reply block: unusable shape");
   }
   for (const std::uint32_t features : {0u, 31u, 65537u, 0xffffffffu}) {
-    CHECK_THROWS(MessageError, forge32(kBlockFeaturesAt, features), "reply block: unusable shape");
+    CHECK_THROWS(MessageError, forge32(kFeaturesAt, features), "reply block: unusable shape");
   }
   for (const std::uint32_t begin : {9u, 41u, 0xffffffe0u, 0xffffffffu}) {  // the last two wrap around to 0 and 31
     CHECK_THROWS(MessageError, forge32(kBlockRowBeginAt, begin), "reply block: unusable shape");
@@ -282,19 +254,21 @@ TEST(forged_blocks) {
   for (const std::uint32_t count : {1u, 31u, 33u, 40u}) {
     CHECK_THROWS(MessageError, forge32(kBlockRowCountAt, count), "reply block: length does not fit its shape");
   }
-  CHECK_THROWS(MessageError, forge32(kBlockTokensAt, 3), "reply block: length does not fit its shape");
-  CHECK_THROWS(MessageError, forge32(kBlockTokensAt, 1u << 24), "reply block: length does not fit its shape");
+  CHECK_THROWS(MessageError, forge32(kTokensAt, 3), "reply block: length does not fit its shape");
+  CHECK_THROWS(MessageError, forge32(kTokensAt, 1u << 24), "reply block: length does not fit its shape");
   CHECK_THROWS(MessageError, forge32(kBlockFlagsAt, 0), "reply block: length does not fit its shape");
   CHECK_THROWS(MessageError, forge32(kBlockFlagsAt, 2), "reply block: unknown flags");
   CHECK_THROWS(MessageError, forge32(kBlockUnusedAt, 1), "reply block: unknown flags");
-  CHECK_THROWS(MessageError, forge32(kBlockFeaturesAt, 41), "reply block: shape (2, 41), expected (2, 40)");
+  CHECK_THROWS(MessageError, forge32(kFeaturesAt, 41), "reply block: shape (2, 41), expected (2, 40)");
   CHECK_THROWS(MessageError, forge32(kBlockRowBeginAt, 8),
                "starts at output 8, expected 0: reordered, repeated or lost");
   CHECK_THROWS(MessageError, forge32(good.size() - 4, 4293918721u), "reply block: a residue is not below q");
-  CHECK_THROWS(MessageError, forge32(kLayerAt, 99), "reply block: comes from another layer");
+  CHECK_THROWS(MessageError, forge32(kSubjectAt, 99), "reply block: comes from another layer");
   CHECK_THROWS(MessageError, forge32(kRequestAt, 99), "reply block: answers another request");
   CHECK_THROWS(MessageError, c.decrypt({resealed(with(good, kDirectionAt, std::uint8_t{1}))}),
                "reply block: is backward, the request was forward");
+  CHECK_THROWS(MessageError, c.decrypt({resealed(with(good, kDirectionAt, std::uint8_t{4}))}),
+               "reply block: direction describe, a layer knows forward and backward");
   CHECK_THROWS(MessageError, c.decrypt({resized(Bytes(good.begin(), good.begin() + 87))}), "reply block: truncated");
   // One token of 40 outputs, with the length of it.
   BlockHeader header{Direction::forward, c.layer.owner->id, {}, 1, 40, 0, 40, true};
@@ -334,8 +308,7 @@ TEST(blocks_out_of_order) {
   CHECK_THROWS(MessageError, c.decrypt({first, first}), "starts at output 0, expected 32");
   CHECK_THROWS(MessageError, c.decrypt({first, second, second}), "starts at output 32, expected 40");
   CHECK_THROWS(MessageError, c.decrypt({first, other.reply[1]}), "answers another request");
-  CHECK_THROWS(MessageError, c.decrypt({first, second, {1, 2, 3}}),
-               "reply block of 3 bytes is shorter than its header");
+  CHECK_THROWS(MessageError, c.decrypt({first, second, {1, 2, 3}}), "reply of 3 bytes is shorter than its head");
   CHECK_THROWS(MessageError, c.decrypt({first, {0}, second}), "not a privtuner message");
   std::vector<float> y(2 * 40);
   Decryption decryption(c.sent.secret, y.data());
@@ -349,35 +322,38 @@ TEST(blocks_out_of_order) {
   CHECK(c.decrypt(c.reply) == y);
 }
 
-TEST(forged_public_parts) {
+TEST(forged_layers) {
   const Case c("linear-w8");
   const Bytes good = c.layer.owner->to_bytes();
   const double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
   const auto forge = [&](std::size_t at, auto value) { read_public(resealed(with(good, at, value))); };
   read_public(resealed(good));
-  for (const std::size_t at : {kPublicOutAt, kPublicInAt}) {
+  for (const std::size_t at : {kLayerOutAt, kLayerInAt}) {
     for (const std::uint32_t dimension : {0u, 65537u, 0x20000000u, 0xffffffffu}) {
       CHECK_THROWS(MessageError, forge(at, dimension),
                    "dimension " + std::to_string(dimension) + " is outside [1, 65536]");
     }
   }
   for (const std::uint32_t d_out : {39u, 41u, 65536u}) {
-    CHECK_THROWS(MessageError, forge(kPublicOutAt, d_out), "length does not fit its d_out");
+    CHECK_THROWS(MessageError, forge(kLayerOutAt, d_out), "length does not fit its d_out");
   }
   for (const double norm : {-1.0, nan, infinity, 127 * std::sqrt(40.0) * 1.001}) {
-    CHECK_THROWS(MessageError, forge(kPublicNormsAt, norm), "a norm is outside the range of its weights");
-    CHECK_THROWS(MessageError, forge(kPublicNormsAt + 8, norm), "a norm is outside the range of its weights");
+    CHECK_THROWS(MessageError, forge(kLayerNormsAt, norm), "a norm is outside the range of its weights");
+    CHECK_THROWS(MessageError, forge(kLayerNormsAt + 8, norm), "a norm is outside the range of its weights");
   }
   for (const double scale : {-1.0, nan, infinity, 1e39}) {
-    CHECK_THROWS(MessageError, forge(kPublicDeltaAt + 8 * 39, scale), "a scale is not a float32 from 0 on");
+    CHECK_THROWS(MessageError, forge(kLayerDeltaAt + 8 * 39, scale), "a scale is not a float32 from 0 on");
   }
   CHECK_THROWS(MessageError, forge(kDirectionAt, std::uint8_t{1}), "a field it does not use is not zero");
   CHECK_THROWS(MessageError, forge(kRequestAt + 15, std::uint8_t{1}), "a field it does not use is not zero");
+  for (const std::size_t at : {kTokensAt, kFeaturesAt}) {
+    CHECK_THROWS(MessageError, forge(at, 1u), "a field it does not use is not zero");
+  }
   Bytes longer = good;
   longer.resize(longer.size() + 8);
-  CHECK_THROWS(MessageError, read_public(longer), "public part: 8 bytes too many");
+  CHECK_THROWS(MessageError, read_public(longer), "layer: 8 bytes too many");
   CHECK_THROWS(MessageError, read_public(resized(longer)), "length does not fit its d_out");
-  CHECK_THROWS(MessageError, read_public(resized(Bytes(good.begin(), good.begin() + 87))), "public part: truncated");
+  CHECK_THROWS(MessageError, read_public(resized(Bytes(good.begin(), good.begin() + 95))), "layer: truncated");
 }
 
 PRIVTUNER_TEST_MAIN

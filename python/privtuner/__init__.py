@@ -1,8 +1,8 @@
 """Private, parameter-efficient fine-tuning: frozen layers evaluated on encrypted activations.
 
-``privtuner.linear`` is the encrypted matrix product, bytes in and bytes out. ``privtuner.nn`` (PyTorch),
-``privtuner.train`` (PEFT), ``privtuner.service`` (gRPC) and the other parts are loaded when they are first used:
-``import privtuner`` needs NumPy alone.
+Four functions are the encrypted matrix product, bytes in and bytes out: `prepare`, `encrypt`, `apply`, `decrypt`
+(`privtuner.linear` has the rest of it). `privtuner.nn` (PyTorch), `privtuner.ckks` and the other parts are loaded when
+they are first used: ``import privtuner`` needs NumPy alone.
 """
 
 from __future__ import annotations
@@ -10,57 +10,28 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import errors, linear
-from ._core import __version__
-from .errors import (
-    CkksError,
-    EngineError,
-    InfeasibleError,
-    InputError,
-    MessageError,
-    MissingPackageError,
-    PrivtunerError,
-    SecretError,
-    ServiceError,
-    WeightWithheldError,
-)
-from .packages import missing
-from .system import active_isa, get_num_threads, set_isa, set_num_threads
+from privtuner import errors, linear
+from privtuner._core import __version__
+from privtuner.linear import apply, decrypt, encrypt, prepare
+from privtuner.packages import missing
 
 if TYPE_CHECKING:
-    from . import calibration as calibration
-    from . import ckks as ckks
-    from . import cpu as cpu
-    from . import cuda as cuda
-    from . import held as held
-    from . import nn as nn
-    from . import openfhe as openfhe
-    from . import schemes as schemes
-    from . import sealed as sealed
-    from . import security as security
-    from . import service as service
-    from . import train as train
-    from . import wireless as wireless
+    from privtuner import calibration as calibration
+    from privtuner import ckks as ckks
+    from privtuner import cpu as cpu
+    from privtuner import cuda as cuda
+    from privtuner import held as held
+    from privtuner import nn as nn
+    from privtuner import openfhe as openfhe
+    from privtuner import schemes as schemes
+    from privtuner import sealed as sealed
+    from privtuner import security as security
+    from privtuner import service as service
+    from privtuner import system as system
+    from privtuner import train as train
+    from privtuner import wireless as wireless
 
-__all__ = [
-    "CkksError",
-    "EngineError",
-    "InfeasibleError",
-    "InputError",
-    "MessageError",
-    "MissingPackageError",
-    "PrivtunerError",
-    "SecretError",
-    "ServiceError",
-    "WeightWithheldError",
-    "__version__",
-    "active_isa",
-    "errors",
-    "get_num_threads",
-    "linear",
-    "set_isa",
-    "set_num_threads",
-]
+__all__ = ["__version__", "apply", "decrypt", "encrypt", "errors", "linear", "prepare"]
 
 _PARTS = frozenset(
     {
@@ -75,6 +46,7 @@ _PARTS = frozenset(
         "sealed",
         "security",
         "service",
+        "system",
         "train",
         "wireless",
     }
@@ -100,4 +72,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_PARTS])
+    return sorted({*__all__, *_PARTS})

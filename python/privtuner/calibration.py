@@ -179,13 +179,15 @@ def _linear_costs(preset: str, weight: Any, batch: Any, runs: Iterable[None]) ->
 
 def _ckks_costs(parameters: ckks.Parameters, weight: Any, batch: Any, runs: Iterable[None]) -> _Costs:
     secret, engine, matrix = ckks.SecretKey(parameters), ckks.Evaluator(parameters), ckks.Matrix(weight, per_row=False)
+    fresh, read = engine.planned(*batch.shape, bound=4.0), ckks.EncryptedTensor.from_bytes
+    results = {way: engine.linear(fresh, matrix, transpose=way == "backward") for way in ("forward", "backward")}
 
-    def encrypt(_: linear.Direction) -> tuple[bytes, Callable[[bytes], Any]]:
+    def encrypt(direction: linear.Direction) -> tuple[bytes, Callable[[bytes], Any]]:
         request = secret.encrypt(batch, bound=4.0).to_bytes()
-        return request, lambda reply: secret.decrypt(ckks.EncryptedTensor.from_bytes(parameters, reply))
+        return request, lambda reply: secret.decrypt(read(parameters, reply, results[direction]))
 
     def answer(request: bytes, direction: linear.Direction) -> bytes:
-        x = ckks.EncryptedTensor.from_bytes(parameters, request)
+        x = read(parameters, request, fresh)
         return engine.linear(x, matrix, transpose=direction == "backward").to_bytes()
 
     return _costs(encrypt, answer, runs)

@@ -1,4 +1,4 @@
-"""The command ``privtuner``: serve, train, allocate, wireless-study, calibrate, info, demo.
+"""The command ``privtuner``; `privtuner.commands` lists what it can do.
 
 Results go to standard output, progress and errors to standard error. Exit status: 0 done, 1 failed, 2 the arguments or
 the data cannot be used, 3 done, but an allocation is not certified to the tolerance asked for, 130 ended by Ctrl-C, 143
@@ -9,16 +9,15 @@ by SIGTERM, 129 by SIGHUP (a server that was told to end is done: 0). The first 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NoReturn
 
-import privtuner
-from privtuner.commands import allocate, calibrate, serve, train
+from privtuner._core import __version__
+from privtuner.commands import COMMANDS
 from privtuner.commands.stop import Stop, Stopped
 from privtuner.errors import InputError, PrivtunerError
 from privtuner.packages import missing
@@ -37,12 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments after the command's name; those of the process when None.
     """
-    # Nothing is ever downloaded, and gRPC's own log would repeat in riddles what the errors below say.
+    # Nothing is ever downloaded, and gRPC's log duplicates our errors.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         with Stop(own_process=argv is None) as stop:
-            arguments = _parser().parse_args(argv)
+            line = sys.argv[1:] if argv is None else argv
+            chosen = next((word for word in line if not word.startswith("-")), None)
+            arguments = _parser(chosen).parse_args(line)
             arguments.stop = stop
             stop.check()
             status: int = arguments.run(arguments)
@@ -94,50 +95,19 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"privtuner: error: {message}; see '{self.prog} --help'\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    """Return a parser that knows the options of the command ``chosen``, and of the others what they are for."""
     parser = _Parser(
         prog="privtuner",
         description="Fine-tune transformers on a server that holds the weights and never sees the data. "
         "'privtuner COMMAND --help' tells more of a command; 'privtuner demo' shows it at work.",
     )
-    parser.add_argument("--version", action="version", version=f"privtuner {privtuner.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-
-    for command in (serve, train, allocate, calibrate):
-        command.add(commands)
-
-    info = commands.add_parser(
-        "info",
-        help="what this installation can do",
-        description="Say what this installation can do, and for the rest what is missing.",
-    )
-    info.add_argument("--json", action="store_true", help="print JSON, with more in it")
-    info.set_defaults(run=_info)
-
-    demo = commands.add_parser(
-        "demo",
-        help="fine-tune MiniLM plain and encrypted, and compare",
-        description="Fine-tune MiniLM on messages to a clinic, in the clear and then through a server in a process of "
-        "its own, and print one table. Takes a few minutes; everything it needs is in the packages.",
-    )
-    demo.add_argument("--out", default="demo-out", metavar="DIR", help="where results go (default %(default)s)")
-    demo.add_argument(
-        "--steps", type=int, default=60, metavar="N", help="optimiser steps of each run (default %(default)s)"
-    )
-    demo.set_defaults(run=_demo)
+    parser.add_argument("--version", action="version", version=f"privtuner {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary)
+        if name == chosen:
+            command = importlib.import_module(f"privtuner.commands.{name.replace('-', '_')}")
+            command.add(subparser)
+            subparser.set_defaults(run=command.run)
     return parser
-
-
-def _info(arguments: argparse.Namespace) -> int:
-    from privtuner import info
-
-    facts = info.collect()
-    print(json.dumps(facts, indent=1) if arguments.json else info.render(facts))
-    return 0
-
-
-def _demo(arguments: argparse.Namespace) -> int:
-    from privtuner import demo
-
-    demo.run(Path(arguments.out), arguments.steps)
-    return 0

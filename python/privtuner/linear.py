@@ -60,8 +60,6 @@ ends, or by ``wipe()``."""
 DEFAULT_BLOCK_ROWS = 256
 """Output features in one block of a reply: small enough to overlap decryption with the product that follows."""
 
-_ROW_STEP = 32  # row ranges of a product start at multiples of it (gemm.hpp, kRowStep)
-
 
 class Public(Immutable):
     """What the data owner must know of a layer: shape, preset, scales. Not the weight.
@@ -81,6 +79,16 @@ class Public(Immutable):
         self.d_in: int = core.d_in
         self.delta: npt.NDArray[np.float64] = core.delta
         self.delta.setflags(write=False)
+
+    def features(self, direction: Direction) -> tuple[int, int]:
+        """Features of the input and of the output of a product in that direction.
+
+        Raises:
+            InputError: it is neither "forward" nor "backward".
+        """
+        if direction not in ("forward", "backward"):
+            raise InputError(f"direction {direction!r}: choose 'forward' or 'backward'")
+        return (self.d_in, self.d_out) if direction == "forward" else (self.d_out, self.d_in)
 
     def to_bytes(self) -> bytes:
         """Serialise, with a version, a parameter hash, lengths and a checksum."""
@@ -207,7 +215,7 @@ def prepare(weight: npt.ArrayLike, preset: str = "linear-w8") -> Prepared:
         raise InputError(f"weight has dtype {w.dtype}: expected a floating dtype")
     info = _preset_info(preset)
     w = w.astype(np.float64)
-    _require_finite("weight", w)
+    require_finite("weight", w)
     largest = np.abs(w).max(axis=1)
     if largest.max() > np.finfo(np.float32).max:
         raise InputError(f"weight[{int(largest.argmax())}]: every value must be finite in float32")
@@ -270,14 +278,14 @@ def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = DEFAU
 
 
 def row_step(block_rows: int) -> int:
-    """``block_rows`` rounded up to where row ranges of a product may start.
+    """Round ``block_rows`` up to where row ranges of a product may start.
 
     Raises:
         InputError: it is not positive.
     """
     if block_rows < 1:
         raise InputError(f"block_rows = {block_rows}: must be positive")
-    return -(-block_rows // _ROW_STEP) * _ROW_STEP
+    return -(-block_rows // _core.ROW_STEP) * _core.ROW_STEP
 
 
 def apply(prepared: Prepared, request: BytesLike) -> bytes:
@@ -335,16 +343,15 @@ def error_bound(public: Public, x: npt.ArrayLike, direction: Direction = "forwar
         InputError: as for `encrypt`.
     """
     batch = as_batch(x, public, direction).astype(np.float64)
-    _require_finite("x", batch)
+    require_finite("x", batch)
     forward = direction == "forward"
     if not forward:
         batch = batch * public.delta
-    info = _core.preset_info(public.preset)
     norm = public._core.norm_forward if forward else public._core.norm_backward
     noise = _core.noise_bound(public.preset, batch.shape[1], max(norm, 1.0))
     length = np.sqrt((batch * batch).sum(axis=1))
     # One unit of the scaled integers, slightly enlarged for the rounding of the scales themselves.
-    unit = length * max(norm, 1.0) / (info["q"] / 2 - noise) * (1 + 2**-30)
+    unit = length / _core.token_room(public._core, direction) * (1 + 2**-30)
     scale = public.delta if forward else np.ones(public.d_in)
     tiny = float(np.finfo(np.float32).smallest_subnormal)
     rounding = (length * norm)[:, None] * scale * 2**-23 + tiny
@@ -352,27 +359,47 @@ def error_bound(public: Public, x: npt.ArrayLike, direction: Direction = "forwar
     return bound
 
 
-def _require_finite(name: str, values: npt.NDArray[Any]) -> None:
+def require_finite(name: str, values: npt.NDArray[Any], at: tuple[int, ...] = ()) -> None:
+    """Refuse ``values``, the part of an array at ``at``, for the first one that is not finite.
+
+    Raises:
+        InputError: there is one; names its place.
+    """
     finite = np.isfinite(values)
     if not finite.all():
         place = tuple(int(i) for i in np.argwhere(~finite)[0])
-        raise InputError(f"{name}{list(place)} is {values[place]}: every value must be finite")
+        raise InputError(f"{name}{[*at, *place]} is {values[place]}: every value must be finite")
 
 
-def as_batch(x: npt.ArrayLike, public: Public, direction: str) -> npt.NDArray[np.float32]:
-    if direction not in ("forward", "backward"):
-        raise InputError(f"direction {direction!r}: choose 'forward' or 'backward'")
-    features = public.d_in if direction == "forward" else public.d_out
-    batch = np.asarray(x)
-    if batch.dtype not in (np.float16, np.float32, np.float64):
-        raise InputError(f"x has dtype {batch.dtype}: expected float16, float32 or float64")
-    if batch.ndim != 2 or batch.shape[1] != features or batch.shape[0] == 0:
+def check_batch(x: Any, public: Public, direction: Direction) -> None:
+    """Refuse what is no batch for a layer: the same of NumPy's arrays and of a device's.
+
+    Raises:
+        InputError: an unknown direction, a dtype that is not floating, another shape, or too many tokens.
+    """
+    features, _ = public.features(direction)
+    if x.dtype not in (np.float16, np.float32, np.float64):
+        raise InputError(f"x has dtype {x.dtype}: expected float16, float32 or float64")
+    if x.ndim != 2 or x.shape[1] != features or x.shape[0] == 0:
         raise InputError(
-            f"x has shape {batch.shape}: expected (tokens, {features}) with at least one token ({direction} direction)"
+            f"x has shape {tuple(x.shape)}: expected (tokens, {features}) with at least one token ({direction} "
+            "direction)"
         )
+    if x.shape[0] > _core.MAX_TOKENS:
+        raise InputError(f"x has {x.shape[0]} tokens: a request carries 1 to {_core.MAX_TOKENS}")
+
+
+def as_batch(x: npt.ArrayLike, public: Public, direction: Direction) -> npt.NDArray[np.float32]:
+    """Bring a batch of the host to float32, contiguous; ``x`` itself where it is that.
+
+    Raises:
+        InputError: as `check_batch`, or a float64 that is not finite, in float64 or in float32.
+    """
+    batch = np.asarray(x)
+    check_batch(batch, public, direction)
     if batch.dtype == np.float64:
-        _require_finite("x", batch)
+        require_finite("x", batch)
         with np.errstate(over="ignore"):  # an overflow is found just below and named
             batch = batch.astype(np.float32)
-        _require_finite("x (as float32)", batch)
+        require_finite("x (as float32)", batch)
     return np.ascontiguousarray(batch, dtype=np.float32)

@@ -49,7 +49,7 @@ def test_messages_lie_in_memory_that_is_used_again(device):
     places, kept = [], []
     for turn in range(6):
         request, secret = owner.encrypt(cases.batch(400, 900, turn), prepared.public, "forward")
-        blocks = list(engine.apply_blocks(prepared, request, 64))
+        blocks = list(cases.blocks_of(engine, prepared, request, 64))
         owner.decrypt(blocks, secret)
         places.append(np.frombuffer(request, np.uint8).ctypes.data)
         if turn == 0:
@@ -89,7 +89,7 @@ def test_tensors_are_exchanged_without_a_copy(device):
     with device.active():
         assert device.xp.from_dlpack(x).data.ptr == x.data_ptr()
     request, secret = owner.encrypt(x, prepared.public, "forward")
-    y = owner.decrypt(engine.apply_blocks(prepared, request), secret)
+    y = owner.decrypt(engine.answer(prepared, request), secret)
     tensor = torch.from_dlpack(y)
     assert (tensor.data_ptr(), tensor.device.type) == (y.data.ptr, "cuda")
     error = np.abs(tensor.cpu().numpy() - cases.product(prepared, x.cpu().numpy()))

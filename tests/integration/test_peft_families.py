@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nn_cases import CountingTransport, clear_twin, probing, tiny_gpt2, tiny_llama, tokens
 from privtuner.errors import WeightWithheldError
-from privtuner.nn import LocalTransport, split
+from privtuner.nn import LocalTransport, Session, build, split
 from privtuner.train import add_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -32,7 +32,7 @@ def randomised(model: PeftModel) -> PeftModel:
 
 def test_conv1d_stays_a_conv1d() -> None:
     parts = split(tiny_gpt2())
-    model = parts.bundle.build(LocalTransport(parts.server))
+    model = build(parts.bundle, Session(LocalTransport(parts.server)))
     layer = model.transformer.h[0].attn.c_attn
     assert isinstance(layer, Conv1D)
     assert (layer.in_features, layer.out_features, layer.nx, layer.nf) == (32, 96, 32, 96)
@@ -43,7 +43,7 @@ def test_conv1d_stays_a_conv1d() -> None:
 @pytest.mark.parametrize("given", [True, False])
 def test_gpt2_adapter_loads_on_stock_gpt2(given: bool, tmp_path: Path) -> None:
     parts = split(tiny_gpt2())
-    model = parts.bundle.build(LocalTransport(parts.server))
+    model = build(parts.bundle, Session(LocalTransport(parts.server)))
     config = LoraConfig(r=4, target_modules=["c_attn", "c_fc"], fan_in_fan_out=given, task_type="CAUSAL_LM")
     if given:
         adapted = get_peft_model(model, config)
@@ -53,7 +53,7 @@ def test_gpt2_adapter_loads_on_stock_gpt2(given: bool, tmp_path: Path) -> None:
             adapted = get_peft_model(model, config)
     randomised(adapted).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["fan_in_fan_out"] is True
-    twin = clear_twin(parts.bundle.build(LocalTransport(parts.server)), parts)
+    twin = clear_twin(build(parts.bundle, Session(LocalTransport(parts.server))), parts)
     assert isinstance(twin, GPT2LMHeadModel)
     stock = PeftModel.from_pretrained(twin, str(tmp_path)).double().eval()  # a warning would be an error here
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_gradients_of_causal_models(clear: PreTrainedModel, targets: list[str]) 
     parts = split(clear)
     transport = CountingTransport(parts.server)
     config = {"r": 4, "target_modules": targets, "fan_in_fan_out": targets == ["c_attn"]}
-    model = parts.bundle.build(transport)
+    model = build(parts.bundle, Session(transport))
     twin = randomised(get_peft_model(clear_twin(model, parts), LoraConfig(**config))).double()
     adapted = randomised(get_peft_model(model, LoraConfig(**config)))
     labels = IDS.masked_fill(MASK == 0, -100)
@@ -99,7 +99,7 @@ def test_gradients_of_causal_models(clear: PreTrainedModel, targets: list[str]) 
 
 def test_add_lora_on_gpt2_saves_the_stock_orientation(tmp_path: Path) -> None:
     parts = split(tiny_gpt2())
-    adapted = add_lora(parts.bundle.build(LocalTransport(parts.server)), targets=["c_attn"])
+    adapted = add_lora(build(parts.bundle, Session(LocalTransport(parts.server))), targets=["c_attn"])
     adapted.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (saved["fan_in_fan_out"], saved["task_type"]) == (True, "CAUSAL_LM")

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from integration._minilm import find_minilm
 from nn_cases import CountingTransport, RecordingTransport, clear_twin, tiny_bert, tiny_llama, tokens
 from privtuner import linear
-from privtuner.nn import LocalTransport, Split, split, split_pretrained, traffic_of
+from privtuner.nn import LocalTransport, Session, Split, build, split, split_pretrained, traffic_of
 from privtuner.train import add_lora
 
 pytestmark = [
@@ -52,7 +52,7 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 def adapted(parts: Split, *, clear: str | None = None, seed: int = 0) -> PeftModel:
     """An owner's model with adapters, or one of its twins in the clear: "quantised" or "float"."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = parts.bundle.build(CountingTransport(parts.server), num_labels=2)
+    model: PreTrainedModel = build(parts.bundle, Session(CountingTransport(parts.server)), num_labels=2)
     torch.nn.init.normal_(model.classifier.weight, std=0.3)
     if clear is not None:
         model = clear_twin(model, parts, dtype=torch.float32, attention="sdpa")
@@ -160,7 +160,9 @@ def test_trainer_saves_an_adapter_alone(parts: Split, tmp_path: Path) -> None:
     assert {"adapter_config.json", "adapter_model.safetensors"} <= names
     assert not names & {"model.safetensors", "pytorch_model.bin"}
     torch.manual_seed(0)
-    clear = clear_twin(parts.bundle.build(LocalTransport(parts.server), num_labels=2), parts, dtype=torch.float32)
+    clear = clear_twin(
+        build(parts.bundle, Session(LocalTransport(parts.server)), num_labels=2), parts, dtype=torch.float32
+    )
     stock = PeftModel.from_pretrained(clear, str(tmp_path / "adapter")).eval()
     batch = collate([Sentences()[k] for k in range(6)])
     with torch.no_grad():
@@ -175,7 +177,7 @@ def test_a_head_alone_is_checkpointed_resumed_and_chosen(parts: Split, tmp_path:
 
     def headed(seed: int) -> PreTrainedModel:
         torch.manual_seed(seed)
-        return parts.bundle.build(LocalTransport(parts.server), num_labels=2)
+        return build(parts.bundle, Session(LocalTransport(parts.server)), num_labels=2)
 
     options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     first = headed(0)
@@ -222,7 +224,7 @@ def test_a_language_model_trains_without_its_padding(tmp_path: Path, options: di
     """The trainer reads a training step's loss alone, and everything that it evaluates."""
     parts = split(tiny_llama())
     transport = RecordingTransport(parts.server)
-    models = [parts.bundle.build(transport)]
+    models = [build(parts.bundle, Session(transport))]
     models.append(clear_twin(models[0], parts, dtype=torch.float32, attention="sdpa"))
     runs = []
     for model in models:
@@ -274,7 +276,7 @@ def test_minilm_forward_and_one_step() -> None:
     batch = tokenizer(["transfer money to my card", "where is my parcel?"], padding=True, return_tensors="pt")
     labels = torch.tensor([0, 1])
     torch.manual_seed(0)
-    model = parts.bundle.build(LocalTransport(parts.server), num_labels=2)
+    model = build(parts.bundle, Session(LocalTransport(parts.server)), num_labels=2)
     twin = clear_twin(model, parts, dtype=torch.float32, attention="sdpa")
     with torch.no_grad():
         got, want = model(**batch).logits, twin(**batch).logits

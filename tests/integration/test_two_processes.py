@@ -15,7 +15,7 @@ import pytest
 
 from privtuner import cli, linear
 from privtuner.errors import ServiceError
-from privtuner.nn import split_pretrained
+from privtuner.nn import Session, build, split_pretrained
 from privtuner.service import RemoteTransport
 from privtuner.train.dataset import encode
 from privtuner.train.table import TextTable, label_names
@@ -108,7 +108,7 @@ def test_owners_do_not_disturb_each_other(address):
         bundle = transport.fetch_bundle()
         table = TextTable("", *map(tuple, zip(*rows(0, 90), strict=True)))
         data = encode(table, bundle.tokenizer(), label_names(table))
-        return prepare_model(bundle.build(transport, num_labels=3), config), data
+        return prepare_model(build(bundle, Session(transport), num_labels=3), config), data
 
     def train(prepared):
         model, data = prepared

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("scipy", reason="SciPy is not installed: the allocator needs it")
@@ -73,8 +73,7 @@ def test_a_faster_server(system, factor):
     check_no_worse(system, rescale(system, server={"frequency": factor}))
 
 
-@pytest.mark.parametrize("name", OF_A_DEVICE)
-@given(system=systems(), factor=FACTORS, data=st.data())
+@given(st.sampled_from(OF_A_DEVICE), systems(), FACTORS, st.data())
 def test_one_device_may_do_more(name, system, factor, data):
     place = data.draw(st.integers(0, len(system.devices) - 1))
     devices = list(system.devices)
@@ -82,12 +81,10 @@ def test_one_device_may_do_more(name, system, factor, data):
     check_no_worse(system, dataclasses.replace(system, devices=tuple(devices)))
 
 
-@pytest.mark.parametrize(("part", "names"), RESOURCES)
-@settings(max_examples=20)
-@given(system=systems(), less=st.floats(1.0, 1000.0))
-def test_more_keeps_what_is_feasible(part, names, system, less):
+@given(st.sampled_from(RESOURCES), systems(), st.floats(1.0, 1000.0))
+def test_more_keeps_what_is_feasible(resource, system, less):
     """From systems that may be infeasible upwards: once there is an allocation, there is one wherever there is more."""
-    found = False
+    (part, names), found = resource, False
     for factor in np.geomspace(1 / less, 1, 6):
         other = rescale(system, **{part: dict.fromkeys(names, factor)})
         try:

@@ -275,8 +275,8 @@ def test_tensors_travel():
             assert y.to_bytes() == data
         assert (SECRET.decrypt(y) == SECRET.decrypt(x)).all()
     # 50 bits in 7 bytes, 40 in 5; a fresh tensor carries one component and a seed.
-    assert len(X.to_bytes()) == 56 + 32 + 2 * 16 + 2 * 1024 * (7 + 3 * 5)
-    assert len(ENGINE.add(X, X).to_bytes()) == 56 + 2 * 16 + 2 * 2 * 1024 * (7 + 3 * 5)
+    assert len(X.to_bytes()) == 88 + 32 + 2 * 16 + 2 * 1024 * (7 + 3 * 5)
+    assert len(ENGINE.add(X, X).to_bytes()) == 88 + 2 * 16 + 2 * 2 * 1024 * (7 + 3 * 5)
 
 
 @pytest.mark.parametrize("read", [ckks.EncryptedTensor, ckks.EvaluationKeys, ckks.PublicKey])

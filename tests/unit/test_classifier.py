@@ -18,10 +18,11 @@ from transformers import (
 
 from nn_cases import CountingTransport, probing, weight_in_force
 from privtuner.errors import InputError
-from privtuner.nn import split_pretrained, traffic_of
+from privtuner.nn import Session, split_pretrained, traffic_of
 from privtuner.train import load_classifier
-from privtuner.train.classifier import POOLS, MeanForSequenceClassification, clear_classifier, owner_classifier
+from privtuner.train.classifier import POOLS, clear_classifier, owner_classifier
 from privtuner.train.dataset import TextTable, encode, shuffled
+from privtuner.train.mean_head import MeanForSequenceClassification
 from privtuner.train.report import save_adapter
 from privtuner.train.training import TrainConfig, evaluate, iterate_steps, prepare_model
 from text_cases import one_thread, rows, tiny_model_directory, tiny_tokenizer
@@ -93,7 +94,7 @@ def test_encrypted_head_reads_the_same(directory, parts, pool):
     config = TrainConfig(lora_r=2, seed=1)
     twin = randomised(prepare_model(clear_classifier(directory, LABELS, pool), config)).double()
     transport = CountingTransport(parts.server)
-    encrypted = randomised(prepare_model(owner_classifier(parts.bundle, transport, LABELS, pool), config))
+    encrypted = randomised(prepare_model(owner_classifier(parts.bundle, Session(transport), LABELS, pool), config))
     served = 0
     for wire, spec in parts.bundle.groups.items():
         weight = torch.from_numpy(weight_in_force(parts.server[wire]))
@@ -114,7 +115,9 @@ def test_encrypted_head_reads_the_same(directory, parts, pool):
 
 def test_no_padding_is_sent_and_no_pooler(parts, data):
     transport = CountingTransport(parts.server)
-    model = prepare_model(owner_classifier(parts.bundle, transport, LABELS, "mean"), TrainConfig(lora_r=2, seed=1))
+    model = prepare_model(
+        owner_classifier(parts.bundle, Session(transport), LABELS, "mean"), TrainConfig(lora_r=2, seed=1)
+    )
     batch = next(shuffled(data, 8, 0))
     assert not batch.attention_mask.all()
     model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.targets).loss.backward()
@@ -128,7 +131,7 @@ def test_head_alone(parts, data, tmp_path, pool):
     """No gradient goes to the server, no adapter is made, and what is saved is the head."""
     config = TrainConfig(steps=4, batch_size=8, lora_r=0, seed=1, head_lr=0.05)
     transport = CountingTransport(parts.server)
-    model = prepare_model(owner_classifier(parts.bundle, transport, LABELS, pool), config)
+    model = prepare_model(owner_classifier(parts.bundle, Session(transport), LABELS, pool), config)
     trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     assert {name.rpartition("classifier")[1] for name in trained} == {"classifier"}
     steps = list(iterate_steps(model, data, config, progress=False))
@@ -144,7 +147,7 @@ def test_head_alone(parts, data, tmp_path, pool):
 @pytest.mark.parametrize("rank", [0, 3])
 def test_what_is_trained_encrypted_is_loaded_on_the_clear_model(directory, parts, data, tmp_path, pool, rank):
     config = TrainConfig(steps=2, batch_size=8, lora_r=rank, seed=1)
-    owner = owner_classifier(parts.bundle, CountingTransport(parts.server), LABELS, pool)
+    owner = owner_classifier(parts.bundle, Session(CountingTransport(parts.server)), LABELS, pool)
     model = randomised(prepare_model(owner, config))
     save_adapter(model, LABELS, tmp_path)
     loaded = load_classifier(directory, tmp_path)
@@ -158,7 +161,7 @@ def test_what_is_trained_encrypted_is_loaded_on_the_clear_model(directory, parts
 
 def test_no_gradient_goes_below_the_first_adapter(parts, data):
     config = TrainConfig(steps=1, batch_size=4, lora_r=2, seed=1, targets=("layer.1.attention.self.query",))
-    model = prepare_model(owner_classifier(parts.bundle, CountingTransport(parts.server), LABELS), config)
+    model = prepare_model(owner_classifier(parts.bundle, Session(CountingTransport(parts.server)), LABELS), config)
     list(iterate_steps(model, data, config, progress=False))
     asked = {layer for layer, direction in traffic_of(model).snapshot() if direction == "backward"}
     assert asked == {f"encoder.layer.1.{name}.dense" for name in ("attention.output", "intermediate", "output")}
@@ -193,7 +196,7 @@ def test_pool_that_does_not_suit_the_model(directory, parts):
     assert MeanForSequenceClassification(T5EncoderModel(config)).classifier.in_features == 16
     for make in (
         lambda: clear_classifier(directory, LABELS, "last"),
-        lambda: owner_classifier(parts.bundle, CountingTransport(parts.server), LABELS, "last"),
+        lambda: owner_classifier(parts.bundle, Session(CountingTransport(parts.server)), LABELS, "last"),
     ):
         with pytest.raises(InputError, match="pool is 'last'; give one of mean, first"):
             make()
@@ -206,7 +209,7 @@ def test_pooler_that_would_be_made_up(directory, tmp_path):
     transport = CountingTransport(parts.server)
     for make in (
         lambda pool: clear_classifier(tmp_path, LABELS, pool),
-        lambda pool: owner_classifier(parts.bundle, transport, LABELS, pool),
+        lambda pool: owner_classifier(parts.bundle, Session(transport), LABELS, pool),
     ):
         with pytest.raises(InputError, match=r"the weights lack 'pooler\.dense', .* use the pool mean"):
             make("first")

@@ -1,12 +1,15 @@
 """The command in this process: what it prints where, its exit status, and one line for every mistake of a user."""
 
 import argparse
+import ast
 import builtins
 import json
 import os
 import re
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +20,12 @@ import privtuner
 from cli_cases import _one_thread, address, arguments, failed, failed_late, files, flat, model, run
 from cuda_host import HostDevice
 from openfhe_cases import ClearOwner
-from privtuner import cli, cuda, info, nn, openfhe
-from privtuner.commands import train
+from privtuner import cli, cuda, nn, openfhe, system
+from privtuner.commands import COMMANDS, info, train
 from privtuner.cuda import device
 from privtuner.nn import split_pretrained
 from privtuner.openfhe import library
-from privtuner.schemes import SCHEMES, server_of
+from privtuner.schemes import SCHEMES, scheme
 from privtuner.service import Server
 from privtuner.train import load_classifier
 from text_cases import rows, write_csv
@@ -32,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 
 @pytest.fixture(scope="module")
 def openfhe_address(model):
-    with Server(split_pretrained(model), name="tiny", engine=server_of("openfhe")) as server:
+    with Server(split_pretrained(model), name="tiny", server=scheme("openfhe").server()) as server:
         yield server.address
 
 
@@ -41,7 +44,7 @@ def clear_owner(monkeypatch):
     """An owner that does without OpenFHE in place of the one that needs it; the calls that set its threads."""
     threads = []
     monkeypatch.setattr(library, "library", lambda: None)
-    monkeypatch.setattr(openfhe, "Owner", ClearOwner)
+    monkeypatch.setattr(openfhe, "OpenFheClient", ClearOwner)
     monkeypatch.setattr(openfhe, "set_num_threads", threads.append)
     return threads
 
@@ -70,20 +73,20 @@ def test_encrypted_training(address, arguments, capsys, tmp_path):
     assert "fetching what the owner needs of tiny" in err
     assert "MB/step" in err
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert (written["mode"], written["engine"]) == ("encrypted", "native")
+    assert (written["mode"], written["scheme"]) == ("encrypted", "linear")
     assert written["server"]["bundles"] >= 1
 
 
-def test_training_with_the_other_engine(address, openfhe_address, clear_owner, arguments, tmp_path):
+def test_training_with_the_other_scheme(address, openfhe_address, clear_owner, arguments, tmp_path):
     written = {}
-    for engine, server in (("native", address), ("openfhe", openfhe_address)):
-        line = ["train", "--server", server, "--engine", engine, "--threads", 1]
-        assert run(*line, *flat(arguments, out=tmp_path / engine)) == 0
-        written[engine] = json.loads((tmp_path / engine / "metrics.json").read_text())
-        assert written[engine]["engine"] == engine
+    for name, server in (("linear", address), ("openfhe", openfhe_address)):
+        line = ["train", "--server", server, "--scheme", name, "--threads", 1]
+        assert run(*line, *flat(arguments, out=tmp_path / name)) == 0
+        written[name] = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert written[name]["scheme"] == name
     assert clear_owner == [1]
-    losses = [[step["loss"] for step in written[engine]["steps"]] for engine in SCHEMES]
-    # The same rounded weights, batches and start; the native engine's noise is between them.
+    losses = [[step["loss"] for step in written[name]["steps"]] for name in SCHEMES]
+    # The same rounded weights, batches and start; the linear scheme's noise is between them.
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     server = written["openfhe"]["server"]
     assert server["refused"] == 0
@@ -178,11 +181,11 @@ def test_training_without_evaluation(model, arguments, capsys):
         (["train", "--plain", "--data", "a", "--out", "b"], "--plain needs --model DIR"),
         (["train", "--server", "a:1", "--model", "m", "--data", "a", "--out", "b"], "--model goes with --plain only"),
         (
-            ["train", "--plain", "--model", "m", "--engine", "openfhe", "--data", "a", "--out", "b"],
-            "--engine goes with",
+            ["train", "--plain", "--model", "m", "--scheme", "openfhe", "--data", "a", "--out", "b"],
+            "--scheme goes with",
         ),
-        (["train", "--server", "a:1", "--engine", "cuda", "--data", "a", "--out", "b"], "invalid choice: 'cuda'"),
-        (["serve", "--model", "x", "--engine", "cuda"], "invalid choice: 'cuda'"),
+        (["train", "--server", "a:1", "--scheme", "cuda", "--data", "a", "--out", "b"], "invalid choice: 'cuda'"),
+        (["serve", "--model", "x", "--scheme", "cuda"], "invalid choice: 'cuda'"),
         (["info", "--loud"], "unrecognized arguments: --loud"),
     ],
 )
@@ -284,25 +287,12 @@ def test_nobody_serves(arguments, capsys):
 
 
 @pytest.mark.usefixtures("clear_owner")
-@pytest.mark.parametrize("engine", SCHEMES)
-def test_server_of_the_other_engine(address, openfhe_address, arguments, capsys, engine):
-    server, other = (openfhe_address, "openfhe") if engine == "native" else (address, "native")
-    complaint = failed(capsys, 2, ["train", "--server", server, "--engine", engine, *flat(arguments)])
-    assert f"the server at {server} answers requests of the engine {other}" in complaint
-    assert f"train with --engine {other}, or start it with 'privtuner serve --engine {engine}'" in complaint
-
-
-@pytest.mark.usefixtures("clear_owner")
-def test_server_that_names_no_engine(address, arguments, capsys, monkeypatch):
-    from privtuner.service import client
-
-    told = client.RemoteTransport.hello
-    monkeypatch.setattr(
-        client.RemoteTransport, "hello", lambda self: {k: v for k, v in told(self).items() if k != "engine"}
-    )
-    line = ["train", "--server", address, *flat(arguments)]
-    assert "requests of the engine native" in failed(capsys, 2, [*line, "--engine", "openfhe"])
-    assert run(*line) == 0
+@pytest.mark.parametrize("name", SCHEMES)
+def test_server_of_the_other_scheme(address, openfhe_address, arguments, capsys, name):
+    server, other = (openfhe_address, "openfhe") if name == "linear" else (address, "linear")
+    complaint = failed(capsys, 2, ["train", "--server", server, "--scheme", name, *flat(arguments)])
+    assert f"the server at {server} answers requests of the scheme {other}" in complaint
+    assert f"train with --scheme {other}, or start it with 'privtuner serve --scheme {name}'" in complaint
 
 
 def test_openfhe_that_is_missing(arguments, capsys, monkeypatch):
@@ -314,27 +304,31 @@ def test_openfhe_that_is_missing(arguments, capsys, monkeypatch):
 
     monkeypatch.setattr(library, "_module", look)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    line = ["train", "--server", "127.0.0.1:1", "--engine", "openfhe", *flat(arguments, data="nowhere.csv")]
+    line = ["train", "--server", "127.0.0.1:1", "--scheme", "openfhe", *flat(arguments, data="nowhere.csv")]
     assert "the OpenFHE engine is not available: looked for in no place; install it" in failed(capsys, 1, line)
     assert policies == ["PASSIVE"]  # before its threads start
 
 
-@pytest.mark.parametrize("engine", [None, *SCHEMES])
-def test_engine_of_a_server(model, capsys, monkeypatch, engine):
-    def refuse(*_, engine, **__):
-        raise privtuner.ServiceError(f"it is {engine.name}")
+@pytest.mark.parametrize("name", [None, *SCHEMES])
+def test_scheme_of_a_server(model, capsys, monkeypatch, name):
+    def refuse(*_, server, **__):
+        raise privtuner.errors.ServiceError(f"it is {server.scheme}")
 
     monkeypatch.setattr(privtuner.service, "Server", refuse)
-    options = ["--engine", engine] if engine else []
-    assert f"it is {engine or 'native'}" in failed(capsys, 1, ["serve", "--model", model, *options])
+    options = ["--scheme", name] if name else []
+    assert f"it is {name or 'linear'}" in failed(capsys, 1, ["serve", "--model", model, *options])
 
 
 @pytest.mark.parametrize(
     ("options", "status", "reason"),
     [
-        (["--device", "gpu"], 2, "device 'gpu': choose cpu, cuda (every GPU), cuda:0"),
+        (["--device", "gpu"], 2, "the scheme linear does not run on 'gpu': choose device cpu or cuda"),
         (["--device", "cuda:0,cuda:0"], 2, "names a GPU twice"),
-        (["--device", "cuda", "--engine", "openfhe"], 2, "the engine openfhe does not run on cuda"),
+        (
+            ["--device", "cuda", "--scheme", "openfhe"],
+            2,
+            "openfhe does not run on 'cuda': choose device cpu, or the scheme linear",
+        ),
         (["--device-memory", "4"], 2, "--device-memory goes with --device cuda"),
         (["--device", "cuda", "--device-memory", "0"], 2, "--device-memory is 0 GiB; give a number above 0"),
         (["--device", "cuda"], 1, "no GPU can be used: CuPy is gone: pip install it"),
@@ -349,7 +343,7 @@ def test_devices_of_training(arguments, capsys, monkeypatch):
     line = ["train", "--server", "127.0.0.1:1", *flat(arguments), "--device"]
     monkeypatch.setattr(device, "_cupy", lambda: "CuPy is gone: pip install it")
     assert "no GPU can be used: CuPy is gone: pip install it" in failed(capsys, 1, [*line, "cuda"])
-    assert "choose cpu, cuda" in failed(capsys, 2, [*line, "tpu"])
+    assert "choose device cpu or cuda" in failed(capsys, 2, [*line, "tpu"])
     assert "training takes one GPU" in failed(capsys, 2, [*line, "cuda:0,cuda:1"])
     monkeypatch.setattr(cuda, "devices", lambda *_: [HostDevice()])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -359,7 +353,7 @@ def test_devices_of_training(arguments, capsys, monkeypatch):
 def test_training_with_gpus_on_both_sides(model, arguments, monkeypatch, tmp_path):
     monkeypatch.setattr(cuda, "devices", lambda *_: [HostDevice()])
     monkeypatch.setattr(train, "_training_device", lambda _: "cpu")
-    with Server(split_pretrained(model), name="tiny", engine=server_of("native", "cuda")) as server:
+    with Server(split_pretrained(model), name="tiny", server=scheme("linear").server("cuda")) as server:
         assert set(server.placement) == {"cuda:0"}
         line = ["train", "--server", server.address, "--device", "cuda"]
         assert run(*line, *flat(arguments, out=tmp_path / "gpu", steps=1, eval=None)) == 0
@@ -377,7 +371,7 @@ def test_server_elsewhere_is_warned_of(arguments, capsys, monkeypatch):
     from privtuner.service import client
 
     def refuse(*_, **__):
-        raise privtuner.ServiceError("nobody there")
+        raise privtuner.errors.ServiceError("nobody there")
 
     monkeypatch.setattr(client.RemoteTransport, "hello", refuse)
     assert run("train", "--server", "192.0.2.1:5", *flat(arguments)) == 1
@@ -458,7 +452,7 @@ def test_missing_package_says_what_to_install(monkeypatch, capsys, package, extr
     def missing(_):
         raise ModuleNotFoundError(f"No module named '{package}'", name=f"{package}.inner")
 
-    monkeypatch.setattr(cli, "_info", missing)
+    monkeypatch.setattr(info, "run", missing)
     advice = f"pip install '.[{extra}]' in a checkout of privtuner, or pip install {name}"
     assert failed(capsys, 1, ["info"]) == f"privtuner: error: this command needs {package}: {advice}"
 
@@ -467,19 +461,19 @@ def test_missing_module_of_ours_is_a_bug(monkeypatch):
     def missing(_):
         raise ModuleNotFoundError("No module named 'privtuner.x'", name="privtuner.x")
 
-    monkeypatch.setattr(cli, "_info", missing)
+    monkeypatch.setattr(info, "run", missing)
     with pytest.raises(ModuleNotFoundError):
         run("info")
 
 
-def commands():
-    (action,) = (entry for entry in cli._parser()._actions if isinstance(entry, argparse._SubParsersAction))
-    return action.choices
+def parser_of(command):
+    (action,) = (entry for entry in cli._parser(command)._actions if isinstance(entry, argparse._SubParsersAction))
+    return action.choices[command]
 
 
-@pytest.mark.parametrize("name", [None, *commands()])
+@pytest.mark.parametrize("name", [None, *COMMANDS])
 def test_help_tells_a_newcomer_what_it_is_for(name):
-    parser = commands()[name] if name else cli._parser()
+    parser = parser_of(name) if name else cli._parser(None)
     assert len(parser.description) > 60
     assert "Exit status: 0 done, 1 failed, 2 the arguments" in parser.format_help()
     for action in parser._actions:
@@ -498,7 +492,7 @@ def test_info_says_what_to_install(monkeypatch):
     advice = "pip install '.[service]' in a checkout of privtuner, or pip install grpcio"
     assert f"  grpc          not installed: {advice}" in text
     assert "new           cannot be used: not compiled" in text
-    assert re.search(rf"^  {privtuner.active_isa()} +in use$", text, re.MULTILINE)
+    assert re.search(rf"^  {system.active_isa()} +in use$", text, re.MULTILINE)
 
 
 def test_info(capsys, monkeypatch):
@@ -508,6 +502,22 @@ def test_info(capsys, monkeypatch):
     assert run("info", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert privtuner.__version__ in json.dumps(facts)
+
+
+def test_only_the_command_that_is_called_is_imported():
+    code = "import sys; from privtuner import cli; cli.main(['info']); print([*sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = ast.literal_eval(result.stdout.splitlines()[-1])
+    assert {name for name in loaded if name.startswith("privtuner.commands.")} == {
+        "privtuner.commands.stop",
+        "privtuner.commands.info",
+    }
+
+
+def test_every_command_is_listed():
+    folder = Path(cli.__file__).parent / "commands"
+    helpers = {"__init__", "common", "stop"}
+    assert {path.stem for path in folder.glob("*.py")} - helpers == {name.replace("-", "_") for name in COMMANDS}
 
 
 def test_version(capsys):

@@ -15,6 +15,7 @@ import torch
 import privtuner
 from cli_cases import _one_thread, address, arguments, failed, files, flat, model, run
 from privtuner import cli, paths
+from privtuner.commands import info
 from privtuner.train import report, training
 from text_cases import environment
 
@@ -63,9 +64,9 @@ def test_disk_that_is_full_after_training(model, arguments, capsys, monkeypatch,
 
 FAULTS = [
     (KeyboardInterrupt(), 130),
-    (privtuner.ServiceError("the server went away"), 1),
-    (privtuner.CkksError("a bound was passed"), 1),
-    (privtuner.MessageError("a reply is malformed"), 1),
+    (privtuner.errors.ServiceError("the server went away"), 1),
+    (privtuner.errors.CkksError("a bound was passed"), 1),
+    (privtuner.errors.MessageError("a reply is malformed"), 1),
     (MemoryError(), 1),
     (OSError(5, "Input/output error"), 1),
     (RuntimeError("index out of range"), RuntimeError),
@@ -132,7 +133,9 @@ def test_whatever_comes_after_the_last_step_the_results_are_there(
     assert not (tmp_path / "out" / "interrupted").exists()
 
 
-@pytest.mark.parametrize("fault", [privtuner.ServiceError("refused"), privtuner.MessageError("malformed")])
+@pytest.mark.parametrize(
+    "fault", [privtuner.errors.ServiceError("refused"), privtuner.errors.MessageError("malformed")]
+)
 def test_server_that_gives_no_counts_costs_nothing(address, arguments, capsys, monkeypatch, tmp_path, fault):
     from privtuner.service import client
 
@@ -179,10 +182,10 @@ def test_adapter_whose_last_saving_fails_is_saved_again(model, arguments, capsys
 
 
 def test_adapter_that_can_be_saved_nowhere_hides_no_error(model, arguments, capsys, monkeypatch):
-    at_step(monkeypatch, privtuner.CkksError("a bound was passed"), 2)
+    at_step(monkeypatch, privtuner.errors.CkksError("a bound was passed"), 2)
 
     def full(*_):
-        raise privtuner.PrivtunerError("no room")
+        raise privtuner.errors.PrivtunerError("no room")
 
     monkeypatch.setattr(report.AdapterKeeper, "rescue", full)
     assert run("train", "--plain", "--model", model, *flat(arguments, eval=None)) == 1
@@ -196,7 +199,7 @@ def test_error_of_the_system_is_one_line(monkeypatch, capsys):
     def full(_):
         raise OSError(28, "No space left on device", "/somewhere")
 
-    monkeypatch.setattr(cli, "_info", full)
+    monkeypatch.setattr(info, "run", full)
     assert failed(capsys, 1, ["info"]) == "privtuner: error: No space left on device: /somewhere"
 
 
@@ -225,13 +228,13 @@ def test_interrupt(monkeypatch, capsys):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_info", interrupt)
+    monkeypatch.setattr(info, "run", interrupt)
     assert "interrupted" in failed(capsys, 130, ["info"])
 
 
 def test_error_is_one_line(monkeypatch, capsys):
     def fail(_):
-        raise privtuner.ServiceError("first\n  second")
+        raise privtuner.errors.ServiceError("first\n  second")
 
-    monkeypatch.setattr(cli, "_info", fail)
+    monkeypatch.setattr(info, "run", fail)
     assert failed(capsys, 1, ["info"]) == "privtuner: error: first second"

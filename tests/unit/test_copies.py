@@ -18,12 +18,11 @@ from privtuner.cpu import CpuClient
 from privtuner.cuda.client import CudaClient
 from privtuner.cuda.device import CudaDevice
 from privtuner.cuda.evaluator import CudaEvaluator, DeviceTensor
-from privtuner.cuda.linear.masks import DeviceMasks
 from privtuner.cuda.linear.server import DeviceLayer
 from privtuner.cuda.server import CudaServer
 from privtuner.errors import InputError, PrivtunerError, SecretError
 from privtuner.held import layer as held
-from privtuner.nn import Traffic, TrafficMeter, split, traffic_of
+from privtuner.nn import Session, Traffic, TrafficMeter, build, split, traffic_of
 from privtuner.schemes import LocalTransport
 from privtuner.sealed import blocks
 from privtuner.service import RemoteTransport, Server
@@ -97,10 +96,10 @@ def test_caches_start_empty_with_a_mask_of_their_own(duplicate: Callable[[Any], 
 def test_both_parts_of_a_model_and_its_counts() -> None:
     parts = split(tiny_bert())
     other = again(parts)
-    model = other.bundle.build(again(LocalTransport(other.server)))
+    model = build(other.bundle, Session(again(LocalTransport(other.server))))
     with torch.no_grad():
         got = model(tokens(2, 4))[0]
-        want = parts.bundle.build(LocalTransport(parts.server))(tokens(2, 4))[0]
+        want = build(parts.bundle, Session(LocalTransport(parts.server)))(tokens(2, 4))[0]
     assert torch.allclose(got, want, atol=2**-10)
     with pytest.raises(TypeError):
         again(LocalTransport(parts.server)).layers["more"] = None
@@ -131,7 +130,6 @@ def test_what_decrypts_stays(leave: Callable[[Any], Any]) -> None:
         CudaEvaluator,
         CudaClient,
         DeviceLayer,
-        DeviceMasks,
         DeviceTensor,
         RemoteTransport,
         Server,

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from linear_cases import MASK_SEED
 from privtuner import _core
 from privtuner.errors import InputError, MessageError
 
@@ -50,12 +51,12 @@ def test_sealed_again_a_message_is_the_same(preset, direction, known_mask, kind)
     request, blocks = exchange(preset, direction, known_mask)
     depth, rows = (24, 40) if direction == "forward" else (40, 24)
     fields = _core.linear_open_request(preset, request)
-    assert fields.pop("seed") == request[64:96]
+    assert fields.pop("seed") == request[MASK_SEED]
     identity = {"direction": direction, "layer": bytes(range(16)), "request": request[32:48]}
     assert fields == identity | {"tokens": 5, "features": depth, "mask_wanted": not known_mask}
     assert len(request) == _core.linear_request_bytes(preset, depth, 5)
     buffer = fresh_buffer(request, _core.LINEAR_REQUEST_PREFIX, kind)
-    _core.linear_seal_request(preset, buffer, seed=request[64:96], **fields)
+    _core.linear_seal_request(preset, buffer, seed=request[MASK_SEED], **fields)
     assert bytes(buffer) == request
 
     reply, begin = b"".join(blocks), 0
@@ -91,7 +92,16 @@ def test_threads_find_what_one_finds(preset):
             copy = bytearray(len(message))
             assert _core.linear_open_request(preset, message, copy)["tokens"] == tokens
             assert copy == message
-            for place in (65, 111, 112, len(message) // 4, len(message) // 2 + 1, len(message) - 9, len(message) - 1):
+            for place in (
+                65,
+                73,
+                111,
+                112,
+                len(message) // 4,
+                len(message) // 2 + 1,
+                len(message) - 9,
+                len(message) - 1,
+            ):
                 message[place] ^= 4
                 with pytest.raises(MessageError):
                     _core.linear_open_request(preset, message)
@@ -184,7 +194,7 @@ def test_damaged_messages(preset):
     request, blocks = exchange(preset)
     for message, read in [(request, _core.linear_open_request), (blocks[1], _core.linear_open_block)]:
         read(preset, bytearray(message))
-        for size in (0, 63, 64, len(message) - 1):
+        for size in (0, 71, 72, len(message) - 1):
             with pytest.raises(MessageError, match="truncated"):
                 read(preset, message[:size])
         for place in [*range(0, 120, 3), len(message) // 2, len(message) - 1]:
@@ -196,7 +206,7 @@ def test_damaged_messages(preset):
             read(next(name for name in PRESETS if name != preset), message)
     with pytest.raises(MessageError, match="1 bytes too many"):
         _core.linear_open_request(preset, request + b"\0")
-    with pytest.raises(MessageError, match="expected a request"):
+    with pytest.raises(MessageError, match="expected a message of kind request, got reply"):
         _core.linear_open_request(preset, blocks[0])
     with pytest.raises(InputError, match="unknown preset 'linear'"):
         _core.linear_open_request("linear", request)
@@ -239,7 +249,7 @@ def test_requests_that_cannot_be_sealed(change, error, message):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"direction": ""}, InputError, "choose forward or backward"),
+        ({"direction": ""}, InputError, "choose 'forward' or 'backward'"),
         ({"layer": bytes(17)}, InputError, "a layer id has 16 bytes"),
         ({"request": bytes(15)}, InputError, "a request id has 16 bytes"),
         ({"tokens": 0}, InputError, "0 tokens: choose 1"),

@@ -8,10 +8,11 @@ import pytest
 
 from cuda_arrays import DeviceArray, Xp, host
 from cuda_host import HostDevice
-from privtuner import cuda, info
+from privtuner import cuda
+from privtuner.commands import info
 from privtuner.cuda import device, sources
 from privtuner.errors import EngineError, InputError
-from privtuner.schemes import client_of, server_of
+from privtuner.schemes import scheme
 
 
 class RuntimeFailureError(Exception):
@@ -192,12 +193,13 @@ def test_what_is_missing_is_named_at_every_use(install, found, text):
         cuda.devices()
     for use in (
         lambda: device.open_device(0),
-        lambda: server_of("native", "cuda"),
-        lambda: client_of("native", device="cuda"),
+        lambda: scheme("linear").server("cuda"),
+        lambda: scheme("linear").client(device="cuda"),
     ):
         with pytest.raises(EngineError, match=text):
             use()
-    (entry,) = [engine for engine in info.collect()["engines"] if engine["name"] == "cuda"]
+    devices = info.collect()["schemes"][0]["devices"]
+    (entry,) = [device for device in devices if device["name"] == "cuda"]
     assert entry == {"name": "cuda", "available": False, "reason": cuda.status().reason}
 
 
@@ -225,8 +227,8 @@ def test_other_misuse_is_refused(install):
         cuda.devices(memory_bytes=0)
     with pytest.raises(EngineError, match="there is no device cuda:2: this machine shows 2, cuda:0 to cuda:1"):
         cuda.devices("cuda:2")
-    with pytest.raises(InputError, match="the engine openfhe does not run on cuda"):
-        server_of("openfhe", "cuda")
+    with pytest.raises(InputError, match="openfhe does not run on 'cuda': choose device cpu, or the scheme linear"):
+        scheme("openfhe").server("cuda")
     install(stand_in(capability="75"))
     with pytest.raises(EngineError, match=r"cuda:0 has compute capability 7.5; the kernels need 8.0"):
         cuda.devices("cuda:0")

@@ -17,8 +17,8 @@ from privtuner.cuda import linear as kernels
 from privtuner.cuda.client import CudaClient
 from privtuner.cuda.server import CudaServer, _Ticket
 from privtuner.errors import EngineError, InputError, MessageError
-from privtuner.nn import EncryptedLinear
-from privtuner.schemes import LocalTransport, client_of
+from privtuner.nn import EncryptedLinear, Session
+from privtuner.schemes import LocalTransport, scheme
 from privtuner.sealed.blocks import SealedClient, SealedMLP
 
 PRESETS, DIRECTIONS = cases.PRESETS, cases.DIRECTIONS
@@ -41,8 +41,8 @@ def request_for(prepared, tokens=3, direction="forward", seed=1):
 def test_replies_are_the_native_ones(engine, preset, direction):
     prepared = cases.layer(preset=preset)
     request, _ = request_for(prepared, direction=direction)
-    blocks = list(engine.apply_blocks(prepared, request, 32))
-    assert b"".join(blocks) == b"".join(CpuServer().apply_blocks(prepared, request, 32))
+    blocks = list(cases.blocks_of(engine, prepared, request, 32))
+    assert b"".join(blocks) == b"".join(cases.blocks_of(CpuServer(), prepared, request, 32))
     assert len(blocks) == -(-cases.features_out(prepared, direction) // 32)
 
 
@@ -56,9 +56,9 @@ def test_a_bad_request_is_refused_before_any_work(engine):
     request, _ = request_for(prepared)
     for bad in (request[:-1], request[:200] + bytes([request[200] ^ 1]) + request[201:], b""):
         with pytest.raises(MessageError):
-            list(engine.apply_blocks(prepared, bad))
+            list(engine.answer(prepared, bad))
     with pytest.raises(MessageError, match="another layer"):
-        list(engine.apply_blocks(cases.layer(seed=5), request))
+        list(engine.answer(cases.layer(seed=5), request))
 
 
 def test_layers_go_where_memory_is_left():
@@ -80,14 +80,14 @@ def test_layers_go_where_memory_is_left():
     layers = {f"layer {i}": cases.layer(d_out=32, d_in=32 * (i + 1), seed=i) for i in range(6)}
     devices = [Small("cuda:0", 1 << 30), Small("cuda:1", (1 << 30) + 4096)]
     engine = CudaServer(devices)
-    placed = engine.hold(layers)
+    placed = engine.load(layers.values())
     assert set(placed) == {"cuda:0", "cuda:1"}
     assert sum(placed.values()) == sum(layer.public.d_out * layer.public.d_in for layer in layers.values())
     assert abs(placed["cuda:1"] - placed["cuda:0"]) <= 4096 + 32 * 192
-    assert engine.hold(layers) == placed  # again: they lie there already
+    assert engine.load(layers.values()) == placed  # again: they lie there already
     for name, prepared in layers.items():
         request, secret = request_for(prepared)
-        reply = list(engine.apply_blocks(prepared, request))
+        reply = list(engine.answer(prepared, request))
         assert linear.decrypt(reply, secret).shape == (3, 32), name
     engine.close()
 
@@ -95,7 +95,7 @@ def test_layers_go_where_memory_is_left():
 def test_what_does_not_fit_is_named_with_its_bytes():
     engine = CudaServer([HostDevice(memory_bytes=20_000)])
     with pytest.raises(EngineError, match=r"\d+ bytes and cuda:0 has 20000 left"):
-        engine.hold({"large": cases.layer(d_out=256, d_in=256)})
+        engine.load([cases.layer(d_out=256, d_in=256)])
     with pytest.raises(InputError, match="no device was given"):
         CudaServer([])
 
@@ -123,7 +123,7 @@ def test_requests_that_wait_for_a_layer_are_multiplied_together():
     replies = {}
 
     def ask(name, request):
-        replies[name] = b"".join(engine.apply_blocks(prepared, request))
+        replies[name] = b"".join(engine.answer(prepared, request))
 
     threads = [threading.Thread(target=ask, args=("first", requests[0][0]))]
     threads[0].start()
@@ -144,8 +144,8 @@ def test_requests_that_wait_for_a_layer_are_multiplied_together():
     assert device.launched.count("gemm_u32_4") - before == 3
     native = CpuServer()
     for name, (request, _) in zip(("first", 0, 1, 2), requests, strict=True):
-        assert replies[name] == b"".join(native.apply_blocks(prepared, request))
-    assert replies["backward"] == b"".join(native.apply_blocks(prepared, backward))
+        assert replies[name] == b"".join(native.answer(prepared, request))
+    assert replies["backward"] == b"".join(native.answer(prepared, backward))
     engine.close()
 
 
@@ -174,7 +174,7 @@ def test_a_batch_that_does_not_fit_is_answered_one_by_one(monkeypatch, engine):
     worker._answer(tickets)
     assert sizes == [2, 1, 1]
     for ticket, request in zip(tickets, requests, strict=True):
-        assert ticket.blocks.get() == b"".join(CpuServer().apply_blocks(prepared, request))
+        assert ticket.blocks.get() == b"".join(CpuServer().answer(prepared, request))
         assert ticket.blocks.get() is None
 
 
@@ -184,8 +184,8 @@ def test_an_error_at_work_reaches_whoever_asked_and_the_engine_goes_on(monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "answer", lambda *_: (_ for _ in ()).throw(RuntimeError("the GPU fell off the bus")))
         with pytest.raises(RuntimeError, match="fell off the bus"):
-            list(engine.apply_blocks(prepared, request))
-    assert list(engine.apply_blocks(prepared, request))
+            list(engine.answer(prepared, request))
+    assert list(engine.answer(prepared, request))
 
 
 def test_what_did_not_fit_together_is_let_go_of_before_the_next_attempt(monkeypatch, engine):
@@ -225,7 +225,7 @@ def test_an_error_that_is_kept_keeps_no_memory_of_the_device(monkeypatch, engine
     monkeypatch.setattr(kernels, "answer", answer)
     prepared = cases.layer()
     with pytest.raises(EngineError) as caught:
-        list(engine.apply_blocks(prepared, request_for(prepared)[0]))
+        list(engine.answer(prepared, request_for(prepared)[0]))
     assert (str(caught.value), kept[0]()) == ("it takes too many bytes", None)
 
 
@@ -243,7 +243,7 @@ def test_a_device_that_is_gone_is_an_answer():
 
     def ask():
         try:
-            list(engine.apply_blocks(prepared, request))
+            list(engine.answer(prepared, request))
         except RuntimeError as error:
             errors.append(str(error))
 
@@ -261,7 +261,7 @@ def test_requests_that_come_while_the_engine_closes_are_answered():
     (request, _), replies = request_for(prepared), []
 
     def ask():
-        replies.append(b"".join(engine.apply_blocks(prepared, request)))
+        replies.append(b"".join(engine.answer(prepared, request)))
 
     threads = [threading.Thread(target=ask, daemon=True), threading.Thread(target=engine.close, daemon=True)]
     threads[0].start()
@@ -282,12 +282,12 @@ def test_requests_that_come_while_the_engine_closes_are_answered():
 def test_a_reply_that_nobody_reads_holds_nothing_up(engine):
     prepared = cases.layer(d_out=200)
     request, _ = request_for(prepared)
-    reply = engine.apply_blocks(prepared, request, 32)
+    reply = cases.blocks_of(engine, prepared, request, 32)
     next(reply)
     reply.close()
-    assert b"".join(engine.apply_blocks(prepared, request)) == linear.apply(prepared, request)
+    assert b"".join(engine.answer(prepared, request)) == linear.apply(prepared, request)
     engine.close()
-    assert b"".join(engine.apply_blocks(prepared, request)) == linear.apply(prepared, request)  # starts again
+    assert b"".join(engine.answer(prepared, request)) == linear.apply(prepared, request)  # starts again
 
 
 def test_a_sealed_block_is_evaluated_on_the_device(engine):
@@ -298,7 +298,7 @@ def test_a_sealed_block_is_evaluated_on_the_device(engine):
     client = SealedClient(parameters, allow_insecure=True)
     for g in (None, rng.standard_normal((3, 4))):
         request, pending = client.request(block.public, rng.standard_normal((3, 5)), g)
-        reply = list(engine.apply_blocks(block, request))
+        reply = list(LocalTransport({"block": block}, server=engine).apply("block", request))
         assert reply == list(block.answer(request))
         client.decrypt(reply, pending)
 
@@ -313,7 +313,7 @@ def test_either_side_may_have_a_gpu(engine_on_device, owner_on_device):
         x = cases.batch(4, cases.features_in(prepared, direction))
         for _ in range(2):  # the second time the product of the mask is known
             request, secret = owner.encrypt(x, prepared.public, direction)
-            y = host(owner.decrypt(server.apply_blocks(prepared, request, 32), secret))
+            y = host(owner.decrypt(cases.blocks_of(server, prepared, request, 32), secret))
             exact = cases.product(prepared, x, direction)
             assert (np.abs(y - exact) <= linear.error_bound(prepared.public, x, direction)).all()
     server.close()
@@ -325,7 +325,7 @@ def test_tensors_of_the_device_go_through_a_layer_and_back():
     transport = LocalTransport({"fc": prepared})
     results = []
     for device in ("cpu", HostDevice()):
-        layer = EncryptedLinear.single("fc", prepared.public, transport, device=device)
+        layer = EncryptedLinear.single("fc", prepared.public, Session(transport, device=device))
         assert layer.group.session.on_device == (device != "cpu")
         x = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(1), requires_grad=True)
         y = layer(x)
@@ -338,12 +338,12 @@ def test_tensors_of_the_device_go_through_a_layer_and_back():
 
 
 def test_misuse_of_the_owner():
-    with pytest.raises(InputError, match="mask_cache_bytes = -1"):
+    with pytest.raises(InputError, match="max_bytes = -1: must be in"):
         CudaClient(HostDevice(), -1)
-    owner = client_of("native", device=HostDevice("cuda:3"))
-    assert (owner.name, owner.on_device, owner.device.name) == ("native", True, "cuda:3")
+    owner = scheme("linear").client(device=HostDevice("cuda:3"))
+    assert (owner.scheme, owner.on_device, owner.device.name) == ("linear", True, "cuda:3")
     prepared = cases.layer()
     x = cases.batch(3, prepared.public.d_in)
     x[1, 2] = np.nan
-    with pytest.raises(InputError, match=r"x\[1, 2\] is NaN"):
+    with pytest.raises(InputError, match=r"x\[1, 2\] is nan"):
         owner.encrypt(x, prepared.public, "forward")

@@ -79,12 +79,12 @@ def quick_collections():
 @pytest.mark.parametrize("masked", ["no cache", "known", "new"])
 def test_a_failure_at_any_call_leaves_no_secret_and_lends_no_memory(work, masked):
     device, prepared, x = FailingDevice(), cases.layer(40, 11), cases.batch(3, 11)
-    known = kernels.DeviceMasks(device)
+    known = linear.MaskCache()
     decrypting(device, prepared, x, known)[0]()
     failures, at, reached = 0, 0, True
     while reached:
         at += 1
-        masks = {"no cache": None, "known": known, "new": kernels.DeviceMasks(device)}[masked]
+        masks = {"no cache": None, "known": known, "new": linear.MaskCache()}[masked]
         device.taken = []
         run, secret = work(device, prepared, x, masks)
         device.left = at

@@ -19,7 +19,6 @@ from privtuner.errors import EngineError, InputError, MessageError, SecretError
 TOKENS = (1, 5, 2048, 2049)
 BACKWARDS = (False, True)
 SEED, MASK, REQUEST = bytes(range(32)), bytes(range(100, 132)), bytes(range(200, 216))
-DROPPED = {"linear-w8": 8, "linear-w16": 18}
 
 
 def test_requests_are_refused_as_the_core_does():
@@ -128,7 +127,7 @@ def sealed_block(prepared, request, direction="forward", tokens=3, features=40, 
 
 def test_a_mask_product_nobody_asked_for_is_refused():
     device, prepared, x = HostDevice(), layer(40, 11), batch(3, 11)
-    masks = device_linear.DeviceMasks(device)
+    masks = linear.MaskCache()
     for _ in range(2):
         request, secret = device_linear.encrypt(device, x, prepared.public, masks=masks)
         kept = secret._mask

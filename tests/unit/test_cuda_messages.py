@@ -35,7 +35,7 @@ class Exchange:
     def run(self, direction, seed=1, tokens=TOKENS):
         x = self.batch(direction, seed, tokens)
         request, secret = self.owner.encrypt(x, self.prepared.public, direction)
-        blocks = list(self.engine.apply_blocks(self.prepared, request, ROWS))
+        blocks = list(cases.blocks_of(self.engine, self.prepared, request, ROWS))
         y = self.owner.decrypt(blocks, secret)
         cases.check_result(self.prepared, host(x), host(y), direction)
         return request, blocks
@@ -58,7 +58,7 @@ def test_each_byte_is_written_once_and_read_once(preset, direction, monkeypatch)
     with counted(exchange.device, monkeypatch) as encrypting:
         request, secret = exchange.owner.encrypt(x, exchange.prepared.public, direction)
     with counted(exchange.device, monkeypatch) as applying:
-        blocks = list(exchange.engine.apply_blocks(exchange.prepared, request, ROWS))
+        blocks = list(cases.blocks_of(exchange.engine, exchange.prepared, request, ROWS))
     with counted(exchange.device, monkeypatch) as decrypting:
         y = exchange.owner.decrypt(blocks, secret)
     cases.check_result(exchange.prepared, host(x), host(y), direction)
@@ -85,10 +85,10 @@ def test_pageable_messages_are_copied_once_while_they_are_read(exchange, monkeyp
         x = cases.batch(TOKENS, D_IN, turn)
         request, secret = native.encrypt(x, exchange.prepared.public, "forward")
         with counted(exchange.device, monkeypatch) as applying:
-            blocks = list(exchange.engine.apply_blocks(exchange.prepared, request, ROWS))
+            blocks = list(cases.blocks_of(exchange.engine, exchange.prepared, request, ROWS))
         cases.check_result(exchange.prepared, x, native.decrypt(blocks, secret), "forward")
         mine, kept = exchange.owner.encrypt(exchange.batch("forward", turn), exchange.prepared.public, "forward")
-        reply = list(CpuServer().apply_blocks(exchange.prepared, mine, ROWS))
+        reply = list(cases.blocks_of(CpuServer(), exchange.prepared, mine, ROWS))
         with counted(exchange.device, monkeypatch) as decrypting:
             exchange.owner.decrypt(reply, kept)
         assert applying["copied"] == len(request)
@@ -106,7 +106,7 @@ def test_parts_of_a_request_are_gathered_where_it_is_read(exchange, monkeypatch)
         parts = [request[at : at + 1000] for at in range(0, len(request), 1000)]
         with counted(exchange.device, monkeypatch) as counts:
             whole = exchange.engine.gather(exchange.prepared, parts)
-            blocks = list(exchange.engine.apply_blocks(exchange.prepared, whole, ROWS))
+            blocks = list(cases.blocks_of(exchange.engine, exchange.prepared, whole, ROWS))
         assert whole == request
         assert (counts["copied"], counts["in"]) == (0, len(request) - cases.REQUEST_PREFIX)
         cases.check_result(exchange.prepared, x, native.decrypt(blocks, secret), "forward")
@@ -125,7 +125,7 @@ def test_few_calls_to_the_driver_a_request(exchange, monkeypatch):
         with counted(exchange.device, monkeypatch) as encrypting:
             request, secret = exchange.owner.encrypt(x, exchange.prepared.public, "forward")
         with counted(exchange.device, monkeypatch) as applying:
-            blocks = list(exchange.engine.apply_blocks(exchange.prepared, request, 256))
+            blocks = list(cases.blocks_of(exchange.engine, exchange.prepared, request, 256))
         with counted(exchange.device, monkeypatch) as decrypting:
             exchange.owner.decrypt(blocks, secret)
     # Two seeds are all that is uploaded. The owner waits for the check of its batch and for the end, the engine for
@@ -166,9 +166,9 @@ def test_memory_comes_back_whatever_happens(exchange, monkeypatch):
     public, prepared, device = exchange.prepared.public, exchange.prepared, exchange.device
     for turn in range(4):
         request, secret = exchange.owner.encrypt(x, public, "forward")
-        blocks = list(exchange.engine.apply_blocks(prepared, request, ROWS))
+        blocks = list(cases.blocks_of(exchange.engine, prepared, request, ROWS))
         if turn == 0:  # a reply given up half way
-            reply = exchange.engine.apply_blocks(prepared, request, ROWS)
+            reply = cases.blocks_of(exchange.engine, prepared, request, ROWS)
             next(reply)
             reply.close()
             del reply
@@ -179,14 +179,14 @@ def test_memory_comes_back_whatever_happens(exchange, monkeypatch):
                 exchange.owner.decrypt([blocks[0], damaged], secret)
         elif turn == 2:  # a request that is damaged
             with pytest.raises(MessageError):
-                list(exchange.engine.apply_blocks(prepared, bytes(request[:-1]) + b"\xff", ROWS))
+                list(cases.blocks_of(exchange.engine, prepared, bytes(request[:-1]) + b"\xff", ROWS))
         else:  # the device fails in the middle of its work
             with monkeypatch.context() as patch:
                 patch.setattr(device, "copy_out", lambda *_: (_ for _ in ()).throw(RuntimeError("it fell off the bus")))
                 with pytest.raises(RuntimeError, match="fell off the bus"):
                     exchange.owner.encrypt(x, public, "forward")
                 with pytest.raises(RuntimeError, match="fell off the bus"):
-                    list(exchange.engine.apply_blocks(prepared, request, ROWS))
+                    list(cases.blocks_of(exchange.engine, prepared, request, ROWS))
         del request, blocks, secret
         exchange.engine.close()
         gc.collect()
@@ -198,7 +198,7 @@ def test_page_locked_memory_that_is_not_there_is_an_answer(exchange):
     request, secret = CpuClient().encrypt(cases.batch(TOKENS, D_IN), exchange.prepared.public, "forward")
     exchange.device.page_locked_limit = 1000
     for refused in (
-        lambda: list(exchange.engine.apply_blocks(exchange.prepared, request, ROWS)),
+        lambda: list(cases.blocks_of(exchange.engine, exchange.prepared, request, ROWS)),
         lambda: exchange.engine.gather(exchange.prepared, [request, request]),
         lambda: exchange.owner.encrypt(exchange.batch("forward"), exchange.prepared.public, "forward"),
     ):
@@ -206,7 +206,7 @@ def test_page_locked_memory_that_is_not_there_is_an_answer(exchange):
             refused()
     exchange.device.page_locked_limit = 1 << 40
     exchange.run("forward")
-    CpuClient().decrypt(exchange.engine.apply_blocks(exchange.prepared, request, ROWS), secret)
+    CpuClient().decrypt(cases.blocks_of(exchange.engine, exchange.prepared, request, ROWS), secret)
 
 
 def test_a_reply_in_one_piece_takes_its_size_of_page_locked_memory(exchange):
@@ -240,7 +240,9 @@ def test_threads_share_the_memory_and_not_its_bytes(exchange):
 
 
 def test_a_transport_passes_messages_on_as_they_are(exchange, monkeypatch):
-    transport = LocalTransport({"fc": exchange.prepared}, engine=exchange.engine, block_rows=ROWS)
+    transport = LocalTransport(
+        {"fc": exchange.prepared}, server=exchange.engine, block_bytes=ROWS * 4 * len(exchange.batch("forward"))
+    )
     x = exchange.batch("forward")
     for _ in range(3):
         with counted(exchange.device, monkeypatch) as counts:

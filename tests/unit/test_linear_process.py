@@ -13,7 +13,7 @@ import pytest
 
 import privtuner
 from linear_cases import DIRECTIONS, batch, check_exchange, check_result, features_in, layer
-from privtuner import _core, linear
+from privtuner import _core, linear, system
 from privtuner.errors import EngineError, InputError
 
 TESTS = Path(__file__).parents[1]
@@ -35,15 +35,15 @@ def run(code, **environment):
 
 @pytest.fixture
 def threads():
-    before = privtuner.get_num_threads()
-    yield privtuner.set_num_threads
-    privtuner.set_num_threads(before)
+    before = system.get_num_threads()
+    yield system.set_num_threads
+    system.set_num_threads(before)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_thread_counts(threads, count):
     threads(count)
-    assert privtuner.get_num_threads() == count
+    assert system.get_num_threads() == count
     for direction in DIRECTIONS:
         prepared = layer(70, 90)
         check_exchange(prepared, batch(100, features_in(prepared, direction)), direction)
@@ -62,7 +62,7 @@ def test_replies_do_not_depend_on_the_number_of_threads(threads):
 @pytest.mark.parametrize("count", [0, -1, 1025])
 def test_thread_counts_out_of_range(count):
     with pytest.raises(InputError, match=rf"n = {count}: the number of threads must be in \[1, 1024\]"):
-        privtuner.set_num_threads(count)
+        system.set_num_threads(count)
 
 
 def test_four_threads_at_once():
@@ -98,7 +98,7 @@ def test_the_interpreter_runs_on_meanwhile(step):
         "decrypt": lambda: core.Decryption(secret).feed(reply),
     }
     begin, end = threading.Event(), threading.Event()
-    threads = privtuner.get_num_threads()
+    threads = system.get_num_threads()
 
     def work():
         begin.set()
@@ -109,7 +109,7 @@ def test_the_interpreter_runs_on_meanwhile(step):
     thread = threading.Thread(target=work)
     turns = 0
     try:
-        privtuner.set_num_threads(1)  # longer at work, and a processor is left for this thread
+        system.set_num_threads(1)  # longer at work, and a processor is left for this thread
         sys.setswitchinterval(30)  # nobody is made to let go of the lock: who has it keeps it until it releases it
         thread.start()
         begin.wait()
@@ -118,7 +118,7 @@ def test_the_interpreter_runs_on_meanwhile(step):
         thread.join()
     finally:
         sys.setswitchinterval(interval)
-        privtuner.set_num_threads(threads)
+        system.set_num_threads(threads)
     assert turns >= 1  # none if the lock had been kept: `end` would be set before this thread ran again
 
 
@@ -160,7 +160,7 @@ for preset in PRESETS:
     prepared = layer(70, 50, preset)
     for direction in DIRECTIONS:
         check_exchange(prepared, batch(30, features_in(prepared, direction)), direction)
-print(privtuner.active_isa())
+print(privtuner.system.active_isa())
 """
 
 
@@ -179,43 +179,43 @@ def test_an_unknown_instruction_set_is_refused():
     assert result.returncode != 0
     choices = "portable, avx2, avx512, avx512ifma or amx"
     assert f'PRIVTUNER_ISA: unknown instruction-set path "sse9"; choose {choices}' in result.stderr
-    result = run("import privtuner; privtuner.active_isa()", PRIVTUNER_ISA="sse9")
+    result = run("import privtuner; privtuner.system.active_isa()", PRIVTUNER_ISA="sse9")
     assert "privtuner.errors.EngineError" in result.stderr
 
 
 def test_the_best_instruction_set_is_the_default():
     usable = [name for name, path in PATHS.items() if path["usable"]]
-    result = run("import privtuner; print(privtuner.active_isa())", PRIVTUNER_ISA="")
+    result = run("import privtuner; print(privtuner.system.active_isa())", PRIVTUNER_ISA="")
     assert result.stdout.strip() == usable[-1]
 
 
 def test_set_isa():
-    before = privtuner.active_isa()
+    before = system.active_isa()
     try:
         for name, path in PATHS.items():
             if path["usable"]:
-                privtuner.set_isa(name)
-                assert privtuner.active_isa() == name
+                system.set_isa(name)
+                assert system.active_isa() == name
             else:
                 with pytest.raises(EngineError, match=f"'{name}' cannot be used here: {path['obstacle']}"):
-                    privtuner.set_isa(name)
+                    system.set_isa(name)
         with pytest.raises(InputError, match="unknown instruction-set path 'sse9': choose one of portable, avx2"):
-            privtuner.set_isa("sse9")
+            system.set_isa("sse9")
     finally:
-        privtuner.set_isa(before)
+        system.set_isa(before)
 
 
 def test_paths_agree_on_one_request():
     prepared = layer(70, 50)
     request, _ = linear.encrypt(batch(30, 50), prepared.public)
-    before, replies = privtuner.active_isa(), set()
+    before, replies = system.active_isa(), set()
     try:
         for name, path in PATHS.items():
             if path["usable"]:
-                privtuner.set_isa(name)
+                system.set_isa(name)
                 replies.add(linear.apply(prepared, request))
     finally:
-        privtuner.set_isa(before)
+        system.set_isa(before)
     assert len(replies) == 1
 
 
@@ -226,14 +226,14 @@ def test_num_threads_from_the_environment():
     for bad in ("0", "-1", "1025", "abc", "2.5", "1e3", "3 ", " ", "0x10", "9" * 30):
         os.environ["PRIVTUNER_NUM_THREADS"] = bad
         try:
-            privtuner.get_num_threads()
-        except privtuner.EngineError as error:
+            privtuner.system.get_num_threads()
+        except privtuner.errors.EngineError as error:
             want = f'PRIVTUNER_NUM_THREADS is "{bad}"; set a whole number from 1 to 1024 or unset it'
             assert str(error) == want, error
         else:
             raise SystemExit(f"{bad!r} was accepted")
     os.environ["PRIVTUNER_NUM_THREADS"] = "3"
-    print(privtuner.get_num_threads())
+    print(privtuner.system.get_num_threads())
     """
     result = run(code)
     assert (result.returncode, result.stdout) == (0, "3\n"), result.stdout + result.stderr
@@ -241,5 +241,5 @@ def test_num_threads_from_the_environment():
 
 @pytest.mark.parametrize(("text", "count"), [("1", 1), ("1024", 1024), ("", None)])
 def test_num_threads_at_the_limits(text, count):
-    result = run("import privtuner; print(privtuner.get_num_threads())", PRIVTUNER_NUM_THREADS=text)
+    result = run("import privtuner; print(privtuner.system.get_num_threads())", PRIVTUNER_NUM_THREADS=text)
     assert int(result.stdout) == (count or len(os.sched_getaffinity(0))), result.stderr

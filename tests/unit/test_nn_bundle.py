@@ -11,12 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from transformers import AutoConfig, BertForSequenceClassification
 
 from nn_cases import CountingTransport, tiny_bert, tiny_distilbert, tiny_gpt2, tiny_llama, tiny_roberta, tokens
-from privtuner import linear
+from privtuner import linear, wire
 from privtuner.errors import InputError, MessageError, PrivtunerError
-from privtuner.nn import EncryptedLayer, GroupSpec, LocalTransport, OwnerBundle, Split, split, traffic_of
+from privtuner.nn import (
+    EncryptedLayer,
+    GroupSpec,
+    LocalTransport,
+    OwnerBundle,
+    Session,
+    Split,
+    build,
+    split,
+    traffic_of,
+)
 
 VOCABULARY = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world"]).encode()
 
@@ -98,7 +109,7 @@ def test_the_servers_configuration_runs_nothing_at_the_owner(parts: Split, files
     )
     bundle = OwnerBundle.from_files(hostile)
     assert bundle.config == {**parts.bundle.config, "task_specific_params": {"deep": {"kept": 1}}}
-    model = bundle.build(LocalTransport(parts.server), attn_implementation="eager")
+    model = build(bundle, Session(LocalTransport(parts.server)), attn_implementation="eager")
     assert model.config._attn_implementation == "eager"
 
 
@@ -124,6 +135,22 @@ def test_contradictions_are_refused(files: dict[str, bytes]) -> None:
         OwnerBundle.from_files({**files, "config.json": b"[]"})
 
 
+def test_an_entry_of_another_kind_is_refused(parts: Split, files: dict[str, bytes]) -> None:
+    entries = {name: public.to_bytes() for name, public in parts.bundle.publics.items()}
+    assert {wire.peek(data).kind for data in entries.values()} == {"layer"}
+    public = parts.bundle.publics["pooler.dense"]
+    request, _ = linear.encrypt(np.ones((1, public.d_in), np.float32), public)
+    for entry, message in [
+        (request, "expected a message of kind layer, got request"),
+        (entries["pooler.dense"] + b"0", "layer: 1 bytes too many"),
+        (entries["pooler.dense"][:-1], "truncated"),
+    ]:
+        changed = {**entries, "pooler.dense": entry}
+        publics = save({name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in changed.items()})
+        with pytest.raises(MessageError, match=message):
+            OwnerBundle.from_files({**files, "publics.safetensors": publics})
+
+
 def test_damaged_bundles_raise_and_never_crash(parts: Split, files: dict[str, bytes]) -> None:
     """Any single damaged byte is refused, or leaves a bundle that builds or is refused later, with our errors only."""
     rng = random.Random(5)
@@ -134,7 +161,7 @@ def test_damaged_bundles_raise_and_never_crash(parts: Split, files: dict[str, by
         content[rng.randrange(len(content))] = rng.randrange(256)
         try:
             bundle = OwnerBundle.from_files({**files, name: bytes(content)})
-            bundle.build(LocalTransport(parts.server))
+            build(bundle, Session(LocalTransport(parts.server)))
         except PrivtunerError:
             pass
 
@@ -142,7 +169,7 @@ def test_damaged_bundles_raise_and_never_crash(parts: Split, files: dict[str, by
 def test_new_heads_follow_the_generator_as_in_the_clear(parts: Split, tmp_path: Path) -> None:
     tiny_bert().save_pretrained(tmp_path)
     torch.manual_seed(7)
-    model = parts.bundle.build(LocalTransport(parts.server), num_labels=5)
+    model = build(parts.bundle, Session(LocalTransport(parts.server)), num_labels=5)
     torch.manual_seed(7)
     clear = BertForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
     assert torch.equal(model.classifier.weight, clear.classifier.weight)
@@ -163,7 +190,7 @@ def test_new_heads_follow_the_generator_as_in_the_clear(parts: Split, tmp_path: 
     ],
 )
 def test_tasks(parts: Split, task: str | None, cls: str) -> None:
-    model = parts.bundle.build(LocalTransport(parts.server), task=task)
+    model = build(parts.bundle, Session(LocalTransport(parts.server)), task=task)
     assert type(model).__name__ == cls
     encrypted = [name for name, module in model.named_modules() if isinstance(module, EncryptedLayer)]
     assert len(encrypted) == 2 * 6 + any("pooler" in name for name, _ in model.named_modules())
@@ -173,27 +200,29 @@ def test_tasks(parts: Split, task: str | None, cls: str) -> None:
 def test_causal_models_take_classifier_heads_and_back() -> None:
     for clear, head in ((tiny_gpt2(), "score"), (tiny_llama(), "score")):
         parts = split(clear)
-        model = parts.bundle.build(LocalTransport(parts.server), num_labels=3, pad_token_id=0)
+        model = build(parts.bundle, Session(LocalTransport(parts.server)), num_labels=3, pad_token_id=0)
         assert [n for n, p in model.named_parameters() if p.requires_grad] == [f"{head}.weight"]
         assert model(tokens(2, 4)).logits.shape == (2, 3)
-        again = parts.bundle.build(LocalTransport(parts.server), task="causal-lm")
+        again = build(parts.bundle, Session(LocalTransport(parts.server)), task="causal-lm")
         assert again(tokens(2, 4)).logits.shape == (2, 4, 50)
 
 
 def test_labels_by_name(parts: Split) -> None:
     names = {0: "no", 1: "yes", 2: "maybe"}
-    model = parts.bundle.build(LocalTransport(parts.server), id2label=names, label2id={v: k for k, v in names.items()})
+    model = build(
+        parts.bundle, Session(LocalTransport(parts.server)), id2label=names, label2id={v: k for k, v in names.items()}
+    )
     assert type(model) is BertForSequenceClassification
     assert model.config.num_labels == 3
     assert model.config.id2label == names
     with pytest.raises(InputError, match="num_labels is 2 and id2label names 3 labels"):
-        parts.bundle.build(LocalTransport(parts.server), num_labels=2, id2label=names)
+        build(parts.bundle, Session(LocalTransport(parts.server)), num_labels=2, id2label=names)
 
 
 def test_a_head_of_another_size_is_made_anew() -> None:
     clear = tiny_roberta()
     parts = split(clear)
-    headed = parts.bundle.build(LocalTransport(parts.server), num_labels=2)
+    headed = build(parts.bundle, Session(LocalTransport(parts.server)), num_labels=2)
     head = {name: p.detach() for name, p in headed.named_parameters() if p.requires_grad}
     bundle = dataclasses.replace(
         parts.bundle,
@@ -202,16 +231,16 @@ def test_a_head_of_another_size_is_made_anew() -> None:
         tensors={**parts.bundle.tensors, **head},
         kept=frozenset(head),
     )
-    same = bundle.build(LocalTransport(parts.server))
+    same = build(bundle, Session(LocalTransport(parts.server)))
     assert torch.equal(same.classifier.out_proj.weight, headed.classifier.out_proj.weight)
-    other = bundle.build(LocalTransport(parts.server), num_labels=4)
+    other = build(bundle, Session(LocalTransport(parts.server)), num_labels=4)
     assert other.classifier.out_proj.weight.shape == (4, 32)
     assert other.classifier.out_proj.weight.requires_grad
     assert torch.equal(other.classifier.dense.weight, headed.classifier.dense.weight)
 
 
 def test_builds_do_not_share_tensors(parts: Split) -> None:
-    first, second = (parts.bundle.build(LocalTransport(parts.server)) for _ in range(2))
+    first, second = (build(parts.bundle, Session(LocalTransport(parts.server))) for _ in range(2))
     with torch.no_grad():
         first.embeddings.LayerNorm.weight.zero_()
     assert not torch.equal(first.embeddings.LayerNorm.weight, second.embeddings.LayerNorm.weight)
@@ -230,7 +259,7 @@ def test_building_makes_no_linear_weight(parts: Split, monkeypatch: pytest.Monke
         return made
 
     monkeypatch.setattr(torch, "empty", watched)
-    model = parts.bundle.build(LocalTransport(parts.server), num_labels=2)
+    model = build(parts.bundle, Session(LocalTransport(parts.server)), num_labels=2)
     assert all(len(shape) < 2 or shape[0] == 2 for shape in real), real
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
     assert sum(p.numel() for p in model.parameters()) < 50 * 32 + 42 * 32 + 2 * 300 + 10 * 32 + 100
@@ -239,11 +268,11 @@ def test_building_makes_no_linear_weight(parts: Split, monkeypatch: pytest.Monke
 def test_buffers_outside_the_state_are_right() -> None:
     clear = tiny_llama()
     parts = split(clear)
-    model = OwnerBundle.from_files(parts.bundle.to_files()).build(LocalTransport(parts.server))
+    model = build(OwnerBundle.from_files(parts.bundle.to_files()), Session(LocalTransport(parts.server)))
     assert torch.equal(model.model.rotary_emb.inv_freq, clear.model.rotary_emb.inv_freq)
     assert not any("inv_freq" in name for name in model.state_dict())
     bert = split(tiny_bert())
-    positions = bert.bundle.build(LocalTransport(bert.server)).embeddings.position_ids
+    positions = build(bert.bundle, Session(LocalTransport(bert.server))).embeddings.position_ids
     assert torch.equal(positions, torch.arange(40)[None])
 
 
@@ -251,7 +280,7 @@ def test_buffers_outside_the_state_are_right() -> None:
 def test_generation_with_a_cache(skip: bool | None, prompt: int) -> None:
     parts = split(tiny_llama(tied=True))
     transport = CountingTransport(parts.server)
-    model = parts.bundle.build(transport, skip_padding=skip)
+    model = build(parts.bundle, Session(transport), skip_padding=skip)
     ids = tokens(2, 4)
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
     made = model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False, pad_token_id=0)
@@ -263,15 +292,15 @@ def test_generation_with_a_cache(skip: bool | None, prompt: int) -> None:
 def test_wrong_options_are_refused(parts: Split) -> None:
     transport = LocalTransport(parts.server)
     with pytest.raises(InputError, match="unknown task 'sing'; known: causal-lm, "):
-        parts.bundle.build(transport, task="sing")
+        build(parts.bundle, Session(transport), task="sing")
     with pytest.raises(InputError, match=r"\['num_lables'\] are no entries of a BertConfig"):
-        parts.bundle.build(transport, num_lables=3)
+        build(parts.bundle, Session(transport), num_lables=3)
     with pytest.raises(InputError, match="do not change entries of the configuration that set sizes"):
-        parts.bundle.build(transport, intermediate_size=64)
+        build(parts.bundle, Session(transport), intermediate_size=64)
     with pytest.raises(InputError, match="do not change entries of the configuration that set sizes"):
-        parts.bundle.build(transport, vocab_size=60)
+        build(parts.bundle, Session(transport), vocab_size=60)
     with pytest.raises(InputError, match=r"the bundle lacks 'encoder.layer.2.attention.self.query.weight'"):
-        parts.bundle.build(transport, num_hidden_layers=3)
+        build(parts.bundle, Session(transport), num_hidden_layers=3)
 
 
 def with_pooler_group(parts: Split, members: dict[str, int], **changes: Any) -> OwnerBundle:
@@ -290,17 +319,17 @@ def test_server_and_owner_of_different_kinds_are_refused(parts: Split) -> None:
     manifest["groups"]["pooler.dense"]["kind"] = "conv1d"
     wrong = OwnerBundle.from_files({**files, "privtuner.json": json.dumps(manifest).encode()})
     with pytest.raises(InputError, match=r"'pooler.dense' is a Linear here and was split as conv1d"):
-        wrong.build(LocalTransport(parts.server))
+        build(wrong, Session(LocalTransport(parts.server)))
     other = OwnerBundle.from_files(edited(files, "config.json", model_type="no-such-model"))
     with pytest.raises(InputError, match="makes no configuration of model type 'no-such-model'"):
-        other.build(LocalTransport(parts.server))
+        build(other, Session(LocalTransport(parts.server)))
     for architecture in ("NoSuchModel", "AutoConfig", "__doc__"):
         unknown = OwnerBundle.from_files(edited(files, "privtuner.json", architecture=architecture))
         with pytest.raises(InputError, match=f"has no model '{architecture}'; use the server's"):
-            unknown.build(LocalTransport(parts.server))
+            build(unknown, Session(LocalTransport(parts.server)))
     distil = split(tiny_distilbert())
     with pytest.raises(InputError, match="cannot build causal-lm of distilbert"):
-        distil.bundle.build(LocalTransport(distil.server), task="causal-lm")
+        build(distil.bundle, Session(LocalTransport(distil.server)), task="causal-lm")
     odd = OwnerBundle.from_files(edited(files, "config.json", hidden_act="no such function"))
     with pytest.raises(InputError, match="cannot build BertModel of bert"):
-        odd.build(LocalTransport(parts.server))
+        build(odd, Session(LocalTransport(parts.server)))

@@ -32,7 +32,7 @@ def make_layer(
     prepared = linear.prepare(rng.normal(size=(d_out, d_in)), preset)
     transport = CountingTransport({"fc": prepared})
     offset = torch.from_numpy(rng.normal(size=d_out).astype(np.float32)) if bias else None
-    return EncryptedLinear.single("fc", prepared.public, transport, bias=offset), prepared, transport
+    return EncryptedLinear.single("fc", prepared.public, Session(transport), bias=offset), prepared, transport
 
 
 def random_input(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> torch.Tensor:
@@ -286,24 +286,26 @@ def test_members_bias_and_stack_are_checked() -> None:
 def test_transport_and_cache_size_are_checked() -> None:
     _, prepared, transport = make_layer()
     with pytest.raises(InputError, match="transport is a dict without an apply"):
-        EncryptedLinear.single("fc", prepared.public, {"fc": prepared})  # type: ignore[arg-type]
+        EncryptedLinear.single("fc", prepared.public, Session({"fc": prepared}))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="mask_cache_bytes = -1"):
-        EncryptedLinear.single("fc", prepared.public, transport, mask_cache_bytes=-1)
+        EncryptedLinear.single("fc", prepared.public, Session(transport, mask_cache_bytes=-1))
 
 
 def test_local_transport_checks_its_layers() -> None:
     _, prepared, _ = make_layer()
-    with pytest.raises(InputError, match="no prepared layer is called 'other'; this transport serves: fc"):
+    with pytest.raises(InputError, match="no layer is called 'other'; fetch the bundle"):
         LocalTransport({"fc": prepared}).apply("other", b"")
-    with pytest.raises(InputError, match="block_rows is 0"):
-        LocalTransport({"fc": prepared}, block_rows=0)
+    with pytest.raises(InputError, match="block_bytes is 0"):
+        LocalTransport({"fc": prepared}, block_bytes=0)
 
 
 @pytest.mark.parametrize("cache", [None, 0, 1 << 20])
 def test_mask_products_are_asked_for_once(cache: int | None) -> None:
     rng = np.random.default_rng(3)
     prepared = linear.prepare(rng.normal(size=(6, 9)))
-    layer = EncryptedLinear.single("fc", prepared.public, LocalTransport({"fc": prepared}), mask_cache_bytes=cache)
+    layer = EncryptedLinear.single(
+        "fc", prepared.public, Session(LocalTransport({"fc": prepared}), mask_cache_bytes=cache)
+    )
     meter = traffic_of(layer)
     down = []
     for seed in range(3):

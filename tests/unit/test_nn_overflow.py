@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from nn_cases import clear_twin, tiny_bert, tokens, weight_in_force
 from privtuner import ckks, linear
 from privtuner.errors import InputError
-from privtuner.nn import EncryptedLinear, LocalTransport, SealedMLP, Session, split
+from privtuner.nn import EncryptedLinear, LocalTransport, SealedMLP, Session, build, split
 from privtuner.sealed.blocks import SealedMLP as Block
 
 pytestmark = pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning")
@@ -35,7 +35,7 @@ class SizeTransport(LocalTransport):
 @pytest.mark.parametrize("value", NOT_FINITE)
 def test_forward_says_what_to_do_and_no_value(value: float) -> None:
     prepared = linear.prepare(np.random.default_rng(0).normal(size=(6, 9)))
-    layer = EncryptedLinear.single("fc", prepared.public, transport := SizeTransport({"fc": prepared}))
+    layer = EncryptedLinear.single("fc", prepared.public, Session(transport := SizeTransport({"fc": prepared})))
     x = torch.ones(3, 9)
     x[1, 2] = value
     with pytest.raises(InputError, match=r"layer 'fc': .* not finite .*lower the learning rate.*float16") as caught:
@@ -47,7 +47,7 @@ def test_forward_says_what_to_do_and_no_value(value: float) -> None:
 @pytest.mark.parametrize("value", NOT_FINITE)
 def test_backward_passes_them_on_by_rows_and_sends_the_same(value: float) -> None:
     prepared = linear.prepare(np.random.default_rng(0).normal(size=(6, 9)))
-    layer = EncryptedLinear.single("fc", prepared.public, transport := SizeTransport({"fc": prepared}))
+    layer = EncryptedLinear.single("fc", prepared.public, Session(transport := SizeTransport({"fc": prepared})))
     gradient = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
     spoilt = gradient.clone()
     spoilt[1, 2] = value
@@ -73,7 +73,7 @@ def test_backward_passes_them_on_by_rows_and_sends_the_same(value: float) -> Non
 
 def test_what_is_encrypted_for_them_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = linear.prepare(np.random.default_rng(0).normal(size=(6, 9)))
-    layer = EncryptedLinear.single("fc", prepared.public, LocalTransport({"fc": prepared}))
+    layer = EncryptedLinear.single("fc", prepared.public, Session(LocalTransport({"fc": prepared})))
     batches: list[np.ndarray] = []
     owner = layer.group.session._owner
     encrypt = owner.encrypt
@@ -114,7 +114,7 @@ def test_gradient_scaler_skips_as_in_the_clear() -> None:
     runs = []
     for clear in (False, True):
         torch.manual_seed(1)
-        model = parts.bundle.build(transport, num_labels=2)
+        model = build(parts.bundle, Session(transport), num_labels=2)
         torch.nn.init.normal_(model.classifier.weight, std=1.0)
         if clear:
             model = clear_twin(model, parts, dtype=torch.float32)

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from family_cases import tiny_model
 from nn_cases import RecordingTransport, clear_twin, probing, tiny_bert, tiny_gpt2, tiny_llama, tokens
 from privtuner.errors import InputError
-from privtuner.nn import Split, split, visible_only
+from privtuner.nn import Session, Split, build, split, visible_only
 from privtuner.nn.families import PADDING_SAFE
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -60,8 +60,9 @@ def built(parts: Split, learnt: str, *, causal: bool = False, **options: Any) ->
     task = {"class": "sequence-classification", "labels": "causal-lm" if causal else "token-classification"}
     task |= {"labels on padding": task["labels"]}
     torch.manual_seed(0)
-    model = parts.bundle.build(
-        transport,
+    model = build(
+        parts.bundle,
+        Session(transport),
         task=task.get(learnt, "feature-extraction"),
         num_labels=3,
         pad_token_id=0,
@@ -398,7 +399,7 @@ def test_state_ends_with_the_forward_pass(parts: dict[str, Split]) -> None:
 def test_a_batch_of_nothing_but_padding_asks_for_nothing() -> None:
     kept = split(tiny_bert(), keep=("pooler",))
     transport = RecordingTransport(kept.server)
-    model = kept.bundle.build(transport, task="feature-extraction", skip_padding=True)
+    model = build(kept.bundle, Session(transport), task="feature-extraction", skip_padding=True)
     output = model(tokens(2, 4), attention_mask=torch.zeros(2, 4, dtype=torch.long))
     assert transport.seen == []
     assert output.last_hidden_state.shape == (2, 4, 32)

@@ -22,7 +22,7 @@ from transformers import (
 
 from nn_cases import tiny_bert, tiny_gpt2, tiny_llama, tokens
 from privtuner.errors import InputError
-from privtuner.nn import LocalTransport, split, split_pretrained
+from privtuner.nn import LocalTransport, Session, build, split, split_pretrained
 from privtuner.nn.pretrained import load_model, load_tokenizer
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12\n"
@@ -245,14 +245,14 @@ def test_the_owner_refuses_a_bundle_with_holes() -> None:
     ):
         holed = dataclasses.replace(bundle, tensors={k: v for k, v in bundle.tensors.items() if k != name})
         with pytest.raises(InputError, match=f"the bundle lacks '{name}'"):
-            holed.build(transport, num_labels=2)
+            build(holed, Session(transport), num_labels=2)
     for name in (
         "encoder.layer.0.intermediate.dense",
         "embeddings.word_embeddings",
         "encoder.layer.1.output.LayerNorm",
     ):
         with pytest.raises(InputError, match=f"leaves out '{name}' of its BertModel, which is no head"):
-            dataclasses.replace(bundle, omitted=frozenset({name})).build(transport, num_labels=2)
+            build(dataclasses.replace(bundle, omitted=frozenset({name})), Session(transport), num_labels=2)
 
 
 def test_the_owner_names_a_tokenizer_that_does_not_load() -> None:

@@ -14,7 +14,7 @@ from family_cases import tiny_model
 from nn_cases import RecordingTransport, tiny_bert, tiny_llama, tokens
 from privtuner.ckks import Parameters
 from privtuner.errors import InputError
-from privtuner.nn import LocalTransport, Split, split
+from privtuner.nn import LocalTransport, Session, Split, build, split
 from privtuner.nn.families import PADDING_SAFE, REGULAR
 
 # Constants of these families that are neither embeddings nor linear.
@@ -48,7 +48,7 @@ def test_two_texts_of_one_length_ask_for_the_same(model_type: str) -> None:
     sizes = {"embedding_size": 16} if model_type == "mobilebert" else {}
     parts = split(tiny_model(model_type, task, **sizes), keep=CONSTANTS)
     transport = RecordingTransport(parts.server)
-    model = parts.bundle.build(transport).train()
+    model = build(parts.bundle, Session(transport)).train()
     model.get_input_embeddings().requires_grad_(True)
     seen = []
     for seed in range(2):
@@ -91,8 +91,8 @@ def test_a_mixture_of_experts_needs_the_word_of_both_parties() -> None:
     parts = split(experts(), allow_data_dependent_requests=True)
     transport = RecordingTransport(parts.server)
     with pytest.raises(InputError, match=r"SwitchTransformersEncoderModel is not known"):
-        parts.bundle.build(transport)
-    model = parts.bundle.build(transport, allow_data_dependent_requests=True)
+        build(parts.bundle, Session(transport))
+    model = build(parts.bundle, Session(transport), allow_data_dependent_requests=True)
     seen = []
     for seed in range(2):
         model(input_ids=tokens(1, 8, seed=seed))
@@ -104,7 +104,7 @@ def test_a_mixture_of_experts_needs_the_word_of_both_parties() -> None:
 def test_tokens_that_a_router_chose_are_refused_whatever_the_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("privtuner.nn.families.REGULAR", REGULAR | {"switch_transformers"})
     parts = split(experts())
-    model = parts.bundle.build(LocalTransport(parts.server))
+    model = build(parts.bundle, Session(LocalTransport(parts.server)))
     with pytest.raises(InputError, match=r"layer '.*expert_\d.*' is asked for tokens that the model chose"):
         model(input_ids=tokens(1, 8))
 
@@ -113,7 +113,7 @@ def test_a_bundle_cannot_pass_one_architecture_off_as_another() -> None:
     bundle = split(experts(), allow_data_dependent_requests=True).bundle
     forged = dataclasses.replace(bundle, config={**bundle.config, "model_type": "t5"})
     with pytest.raises(InputError, match="SwitchTransformersEncoderModel is not known"):
-        forged.build(LocalTransport({}))
+        build(forged, Session(LocalTransport({})))
 
 
 def test_predicting_labelled_tokens_alone_is_refused() -> None:
@@ -121,8 +121,8 @@ def test_predicting_labelled_tokens_alone_is_refused() -> None:
         split(tiny_model("modernbert", "AutoModelForMaskedLM", sparse_prediction=True))
     parts = split(tiny_model("modernbert", "AutoModelForMaskedLM"))
     with pytest.raises(InputError, match="sparse_prediction"):
-        parts.bundle.build(LocalTransport(parts.server), sparse_prediction=True)
-    model = parts.bundle.build(LocalTransport(parts.server))
+        build(parts.bundle, Session(LocalTransport(parts.server)), sparse_prediction=True)
+    model = build(parts.bundle, Session(LocalTransport(parts.server)))
     model.sparse_prediction = True
     labels = tokens(2, 6).masked_fill(torch.arange(12).view(2, 6) > 4, -100)
     with pytest.raises(InputError, match="is asked for tokens that the model chose"):
@@ -137,20 +137,20 @@ def llama() -> Split:
 @pytest.mark.parametrize(("kept", "sent"), [(0, 12), (2, 4), (torch.tensor([1, 3, 5]), 6)])
 def test_positions_whose_logits_were_asked_for(llama: Split, kept: Any, sent: int) -> None:
     transport = RecordingTransport(llama.server)
-    llama.bundle.build(transport)(tokens(2, 6), logits_to_keep=kept)
+    build(llama.bundle, Session(transport))(tokens(2, 6), logits_to_keep=kept)
     assert transport.seen[-1] == ("lm_head", "forward", sent)
 
 
 def test_generation_with_a_cache(llama: Split) -> None:
     transport = RecordingTransport(llama.server)
-    model = llama.bundle.build(transport)
+    model = build(llama.bundle, Session(transport))
     model.generate(tokens(2, 6), max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0)
     assert [count for layer, _, count in transport.seen if layer == "lm_head"] == [2, 2, 2]
 
 
 def test_generation_with_an_encoder() -> None:
     parts = split(tiny_model("t5", "AutoModelForSeq2SeqLM"))
-    model = parts.bundle.build(LocalTransport(parts.server))
+    model = build(parts.bundle, Session(LocalTransport(parts.server)))
     assert model.generate(tokens(2, 6), max_new_tokens=2, min_new_tokens=2).shape == (2, 3)
 
 
@@ -163,18 +163,18 @@ def test_relative_positions_are_no_tokens() -> None:
     ):
         given = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], **changes}
         parts = split(tiny_model(model_type, **given))
-        parts.bundle.build(LocalTransport(parts.server))(tokens(2, 6))
+        build(parts.bundle, Session(LocalTransport(parts.server)))(tokens(2, 6))
 
 
 def test_several_choices_of_one_question() -> None:
     parts = split(tiny_model("bert", "AutoModelForMultipleChoice"))
-    model = parts.bundle.build(LocalTransport(parts.server))
+    model = build(parts.bundle, Session(LocalTransport(parts.server)))
     assert model(tokens(6, 5).view(2, 3, 5)).logits.shape == (2, 3)
 
 
 def test_a_layer_in_a_pass_takes_the_sizes_of_the_pass() -> None:
     parts = split(tiny_bert())
-    model = parts.bundle.build(LocalTransport(parts.server))
+    model = build(parts.bundle, Session(LocalTransport(parts.server)))
     layer = model.encoder.layer[0].output.dense
     sizes = {(2, 6): True, (12,): True, (2,): True, (5,): False, (1, 6): False, (2, 5): False, (): False}
     refused = []
@@ -199,7 +199,7 @@ def test_a_sealed_block_takes_the_sizes_of_the_pass() -> None:
         activation_degree=3,
         seal_parameters=Parameters.INSECURE(depth=6),
     )
-    model = parts.bundle.build(LocalTransport(parts.server), allow_insecure=True)
+    model = build(parts.bundle, Session(LocalTransport(parts.server), allow_insecure=True))
     block = model.encoder.layer[0].intermediate.dense
     # Before anything of the pass is encrypted.
     model.embeddings.register_forward_hook(lambda *_: block(torch.randn(5, 32)))

@@ -20,7 +20,7 @@ from transformers import (
 from nn_cases import CountingTransport, clear_twin, tiny_bert, tiny_gpt2, tiny_llama, tokens
 from privtuner import ckks
 from privtuner.errors import InputError, WeightWithheldError
-from privtuner.nn import LocalTransport, Split, split
+from privtuner.nn import LocalTransport, Session, Split, build, split
 
 pytestmark = pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning")
 
@@ -34,7 +34,7 @@ def parts() -> Split:
 
 
 def classifier(parts: Split, **options: object) -> PreTrainedModel:
-    model = parts.bundle.build(CountingTransport(parts.server), num_labels=3, **options)
+    model = build(parts.bundle, Session(CountingTransport(parts.server)), num_labels=3, **options)
     torch.nn.init.normal_(model.classifier.weight, std=0.5)
     return model
 
@@ -70,11 +70,11 @@ def test_a_saved_head_loads_back_and_never_as_a_model(parts: Split, tmp_path: Pa
 @pytest.mark.parametrize("make", [tiny_gpt2, lambda: tiny_llama(tied=True), tiny_llama])
 def test_tied_tensors_are_saved_once(make: Callable[[], PreTrainedModel], tmp_path: Path) -> None:
     parts = split(make())
-    model = parts.bundle.build(LocalTransport(parts.server))
+    model = build(parts.bundle, Session(LocalTransport(parts.server)))
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(1.0)
     file = save(model, tmp_path)
-    again = parts.bundle.build(LocalTransport(parts.server))
+    again = build(parts.bundle, Session(LocalTransport(parts.server)))
     load_model(again, file)
     assert torch.equal(again.get_input_embeddings().weight, model.get_input_embeddings().weight)
     saved = load_file(file)
@@ -107,7 +107,7 @@ def test_a_state_has_the_owner_s_tensors_alone(parts: Split, tmp_path: Path) -> 
 def test_sealed_blocks_are_marked_too(tmp_path: Path) -> None:
     options = {"activation_domain": (-6.0, 6.0), "activation_degree": 15}
     parts = split(tiny_bert(), seal="mlp", seal_parameters=ckks.Parameters.INSECURE(depth=6), **options)
-    model = parts.bundle.build(LocalTransport(parts.server), allow_insecure=True)
+    model = build(parts.bundle, Session(LocalTransport(parts.server), allow_insecure=True))
     saved = load_file(save(model, tmp_path))
     assert saved["encoder.layer.0.intermediate.dense.weight"].shape == (1,)
     model.load_state_dict(saved)
@@ -186,7 +186,7 @@ def test_adapters_name_the_base_model_they_are_given(parts: Split, tmp_path: Pat
 
 def test_resizing_is_refused_whole_where_the_server_has_the_head() -> None:
     parts = split(tiny_llama())
-    model = parts.bundle.build(LocalTransport(parts.server))
+    model = build(parts.bundle, Session(LocalTransport(parts.server)))
     with pytest.raises(
         WeightWithheldError, match="output embeddings are with the server.*clear model and split it again"
     ):
@@ -201,7 +201,7 @@ def test_resizing_before_the_split() -> None:
     clear = tiny_llama()
     clear.resize_token_embeddings(60)
     parts = split(clear)
-    model = parts.bundle.build(LocalTransport(parts.server))
+    model = build(parts.bundle, Session(LocalTransport(parts.server)))
     assert model(torch.tensor([[55, 59]])).logits.shape == (1, 2, 60)
 
 

@@ -27,7 +27,7 @@ from family_cases import tiny_model
 from nn_cases import MODELS, CountingTransport, clear_twin, probing, tiny_bert, tiny_gpt2, tiny_llama, tokens
 from privtuner import linear
 from privtuner.errors import InputError
-from privtuner.nn import LocalTransport, OwnerBundle, Split, split, split_pretrained, traffic_of
+from privtuner.nn import LocalTransport, OwnerBundle, Session, Split, build, split, split_pretrained, traffic_of
 from privtuner.nn.families import KEPT_HEADS
 
 LAYER_NAMES = {
@@ -113,7 +113,7 @@ def test_no_frozen_linear_weight_is_in_the_bundle(family: str) -> None:
 def test_the_two_parts_make_the_model(family: str, preset: str) -> None:
     """The owner's model is the clear model of the quantised weights, up to the propagated error bound."""
     parts = split(MODELS[family](), preset)
-    model = OwnerBundle.from_files(parts.bundle.to_files()).build(CountingTransport(parts.server))
+    model = build(OwnerBundle.from_files(parts.bundle.to_files()), Session(CountingTransport(parts.server)))
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     twin = clear_twin(model, parts)
@@ -136,7 +136,7 @@ def test_the_two_parts_make_the_model(family: str, preset: str) -> None:
 def test_encrypted_forward_counts_one_request_a_group() -> None:
     parts = split(tiny_llama())
     transport = CountingTransport(parts.server)
-    model = parts.bundle.build(transport)
+    model = build(parts.bundle, Session(transport))
     model(tokens(2, 5))
     assert sorted(transport.calls) == sorted(parts.server)
 
@@ -159,7 +159,7 @@ def test_kept_modules_stay_clear_and_trainable() -> None:
     parts = split(clear, keep=("classifier", "pooler"))
     assert "pooler.dense" not in parts.server
     assert parts.bundle.kept == {"pooler.dense.weight", "pooler.dense.bias", "classifier.weight", "classifier.bias"}
-    model = parts.bundle.build(LocalTransport(parts.server))
+    model = build(parts.bundle, Session(LocalTransport(parts.server)))
     assert torch.equal(model.classifier.weight, clear.classifier.weight)
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {
         "bert.pooler.dense.weight",
@@ -175,7 +175,7 @@ def test_tied_heads_stay_with_their_embedding() -> None:
         parts = split(clear)
         assert head not in parts.server
         assert f"{head}.weight" not in parts.bundle.tensors
-        model = parts.bundle.build(LocalTransport(parts.server))
+        model = build(parts.bundle, Session(LocalTransport(parts.server)))
         assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
@@ -191,7 +191,7 @@ def test_masked_language_model() -> None:
     parts = split(BertForMaskedLM(config).eval())
     assert "cls.predictions.transform.dense" in parts.server
     assert "cls.predictions.decoder" not in parts.server
-    model = parts.bundle.build(LocalTransport(parts.server))
+    model = build(parts.bundle, Session(LocalTransport(parts.server)))
     assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
     assert model(tokens(2, 5)).logits.shape == (2, 5, 50)
 
@@ -200,7 +200,7 @@ def test_masked_language_model() -> None:
 def test_tied_head_that_is_defined_before_the_base_model(model_type: str) -> None:
     model = tiny_model(model_type, "AutoModelForMaskedLM")
     parts = split(model)
-    owner = parts.bundle.build(LocalTransport(parts.server))
+    owner = build(parts.bundle, Session(LocalTransport(parts.server)))
     assert owner.get_output_embeddings().weight is owner.get_input_embeddings().weight
     assert torch.equal(owner.get_input_embeddings().weight, model.get_input_embeddings().weight)
 
@@ -210,7 +210,7 @@ def test_weight_that_a_model_reads_itself() -> None:
     with pytest.raises(InputError, match=r"'cls\.predictions\.dense' cannot be served: .* keep="):
         split(model)
     parts = split(model, keep=(*KEPT_HEADS, "cls.predictions.dense"))
-    owner = parts.bundle.build(LocalTransport(parts.server))
+    owner = build(parts.bundle, Session(LocalTransport(parts.server)))
     with torch.no_grad():
         assert owner(input_ids=tokens(1, 4)).logits.shape == (1, 4, 50)
     split(tiny_model("mobilebert"))
@@ -232,7 +232,7 @@ def test_split_leaves_the_model_alone_and_shares_nothing() -> None:
     before = {name: tensor.clone() for name, tensor in clear.state_dict().items()}
     parts = split(clear)
     parts.bundle.tensors["embeddings.LayerNorm.bias"].add_(1.0)
-    model = parts.bundle.build(LocalTransport(parts.server))
+    model = build(parts.bundle, Session(LocalTransport(parts.server)))
     with torch.no_grad():
         model.embeddings.LayerNorm.weight.add_(1.0)
     for name, tensor in clear.state_dict().items():
@@ -252,7 +252,7 @@ def test_configuration_says_nothing_about_the_server() -> None:
 
 def test_half_precision_models() -> None:
     parts = split(tiny_bert().to(torch.bfloat16))
-    model = OwnerBundle.from_files(parts.bundle.to_files()).build(LocalTransport(parts.server), num_labels=2)
+    model = build(OwnerBundle.from_files(parts.bundle.to_files()), Session(LocalTransport(parts.server)), num_labels=2)
     assert model.dtype is torch.bfloat16
     assert model.bert.encoder.layer[0].output.dense.weight.dtype is torch.bfloat16
     assert model.classifier.weight.dtype is torch.bfloat16
@@ -317,7 +317,7 @@ def test_encoder_decoders_keep_cross_attention_apart() -> None:
     cross = "decoder.block.0.layer.1.EncDecAttention"
     assert {f"{cross}.q", f"{cross}.k+v", "decoder.block.0.layer.0.SelfAttention.q+k+v"} <= set(parts.server)
     transport = CountingTransport(parts.server)
-    model = parts.bundle.build(transport)
+    model = build(parts.bundle, Session(transport))
     twin = clear_twin(model, parts)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
     batch = {"input_ids": tokens(2, 5), "attention_mask": mask, "labels": tokens(2, 5, seed=1)}
@@ -378,7 +378,7 @@ def test_layers_made_up_on_loading_are_not_served(tmp_path: Path) -> None:
     assert "pooler.dense" not in parts.server
     assert not any(name.startswith("pooler") for name in parts.bundle.tensors)
     with pytest.warns(UserWarning, match="'bert.pooler.dense' is not in the bundle and was newly initialised"):
-        model = parts.bundle.build(LocalTransport(parts.server), num_labels=2)
+        model = build(parts.bundle, Session(LocalTransport(parts.server)), num_labels=2)
     assert model.bert.pooler.dense.weight.requires_grad
     assert model(tokens(2, 5)).logits.shape == (2, 2)
     assert traffic_of(model).total().requests == len(parts.server)

@@ -4,10 +4,11 @@ import importlib
 
 import pytest
 
-from privtuner import _core, ckks, info, openfhe
+from privtuner import _core, ckks, openfhe
+from privtuner.commands import info
 from privtuner.errors import EngineError, InputError
 from privtuner.openfhe import library
-from privtuner.schemes import client_of
+from privtuner.schemes import SCHEMES, scheme
 
 
 @pytest.fixture
@@ -38,9 +39,11 @@ def test_a_build_without_it_says_where_it_looked_and_what_to_install(missing):
     assert _core.openfhe_status in status.reason
     assert "install OpenFHE 1.2 or newer" in status.reason
     assert "CMAKE_PREFIX_PATH=<its prefix> pip install --force-reinstall --no-deps . in a checkout" in status.reason
-    (entry,) = [engine for engine in info.collect()["engines"] if engine["name"] == "openfhe"]
+    (entry,) = [
+        device for scheme in info.collect()["schemes"] if scheme["name"] == "openfhe" for device in scheme["devices"]
+    ]
     assert (entry["available"], entry["reason"]) == (False, status.reason)
-    assert "  openfhe       absent: " in info.render(info.collect())
+    assert "    cpu         absent: " in info.render(info.collect())
 
 
 @pytest.mark.parametrize("missing", [BROKEN], indirect=True)
@@ -59,7 +62,7 @@ def test_every_use_is_refused(missing):
         openfhe.num_threads,
         lambda: openfhe.set_num_threads(1),
         openfhe.OpenFheClient,
-        lambda: client_of("openfhe"),
+        lambda: scheme("openfhe").client(),
     ):
         with pytest.raises(EngineError, match="the OpenFHE engine is not available: "):
             use()
@@ -73,9 +76,9 @@ def test_the_build_says_what_it_found():
 
 
 def test_names_of_owners():
-    assert client_of("native").name == "native"
-    with pytest.raises(InputError, match="unknown engine 'seal'; choose native or openfhe"):
-        client_of("seal")
-    for name in ("native", "openfhe"):
+    assert scheme("linear").client().scheme == "linear"
+    with pytest.raises(InputError, match="unknown scheme 'seal'; choose linear or openfhe"):
+        scheme("seal").client()
+    for name in SCHEMES:
         with pytest.raises(InputError, match="-1"):
-            client_of(name, -1)
+            scheme(name).client(mask_cache_bytes=-1)

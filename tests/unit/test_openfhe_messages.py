@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openfhe_cases import apply_blocks
 from privtuner import linear
-from privtuner.errors import InputError, MessageError
+from privtuner.errors import MessageError
 from privtuner.openfhe import messages
 from privtuner.openfhe.messages import BLOCK, REQUEST, Head
-from privtuner.openfhe.server import OpenFheServer, apply_blocks
-from privtuner.service.counts import request_shape
-from privtuner.service.server import _block_rows
+from privtuner.openfhe.server import OpenFheServer
 
 N = 1024
 MODULI = (12289, 18014398509404161)  # 1 modulo 2,048: of 14 and of 54 bits
@@ -96,7 +95,7 @@ def test_a_flipped_bit_is_seen(at, bit):
 @pytest.mark.parametrize(
     ("at", "form", "value", "message"),
     [
-        (0, "4s", b"PVLR", "this is no message of the OpenFHE engine; use the same --engine on both sides"),
+        (0, "4s", b"PVLR", "this is no message of the OpenFHE engine; use the same --scheme on both sides"),
         (4, "<H", 2, "message version 2, this build speaks version 1: install the same privtuner"),
         (6, "B", 3, "kind 3 or direction 0 is unknown"),
         (7, "B", 2, "kind 1 or direction 2 is unknown"),
@@ -147,16 +146,6 @@ def test_announced_sizes_take_no_memory():
         messages.read(huge, REQUEST)
 
 
-def test_what_servers_read_of_the_head():
-    assert messages.request_shape(DATA) == request_shape(DATA) == ("forward", 2)
-    assert messages.request_shape(DATA[:10]) == request_shape(DATA[:10]) == ("unknown", 0)
-    assert messages.row_bytes(DATA) == 16 * N
-    assert messages.row_bytes(messages.write(HEAD, [residues(HEAD)])) == 2 * 2 * 16 * N
-    assert messages.row_bytes(DATA[:10]) == 0
-    assert _block_rows(DATA) == 64
-    assert _block_rows(patched(DATA, 48, "<I", 1 << 20)) == 32
-
-
 # The server's half
 
 
@@ -194,10 +183,13 @@ def test_products_are_exact(direction, block_rows):
     assert done == len(weights)
 
 
-def test_the_engine_answers_with_the_same_blocks():
-    data = messages.write(asked("forward"), [residues(asked("forward"))])
-    assert OpenFheServer.name == "openfhe"
-    assert list(OpenFheServer().apply_blocks(PREPARED, data, 32)) == list(apply_blocks(PREPARED, data, 32))
+def test_blocks_are_of_about_the_size_asked_for():
+    head = asked("forward")
+    data = messages.write(head, [residues(head)])
+    output_bytes = residues(head).nbytes // head.features
+    for block_bytes, sizes in ((1, [32, 5]), (33 * output_bytes, [37]), (1 << 40, [37])):
+        blocks = OpenFheServer().answer(PREPARED, data, block_bytes)
+        assert [messages.read(block, BLOCK)[0].features for block in blocks] == sizes
 
 
 def test_requests_that_do_not_fit_the_layer():
@@ -219,5 +211,3 @@ def test_requests_that_do_not_fit_the_layer():
         answer(asked("forward", moduli=(composite,)))
     with pytest.raises(MessageError, match="no message of the OpenFHE engine"):
         apply_blocks(PREPARED, linear.encrypt(np.ones((2, 5), np.float32), PREPARED.public)[0])
-    with pytest.raises(InputError, match="block_rows = 0"):
-        apply_blocks(PREPARED, messages.write(asked("forward"), [residues(asked("forward"))]), 0)

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from nn_cases import tiny_bert, tokens, weight_in_force
-from openfhe_cases import BITS, ClearOwner, N
+from openfhe_cases import BITS, ClearOwner, N, apply_blocks
 from privtuner import _core, ckks, linear, openfhe
 from privtuner.cpu import CpuClient, CpuServer
 from privtuner.errors import EngineError, InputError, MessageError, ServiceError
-from privtuner.nn import EncryptedLinear, GroupSpec, OwnerBundle, Session, Split, split, traffic_of
+from privtuner.nn import EncryptedLinear, GroupSpec, OwnerBundle, Session, Split, build, split, traffic_of
 from privtuner.openfhe import library, messages
 from privtuner.openfhe.messages import BLOCK, REQUEST, Head
-from privtuner.openfhe.server import OpenFheServer, apply_blocks
-from privtuner.schemes import SCHEMES, LocalTransport, client_of, server_of
+from privtuner.openfhe.server import OpenFheServer
+from privtuner.schemes import SCHEMES, LocalTransport, scheme
 from privtuner.sealed.blocks import SealedMLP as Block
 from privtuner.service import RemoteTransport, Server
 from privtuner.service.counts import LayerCounts
@@ -107,31 +107,32 @@ def test_a_fault_is_found_before_any_block():
         apply_blocks(PREPARED, bytes(damaged))
 
 
-# Engines and owners by name
+# Servers and clients by the name of their scheme
 
 
-def test_engines_by_name():
-    assert [server_of(name).name for name in SCHEMES] == list(SCHEMES)
-    assert isinstance(server_of("native"), CpuServer)
-    assert isinstance(server_of("openfhe"), OpenFheServer)
-    for make in (server_of, client_of):
-        with pytest.raises(InputError, match="unknown engine 'OpenFHE'; choose native or openfhe"):
-            make("OpenFHE")
+def test_servers_by_name():
+    assert [scheme(name).server().scheme for name in SCHEMES] == [one.name for one in SCHEMES.values()] == list(SCHEMES)
+    assert isinstance(scheme("linear").server(), CpuServer)
+    assert isinstance(scheme("openfhe").server(), OpenFheServer)
+    with pytest.raises(InputError, match="unknown scheme 'OpenFHE'; choose linear or openfhe"):
+        scheme("OpenFHE")
+    with pytest.raises(InputError, match="the scheme linear does not run on 'tpu': choose device cpu or cuda$"):
+        scheme("linear").server("tpu")
 
 
 @pytest.mark.usefixtures("clear_owner")
-def test_owners_by_name():
-    assert isinstance(client_of("native"), CpuClient)
-    assert isinstance(client_of("openfhe"), ClearOwner)
-    assert client_of("native").name == "native"
+def test_clients_by_name():
+    assert isinstance(scheme("linear").client(), CpuClient)
+    assert isinstance(scheme("openfhe").client(), ClearOwner)
+    assert scheme("linear").client().scheme == "linear"
     with pytest.raises(InputError, match="mask_cache_bytes = -1"):
-        client_of("native", -1)
+        scheme("linear").client(mask_cache_bytes=-1)
 
 
 @pytest.mark.usefixtures("without_openfhe")
 def test_servers_do_without_openfhe_and_owners_do_not():
-    assert list(server_of("openfhe").apply_blocks(PREPARED, request_of(), 256))
-    for make in (lambda: client_of("openfhe"), lambda: Session(LocalTransport({}), engine="openfhe")):
+    assert list(scheme("openfhe").server().answer(PREPARED, request_of()))
+    for make in (lambda: scheme("openfhe").client(), lambda: Session(LocalTransport({}), scheme="openfhe")):
         with pytest.raises(EngineError, match="not available: looked for in no place; install it"):
             make()
 
@@ -147,8 +148,8 @@ def close(y, exact):
 @pytest.mark.usefixtures("clear_owner")
 @pytest.mark.parametrize("rows", [1, N // 2, N + 1])
 def test_a_layer_forward_and_backward(rows):
-    transport = LocalTransport({"fc": PREPARED}, engine=OpenFheServer())
-    layer = EncryptedLinear.single("fc", PREPARED.public, transport, engine="openfhe")
+    transport = LocalTransport({"fc": PREPARED}, server=OpenFheServer())
+    layer = EncryptedLinear.single("fc", PREPARED.public, Session(transport, scheme="openfhe"))
     x, g = torch.from_numpy(batch(rows)).requires_grad_(), torch.from_numpy(batch(rows, D_OUT))
     y = layer(x)
     y.backward(g)
@@ -162,7 +163,7 @@ def test_a_layer_forward_and_backward(rows):
 
 @pytest.mark.usefixtures("clear_owner")
 def test_the_session_says_which_layer_refused():
-    session = Session(LocalTransport({"fc": PREPARED}, engine=OpenFheServer()), engine="openfhe")
+    session = Session(LocalTransport({"fc": PREPARED}, server=OpenFheServer()), scheme="openfhe")
     for direction, what in (("forward", "input"), ("backward", "output gradient")):
         with pytest.raises(InputError, match=rf"layer 'fc', {what}: x has shape \(2, 7\)"):
             session.product("fc", PREPARED.public, batch(2, 7), direction)
@@ -170,18 +171,18 @@ def test_the_session_says_which_layer_refused():
 
 
 @pytest.mark.usefixtures("clear_owner")
-def test_a_whole_model_gives_what_the_native_engine_gives():
+def test_a_whole_model_gives_what_the_linear_scheme_gives():
     parts = split(tiny_bert())
     ids = tokens(2, 5)
     found = {}
     for name in SCHEMES:
-        model = parts.bundle.build(LocalTransport(parts.server, engine=server_of(name)), engine=name)
+        model = build(parts.bundle, Session(LocalTransport(parts.server, server=scheme(name).server()), scheme=name))
         with torch.no_grad():
             found[name] = model(ids).last_hidden_state
-    # Values up to 3.3; the noise of the native engine makes 2e-5 of the difference, fresh in every run.
-    assert torch.allclose(found["openfhe"], found["native"], rtol=0, atol=2e-4)
-    with pytest.raises(InputError, match="unknown engine 'cuda'"):
-        parts.bundle.build(LocalTransport(parts.server), engine="cuda")
+    # Values up to 3.3; the noise of the linear scheme makes 2e-5 of the difference, fresh in every run.
+    assert torch.allclose(found["openfhe"], found["linear"], rtol=0, atol=2e-4)
+    with pytest.raises(InputError, match="unknown scheme 'cuda'"):
+        build(parts.bundle, Session(LocalTransport(parts.server), scheme="cuda"))
 
 
 @pytest.mark.usefixtures("clear_owner")
@@ -196,8 +197,8 @@ def test_sealed_blocks_keep_their_own_messages():
         ckks.approximate("gelu", (-6.0, 6.0), 15),
         parameters=ckks.Parameters.INSECURE(6),
     )
-    transport = LocalTransport({"mlp": block}, engine=OpenFheServer())
-    session = Session(transport, engine="openfhe", allow_insecure=True)
+    transport = LocalTransport({"mlp": block}, server=OpenFheServer())
+    session = Session(transport, scheme="openfhe", allow_insecure=True)
     x = rng.standard_normal((3, 2))
     assert np.abs(session.sealed("mlp", block.public, x) - block.exact(x)).max() < 1e-3
     with pytest.raises(MessageError):
@@ -208,18 +209,18 @@ def test_sealed_blocks_keep_their_own_messages():
 
 
 @contextmanager
-def connected(engine):
+def connected(name):
     groups = {"fc": GroupSpec("linear", {"fc": D_OUT})}
     bundle = OwnerBundle({"model_type": "bert"}, "BertModel", "float32", groups, {"fc": PREPARED.public}, {})
-    server = Server(Split({"fc": PREPARED}, bundle), engine=server_of(engine))
+    server = Server(Split({"fc": PREPARED}, bundle), server=scheme(name).server())
     with server, RemoteTransport(server.address) as transport:
         yield server, transport
 
 
-@pytest.mark.parametrize("engine", SCHEMES)
-def test_hello_names_the_engine(engine):
-    with connected(engine) as (_, transport):
-        assert transport.hello()["engine"] == engine
+@pytest.mark.parametrize("name", SCHEMES)
+def test_hello_names_the_scheme(name):
+    with connected(name) as (_, transport):
+        assert transport.hello()["scheme"] == name
 
 
 def test_replies_and_counts_of_a_server():
@@ -239,18 +240,24 @@ def test_replies_and_counts_of_a_server():
 @pytest.mark.usefixtures("clear_owner")
 def test_a_layer_through_a_server():
     with connected("openfhe") as (_, transport):
-        layer = EncryptedLinear.single("fc", PREPARED.public, transport, engine="openfhe")
+        layer = EncryptedLinear.single("fc", PREPARED.public, Session(transport, scheme="openfhe"))
         x = torch.from_numpy(batch())
         assert close(layer(x).detach().numpy(), x.double().numpy() @ weight_in_force(PREPARED).T)
 
 
-def test_requests_of_the_other_engine_are_refused():
-    with connected("native") as (server, transport):
-        with pytest.raises(ServiceError, match="engine is native .* serve --engine openfhe', or train with --engine"):
+def test_requests_of_the_other_scheme_are_refused():
+    with connected("linear") as (server, transport):
+        with pytest.raises(
+            ServiceError,
+            match="the scheme linear, the request carries openfhe: .* serve --scheme openfhe'",
+        ):
             list(transport.apply("fc", request_of()))
         assert server.counts().refused == 1
     with connected("openfhe") as (server, transport):
-        with pytest.raises(ServiceError, match="no message of the OpenFHE engine; use the same --engine on both sides"):
+        with pytest.raises(
+            ServiceError,
+            match="carries linear: .* serve --scheme linear', or train with --scheme openfhe",
+        ):
             list(transport.apply("fc", linear.encrypt(batch(), PREPARED.public)[0]))
         assert server.counts().refused == 1
 

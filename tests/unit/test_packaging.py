@@ -77,7 +77,9 @@ def test_every_source_file_is_in_the_wheel(files):
 def test_what_is_compiled_is_installed_beside_it(distribution):
     modules = [Path(_core.__file__), *Path(_core.__file__).parent.glob("_openfhe.*")]
     assert {module.parent.name for module in modules} == {"privtuner"}
-    assert re.search(r"install\(TARGETS \$\{extensions\} DESTINATION privtuner\b", (ROOT / "CMakeLists.txt").read_text())
+    assert re.search(
+        r"install\(TARGETS \$\{extensions\} DESTINATION privtuner\b", (ROOT / "CMakeLists.txt").read_text()
+    )
 
 
 def test_numpy_is_the_only_hard_requirement(distribution):

@@ -21,6 +21,7 @@ from privtuner.nn import (
     SealedMLP,
     Session,
     Split,
+    build,
     polynomial_activations,
     split,
     traffic_of,
@@ -125,7 +126,7 @@ def test_travels_and_computes_what_the_clear_twin_does(family: tuple[str, PreTra
     bundle = OwnerBundle.from_files(parts.bundle.to_files())
     assert bundle.sealed == parts.bundle.sealed
     transport = CountingTransport(parts.server)
-    owner = bundle.build(transport, allow_insecure=True)
+    owner = build(bundle, Session(transport, allow_insecure=True))
     twin = clear_twin(model, parts)
     ids = tokens(2, 5)
     y, exact = owner(input_ids=ids)[0], twin(input_ids=ids)[0]
@@ -142,7 +143,7 @@ def test_travels_and_computes_what_the_clear_twin_does(family: tuple[str, PreTra
 def test_gradients_flow_through_the_server(family: tuple[str, PreTrainedModel, Split]) -> None:
     _, model, parts = family
     transport = CountingTransport(parts.server)
-    owner = parts.bundle.build(transport, allow_insecure=True)
+    owner = build(parts.bundle, Session(transport, allow_insecure=True))
     twin = clear_twin(model, parts)
     start = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(3))
     slopes = []
@@ -194,7 +195,7 @@ def test_more_tokens_than_slots() -> None:
 
 def test_padding_is_not_sent() -> None:
     parts = split(tiny_bert(), **OPTIONS)
-    owner = parts.bundle.build(LocalTransport(parts.server), allow_insecure=True)
+    owner = build(parts.bundle, Session(LocalTransport(parts.server), allow_insecure=True))
     ids, mask = tokens(2, 5), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
     with torch.no_grad(), visible_only():
         y = owner(input_ids=ids, attention_mask=mask)[0]
@@ -206,7 +207,7 @@ def test_padding_is_not_sent() -> None:
 
 def test_a_gradient_at_padding_left_out_is_refused() -> None:
     parts = split(tiny_bert(), **OPTIONS)
-    owner = parts.bundle.build(LocalTransport(parts.server), allow_insecure=True, skip_padding=True)
+    owner = build(parts.bundle, Session(LocalTransport(parts.server), allow_insecure=True), skip_padding=True)
     owner.get_input_embeddings().requires_grad_(True)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
     loss = owner(input_ids=tokens(2, 5), attention_mask=mask)[0].square().mean()
@@ -242,8 +243,11 @@ def test_copies_and_pickles() -> None:
 def test_classifier_keeps_its_head() -> None:
     config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
     parts = split(BertForSequenceClassification(config), **OPTIONS)
-    owner = parts.bundle.build(
-        LocalTransport(parts.server), task="sequence-classification", num_labels=3, allow_insecure=True
+    owner = build(
+        parts.bundle,
+        Session(LocalTransport(parts.server), allow_insecure=True),
+        task="sequence-classification",
+        num_labels=3,
     )
     assert owner(input_ids=tokens(1, 3)).logits.shape == (1, 3)
     assert isinstance(owner.bert.encoder.layer[0].intermediate.dense, SealedMLP)
@@ -318,7 +322,7 @@ def test_malformed_bundle() -> None:
         else:
             bundle = OwnerBundle.from_files(changed)
             with pytest.raises(InputError, match=r"lacks \['encoder.layer.0.intermediate.other'\] of block"):
-                bundle.build(LocalTransport(parts.server), allow_insecure=True)
+                build(bundle, Session(LocalTransport(parts.server), allow_insecure=True))
     bundle = OwnerBundle.from_files(files)
     with pytest.raises(InputError, match="do not change entries"):
-        bundle.build(LocalTransport(parts.server), hidden_size=16, allow_insecure=True)
+        build(bundle, Session(LocalTransport(parts.server), allow_insecure=True), hidden_size=16)

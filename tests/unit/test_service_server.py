@@ -56,15 +56,13 @@ def batch(tokens=9, features=D_IN, seed=0):
     return np.random.default_rng(seed).standard_normal((tokens, features)).astype(np.float32)
 
 
-class Engine(CpuServer):
+class Behaving(CpuServer):
     """Calls ``behave(blocks)`` in place of yielding the right blocks."""
-
-    name = "test"
 
     def __init__(self, behave):
         self.behave = behave
 
-    def apply_blocks(self, prepared, request, block_rows):
+    def answer(self, prepared, request, block_bytes=0):
         return self.behave(linear.apply_blocks(prepared, request, 64))
 
 
@@ -79,7 +77,7 @@ def test_devices_on_both_sides_of_a_connection(split, monkeypatch):
     monkeypatch.setattr(client, "MESSAGE_BYTES", 4096)
     serving, owning = CountingDevice(), CountingDevice()
     owner, prepared = CudaClient(owning), split.server["fc2"]
-    with connected(split, engine=CudaServer([serving])) as (_, transport):
+    with connected(split, server=CudaServer([serving])) as (_, transport):
         for tokens in (9, 300):
             x = batch(tokens, 16)
             request, secret = owner.encrypt(x, prepared.public, "forward")
@@ -138,12 +136,6 @@ def test_long_request_travels_in_pieces(split, transport, monkeypatch):
     assert list(transport.apply("fc", request)) == list(linear.apply_blocks(split.server["fc"], request, 256))
 
 
-@pytest.mark.parametrize(("tokens", "rows"), [(1, 256), (1024, 256), (2048, 128), (4097, 32), (1 << 24, 32)])
-def test_blocks_stay_near_one_mebibyte(tokens, rows):
-    header = bytes(96) + tokens.to_bytes(4, "little")
-    assert server._block_rows(header) == rows
-
-
 def test_first_block_arrives_before_the_last_is_computed(split):
     go_on = threading.Event()
 
@@ -152,7 +144,7 @@ def test_first_block_arrives_before_the_last_is_computed(split):
         assert go_on.wait(20)
         yield from blocks
 
-    with connected(split, engine=Engine(behave)) as (_, transport):
+    with connected(split, server=Behaving(behave)) as (_, transport):
         request, secret = linear.encrypt(batch(), split.server["fc"].public)
         reply = transport.apply("fc", request)
         first = next(reply)
@@ -254,7 +246,7 @@ def test_fault_of_the_server_is_logged_there_and_not_told(split, caplog):
         yield next(blocks)
         raise ZeroDivisionError("a secret of the server")
 
-    with connected(split, engine=Engine(behave)) as (running, transport):
+    with connected(split, server=Behaving(behave)) as (running, transport):
         request, _ = linear.encrypt(batch(), split.server["fc"].public)
         with caplog.at_level(logging.ERROR), pytest.raises(ServiceError) as caught:
             list(transport.apply("fc", request))
@@ -271,7 +263,7 @@ def test_server_that_stops_midway(split):
         yield next(blocks)
         stuck.wait(20)
 
-    with connected(split, engine=Engine(behave)) as (running, transport):
+    with connected(split, server=Behaving(behave)) as (running, transport):
         request, secret = linear.encrypt(batch(), split.server["fc"].public)
         reply = transport.apply("fc", request)
         first = next(reply)
@@ -340,7 +332,7 @@ def test_what_ended_a_request_is_told_apart(split, then, reason):
         go_on.wait(20)
 
     with (
-        Server(split, name="first", engine=Engine(behave)) as running,
+        Server(split, name="first", server=Behaving(behave)) as running,
         Server(split, name="second") as second,
         Wire(running.address) as wire,
         RemoteTransport(wire.address) as transport,
@@ -369,7 +361,7 @@ def test_another_thread_closes_in_the_middle_of_a_request(split):
         yield next(blocks)
         go_on.wait(20)
 
-    with connected(split, engine=Engine(behave)) as (_, transport):
+    with connected(split, server=Behaving(behave)) as (_, transport):
         request, _ = linear.encrypt(batch(), split.server["fc"].public)
         reply = transport.apply("fc", request)
         next(reply)
@@ -454,7 +446,7 @@ def test_reply_that_ends_early_is_noticed(split):
     def behave(blocks):
         yield next(blocks)
 
-    with connected(split, engine=Engine(behave)) as (_, transport):
+    with connected(split, server=Behaving(behave)) as (_, transport):
         request, secret = linear.encrypt(batch(), split.server["fc"].public)
         with pytest.raises(MessageError):
             linear.decrypt(transport.apply("fc", request), secret)
@@ -470,7 +462,7 @@ def test_call_that_nobody_reads_on_ends_at_the_server(split):
         finally:
             ended.set()
 
-    with connected(split, engine=Engine(behave)) as (running, transport):
+    with connected(split, server=Behaving(behave)) as (running, transport):
         request, _ = linear.encrypt(batch(), split.server["fc"].public)
         reply = transport.apply("fc", request)
         next(reply)
@@ -527,8 +519,9 @@ def test_another_grpc_service_listens():
         b"[]",
         b"{}",
         b'{"protocol": null}',
-        b'{"protocol": 1, "model": "m", "preset": "p", "bundle_bytes": []}',
-        b'{"protocol": 1, "model": "m", "preset": "p", "sealed": "x"}',
+        b'{"protocol": 2, "model": "m", "preset": "p"}',
+        b'{"protocol": 2, "model": "m", "scheme": "s", "preset": "p", "bundle_bytes": []}',
+        b'{"protocol": 2, "model": "m", "scheme": "s", "preset": "p", "sealed": "x"}',
         b"\xff",
     ],
 )

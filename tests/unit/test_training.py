@@ -13,8 +13,7 @@ import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from privtuner.errors import InputError, PrivtunerError
-from privtuner.nn import LocalTransport, split_pretrained, traffic_of
-from privtuner.service.counts import request_shape
+from privtuner.nn import LocalTransport, Session, build, split_pretrained, traffic_of
 from privtuner.train.dataset import encode
 from privtuner.train.table import TextTable, label_names
 from privtuner.train.training import (
@@ -26,6 +25,7 @@ from privtuner.train.training import (
     prepare_model,
     train_classifier,
 )
+from privtuner.wire import peek
 from text_cases import one_thread, rows, tiny_model_directory
 
 # PEFT asks transformers for a property that transformers renamed.
@@ -64,7 +64,7 @@ def plain_model(directory):
 
 
 def encrypted_model(parts):
-    return parts.bundle.build(LocalTransport(parts.server), num_labels=3)
+    return build(parts.bundle, Session(LocalTransport(parts.server)), num_labels=3)
 
 
 def quantised_model(directory, parts):
@@ -174,7 +174,7 @@ def test_unknown_target(parts):
 
 
 def test_model_without_a_head(parts):
-    headless = parts.bundle.build(LocalTransport(parts.server))
+    headless = build(parts.bundle, Session(LocalTransport(parts.server)))
     with pytest.raises(InputError, match="no classification head"):
         prepare_model(headless, CONFIG)
 
@@ -327,7 +327,7 @@ def test_gradient_that_is_no_number_does_not_reach_the_weights(directory, data):
 def test_whatever_ends_training_whole_steps_are_left(parts, data, error):
     """The error comes in the middle of a backward pass, from below PyTorch's engine."""
     transport = Interrupted(parts.server, error, after=40)
-    adapted = prepare_model(parts.bundle.build(transport, num_labels=3), CONFIG)
+    adapted = prepare_model(build(parts.bundle, Session(transport), num_labels=3), CONFIG)
     runs = []
     with pytest.raises(error):
         train_classifier(
@@ -352,7 +352,7 @@ class Interrupted(LocalTransport):
 
     def apply(self, layer, request):
         self.left -= 1
-        if self.left < 0 and request_shape(request)[0] == "backward":
+        if self.left < 0 and peek(request).direction == "backward":
             raise self.error
         return super().apply(layer, request)
 

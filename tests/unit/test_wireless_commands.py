@@ -1,6 +1,7 @@
 """allocate, wireless-study and calibrate: what they print and write, and one line for every mistake."""
 
 import csv
+import dataclasses
 import json
 import platform
 import sys
@@ -8,11 +9,14 @@ import sys
 import pytest
 from matplotlib import image
 
+from loops import each
 from privtuner import calibration, cli
 from privtuner.errors import InputError
+from privtuner.system import get_num_threads
 from privtuner.wireless import METHODS, Cell, allocate, default_tiers, load_tiers, study
 from privtuner.wireless.figures import draw_allocation
 from privtuner.wireless.report import plan, summary, table
+from privtuner.wireless.sweeps import SWEEPS
 from wireless_cases import PHONE_TOML, TABLET_TOML
 
 SYSTEM = PHONE_TOML + TABLET_TOML
@@ -111,33 +115,29 @@ def test_report_of_a_method_without_a_bound():
     assert len(table(equal).splitlines()) == len(plan(equal).splitlines()) == 4
 
 
-@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
-def test_figures_of_few_and_of_many_devices(found, tmp_path, suffix):
+def test_figures_of_few_and_of_many_devices(found, tmp_path):
     many = allocate(Cell(devices=40, bandwidth=8e7, server_frequency=4e10).draw(1), "equal")
-    for place, allocation in enumerate((found, many)):
-        path = tmp_path / f"{place}{suffix}"
-        draw_allocation(allocation, path)
-        assert path.stat().st_size > 1000
+    for name, allocation in (("few.png", found), ("few.pdf", found), ("few.svg", found), ("many.png", many)):
+        draw_allocation(allocation, tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 1000, name
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
+    """A study with a linear and a logarithmic sweep of two values each."""
     folder = tmp_path_factory.mktemp("study")
     lines = []
+    few = [sweep for sweep in SWEEPS if sweep.name in ("power", "devices")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "SWEEPS", tuple(_short(sweep) for sweep in study.SWEEPS))
+        patch.setattr(
+            study, "SWEEPS", [dataclasses.replace(one, values=one.values[:: len(one.values) - 1]) for one in few]
+        )
         return folder, study.run_study(folder, seeds=2, progress=lambda *step: lines.append(step)), lines
-
-
-def _short(sweep):
-    return study.Sweep(
-        sweep.name, sweep.label, sweep.field, sweep.values[:1] + sweep.values[-1:], sweep.scale, sweep.log
-    )
 
 
 def test_study_writes_a_table_and_two_figures_of_each_experiment(written):
     folder, files, lines = written
-    names = ["bandwidth", "power", "server", "devices", "privacy", "deadline", "convergence", "sets"]
+    names = ["power", "devices", "convergence", "sets"]
     assert files == [folder / f"{name}{suffix}" for name in names for suffix in (".csv", ".png", ".pdf")]
     assert all(file.stat().st_size > 200 for file in files)
     done, totals, whats = zip(*lines, strict=True)
@@ -146,7 +146,19 @@ def test_study_writes_a_table_and_two_figures_of_each_experiment(written):
     assert 0 <= len(lines) - totals[0] < len(METHODS)
     assert all(before < total for before, total in zip(done, totals, strict=True))
     assert {what.split()[0] for what in whats} == {"cell", *names[:-1], "parameter"}
-    assert image.imread(folder / "bandwidth.png").std() > 0
+    assert image.imread(folder / "power.png").std() > 0
+
+
+def test_sweeps_of_the_study_are_of_cells(subtests):
+    assert [one.name for one in SWEEPS] == ["bandwidth", "power", "server", "devices", "privacy", "deadline"]
+    assert len({one.field for one in SWEEPS}) == len(SWEEPS)
+    for sweep in SWEEPS:
+        with subtests.test(sweep=sweep.name):
+            assert list(sweep.values) == sorted(set(sweep.values))
+            for value in sweep.values:
+                cell = Cell(**{sweep.field: value})
+                assert getattr(cell, sweep.field) == value
+                assert (cell.draw(0) == Cell().draw(0)) == (value == getattr(Cell(), sweep.field))
 
 
 def test_no_method_of_the_study_is_better_than_global(written):
@@ -206,11 +218,10 @@ def test_calibrated_bytes_are_those_of_the_messages():
 
 
 def test_calibration_restores_the_threads():
-    import privtuner
 
-    before = privtuner.get_num_threads()
+    before = get_num_threads()
     calibration.measure(SMALL, frequency=1e9)
-    assert privtuner.get_num_threads() == before
+    assert get_num_threads() == before
 
 
 def test_packaged_table_is_of_the_sets_as_they_are():
@@ -220,20 +231,16 @@ def test_packaged_table_is_of_the_sets_as_they_are():
         assert [getattr(packaged, name) for name in kept] == [getattr(tier, name) for name in kept]
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("width", 0), ("layers", 0), ("tokens", 5000), ("batch", True), ("runs", 1.5)]
-)
-def test_workload_out_of_range(field, value):
-    with pytest.raises(InputError, match=rf"{field} = {value}: must be an integer in \[1, \d+\]"):
-        calibration.Workload(**{field: value})
-
-
-def test_workload_beyond_a_ciphertext():
+def test_workload_out_of_range(subtests):
+    for field, value in (("width", 0), ("layers", 0), ("tokens", 5000), ("batch", True), ("runs", 1.5)):
+        message = rf"{field} = {value}: must be an integer in \[1, \d+\]"
+        with subtests.test(field=field), pytest.raises(InputError, match=message):
+            calibration.Workload(**{field: value})
     with pytest.raises(InputError, match=r"tokens \* batch = 8192: one ciphertext of the smallest ring holds 4096"):
         calibration.Workload(tokens=64, batch=128)
 
 
-@pytest.mark.parametrize("frequency", [0.0, -1.0, float("inf"), float("nan")])
+@each(frequency=[0.0, -1.0, float("inf"), float("nan")])
 def test_frequency_out_of_range(frequency):
     with pytest.raises(InputError, match="must be a number in"):
         calibration.measure(SMALL, frequency=frequency)
@@ -241,7 +248,7 @@ def test_frequency_out_of_range(frequency):
 
 def test_frequency_that_the_system_does_not_tell(tmp_path, monkeypatch):
     path = tmp_path / "cpuinfo"
-    monkeypatch.setattr("privtuner.system._CPUINFO", path)
+    monkeypatch.setattr("system._CPUINFO", path)
     monkeypatch.setattr(platform, "processor", lambda: "")
     assert calibration.processor_name() == "unknown"
     with pytest.raises(InputError, match=r"does not tell the processor's frequency.*--frequency 2\.6e9"):

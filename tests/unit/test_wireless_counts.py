@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("scipy", reason="SciPy is not installed: the allocator needs it")
 
+from loops import each
 from privtuner import cli
 from privtuner.wireless import Cell, UncertifiedWarning, allocate
 from privtuner.wireless.branch import branch_and_bound
@@ -44,8 +45,7 @@ def fleet(devices, spread=0.0, classes=1, seed=3):
     )
 
 
-@pytest.mark.parametrize("classes", [1, 2, 3])
-@pytest.mark.parametrize("spread", [0.0, 1e-9, 1e-6, 1e-3, 1e-2, 0.1])
+@each(spread=[0.0, 1e-9, 1e-6, 1e-3, 1e-2, 0.1], classes=[1, 2, 3])
 def test_fleets_are_certified_in_few_nodes(spread, classes):
     found = allocate(fleet(30, spread, classes))
     check(found)
@@ -54,7 +54,7 @@ def test_fleets_are_certified_in_few_nodes(spread, classes):
     assert found.iterations <= FEW
 
 
-@pytest.mark.parametrize(("devices", "spread"), [(100, 0.0), (100, 1e-6), (1000, 0.0), (1000, 1e-3)])
+@each(devices=[100, 1000], spread=[0.0, 1e-6, 1e-3])
 def test_large_fleets(devices, spread):
     found = allocate(fleet(devices, spread))
     assert found.certified
@@ -72,18 +72,16 @@ def test_equal_devices_reach_the_best_split():
     assert found.bound <= best.objective
 
 
-@pytest.mark.parametrize("spread", [0.0, 1e-9, 1e-6, 1e-3, 1e-2])
-@pytest.mark.parametrize("seed", range(4))
+@each(seed=range(4), spread=[0.0, 1e-9, 1e-6, 1e-3, 1e-2])
 def test_fleets_against_brute_force(seed, spread):
-    system = fleet(6, spread, 1 + seed % 2, seed)
+    system = fleet(5, spread, 1 + seed % 2, seed)
     found, best = allocate(system), allocate(system, "brute-force")
     assert found.certified
     assert found.objective <= best.objective + 1e-6 * found.energy
     assert found.bound <= best.objective + ROUNDING * (found.energy + abs(found.objective))
 
 
-@pytest.mark.parametrize("tolerance", [0.3, 0.03])
-@pytest.mark.parametrize("seed", range(12))
+@each(seed=range(12), tolerance=[0.3, 0.03])
 def test_the_bound_holds_at_any_tolerance(seed, tolerance):
     """Also for what was barred on the way because it gains less than the tolerance."""
     system = random_system(seed, 5, 3, tight=6)
@@ -114,7 +112,7 @@ def keeps(tiers, limits):
     return all(limit.sign * ((tiers[limit.group] == limit.tier).sum() - limit.count) <= 0 for limit in limits)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@each(seed=range(3))
 def test_bounds_under_limits_hold(seed):
     """No allocation that keeps the limits costs less, whatever their groups are."""
     whole, rng = game(seed), np.random.default_rng(seed)

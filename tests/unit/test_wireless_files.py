@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from loops import each
 from privtuner.errors import InputError
 from privtuner.wireless import Cell, Tier, default_tiers, load_system, load_tiers, save_tiers
 from wireless_cases import PHONE_TOML
@@ -19,7 +20,7 @@ def path(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("suffix", [".toml", ".json", ".TOML"])
+@each(suffix=[".toml", ".json", ".TOML"])
 def test_tables_of_tiers_come_back(tmp_path, suffix):
     path = tmp_path / f"tiers{suffix}"
     save_tiers(path, default_tiers(), "two\nlines")
@@ -103,8 +104,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("text", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_are_named_with_file_and_field(path, text, message):
+@each(mistake=MISTAKES)
+def test_mistakes_are_named_with_file_and_field(path, mistake):
+    text, message = MISTAKES[mistake]
     path.write_text(text)
     with pytest.raises(InputError, match=rf"system\.toml.*({message})"):
         load_system(path)
@@ -123,21 +125,21 @@ def test_files_that_cannot_be_read(tmp_path):
         load_system(tmp_path / "bytes.toml")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "is not valid JSON"),
-        ("[" * 100_000, "is not valid JSON"),
-        ("[1]", "must hold one table of fields, not list"),
-        ('{"tiers": [], "rings": 1}', "rings is no known field"),
-        ("{}", "tiers is missing"),
-    ],
-)
-def test_json_that_is_no_table(tmp_path, text, message):
+NO_TABLES = {
+    "{": "is not valid JSON",
+    "[" * 100_000: "is not valid JSON",
+    "[1]": "must hold one table of fields, not list",
+    '{"tiers": [], "rings": 1}': "rings is no known field",
+    "{}": "tiers is missing",
+}
+
+
+def test_json_that_is_no_table(tmp_path, subtests):
     path = tmp_path / "tiers.json"
-    path.write_text(text)
-    with pytest.raises(InputError, match=rf"tiers\.json.*{message}"):
-        load_tiers(path)
+    for text, message in NO_TABLES.items():
+        path.write_text(text)
+        with subtests.test(text=text[:40]), pytest.raises(InputError, match=rf"tiers\.json.*{message}"):
+            load_tiers(path)
 
 
 def test_files_that_are_too_large(path, monkeypatch):

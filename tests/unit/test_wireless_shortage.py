@@ -10,13 +10,16 @@ import pytest
 
 pytest.importorskip("scipy", reason="SciPy is not installed: the allocator needs it")
 
+from loops import each
 from privtuner.errors import InfeasibleError
 from privtuner.wireless import METHODS, Server, allocate
 from wireless_cases import check, feasible, random_system, scaled, with_deadlines
 
+RESOURCES = ("bandwidth", "server", "bandwidth and server")
+SHORT_SEEDS = range(5, 13)
 
-@pytest.mark.parametrize("downlink", [False, True])
-@pytest.mark.parametrize("seed", range(6))
+
+@each(seed=range(6), downlink=[False, True])
 def test_a_deadline_too_short_for_a_device_alone(seed, downlink):
     system = random_system(seed, 3, 2, downlink=downlink)
     victim = dataclasses.replace(system.devices[1], deadline=system.devices[1].deadline / 30)
@@ -32,7 +35,7 @@ def test_a_deadline_too_short_for_a_device_alone(seed, downlink):
         assert feasible(dataclasses.replace(system, devices=(longer,))) is enough
 
 
-@pytest.mark.parametrize("method", METHODS)
+@each(method=METHODS)
 def test_the_message_names_the_tier_that_was_asked_for(method):
     system = with_deadlines(random_system(3, 2, 3), 0.01)
     with pytest.raises(InfeasibleError) as caught:
@@ -56,15 +59,14 @@ def shortage(seed, resource):
     return short_of(random_system(seed, 2 + seed % 5, 1), resource)
 
 
-@pytest.mark.parametrize("resource", ["bandwidth", "server", "bandwidth and server"])
-@pytest.mark.parametrize("seed", range(5, 13))
+@each(seed=SHORT_SEEDS, resource=RESOURCES)
 def test_what_is_shared_is_too_little(seed, resource):
     """The factor is that by which what the error names has to grow."""
     case = shortage(seed, resource)
     if case is None:
         return  # `test_shortages_are_met` counts what is left
     system, error = case
-    assert error.constraint in ("bandwidth", "server", "bandwidth and server")
+    assert error.constraint in RESOURCES
     assert error.device in [device.name for device in system.devices]
     assert error.shortfall > 0
     for margin, enough in ((1e-3, True), (-1e-3, False)):
@@ -74,13 +76,11 @@ def test_what_is_shared_is_too_little(seed, resource):
 
 
 def test_shortages_are_met():
-    kinds = ("bandwidth", "server", "bandwidth and server")
-    cases = [shortage(seed, resource) for seed in range(5, 13) for resource in kinds]
+    cases = [shortage(seed, resource) for seed in SHORT_SEEDS for resource in RESOURCES]
     assert sum(case is not None for case in cases) >= 15
 
 
-@pytest.mark.parametrize("seed", [0, 2, 4, 7, 8, 9, 11, 20])
-@pytest.mark.parametrize("resource", ["bandwidth", "server"])
+@each(seed=[0, 2, 4, 7, 8, 9, 11, 20], resource=["bandwidth", "server"])
 def test_allocations_exist_from_the_factor_on(seed, resource):
     """However little room there is: 1e-5 to 1e-2 more than the least of both."""
     case = shortage(seed, resource)

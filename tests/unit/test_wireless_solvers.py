@@ -12,6 +12,7 @@ import pytest
 
 optimize = pytest.importorskip("scipy.optimize", reason="SciPy is not installed: the allocator needs it")
 
+from loops import each  # noqa: E402
 from privtuner.errors import InfeasibleError, InputError  # noqa: E402
 from privtuner.wireless import METHODS, UncertifiedWarning, allocate  # noqa: E402
 from privtuner.wireless.branch import branch_and_bound  # noqa: E402
@@ -34,20 +35,18 @@ def single(seed):
     return random_system(seed, 2 + seed % 6, 1, tight=(1.06, 1.5, 6)[seed % 3])
 
 
-@pytest.mark.parametrize("seed", WORKABLE)
-@pytest.mark.parametrize("method", METHODS)
+@each(method=METHODS, seed=WORKABLE)
 def test_allocations_keep_the_constraints(method, seed):
     check(allocate(mixed(seed), method, seed=seed))
 
 
-@pytest.mark.parametrize("seed", [50, 212])
-@pytest.mark.parametrize("method", ["computation", "alternating"])
+@each(method=["computation", "alternating"], seed=[50, 212])
 def test_prices_that_overshoot(method, seed):
     """Where the server's price goes so far that a second's worth underflows on the way."""
     check(allocate(mixed(seed), method))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@each(seed=range(40))
 def test_prices_and_choices_agree(seed):
     """The conditions of Karush, Kuhn and Tucker, which suffice: the problem is convex."""
     system = single(seed)
@@ -148,7 +147,7 @@ def test_the_best_within_shares_is_convex_in_the_shares():
     assert compared > 60
 
 
-@pytest.mark.parametrize("seed", range(40))
+@each(seed=range(40))
 def test_choices_within_shares(seed):
     """Against a search over the seconds that go to the processor and to the server."""
     system = random_system(seed, 1, 1, tight=6)
@@ -207,7 +206,7 @@ def test_shares_that_are_too_small():
     np.testing.assert_allclose(found.late[:, 0], np.maximum(needed - deadline, 0), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@each(seed=range(12))
 def test_answers_to_prices(seed):
     """Values are lower bounds at any accuracy, demands their derivatives, and slopes the derivatives of demands."""
     problem = Problem.of(random_system(seed, 4, 2, tight=6))
@@ -240,7 +239,7 @@ def test_answers_to_prices(seed):
                 )
 
 
-@pytest.mark.parametrize("seed", range(10))
+@each(seed=range(10))
 def test_values_are_the_least_cost_of_buying(seed):
     problem = Problem.of(random_system(seed, 1, 1, tight=6))
     market = Priced(problem)
@@ -260,7 +259,7 @@ def test_values_are_the_least_cost_of_buying(seed):
             assert cost(bought + length * np.array([math.cos(angle), math.sin(angle)])) >= value * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@each(seed=range(12))
 def test_alternating_falls_to_a_fixed_point(seed):
     system = random_system(seed, 2 + seed % 4, 1 + seed % 3, tight=6)
     found = allocate(system, "alternating", tolerance=1e-9)
@@ -282,7 +281,7 @@ def test_alternating_falls_to_a_fixed_point(seed):
     assert communicate(problem.take(found.tier), choices).energy.sum() >= found.energy * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@each(seed=range(20))
 def test_order_of_the_methods(seed):
     system = random_system(seed, 2 + seed % 4, 1 + seed % 3, tight=6)
     found = {
@@ -310,9 +309,9 @@ def test_halves_do_something():
     assert (np.array(gains)[:, 3] > np.array(gains)[:, 2] + 1e-4).any()
 
 
-@pytest.mark.parametrize("seed", [0, 3, 5, 6, 12, 15])
-@pytest.mark.parametrize(("method", "pick"), [("largest", max), ("smallest", min)])
-def test_extreme_rings(method, pick, seed):
+@each(method=["largest", "smallest"], seed=[0, 3, 5, 6, 12, 15])
+def test_extreme_rings(method, seed):
+    pick = {"largest": max, "smallest": min}[method]
     system = random_system(seed, 1 + seed % 5, 3, tight=6)
     found = allocate(with_deadlines(system, 4), method)
     for place, device in enumerate(found.system.devices):
@@ -335,34 +334,30 @@ def test_tiers_by_name():
     assert allocate(system, tiers=free.tier_names).objective == pytest.approx(free.objective, abs=2e-6 * free.energy)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
+def test_arguments_out_of_range(subtests):
+    refused = [
         ({"tiers": "ring-1"}, "'ring-1'"),
         ({"tiers": ["ring-8192", "ring-7"]}, "'ring-7'"),
         ({"tiers": ["ring-8192"]}, "1 names for 2 devices"),
         ({"tiers": []}, "0 names for 2 devices"),
         ({"method": "best"}, "'best'"),
-        ({"tolerance": 0.0}, "tolerance = 0.0"),
-        ({"tolerance": 9e-11}, "tolerance = 9e-11"),
-        ({"tolerance": 1.5}, "tolerance = 1.5"),
-        ({"tolerance": math.nan}, "tolerance = nan"),
-        ({"max_nodes": 0}, "max_nodes = 0"),
-        ({"max_nodes": -3}, "max_nodes = -3"),
-    ],
-)
-def test_arguments_out_of_range(options, words):
-    with pytest.raises(InputError) as caught:
-        allocate(random_system(0, 2, 2), **options)
-    assert words in str(caught.value)
-    assert not isinstance(caught.value, InfeasibleError)
+        *(({"tolerance": value}, f"tolerance = {value}") for value in (0.0, 9e-11, 1.5, math.nan)),
+        *(({"max_nodes": value}, f"max_nodes = {value}") for value in (0, -3)),
+        *(({"seed": value}, f"seed = {value!r}: must be an integer of at least 0") for value in (-1, 1.5, True, "1")),
+    ]
+    for options, words in refused:
+        with subtests.test(**options):
+            with pytest.raises(InputError) as caught:
+                allocate(random_system(0, 2, 2), **options)
+            assert words in str(caught.value)
+            assert not isinstance(caught.value, InfeasibleError)
 
 
 def branching(seed):
     return random_system(seed, 6, 3, tight=6)
 
 
-@pytest.mark.parametrize("seed", BRANCHING)
+@each(seed=BRANCHING)
 def test_one_node_is_honest(seed):
     system = branching(seed)
     best = allocate(system, tolerance=1e-9)
@@ -379,7 +374,7 @@ def test_one_node_is_honest(seed):
     assert cut.relative_gap > 1e-9
 
 
-@pytest.mark.parametrize("seed", UNLUCKY)
+@each(seed=UNLUCKY)
 def test_too_few_nodes_prove_nothing(seed):
     """A search that was cut short must not say that there is no allocation."""
     assert feasible(branching(seed))
@@ -394,7 +389,7 @@ def test_too_few_nodes_prove_nothing(seed):
             assert not found.certified
 
 
-@pytest.mark.parametrize("seed", BRANCHING)
+@each(seed=BRANCHING)
 def test_progress(seed):
     calls = []
     found = allocate(branching(seed), tolerance=1e-9, progress=lambda *numbers: calls.append(numbers))
@@ -441,7 +436,7 @@ def test_falling_root():
     np.testing.assert_array_equal(falling_root(lambda y: (5 - y, -np.ones_like(y)), high - 1, high, 1e-13), high)
 
 
-@pytest.mark.parametrize("x", [*np.logspace(-300, -9, 8), *np.logspace(-8, 2.8, 60), 0.05 - 1e-16, 0.05, 0.05 + 1e-16])
+@each(x=[*np.logspace(-300, -9, 8), *np.logspace(-8, 2.8, 60), 0.05 - 1e-16, 0.05, 0.05 + 1e-16])
 def test_excess(x):
     with mpmath.workdps(700):
         exact = mpmath.mpf(x) * mpmath.exp(x) - mpmath.expm1(x)
@@ -461,12 +456,6 @@ def test_server_share():
         np.testing.assert_allclose(terms[0], terms[1] + terms[2], rtol=1e-13)
         np.testing.assert_allclose(by_time, terms[0] / (2 * terms[1] + 3 * terms[2]), rtol=1e-10)
         np.testing.assert_allclose(by_price, terms[1] / (2 * terms[1] + 3 * terms[2]), rtol=1e-10, atol=1e-300)
-
-
-@pytest.mark.parametrize("seed", [-1, 1.5, True, "1"])
-def test_seeds_that_are_none(seed):
-    with pytest.raises(InputError, match="seed = .*: must be an integer of at least 0"):
-        allocate(single(0), "random", seed=seed)
 
 
 def test_progress_of_a_search_that_ends_at_once():

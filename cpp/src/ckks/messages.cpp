@@ -5,74 +5,50 @@
 #include <cstring>
 #include <string>
 
-#include "privtuner/math/bytes.hpp"
+#include "privtuner/ckks/secret.hpp"
 #include "privtuner/math/parallel.hpp"
+#include "privtuner/wire/envelope.hpp"
 
 namespace privtuner::ckks {
 namespace {
 
-using math::Checksum, math::MessageError, math::Reader, math::Writer;
+using math::Reader, math::Writer;
+using wire::Head, wire::Kind, wire::kHeadBytes, wire::MessageError;
 
-enum class Kind : std::uint8_t { parameters = 1, tensor = 2, public_key = 3, keys = 4 };
-
-constexpr char kMagic[4] = {'P', 'V', 'C', 'K'};
-constexpr std::size_t kHeaderBytes = 32, kChecksumAt = 24;
-constexpr std::size_t kTensorPrefix = kHeaderBytes + 24, kKeyPrefix = 8 + sizeof(SeedBytes);
-
-const char* kind_name(Kind kind) {
-  constexpr const char* kNames[] = {"parameters", "encrypted tensor", "public key", "evaluation keys"};
-  return kNames[static_cast<int>(kind) - 1];
-}
+constexpr std::size_t kParametersBytes = kHeadBytes + 24, kTensorPrefix = kHeadBytes + 8,
+                      kKeyPrefix = 8 + sizeof(SeedBytes);
 
 void require(bool condition, const std::string& text) {
   if (!condition) throw MessageError(text);
 }
 
-std::uint64_t checksum(const std::uint8_t* message, std::size_t size) {
-  Checksum sum;
-  sum.add(message, kChecksumAt);
-  sum.add(message + kHeaderBytes, size - kHeaderBytes);
-  return sum.value();
-}
-
 void seal(Kind kind, const Parameters& parameters, std::uint8_t* message, std::size_t size) {
-  Writer out(message);
-  out.put(kMagic);
-  out.put(kMessageVersion);
-  out.put(kind);
-  out.put(std::uint8_t{0});
-  out.put(parameters.hash());
-  out.put(static_cast<std::uint64_t>(size - kHeaderBytes));
-  out.put(checksum(message, size));
+  Head head{kind};
+  head.parameters = parameters.hash();
+  wire::seal(head, message, size);
 }
 
-// Checks the header and the checksum; returns the parameter hash.
-std::uint64_t open(Kind kind, const std::uint8_t* message, std::size_t size, std::size_t least) {
-  const std::string what = kind_name(kind);
-  require(size >= kHeaderBytes, what + " of " + std::to_string(size) + " bytes: shorter than the header: truncated?");
-  require(std::memcmp(message, kMagic, sizeof(kMagic)) == 0, what + ": not a privtuner CKKS message");
-  Reader in(message + sizeof(kMagic));
-  const auto version = in.get<std::uint16_t>();
-  require(version == kMessageVersion, what + ": message version " + std::to_string(version) +
-                                          ", this build speaks version " + std::to_string(kMessageVersion) +
-                                          ": install the same privtuner on both sides");
-  const auto found = in.get<std::uint8_t>();
-  require(found == static_cast<std::uint8_t>(kind),
-          "expected " + what + ", got a message of kind " + std::to_string(found));
-  require(in.get<std::uint8_t>() == 0, what + ": a field it does not use is not zero");
-  const auto hash = in.get<std::uint64_t>();
-  const auto length = in.get<std::uint64_t>();
-  require(length == size - kHeaderBytes, what + ": announces " + std::to_string(length) + " bytes after its header, " +
-                                             std::to_string(size - kHeaderBytes) + " are here: truncated?");
-  require(size >= least, what + ": truncated");
-  require(in.get<std::uint64_t>() == checksum(message, size),
-          what + ": checksum mismatch: the message was changed on its way");
-  return hash;
+// Checks the envelope of a message of at least `least` bytes; `what` names it.
+Head open(Kind kind, const char* what, const std::uint8_t* message, std::size_t size, std::size_t least) {
+  const Head head = wire::open(kind, message, size);
+  require(size >= least, std::string(what) + ": truncated");
+  require(head.direction == wire::Direction::forward && head.subject == wire::Id{} && head.request == wire::Id{} &&
+              (kind == Kind::tensor || (head.tokens == 0 && head.features == 0)),
+          std::string(what) + ": a field it does not use is not zero");
+  return head;
 }
 
-void require_hash(Kind kind, std::uint64_t hash, const Parameters& parameters) {
-  require(hash == parameters.hash(), std::string(kind_name(kind)) + ": made with other parameters than " +
-                                         parameters.name() + "; both sides must use the same set");
+// The same, made with these parameters.
+Head open(Kind kind, const char* what, const Parameters& parameters, const std::uint8_t* message, std::size_t size,
+          std::size_t least) {
+  const Head head = open(kind, what, message, size, least);
+  require(head.parameters == parameters.hash(), std::string(what) + ": made with other parameters than " +
+                                                    parameters.name() + "; both sides must use the same set");
+  return head;
+}
+
+std::string shape_text(std::size_t tokens, std::size_t features, std::uint32_t level) {
+  return "(" + std::to_string(tokens) + ", " + std::to_string(features) + ") at level " + std::to_string(level);
 }
 
 std::size_t word_bytes(std::uint64_t q) {
@@ -142,20 +118,20 @@ std::size_t key_bytes(const Parameters& parameters) {
 
 }  // namespace
 
-std::size_t parameters_message_bytes() { return kHeaderBytes + 24; }
+std::size_t parameters_message_bytes() { return kParametersBytes; }
 
 std::size_t message_bytes(const Tensor& x) {
   const std::size_t components = x.seed ? 1 : 2;
-  return kTensorPrefix + (x.seed ? sizeof(SeedBytes) : 0) + x.features * 2 * sizeof(double) +
+  return kTensorPrefix + (x.seed ? sizeof(SeedBytes) : 0) +
          x.features * components * rows_bytes(*x.parameters, x.limbs());
 }
 
 std::size_t message_bytes(const PublicKey& key) {
-  return kHeaderBytes + sizeof(SeedBytes) + rows_bytes(*key.parameters, key.parameters->max_limbs());
+  return kHeadBytes + sizeof(SeedBytes) + rows_bytes(*key.parameters, key.parameters->max_limbs());
 }
 
 std::size_t keys_message_bytes(const Parameters& parameters, std::size_t count) {
-  return kHeaderBytes + 8 + count * key_bytes(parameters);
+  return kHeadBytes + 8 + count * key_bytes(parameters);
 }
 
 std::size_t message_bytes(const EvaluationKeys& keys) {
@@ -163,7 +139,7 @@ std::size_t message_bytes(const EvaluationKeys& keys) {
 }
 
 void write(const Parameters& parameters, std::uint8_t* message) {
-  Writer out(message + kHeaderBytes);
+  Writer out(message + kHeadBytes);
   const Wish& wish = parameters.wish();
   out.put(static_cast<std::uint32_t>(wish.depth));
   out.put(static_cast<std::uint32_t>(wish.scale_bits));
@@ -171,13 +147,13 @@ void write(const Parameters& parameters, std::uint8_t* message) {
   out.put(static_cast<std::uint32_t>(parameters.log_n()));
   out.put(static_cast<std::uint32_t>(wish.insecure));
   out.put(std::uint32_t{0});
-  seal(Kind::parameters, parameters, message, parameters_message_bytes());
+  seal(Kind::parameters, parameters, message, kParametersBytes);
 }
 
 ParametersPtr read_parameters(const std::uint8_t* data, std::size_t size) {
-  const std::uint64_t hash = open(Kind::parameters, data, size, parameters_message_bytes());
-  require(size == parameters_message_bytes(), "parameters: of the wrong length");
-  Reader in(data + kHeaderBytes);
+  const Head head = open(Kind::parameters, "parameters", data, size, kParametersBytes);
+  require(size == kParametersBytes, "parameters: of the wrong length");
+  Reader in(data + kHeadBytes);
   std::uint32_t fields[6];
   for (std::uint32_t& field : fields) field = in.get<std::uint32_t>();
   for (const std::uint32_t field : fields) require(field < 256, "parameters: a field is out of range");
@@ -194,7 +170,7 @@ ParametersPtr read_parameters(const std::uint8_t* data, std::size_t size) {
   } catch (const std::invalid_argument& error) {
     throw MessageError(std::string("parameters: ") + error.what());
   }
-  require(parameters->hash() == hash,
+  require(parameters->hash() == head.parameters,
           "parameters: this build derives other primes; install the same privtuner on both"
           " sides");
   return parameters;
@@ -202,56 +178,63 @@ ParametersPtr read_parameters(const std::uint8_t* data, std::size_t size) {
 
 void write(const Tensor& x, std::uint8_t* message) {
   if (x.planned) throw Error("a planned tensor holds no ciphertext to send");
-  const std::size_t size = message_bytes(x), components = x.seed ? 1 : 2;
-  Writer out(message + kHeaderBytes);
-  out.put(static_cast<std::uint32_t>(x.tokens));
-  out.put(static_cast<std::uint32_t>(x.features));
+  const std::size_t components = x.seed ? 1 : 2;
+  Writer out(message + kHeadBytes);
   out.put(static_cast<std::uint32_t>(x.level));
   out.put(static_cast<std::uint32_t>(x.seed.has_value()));
-  out.put(x.bound);
   if (x.seed) out.put(*x.seed);
-  for (const double value : x.scale) out.put(value);
-  for (const double value : x.noise) out.put(value);
   pack_groups(*x.parameters, x.features * components, x.limbs(), out.at(), [&](std::size_t group, std::size_t limb) {
     return x.row(group / components, static_cast<int>(group % components), limb);
   });
-  seal(Kind::tensor, *x.parameters, message, size);
+  Head head{Kind::tensor};
+  head.parameters = x.parameters->hash();
+  head.tokens = static_cast<std::uint32_t>(x.tokens);
+  head.features = static_cast<std::uint32_t>(x.features);
+  wire::seal(head, message, message_bytes(x));
 }
 
-TensorPtr read_tensor(const ParametersPtr& parameters, const std::uint8_t* data, std::size_t size) {
-  require_hash(Kind::tensor, open(Kind::tensor, data, size, kTensorPrefix), *parameters);
-  Reader in(data + kHeaderBytes);
-  const auto tokens = in.get<std::uint32_t>(), features = in.get<std::uint32_t>(), level = in.get<std::uint32_t>(),
-             seeded = in.get<std::uint32_t>();
-  const auto bound = in.get<double>();
+TensorPtr read_tensor(const ParametersPtr& parameters, const Tensor* expected, const std::uint8_t* data,
+                      std::size_t size) {
+  const Head head = open(Kind::tensor, "encrypted tensor", *parameters, data, size, kTensorPrefix);
+  const std::size_t tokens = head.tokens, features = head.features;
+  Reader in(data + kHeadBytes);
+  const auto level = in.get<std::uint32_t>(), seeded = in.get<std::uint32_t>();
   require(tokens >= 1 && tokens <= parameters->slots(), "encrypted tensor: " + std::to_string(tokens) +
                                                             " tokens, not in [1, " +
                                                             std::to_string(parameters->slots()) + "]");
   require(features >= 1 && features <= kMaxFeatures, "encrypted tensor: unusable number of features");
   require(level <= static_cast<std::uint32_t>(parameters->depth()),
           "encrypted tensor: level " + std::to_string(level) + " is above the parameters' depth");
-  require(seeded <= 1 && std::isfinite(bound) && bound >= 0, "encrypted tensor: a field is out of range");
-  const std::size_t components = seeded == 1 ? 1 : 2, limbs = parameters->limbs(static_cast<int>(level));
-  const std::size_t expected = kTensorPrefix + (seeded == 1 ? sizeof(SeedBytes) : 0) + features * 2 * sizeof(double) +
-                               features * components * rows_bytes(*parameters, limbs);
-  require(size == expected, "encrypted tensor: length does not fit its shape");
-  auto x = std::make_shared<Tensor>(parameters, tokens, features, static_cast<int>(level), false, nullptr);
-  x->bound = bound;
-  if (seeded == 1) x->seed = in.get<SeedBytes>();
-  for (std::vector<double>* values : {&x->scale, &x->noise}) {
-    for (double& value : *values) {
-      value = in.get<double>();
-      require(std::isfinite(value) && value >= 0 && value < 0x1p1000, "encrypted tensor: scale or error out of range");
-    }
+  require(seeded <= 1, "encrypted tensor: a field is out of range");
+  TensorPtr fresh;
+  if (expected == nullptr) {
+    require(seeded == 1,
+            "encrypted tensor: computed, or encrypted with a public key: its reader must say what it expects, by a "
+            "planned tensor");
+    const int depth = parameters->depth();
+    const std::vector<double> scale(features, parameters->scale(depth));
+    fresh = planned_tensor(parameters, tokens, features, {depth, 1, scale}, false, nullptr);
+    expected = fresh.get();
   }
-  if (seeded == 0) x->shared = x->noise;  // what was computed may share its errors
-  for (const double scale : x->scale) require(scale >= kLeastScale, "encrypted tensor: a scale is too small");
+  if (!expected->planned || expected->parameters->hash() != parameters->hash()) {
+    throw Error("what is expected of a tensor is not a planned tensor of " + parameters->name());
+  }
+  const auto expected_level = static_cast<std::uint32_t>(expected->level);
+  require(tokens == expected->tokens && features == expected->features && level == expected_level,
+          "encrypted tensor: shape " + shape_text(tokens, features, level) + " where " +
+              shape_text(expected->tokens, expected->features, expected_level) + " is expected");
+  const std::size_t components = seeded == 1 ? 1 : 2, limbs = expected->limbs();
+  require(size == kTensorPrefix + (seeded == 1 ? sizeof(SeedBytes) : 0) +
+                      features * components * rows_bytes(*parameters, limbs),
+          "encrypted tensor: length does not fit its shape");
+  const auto x = std::make_shared<Tensor>(expected->with_room());
+  if (seeded == 1) x->seed = in.get<SeedBytes>();
   unpack_groups(*parameters, features * components, limbs, in.at(), "encrypted tensor",
                 [&](std::size_t group, std::size_t limb) {
                   return x->row(group / components, static_cast<int>(group % components), limb);
                 });
   if (seeded == 1) {
-    math::parallel_for(std::size_t{features} * limbs, 1, [&](std::size_t begin, std::size_t end) {
+    math::parallel_for(features * limbs, 1, [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i) {
         expand_mask(*parameters, *x->seed, static_cast<std::uint32_t>(i / limbs), i % limbs,
                     x->row(i / limbs, 1, i % limbs));
@@ -262,7 +245,7 @@ TensorPtr read_tensor(const ParametersPtr& parameters, const std::uint8_t* data,
 }
 
 void write(const PublicKey& key, std::uint8_t* message) {
-  Writer out(message + kHeaderBytes);
+  Writer out(message + kHeadBytes);
   out.put(key.seed);
   pack_groups(*key.parameters, 1, key.parameters->max_limbs(), out.at(),
               [&](std::size_t, std::size_t limb) { return key.row(0, limb); });
@@ -271,10 +254,10 @@ void write(const PublicKey& key, std::uint8_t* message) {
 
 std::shared_ptr<const PublicKey> read_public_key(const ParametersPtr& parameters, const std::uint8_t* data,
                                                  std::size_t size) {
-  const std::size_t expected = kHeaderBytes + sizeof(SeedBytes) + rows_bytes(*parameters, parameters->max_limbs());
-  require_hash(Kind::public_key, open(Kind::public_key, data, size, expected), *parameters);
+  const std::size_t expected = kHeadBytes + sizeof(SeedBytes) + rows_bytes(*parameters, parameters->max_limbs());
+  open(Kind::public_key, "public key", *parameters, data, size, expected);
   require(size == expected, "public key: of the wrong length");
-  Reader in(data + kHeaderBytes);
+  Reader in(data + kHeadBytes);
   auto key = std::make_shared<PublicKey>(parameters, in.get<SeedBytes>());
   unpack_groups(*parameters, 1, parameters->max_limbs(), in.at(), "public key",
                 [&](std::size_t, std::size_t limb) { return key->row(0, limb); });
@@ -284,7 +267,7 @@ std::shared_ptr<const PublicKey> read_public_key(const ParametersPtr& parameters
 void write(const EvaluationKeys& keys, std::uint8_t* message) {
   const Parameters& parameters = *keys.parameters;
   const std::size_t primes = parameters.prime_count();
-  Writer out(message + kHeaderBytes);
+  Writer out(message + kHeadBytes);
   out.put(static_cast<std::uint32_t>(keys.galois.size() + (keys.relinearisation ? 1 : 0)));
   out.put(std::uint32_t{0});
   const auto put = [&](std::uint32_t element, const SwitchingKey& key) {
@@ -297,13 +280,13 @@ void write(const EvaluationKeys& keys, std::uint8_t* message) {
   };
   if (keys.relinearisation) put(0, *keys.relinearisation);
   for (const auto& entry : keys.galois) put(entry.first, *entry.second.key);
-  seal(Kind::keys, parameters, message, message_bytes(keys));
+  seal(Kind::evaluation_keys, parameters, message, message_bytes(keys));
 }
 
 std::shared_ptr<const EvaluationKeys> read_keys(const ParametersPtr& parameters, const std::uint8_t* data,
                                                 std::size_t size) {
-  require_hash(Kind::keys, open(Kind::keys, data, size, kHeaderBytes + 8), *parameters);
-  Reader in(data + kHeaderBytes);
+  open(Kind::evaluation_keys, "evaluation keys", *parameters, data, size, kHeadBytes + 8);
+  Reader in(data + kHeadBytes);
   const auto count = in.get<std::uint32_t>();
   require(
       in.get<std::uint32_t>() == 0 && count <= parameters->n() + 1 && size == keys_message_bytes(*parameters, count),

@@ -119,8 +119,22 @@ void finish_row(const std::int32_t* low, const std::int32_t* high, std::size_t s
   }
 }
 
-// Byte digits of residues below 2^bits.
-constexpr int byte_digits(int bits) { return bits <= 32 ? 4 : (bits + 7) / 8; }
+// The Path<Word, Digits, Bytes>::kKernel for residues below 2^bits.
+template <template <class, int, int> class Path, class Word, int Bytes>
+const Kernel<Word>& kernel_of(int bits) {
+  if constexpr (sizeof(Word) == 8) {
+    if (bits > 56) return Path<Word, 8, Bytes>::kKernel;
+    if (bits > 48) return Path<Word, 7, Bytes>::kKernel;
+    if (bits > 40) return Path<Word, 6, Bytes>::kKernel;
+    if (bits > 32) return Path<Word, 5, Bytes>::kKernel;
+  }
+  return Path<Word, 4, Bytes>::kKernel;
+}
+
+template <template <class, int, int> class Path, class Word>
+const Kernel<Word>& kernel_of(int bytes_per_weight, int bits) {
+  return bytes_per_weight == 1 ? kernel_of<Path, Word, 1>(bits) : kernel_of<Path, Word, 2>(bits);
+}
 
 }  // namespace
 }  // namespace privtuner::gemm

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernel.hpp"
+#include "privtuner/math/kernel_table.hpp"
 #include "privtuner/math/parallel.hpp"
 
 namespace privtuner::gemm {
@@ -18,25 +19,9 @@ std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
 template <class Word>
 const Kernel<Word>& kernel_for(math::Isa isa, int bytes_per_weight, int bits) {
-  switch (isa) {
-#ifdef PRIVTUNER_HAVE_AMX
-    case math::Isa::amx:
-      return amx_kernel<Word>(bytes_per_weight, bits);
-#endif
-#ifdef PRIVTUNER_HAVE_AVX512
-    case math::Isa::avx512ifma:
-    case math::Isa::avx512:
-      return avx512_kernel<Word>(bytes_per_weight, bits);
-#endif
-#ifdef PRIVTUNER_HAVE_AVX2
-    case math::Isa::avx2:
-      return avx2_kernel<Word>(bytes_per_weight, bits);
-#endif
-    case math::Isa::portable:
-      return portable_kernel<Word>(bytes_per_weight, bits);
-    default:
-      throw std::invalid_argument(std::string("gemm: path ") + math::isa_name(isa) + " is not in this build");
-  }
+  static constexpr math::KernelTable<const Kernel<Word>& (*)(int, int)> kTable("gemm",
+                                                                               PRIVTUNER_KERNEL_ENTRIES(kernel));
+  return kTable.at(isa)(bytes_per_weight, bits);
 }
 
 }  // namespace

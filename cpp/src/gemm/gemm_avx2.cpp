@@ -196,10 +196,10 @@ const Kernel<Word>& kernel_of(int bits) {
 }  // namespace
 
 template <class Word>
-const Kernel<Word>& avx2_kernel(int bytes_per_weight, int bits) {
+const Kernel<Word>& kernel_avx2(int bytes_per_weight, int bits) {
   return bytes_per_weight == 1 ? kernel_of<Word, 1>(bits) : kernel_of<Word, 2>(bits);
 }
-template const Kernel<std::uint32_t>& avx2_kernel(int, int);
-template const Kernel<std::uint64_t>& avx2_kernel(int, int);
+template const Kernel<std::uint32_t>& kernel_avx2(int, int);
+template const Kernel<std::uint64_t>& kernel_avx2(int, int);
 
 }  // namespace privtuner::gemm

@@ -94,33 +94,24 @@ void multiply_tiles(const std::uint8_t* panel, const std::uint8_t* block, std::s
 }
 
 template <class Word, int Digits, int Bytes>
-constexpr Kernel<Word> kKernel = {kRows,
-                                  kUnit,
-                                  kMaxDepth,
-                                  Bytes * kRows * 4,
-                                  Digits * 64,
-                                  &pack_panel<Bytes>,
-                                  &pack_blocks<Word, Digits>,
-                                  &multiply_tiles<Word, Digits, Bytes>};
-
-template <class Word, int Bytes>
-const Kernel<Word>& kernel_of(int digits) {
-  if constexpr (sizeof(Word) == 8) {
-    if (digits == 8) return kKernel<Word, 8, Bytes>;
-    if (digits == 7) return kKernel<Word, 7, Bytes>;
-    if (digits == 6) return kKernel<Word, 6, Bytes>;
-    if (digits == 5) return kKernel<Word, 5, Bytes>;
-  }
-  return kKernel<Word, 4, Bytes>;
-}
+struct Path {
+  static constexpr Kernel<Word> kKernel = {kRows,
+                                           kUnit,
+                                           kMaxDepth,
+                                           Bytes * kRows * 4,
+                                           Digits * 64,
+                                           &pack_panel<Bytes>,
+                                           &pack_blocks<Word, Digits>,
+                                           &multiply_tiles<Word, Digits, Bytes>};
+};
 
 }  // namespace
 
 template <class Word>
-const Kernel<Word>& avx512_kernel(int bytes_per_weight, int bits) {
-  return bytes_per_weight == 1 ? kernel_of<Word, 1>(byte_digits(bits)) : kernel_of<Word, 2>(byte_digits(bits));
+const Kernel<Word>& kernel_avx512(int bytes_per_weight, int bits) {
+  return kernel_of<Path, Word>(bytes_per_weight, bits);
 }
-template const Kernel<std::uint32_t>& avx512_kernel(int, int);
-template const Kernel<std::uint64_t>& avx512_kernel(int, int);
+template const Kernel<std::uint32_t>& kernel_avx512(int, int);
+template const Kernel<std::uint64_t>& kernel_avx512(int, int);
 
 }  // namespace privtuner::gemm

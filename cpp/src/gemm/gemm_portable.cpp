@@ -74,10 +74,10 @@ constexpr Kernel<Word> kKernel = {kRows,
 }  // namespace
 
 template <class Word>
-const Kernel<Word>& portable_kernel(int, int) {
+const Kernel<Word>& kernel_portable(int, int) {
   return kKernel<Word>;
 }
-template const Kernel<std::uint32_t>& portable_kernel(int, int);
-template const Kernel<std::uint64_t>& portable_kernel(int, int);
+template const Kernel<std::uint32_t>& kernel_portable(int, int);
+template const Kernel<std::uint64_t>& kernel_portable(int, int);
 
 }  // namespace privtuner::gemm

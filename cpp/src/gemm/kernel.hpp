@@ -46,12 +46,16 @@ struct Kernel {
 
 // bytes_per_weight 1 or 2; residues below 2^bits, at most 32 or 60 by Word. The layout of residues follows bits alone.
 template <class Word>
-const Kernel<Word>& portable_kernel(int bytes_per_weight, int bits);
+const Kernel<Word>& kernel_portable(int bytes_per_weight, int bits);
 template <class Word>
-const Kernel<Word>& avx2_kernel(int bytes_per_weight, int bits);
+const Kernel<Word>& kernel_avx2(int bytes_per_weight, int bits);
 template <class Word>
-const Kernel<Word>& avx512_kernel(int bytes_per_weight, int bits);
+const Kernel<Word>& kernel_avx512(int bytes_per_weight, int bits);
 template <class Word>
-const Kernel<Word>& amx_kernel(int bytes_per_weight, int bits);
+const Kernel<Word>& kernel_avx512ifma(int bytes_per_weight, int bits) {
+  return kernel_avx512<Word>(bytes_per_weight, bits);
+}
+template <class Word>
+const Kernel<Word>& kernel_amx(int bytes_per_weight, int bits);
 
 }  // namespace privtuner::gemm

@@ -1,22 +1,12 @@
 #include "elements.hpp"
 
+#include "privtuner/math/kernel_table.hpp"
+
 namespace privtuner::linear {
 
-const Elements& elements(math::Isa isa) {
-  switch (isa) {
-#ifdef PRIVTUNER_HAVE_AVX512
-    case math::Isa::amx:
-    case math::Isa::avx512ifma:
-    case math::Isa::avx512:
-      return elements_avx512();
-#endif
-#ifdef PRIVTUNER_HAVE_AVX2
-    case math::Isa::avx2:
-      return elements_avx2();
-#endif
-    default:
-      return elements_portable();
-  }
+const PathElements& path_elements(math::Isa isa) {
+  static constexpr math::KernelTable<const PathElements& (*)()> kTable("linear", PRIVTUNER_KERNEL_ENTRIES(elements));
+  return kTable.at(isa)();
 }
 
 }  // namespace privtuner::linear

@@ -2,6 +2,6 @@
 
 namespace privtuner::linear {
 
-const Elements& elements_avx512() { return kElements; }
+const PathElements& elements_avx512() { return kElements; }
 
 }  // namespace privtuner::linear

@@ -5,13 +5,14 @@
 #include <cstring>
 
 #include "elements.hpp"
+#include "privtuner/math/simd.hpp"
 
 namespace privtuner::linear {
 namespace {
 
-// Adding 1.5 * 2^52 leaves a double's integer part, rounded to nearest even, in the low bits (|v| < 2^51).
-constexpr double kRoundingShift = 6755399441055744.0;
+using simd::kRoundingShift;  // added, it leaves a double's integer part, rounded to nearest even, in the low bits
 
+// |v| < 2^51.
 inline std::int64_t round_to_integer(double v) {
   const double shifted = v + kRoundingShift;
   std::int64_t bits, zero;
@@ -95,9 +96,9 @@ inline std::int64_t if_negative(std::int64_t v, std::int64_t modulus) {
 }
 
 template <class Word>
-void embed(const Word* mask, const std::int8_t* error, const float* x, double weight, const double* scale,
-           std::uint64_t q, std::size_t tokens, Word* out) {
-  const auto modulus = static_cast<std::int64_t>(q);
+void embed(const Preset& preset, const Word* mask, const std::int8_t* error, const float* x, double weight,
+           const double* scale, std::size_t tokens, Word* out) {
+  const auto modulus = static_cast<std::int64_t>(preset.q);
   for (std::size_t t = 0; t < tokens; ++t) {
     const std::int64_t message = round_to_integer(static_cast<double>(x[t]) * weight * scale[t]);
     // (-q, 2q) before the corrections.
@@ -108,64 +109,78 @@ void embed(const Word* mask, const std::int8_t* error, const float* x, double we
   }
 }
 
-void embed32(const std::uint32_t* mask, const std::int8_t* error, const float* x, double weight, const double* scale,
-             std::uint64_t q, std::size_t tokens, std::uint32_t* out) {
-  embed(mask, error, x, weight, scale, q, tokens, out);
-}
-
-void embed64(const std::uint64_t* mask, const std::int8_t* error, const float* x, double weight, const double* scale,
-             std::uint64_t q, std::size_t tokens, std::uint64_t* out) {
-  embed(mask, error, x, weight, scale, q, tokens, out);
-}
-
-void shorten32(const std::uint32_t* row, std::size_t tokens, int dropped_bits, std::uint8_t* out) {
-  const std::uint32_t half = std::uint32_t{1} << (dropped_bits - 1);
-  std::uint8_t* low = out + 2 * tokens;
-  for (std::size_t t = 0; t < tokens; ++t) {
-    const std::uint32_t kept = (row[t] + half) >> dropped_bits;  // no carry out: q + half < 2^32
+// How a row of a reply holds what was kept of its outputs. Messages may stand at any address.
+struct ThreeBytes {  // [tokens] u16, [tokens] u8 (low)
+  static void store(std::uint8_t* row, std::size_t tokens, std::size_t t, std::uint32_t kept) {
     const auto high = static_cast<std::uint16_t>(kept >> 8);
-    std::memcpy(out + 2 * t, &high, 2);
-    low[t] = static_cast<std::uint8_t>(kept);
+    std::memcpy(row + 2 * t, &high, 2);
+    row[2 * tokens + t] = static_cast<std::uint8_t>(kept);
   }
-}
+  static std::int64_t load(const std::uint8_t* row, std::size_t tokens, std::size_t t) {
+    std::uint16_t high;
+    std::memcpy(&high, row + 2 * t, 2);
+    return std::int64_t{high} << 8 | row[2 * tokens + t];
+  }
+};
 
-void shorten64(const std::uint64_t* row, std::size_t tokens, int dropped_bits, std::uint8_t* out) {
-  const std::uint64_t half = std::uint64_t{1} << (dropped_bits - 1);
+struct FourBytes {  // [tokens] u32
+  static void store(std::uint8_t* row, std::size_t, std::size_t t, std::uint32_t kept) {
+    std::memcpy(row + 4 * t, &kept, 4);
+  }
+  static std::int64_t load(const std::uint8_t* row, std::size_t, std::size_t t) {
+    std::uint32_t kept;
+    std::memcpy(&kept, row + 4 * t, 4);
+    return kept;
+  }
+};
+
+template <class Kept, class Word>
+PRIVTUNER_INLINE void shorten_as(const Preset& preset, const Word* products, std::size_t tokens, std::uint8_t* row) {
+  const int dropped_bits = preset.dropped_bits;
+  const Word half = Word{1} << (dropped_bits - 1);
   for (std::size_t t = 0; t < tokens; ++t) {
-    const auto kept = static_cast<std::uint32_t>((row[t] + half) >> dropped_bits);  // q + half < 2^50
-    std::memcpy(out + 4 * t, &kept, 4);
+    // No carry out: a preset leaves the room.
+    Kept::store(row, tokens, t, static_cast<std::uint32_t>((products[t] + half) >> dropped_bits));
   }
 }
 
 template <class Word>
-float reveal_one(std::int64_t kept, Word mask, int dropped_bits, double factor, std::int64_t modulus) {
-  std::int64_t difference = (kept << dropped_bits) - static_cast<std::int64_t>(mask);
-  difference += if_negative(difference + modulus / 2, modulus) - if_negative(modulus / 2 - difference, modulus);
-  return static_cast<float>(integer_to_double(difference) * factor);
-}
-
-void reveal32(const std::uint8_t* high, const std::uint8_t* low, const std::uint32_t* mask, int dropped_bits,
-              double weight, const double* inverse_scale, std::uint64_t q, std::size_t tokens, float* y) {
-  for (std::size_t t = 0; t < tokens; ++t) {
-    std::uint16_t top;
-    std::memcpy(&top, high + 2 * t, 2);
-    y[t] = reveal_one(std::int64_t{top} << 8 | low[t], mask[t], dropped_bits, weight * inverse_scale[t],
-                      static_cast<std::int64_t>(q));
+void shorten(const Preset& preset, const Word* products, std::size_t tokens, std::uint8_t* row) {
+  if (preset.reply_bytes == 3) {
+    shorten_as<ThreeBytes>(preset, products, tokens, row);
+  } else {
+    shorten_as<FourBytes>(preset, products, tokens, row);
   }
 }
 
-void reveal64(const std::uint8_t* high, const std::uint8_t*, const std::uint64_t* mask, int dropped_bits, double weight,
-              const double* inverse_scale, std::uint64_t q, std::size_t tokens, float* y) {
-  for (std::size_t t = 0; t < tokens; ++t) {
-    std::uint32_t kept;
-    std::memcpy(&kept, high + 4 * t, 4);
-    y[t] =
-        reveal_one(std::int64_t{kept}, mask[t], dropped_bits, weight * inverse_scale[t], static_cast<std::int64_t>(q));
+template <class Kept, class Word>
+PRIVTUNER_INLINE void reveal_as(const Preset& preset, const std::uint8_t* row, std::size_t tokens, std::size_t first,
+                                std::size_t count, const Word* mask, double weight, const double* inverse_scale,
+                                float* y) {
+  const auto modulus = static_cast<std::int64_t>(preset.q);
+  const int dropped_bits = preset.dropped_bits;
+  for (std::size_t t = 0; t < count; ++t) {
+    const std::int64_t kept = Kept::load(row, tokens, first + t);
+    std::int64_t difference = (kept << dropped_bits) - static_cast<std::int64_t>(mask[t]);
+    difference += if_negative(difference + modulus / 2, modulus) - if_negative(modulus / 2 - difference, modulus);
+    y[t] = static_cast<float>(integer_to_double(difference) * (weight * inverse_scale[t]));
   }
 }
 
-constexpr Elements kElements = {&gather,    &scatter,   &row_norm2, &embed32, &embed64,
-                                &shorten32, &shorten64, &reveal32,  &reveal64};
+template <class Word>
+void reveal(const Preset& preset, const std::uint8_t* row, std::size_t tokens, std::size_t first, std::size_t count,
+            const Word* mask, double weight, const double* inverse_scale, float* y) {
+  if (preset.reply_bytes == 3) {
+    reveal_as<ThreeBytes>(preset, row, tokens, first, count, mask, weight, inverse_scale, y);
+  } else {
+    reveal_as<FourBytes>(preset, row, tokens, first, count, mask, weight, inverse_scale, y);
+  }
+}
+
+template <class Word>
+constexpr Elements<Word> kLoops = {&gather, &scatter, &row_norm2, &embed<Word>, &shorten<Word>, &reveal<Word>};
+
+constexpr PathElements kElements = {kLoops<std::uint32_t>, kLoops<std::uint64_t>};
 
 }  // namespace
 }  // namespace privtuner::linear

@@ -2,6 +2,6 @@
 
 namespace privtuner::linear {
 
-const Elements& elements_portable() { return kElements; }
+const PathElements& elements_portable() { return kElements; }
 
 }  // namespace privtuner::linear

@@ -3,21 +3,27 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <type_traits>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <utility>
 
 #include "elements.hpp"
-#include "privtuner/gemm/gemm.hpp"
 #include "privtuner/math/parallel.hpp"
 #include "privtuner/ring/ntt.hpp"
 
 namespace privtuner::linear {
 namespace {
 
+// The tables of one N and q, made when first asked for.
 template <class Word>
 const ring::Ntt<Word>& transform(const Preset& preset) {
-  // One table a word size: every preset of that size has the same N and q.
-  static const ring::Ntt<Word> ntt(preset.n, preset.q);
-  return ntt;
+  static std::mutex mutex;
+  static std::map<std::pair<std::size_t, std::uint64_t>, std::unique_ptr<const ring::Ntt<Word>>> tables;
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto& table = tables[{preset.n, preset.q}];
+  if (table == nullptr) table = std::make_unique<const ring::Ntt<Word>>(preset.n, preset.q);
+  return *table;
 }
 
 template <class Word>
@@ -46,13 +52,14 @@ math::SecretBuffer<std::uint8_t> sample_groups(const Preset& preset, std::size_t
   return prepared;
 }
 
-void embed(const Elements& loops, const std::uint32_t* mask, const std::int8_t* error, const float* x, double weight,
-           const double* scale, std::uint64_t q, std::size_t tokens, std::uint32_t* out) {
-  loops.embed32(mask, error, x, weight, scale, q, tokens, out);
-}
-void embed(const Elements& loops, const std::uint64_t* mask, const std::int8_t* error, const float* x, double weight,
-           const double* scale, std::uint64_t q, std::size_t tokens, std::uint64_t* out) {
-  loops.embed64(mask, error, x, weight, scale, q, tokens, out);
+// Throws std::invalid_argument for the first value that is not finite.
+void require_finite(const float* row, std::size_t width, std::size_t token) {
+  for (std::size_t j = 0; j < width; ++j) {
+    if (std::isfinite(row[j])) continue;
+    const char* value = std::isnan(row[j]) ? "nan" : row[j] > 0 ? "inf" : "-inf";
+    throw std::invalid_argument("x[" + std::to_string(token) + ", " + std::to_string(j) + "] is " + value +
+                                ": every value must be finite");
+  }
 }
 
 // Blocks of features a task takes: few enough to share the work evenly, enough to use its buffers again.
@@ -62,34 +69,16 @@ std::size_t task_blocks(std::size_t blocks) {
 
 }  // namespace
 
-MaskCache::MaskCache(std::size_t max_bytes) : max_bytes_(max_bytes) { ring::os_random(seed_.data(), seed_.size()); }
-
-std::size_t MaskCache::bytes() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return bytes_;
+double token_room(const Public& layer, Direction direction) {
+  const Preset& preset = *layer.preset;
+  const double norm = std::max(layer.norm(direction), 1.0);
+  // 2^-40 covers the rounding of the norms and of the products with the scales.
+  return (static_cast<double>(preset.q) / 2 - noise_bound(preset, layer.features_in(direction), norm)) * (1 - 0x1p-40) /
+         norm;
 }
 
-std::shared_ptr<const MaskCache::Entry> MaskCache::find(const LayerId& layer, Direction direction,
-                                                        std::size_t bytes) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  const auto found = entries_.find({layer, direction});
-  return found == entries_.end() || found->second->words.size() != bytes ? nullptr : found->second;
-}
-
-std::shared_ptr<MaskCache::Entry> MaskCache::reserve(std::size_t bytes) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (bytes > max_bytes_ - std::min(bytes_, max_bytes_)) return nullptr;
-  auto entry = std::make_shared<Entry>();
-  entry->words.resize(bytes);
-  return entry;
-}
-
-void MaskCache::insert(const LayerId& layer, Direction direction, std::shared_ptr<const Entry> entry) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  const std::size_t bytes = entry->words.size();
-  if (bytes_ + bytes > max_bytes_) return;  // another reply filled the cache meanwhile
-  if (entries_.emplace(std::make_pair(layer, direction), std::move(entry)).second) bytes_ += bytes;
-}
+Secret::Secret(Reply reply, std::shared_ptr<MaskCache> masks, std::shared_ptr<const MaskWords> mask)
+    : reply_(std::move(reply)), masks_(std::move(masks)), mask_(std::move(mask)) {}
 
 void Secret::wipe() noexcept {
   const std::lock_guard<std::mutex> lock(*mutex_);
@@ -100,51 +89,35 @@ void Secret::erase() noexcept {
   groups_.wipe();
   inverse_scales_.wipe();
   mask_.reset();
-  used_ = true;
-}
-
-std::size_t Secret::mask_bytes() const {
-  const Preset& preset = *public_->preset;
-  return std::size_t{features_out()} * preset.n * static_cast<std::size_t>(preset.word_bytes);
+  reply_.end();
 }
 
 struct Encryptor {
-  static Secret secret(std::shared_ptr<const Public> public_part, Direction direction, std::uint32_t tokens,
-                       std::shared_ptr<MaskCache> masks, const RequestId& request) {
-    Secret secret;
-    secret.public_ = std::move(public_part);
-    secret.direction_ = direction;
-    secret.request_ = request;
-    secret.tokens_ = tokens;
-    if (masks != nullptr) secret.mask_ = masks->find(secret.public_->id, direction, secret.mask_bytes());
-    secret.masks_ = std::move(masks);
-    return secret;
+  static Secret make_secret(std::shared_ptr<const Public> layer, Direction direction, std::uint32_t tokens,
+                            std::shared_ptr<MaskCache> masks, const RequestId& request) {
+    std::shared_ptr<const Secret::MaskWords> mask;
+    if (masks != nullptr) {
+      mask = std::static_pointer_cast<const Secret::MaskWords>(masks->find(*layer, direction, MaskCache::kProcessor));
+    }
+    Reply reply(std::move(layer), direction, tokens, request, mask != nullptr);
+    return {std::move(reply), std::move(masks), std::move(mask)};
   }
-  static bool knows_mask(const Secret& secret) { return secret.mask_ != nullptr; }
 
-  // Token scales Delta_t: the largest for which no output can leave (-q/2, q/2), whatever the token.
-  static math::SecretBuffer<double> scales(Secret& secret, const float* x, const Elements& loops) {
-    const Public& layer = *secret.public_;
-    const Preset& preset = *layer.preset;
-    const std::size_t width = layer.features_in(secret.direction_), tokens = secret.tokens_;
-    const double norm = std::max(layer.norm(secret.direction_), 1.0);
-    // 2^-40 covers the rounding of the norms and of the products with the scales.
-    const double room = (static_cast<double>(preset.q) / 2 - noise_bound(preset, width, norm)) * (1 - 0x1p-40) / norm;
-    const double* weight = secret.direction_ == Direction::backward ? layer.delta.data() : nullptr;
+  // Delta_t of every token; 1 / Delta_t goes into the secret.
+  template <class Word>
+  static math::SecretBuffer<double> scale(Secret& secret, const float* x, const Elements<Word>& loops) {
+    const Public& layer = *secret.reply_.layer();
+    const Direction direction = secret.reply_.direction();
+    const std::size_t width = layer.features_in(direction), tokens = secret.reply_.tokens();
+    const double room = token_room(layer, direction);
+    const double* weight = direction == Direction::backward ? layer.delta.data() : nullptr;
     math::SecretBuffer<double> scales(tokens);
     secret.inverse_scales_ = math::SecretBuffer<double>(tokens);
     math::parallel_for(tokens, 64, [&](std::size_t begin, std::size_t end) {
       for (std::size_t t = begin; t < end; ++t) {
         const float* row = x + t * width;
         const double length = std::sqrt(loops.row_norm2(row, weight, width));
-        if (!std::isfinite(length)) {
-          for (std::size_t j = 0; j < width; ++j) {
-            if (!std::isfinite(row[j])) {
-              throw std::invalid_argument("x[" + std::to_string(t) + ", " + std::to_string(j) + "] is " +
-                                          (std::isnan(row[j]) ? "NaN" : "infinite") + ": every value must be finite");
-            }
-          }
-        }
+        if (!std::isfinite(length)) require_finite(row, width, t);
         scales[t] = length > 0 ? room / length : 0;
         secret.inverse_scales_[t] = length / room;
       }
@@ -155,14 +128,15 @@ struct Encryptor {
   template <class Word>
   static void run(Secret& secret, const float* x, const ring::Seed& seed, const ring::Seed& mask_seed,
                   std::uint8_t* message) {
-    const Public& layer = *secret.public_;
+    const Public& layer = *secret.reply_.layer();
+    const Direction direction = secret.reply_.direction();
     const Preset& preset = *layer.preset;
     const math::Isa isa = math::active_isa();
-    const Elements& loops = elements(isa);
+    const Elements<Word>& loops = elements<Word>(isa);
     const ring::Ntt<Word>& ntt = transform<Word>(preset);
-    const std::size_t n = preset.n, tokens = secret.tokens_, groups = (tokens + n - 1) / n;
-    const std::size_t width = layer.features_in(secret.direction_);
-    const math::SecretBuffer<double> scales = Encryptor::scales(secret, x, loops);
+    const std::size_t n = preset.n, tokens = secret.reply_.tokens(), groups = (tokens + n - 1) / n;
+    const std::size_t width = layer.features_in(direction);
+    const math::SecretBuffer<double> scales = scale(secret, x, loops);
     secret.groups_ = sample_groups<Word>(preset, groups, seed, isa);
     std::uint8_t* body = message + kRequestPrefix;
 
@@ -178,7 +152,7 @@ struct Encryptor {
         loops.gather(x + first, width, tokens, count, columns.data(), stride);
         for (std::size_t i = 0; i < count; ++i) {
           const auto j = static_cast<std::uint32_t>(first + i);
-          const double weight = secret.direction_ == Direction::backward ? layer.delta[j] : 1.0;
+          const double weight = direction == Direction::backward ? layer.delta[j] : 1.0;
           ring::sample_uniform(mask_seed, {ring::Domain::mask, j, 0}, static_cast<Word>(preset.q), mask.data(), n, isa);
           for (std::size_t g = 0; g < groups; ++g) {
             const std::size_t from = g * n, group_tokens = std::min(n, tokens - from);
@@ -186,8 +160,8 @@ struct Encryptor {
             ntt.inverse(product.data(), isa);
             ring::sample_binomial(seed, {ring::Domain::error, j, static_cast<std::uint32_t>(g)}, error.data(),
                                   group_tokens, isa);
-            embed(loops, product.data(), error.data(), columns.data() + i * stride + from, weight, scales.data() + from,
-                  preset.q, group_tokens, row.data());
+            loops.embed(preset, product.data(), error.data(), columns.data() + i * stride + from, weight,
+                        scales.data() + from, group_tokens, row.data());
             // The message may stand at any address.
             std::memcpy(body + (j * tokens + from) * sizeof(Word), row.data(), group_tokens * sizeof(Word));
           }
@@ -203,142 +177,88 @@ Secret encrypt(std::shared_ptr<const Public> public_part, Direction direction, c
   const Preset& preset = *public_part->preset;
   const std::uint32_t features = public_part->features_in(direction);
   if (tokens < 1 || tokens > kMaxTokens) {
-    throw std::invalid_argument(std::to_string(tokens) + " tokens: a request carries 1 to " +
+    throw std::invalid_argument("x has " + std::to_string(tokens) + " tokens: a request carries 1 to " +
                                 std::to_string(kMaxTokens));
   }
   if (size != request_bytes(preset, features, tokens)) throw std::invalid_argument("request buffer of the wrong size");
   ring::Seed mask;
   mask.bytes = masks != nullptr ? masks->seed() : mask_seed;
-  Secret secret = Encryptor::secret(std::move(public_part), direction, tokens, std::move(masks), request);
-  if (preset.word_bytes == 4) {
-    Encryptor::run<std::uint32_t>(secret, x, seed, mask, message);
-  } else {
-    Encryptor::run<std::uint64_t>(secret, x, seed, mask, message);
-  }
-  const RequestHeader header{direction, secret.public_part().id,       request, mask.bytes, tokens,
-                             features,  !Encryptor::knows_mask(secret)};
+  Secret secret = Encryptor::make_secret(std::move(public_part), direction, tokens, std::move(masks), request);
+  with_word(preset, [&](auto word) { Encryptor::run<decltype(word)>(secret, x, seed, mask, message); });
+  const Reply& reply = secret.reply();
+  const RequestHeader header{direction, reply.layer()->id, request, mask.bytes, tokens, features, !reply.mask_known()};
   seal_request(preset, header, message, size);
   return secret;
 }
 
-namespace {
-
-[[noreturn]] void refuse_used() {
-  throw SecretError("this secret was used already: a secret decrypts one reply; encrypt again for another");
-}
-
-}  // namespace
-
 Decryption::Decryption(Secret& secret, float* out) : secret_(&secret), out_(out) {
   const std::lock_guard<std::mutex> lock(*secret.mutex_);
-  if (secret.used_) refuse_used();
-  if (secret.masks_ != nullptr && secret.mask_ == nullptr) filling_ = secret.masks_->reserve(secret.mask_bytes());
-  secret.used_ = true;
+  Reply& reply = secret.reply_;
+  reply.begin();
+  const Public& layer = *reply.layer();
+  if (secret.masks_ != nullptr && !reply.mask_known() && secret.masks_->fits(layer, reply.direction())) {
+    filling_ = std::make_shared<Secret::MaskWords>(mask_product_bytes(layer, reply.direction()));
+  }
 }
 
 void Decryption::feed(const std::uint8_t* data, std::size_t size) {
   const std::lock_guard<std::mutex> lock(*secret_->mutex_);
+  Reply& reply = secret_->reply_;
+  const Public& layer = *reply.layer();
   try {
-    read(data, size);
+    while (size > 0) {
+      const Reply::Rows rows = reply.next(data, size);
+      with_word(*layer.preset, [&](auto word) { decrypt_rows<decltype(word)>(rows, data); });
+      reply.taken(rows);
+      data += rows.size;
+      size -= rows.size;
+    }
   } catch (...) {
     secret_->erase();
     throw;
   }
-}
-
-void Decryption::read(const std::uint8_t* data, std::size_t size) {
-  if (!complete() && secret_->groups_.size() == 0) refuse_used();
-  const Public& layer = *secret_->public_;
-  while (size > 0) {
-    std::size_t block_size = 0;
-    const BlockHeader header = open_block(*layer.preset, data, size, block_size);
-    if (header.layer != layer.id) throw MessageError("reply block: comes from another layer");
-    if (header.request != secret_->request_) throw MessageError("reply block: answers another request");
-    if (header.direction != secret_->direction_) {
-      throw MessageError(std::string("reply block: is ") + direction_name(header.direction) + ", the request was " +
-                         direction_name(secret_->direction_));
-    }
-    if (header.tokens != secret_->tokens_ || header.features != secret_->features_out()) {
-      throw MessageError("reply block: shape (" + std::to_string(header.tokens) + ", " +
-                         std::to_string(header.features) + "), expected (" + std::to_string(secret_->tokens_) + ", " +
-                         std::to_string(secret_->features_out()) + ")");
-    }
-    if (header.row_begin != next_row_) {
-      throw MessageError("reply block: starts at output " + std::to_string(header.row_begin) + ", expected " +
-                         std::to_string(next_row_) + ": reordered, repeated or lost");
-    }
-    if (header.mask_present == (secret_->mask_ != nullptr)) {
-      throw MessageError(header.mask_present ? "reply block: carries a mask product nobody asked for"
-                                             : "reply block: lacks the mask product that was asked for");
-    }
-    if (layer.preset->word_bytes == 4) {
-      decrypt_rows<std::uint32_t>(header, data + kBlockPrefix);
-    } else {
-      decrypt_rows<std::uint64_t>(header, data + kBlockPrefix);
-    }
-    next_row_ += header.row_count;
-    data += block_size;
-    size -= block_size;
+  if (!reply.complete()) return;
+  if (filling_ != nullptr) {
+    secret_->masks_->insert(layer, reply.direction(), MaskCache::kProcessor, std::move(filling_));
   }
-  if (complete()) {
-    if (filling_ != nullptr) secret_->masks_->insert(layer.id, secret_->direction_, std::move(filling_));
-    filling_.reset();
-    secret_->erase();
-  }
-}
-
-void Decryption::finish() {
-  if (!complete()) {
-    throw MessageError("reply: ends after output " + std::to_string(next_row_) + " of " +
-                       std::to_string(secret_->features_out()) + ": truncated");
-  }
+  secret_->erase();
 }
 
 template <class Word>
-void Decryption::decrypt_rows(const BlockHeader& header, const std::uint8_t* body) {
-  const Public& layer = *secret_->public_;
+void Decryption::decrypt_rows(const Reply::Rows& rows, const std::uint8_t* block) {
+  const Reply& reply = secret_->reply_;
+  const Public& layer = *reply.layer();
   const Preset& preset = *layer.preset;
   const math::Isa isa = math::active_isa();
-  const Elements& loops = elements(isa);
+  const Elements<Word>& loops = elements<Word>(isa);
   const ring::Ntt<Word>& ntt = transform<Word>(preset);
-  const std::size_t n = preset.n, tokens = secret_->tokens_, groups = (tokens + n - 1) / n;
-  const std::size_t outputs = secret_->features_out(), mask_bytes = n * sizeof(Word);
-  const std::size_t row_bytes = tokens * static_cast<std::size_t>(preset.reply_bytes);
-  const std::uint8_t* received_mask = body + header.row_count * row_bytes;
-  if (filling_ != nullptr) {
-    std::memcpy(filling_->words.data() + header.row_begin * mask_bytes, received_mask, header.row_count * mask_bytes);
-  }
-  const std::size_t blocks = (header.row_count + kFeatureBlock - 1) / kFeatureBlock;
+  const std::size_t n = preset.n, tokens = reply.tokens(), groups = (tokens + n - 1) / n;
+  const std::size_t outputs = reply.features_out(), mask_row = n * sizeof(Word),
+                    data_row = rows.data_bytes / rows.count;
+  const std::uint8_t* data = block + rows.data;
+  const std::uint8_t* masks = reply.mask_known() ? secret_->mask_->data() + rows.first * mask_row : block + rows.mask;
+  if (filling_ != nullptr) std::memcpy(filling_->data() + rows.first * mask_row, masks, rows.mask_bytes);
+  const std::size_t blocks = (rows.count + kFeatureBlock - 1) / kFeatureBlock;
   math::parallel_for(blocks, task_blocks(blocks), [&](std::size_t begin, std::size_t end) {
     const std::size_t stride = column_stride(tokens);
     math::SecretBuffer<float> columns(kFeatureBlock * stride);
     math::SecretBuffer<Word> product(n);
     math::AlignedVector<Word> mask(n);
-    for (std::size_t block = begin; block < end; ++block) {
-      const std::size_t first = block * kFeatureBlock, count = std::min(kFeatureBlock, header.row_count - first);
-      for (std::size_t i = 0; i < count; ++i) {
-        const std::size_t row = first + i, k = header.row_begin + row;
-        const std::uint8_t* source =
-            header.mask_present ? received_mask + row * mask_bytes : secret_->mask_->words.data() + k * mask_bytes;
-        std::memcpy(mask.data(), source, mask_bytes);  // the message may stand at any address
-        const double weight = secret_->direction_ == Direction::forward ? layer.delta[k] : 1.0;
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::size_t first = i * kFeatureBlock, count = std::min(kFeatureBlock, rows.count - first);
+      for (std::size_t j = 0; j < count; ++j) {
+        const std::size_t row = first + j;
+        std::memcpy(mask.data(), masks + row * mask_row, mask_row);  // the message may stand at any address
+        const double weight = reply.direction() == Direction::forward ? layer.delta[rows.first + row] : 1.0;
         for (std::size_t g = 0; g < groups; ++g) {
-          const std::size_t from = g * n, group_tokens = std::min(n, tokens - from);
+          const std::size_t from = g * n;
           ntt.multiply(mask.data(), prepared_group<Word>(secret_->groups_, g, n), product.data(), isa);
           ntt.inverse(product.data(), isa);
-          float* column = columns.data() + i * stride + from;
-          const std::uint8_t* reply = body + row * row_bytes;
-          const double* inverse_scale = secret_->inverse_scales_.data() + from;
-          if constexpr (std::is_same_v<Word, std::uint32_t>) {
-            loops.reveal32(reply + 2 * from, reply + 2 * tokens + from, product.data(), preset.dropped_bits, weight,
-                           inverse_scale, preset.q, group_tokens, column);
-          } else {
-            loops.reveal64(reply + 4 * from, nullptr, product.data(), preset.dropped_bits, weight, inverse_scale,
-                           preset.q, group_tokens, column);
-          }
+          loops.reveal(preset, data + row * data_row, tokens, from, std::min(n, tokens - from), product.data(), weight,
+                       secret_->inverse_scales_.data() + from, columns.data() + j * stride + from);
         }
       }
-      loops.scatter(columns.data(), stride, tokens, count, out_ + header.row_begin + first, outputs);
+      loops.scatter(columns.data(), stride, tokens, count, out_ + rows.first + first, outputs);
     }
   });
 }

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
+#include <utility>
 
 #include "elements.hpp"
 #include "privtuner/math/parallel.hpp"
@@ -13,28 +13,14 @@
 
 namespace privtuner::linear {
 
-Prepared::Prepared(const Preset& preset, const LayerId& id, const std::int8_t* weights, std::uint32_t d_out,
-                   std::uint32_t d_in, const double* delta)
-    : weights_(weights, d_out, d_in) {
-  public_.preset = &preset;
-  public_.id = id;
-  finish(delta);
-}
-
-Prepared::Prepared(const Preset& preset, const LayerId& id, const std::int16_t* weights, std::uint32_t d_out,
-                   std::uint32_t d_in, const double* delta)
-    : weights_(weights, d_out, d_in) {
-  public_.preset = &preset;
-  public_.id = id;
-  finish(delta);
-}
-
-void Prepared::finish(const double* delta) {
-  const Preset& preset = *public_.preset;
+Prepared::Prepared(const Preset& preset, const LayerId& id, gemm::Weights weights, const double* delta)
+    : weights_(std::move(weights)) {
   if (weights_.bytes_per_weight() != preset.weight_bytes) {
     throw std::invalid_argument(std::string(preset.name) + " takes weights of " + std::to_string(preset.weight_bytes) +
                                 " bytes, got " + std::to_string(weights_.bytes_per_weight()));
   }
+  public_.preset = &preset;
+  public_.id = id;
   public_.d_out = static_cast<std::uint32_t>(weights_.rows());
   public_.d_in = static_cast<std::uint32_t>(weights_.cols());
   public_.delta.assign(delta, delta + public_.d_out);
@@ -65,10 +51,75 @@ void Prepared::finish(const double* delta) {
   public_.norm_backward = std::sqrt(static_cast<double>(*std::max_element(columns.begin(), columns.end())));
 }
 
+// What is multiplied, whatever the word.
+class Job::Operands {
+ public:
+  virtual ~Operands() = default;
+  // The body of a block: rows of the reply, and of the product of the mask if the request wants it.
+  virtual void write(std::uint32_t row_begin, std::uint32_t row_count, std::uint8_t* body) const = 0;
+};
+
 template <class Word>
-struct Job::Operands {
-  gemm::PackedResidues<Word> data;
-  std::unique_ptr<gemm::PackedResidues<Word>> mask;  // null unless asked for
+class Job::WordOperands final : public Operands {
+ public:
+  // body: of the request.
+  WordOperands(const Prepared& prepared, const RequestHeader& header, const std::uint8_t* body)
+      : weights_(prepared.weights()),
+        preset_(*prepared.public_part().preset),
+        q_(preset_.q),
+        operand_(header.direction == Direction::forward ? gemm::Operand::plain : gemm::Operand::transpose),
+        isa_(math::active_isa()),
+        tokens_(header.tokens) {
+    const std::size_t features = header.features, n = preset_.n;
+    math::AlignedVector<Word> aligned;
+    if (reinterpret_cast<std::uintptr_t>(body) % alignof(Word) != 0) {
+      aligned.resize(features * tokens_);
+      std::memcpy(aligned.data(), body, aligned.size() * sizeof(Word));
+      body = reinterpret_cast<const std::uint8_t*>(aligned.data());
+    }
+    data_ = pack(reinterpret_cast<const Word*>(body), features, tokens_);
+    if (!header.mask_wanted) return;
+    ring::Seed seed;
+    seed.bytes = header.seed;
+    math::AlignedVector<Word> mask(features * n);
+    math::parallel_for(features, 16, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t j = begin; j < end; ++j) {
+        ring::sample_uniform(seed, {ring::Domain::mask, static_cast<std::uint32_t>(j), 0}, static_cast<Word>(preset_.q),
+                             mask.data() + j * n, n, isa_);
+      }
+    });
+    mask_ = pack(mask.data(), features, n);
+  }
+
+  void write(std::uint32_t row_begin, std::uint32_t row_count, std::uint8_t* body) const override {
+    const std::size_t n = preset_.n, row_bytes = tokens_ * static_cast<std::size_t>(preset_.reply_bytes);
+    math::AlignedVector<Word> products(row_count * std::max(tokens_, mask_ != nullptr ? n : 0));
+    gemm::multiply(weights_, operand_, *data_, q_, row_begin, row_count, products.data(), tokens_);
+    const Elements<Word>& loops = elements<Word>(isa_);
+    math::parallel_for(row_count, 16, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t r = begin; r < end; ++r) {
+        loops.shorten(preset_, products.data() + r * tokens_, tokens_, body + r * row_bytes);
+      }
+    });
+    if (mask_ == nullptr) return;
+    gemm::multiply(weights_, operand_, *mask_, q_, row_begin, row_count, products.data(), n);
+    std::memcpy(body + row_count * row_bytes, products.data(), row_count * n * sizeof(Word));
+  }
+
+ private:
+  using Packed = gemm::PackedResidues<Word>;
+
+  std::unique_ptr<const Packed> pack(const Word* words, std::size_t features, std::size_t columns) const {
+    return std::make_unique<const Packed>(words, features, columns, columns, isa_, q_.bits());
+  }
+
+  const gemm::Weights& weights_;
+  const Preset& preset_;
+  const math::Modulus q_;
+  const gemm::Operand operand_;
+  const math::Isa isa_;
+  const std::size_t tokens_;
+  std::unique_ptr<const Packed> data_, mask_;  // mask_: null unless asked for
 };
 
 Job::~Job() = default;
@@ -82,44 +133,9 @@ Job::Job(const Prepared& prepared, const std::uint8_t* message, std::size_t size
     throw MessageError("request: " + std::to_string(header_.features) + " features, this layer takes " +
                        std::to_string(wanted) + " in the " + direction_name(header_.direction) + " direction");
   }
-  if (layer.preset->word_bytes == 4) {
-    load<std::uint32_t>(message + kRequestPrefix);
-  } else {
-    load<std::uint64_t>(message + kRequestPrefix);
-  }
-}
-
-template <class Word>
-void Job::load(const std::uint8_t* body) {
-  const Preset& preset = *prepared_.public_part().preset;
-  const math::Isa isa = math::active_isa();
-  const int bits = math::Modulus(preset.q).bits();
-  const std::size_t features = header_.features, tokens = header_.tokens;
-  math::AlignedVector<Word> aligned;
-  if (reinterpret_cast<std::uintptr_t>(body) % alignof(Word) != 0) {
-    aligned.resize(features * tokens);
-    std::memcpy(aligned.data(), body, aligned.size() * sizeof(Word));
-    body = reinterpret_cast<const std::uint8_t*>(aligned.data());
-  }
-  auto operands = std::unique_ptr<Operands<Word>>(new Operands<Word>{
-      gemm::PackedResidues<Word>(reinterpret_cast<const Word*>(body), features, tokens, tokens, isa, bits), nullptr});
-  if (header_.mask_wanted) {
-    ring::Seed seed;
-    seed.bytes = header_.seed;
-    math::AlignedVector<Word> mask(features * preset.n);
-    math::parallel_for(features, 16, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t j = begin; j < end; ++j) {
-        ring::sample_uniform(seed, {ring::Domain::mask, static_cast<std::uint32_t>(j), 0}, static_cast<Word>(preset.q),
-                             mask.data() + j * preset.n, preset.n, isa);
-      }
-    });
-    operands->mask = std::make_unique<gemm::PackedResidues<Word>>(mask.data(), features, preset.n, preset.n, isa, bits);
-  }
-  if constexpr (std::is_same_v<Word, std::uint32_t>) {
-    words32_ = std::move(operands);
-  } else {
-    words64_ = std::move(operands);
-  }
+  operands_ = with_word(*layer.preset, [&](auto word) -> std::unique_ptr<const Operands> {
+    return std::make_unique<const WordOperands<decltype(word)>>(prepared, header_, message + kRequestPrefix);
+  });
 }
 
 std::size_t Job::block_size(std::uint32_t row_count) const {
@@ -133,48 +149,10 @@ void Job::rows(std::uint32_t row_begin, std::uint32_t row_count, std::uint8_t* o
                                 ") must start at a multiple of " + std::to_string(gemm::kRowStep) + " and end by " +
                                 std::to_string(features_out()));
   }
-  if (words32_ != nullptr) {
-    write_rows<std::uint32_t>(row_begin, row_count, out);
-  } else {
-    write_rows<std::uint64_t>(row_begin, row_count, out);
-  }
-}
-
-template <class Word>
-void Job::write_rows(std::uint32_t row_begin, std::uint32_t row_count, std::uint8_t* out) const {
-  const Public& layer = prepared_.public_part();
-  const Preset& preset = *layer.preset;
-  const math::Modulus q(preset.q);
-  const gemm::Operand operand =
-      header_.direction == Direction::forward ? gemm::Operand::plain : gemm::Operand::transpose;
-  const Operands<Word>* operands;
-  if constexpr (std::is_same_v<Word, std::uint32_t>) {
-    operands = words32_.get();
-  } else {
-    operands = words64_.get();
-  }
-  const std::size_t tokens = header_.tokens, row_bytes = tokens * static_cast<std::size_t>(preset.reply_bytes);
-  math::AlignedVector<Word> products(row_count * std::max(tokens, header_.mask_wanted ? preset.n : 0));
-
-  gemm::multiply(prepared_.weights(), operand, operands->data, q, row_begin, row_count, products.data(), tokens);
-  const Elements& loops = elements(operands->data.isa());
-  std::uint8_t* rows = out + kBlockPrefix;
-  math::parallel_for(row_count, 16, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t r = begin; r < end; ++r) {
-      if constexpr (std::is_same_v<Word, std::uint32_t>) {
-        loops.shorten32(products.data() + r * tokens, tokens, preset.dropped_bits, rows + r * row_bytes);
-      } else {
-        loops.shorten64(products.data() + r * tokens, tokens, preset.dropped_bits, rows + r * row_bytes);
-      }
-    }
-  });
-  if (header_.mask_wanted) {
-    gemm::multiply(prepared_.weights(), operand, *operands->mask, q, row_begin, row_count, products.data(), preset.n);
-    std::memcpy(rows + row_count * row_bytes, products.data(), row_count * preset.n * sizeof(Word));
-  }
+  operands_->write(row_begin, row_count, out + kBlockPrefix);
   const BlockHeader block{header_.direction, header_.layer, header_.request, header_.tokens,
                           features_out(),    row_begin,     row_count,       header_.mask_wanted};
-  seal_block(preset, block, out, block_size(row_count));
+  seal_block(*prepared_.public_part().preset, block, out, block_size(row_count));
 }
 
 }  // namespace privtuner::linear

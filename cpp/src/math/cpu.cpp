@@ -1,11 +1,15 @@
 #include "privtuner/math/cpu.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <iterator>
 #include <stdexcept>
 
-#if defined(PRIVTUNER_X86)
+#include "privtuner/math/compiled_paths.hpp"
+
+#if defined(__x86_64__)
 #include <cpuid.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -19,7 +23,26 @@ namespace {
 constexpr int kUnset = -1;
 std::atomic<int> chosen_isa{kUnset};
 
-#if defined(PRIVTUNER_X86)
+#define PRIVTUNER_PATH(path, unused) Isa::path,
+constexpr Isa kCompiled[] = {PRIVTUNER_COMPILED_PATHS(PRIVTUNER_PATH, )};
+#undef PRIVTUNER_PATH
+
+const IsaPath& path_of(Isa isa) {
+  for (const IsaPath& path : kIsaPaths) {
+    if (path.isa == isa) return path;
+  }
+  throw std::invalid_argument("unknown instruction-set path " + std::to_string(static_cast<int>(isa)));
+}
+
+// Whether a path is another one or extends it.
+bool includes(Isa isa, Isa part) {
+  for (; isa != part; isa = path_of(isa).base) {
+    if (isa == Isa::portable) return false;
+  }
+  return true;
+}
+
+#if defined(__x86_64__)
 
 bool bit(std::uint32_t word, int place) { return (word >> place & 1) != 0; }
 
@@ -59,7 +82,7 @@ bool tile_permission() {
 std::string x86_obstacle(Isa isa) {
   static const Cpu cpu;
   struct Need {
-    Isa first;  // needed by this path and every later one
+    Isa isa;  // needed by this path and all that extend it
     bool present;
     const char* lacking;
   };
@@ -79,7 +102,7 @@ std::string x86_obstacle(Isa isa) {
       {Isa::amx, (cpu.xcr0 & kTileState) == kTileState, "the operating system does not save AMX tiles"},
   };
   for (const Need& need : needs) {
-    if (need.first <= isa && !need.present) return need.lacking;
+    if (includes(isa, need.isa) && !need.present) return need.lacking;
   }
   if (isa == Isa::amx && !tile_permission()) {
     return "the kernel refused the AMX tile permission (arch_prctl ARCH_REQ_XCOMP_PERM)";
@@ -106,58 +129,23 @@ Isa default_isa() {
 
 }  // namespace
 
-const char* isa_name(Isa isa) {
-  switch (isa) {
-    case Isa::portable:
-      return "portable";
-    case Isa::avx2:
-      return "avx2";
-    case Isa::avx512:
-      return "avx512";
-    case Isa::avx512ifma:
-      return "avx512ifma";
-    case Isa::amx:
-      return "amx";
-  }
-  throw std::invalid_argument("unknown instruction-set path " + std::to_string(static_cast<int>(isa)));
-}
+const char* isa_name(Isa isa) { return path_of(isa).name; }
 
 Isa isa_from_name(const std::string& name) {
-  for (const Isa isa : kAllIsas) {
-    if (name == isa_name(isa)) return isa;
+  std::string choices;
+  for (const IsaPath& path : kIsaPaths) {
+    if (name == path.name) return path.isa;
+    if (!choices.empty()) choices += &path == std::end(kIsaPaths) - 1 ? " or " : ", ";
+    choices += path.name;
   }
-  throw std::invalid_argument("unknown instruction-set path \"" + name +
-                              "\"; choose portable, avx2, avx512, avx512ifma or amx");
+  throw std::invalid_argument("unknown instruction-set path \"" + name + "\"; choose " + choices);
 }
 
-bool isa_compiled(Isa isa) {
-  switch (isa) {
-    case Isa::portable:
-      return true;
-#if defined(PRIVTUNER_HAVE_AVX2)
-    case Isa::avx2:
-      return true;
-#endif
-#if defined(PRIVTUNER_HAVE_AVX512)
-    case Isa::avx512:
-      return true;
-#endif
-#if defined(PRIVTUNER_HAVE_AVX512IFMA)
-    case Isa::avx512ifma:
-      return true;
-#endif
-#if defined(PRIVTUNER_HAVE_AMX)
-    case Isa::amx:
-      return true;
-#endif
-    default:
-      return false;
-  }
-}
+bool isa_compiled(Isa isa) { return std::find(std::begin(kCompiled), std::end(kCompiled), isa) != std::end(kCompiled); }
 
 std::string isa_obstacle(Isa isa) {
   if (!isa_compiled(isa)) return "this build does not hold its kernels";
-#if defined(PRIVTUNER_X86)
+#if defined(__x86_64__)
   return x86_obstacle(isa);
 #else
   return {};
@@ -168,8 +156,8 @@ bool isa_usable(Isa isa) { return isa_obstacle(isa).empty(); }
 
 std::vector<Isa> usable_isas() {
   std::vector<Isa> isas;
-  for (const Isa isa : kAllIsas) {
-    if (isa_usable(isa)) isas.push_back(isa);
+  for (const IsaPath& path : kIsaPaths) {
+    if (isa_usable(path.isa)) isas.push_back(path.isa);
   }
   return isas;
 }

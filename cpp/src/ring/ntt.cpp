@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "ntt_kernels.hpp"
+#include "kernels.hpp"
 
 namespace privtuner::ring {
 namespace {
@@ -58,16 +58,15 @@ std::size_t bit_reverse(std::size_t k, std::size_t n) {
   return reversed;
 }
 
-// The path whose kernels run: the vector kernels need a few registers' worth of coefficients, and IFMA takes 64-bit
-// words and q < 2^50.
 template <class Word>
-math::Isa kernel_path(std::size_t n, [[maybe_unused]] std::uint64_t q, math::Isa isa) {
-  if (n < kernels::kVectorMinimum) return math::Isa::portable;
-  if (isa < math::Isa::avx512ifma) return isa;
-#if defined(PRIVTUNER_HAVE_AVX512IFMA)
-  if (sizeof(Word) == 8 && (q >> 50) == 0) return math::Isa::avx512ifma;
-#endif
-  return math::Isa::avx512;
+const kernels::NttKernels<Word>& kernels_for(std::size_t n, [[maybe_unused]] std::uint64_t q, math::Isa isa) {
+  // The vector kernels need a few registers' worth of coefficients.
+  const kernels::Kernels& all = kernels::kernels_of(n < kernels::kVectorMinimum ? math::Isa::portable : isa);
+  if constexpr (sizeof(Word) == 4) {
+    return all.ntt32;
+  } else {
+    return (q >> 50) == 0 ? all.ntt50 : all.ntt61;
+  }
 }
 
 }  // namespace
@@ -104,23 +103,7 @@ template <class Word>
 void Ntt<Word>::forward(Word* a, math::Isa isa) const {
   const kernels::NttView<Word> view{n_, static_cast<Word>(modulus_.q), roots_.data(), roots_companion_.data(), 0, 0, 0,
                                     0};
-  switch (kernel_path<Word>(n_, modulus_.q, isa)) {
-#if defined(PRIVTUNER_HAVE_AVX512IFMA)
-    case math::Isa::avx512ifma:
-      if constexpr (sizeof(Word) == 8) return kernels::forward_avx512ifma(view, a);
-      [[fallthrough]];
-#endif
-#if defined(PRIVTUNER_HAVE_AVX512)
-    case math::Isa::avx512:
-      return kernels::forward_avx512(view, a);
-#endif
-#if defined(PRIVTUNER_HAVE_AVX2)
-    case math::Isa::avx2:
-      return kernels::forward_avx2(view, a);
-#endif
-    default:
-      return kernels::forward_portable(view, a);
-  }
+  kernels_for<Word>(n_, modulus_.q, isa).forward(view, a);
 }
 
 template <class Word>
@@ -133,23 +116,7 @@ void Ntt<Word>::inverse(Word* a, math::Isa isa) const {
                                     n_inverse_companion_,
                                     last_root_,
                                     last_root_companion_};
-  switch (kernel_path<Word>(n_, modulus_.q, isa)) {
-#if defined(PRIVTUNER_HAVE_AVX512IFMA)
-    case math::Isa::avx512ifma:
-      if constexpr (sizeof(Word) == 8) return kernels::inverse_avx512ifma(view, a);
-      [[fallthrough]];
-#endif
-#if defined(PRIVTUNER_HAVE_AVX512)
-    case math::Isa::avx512:
-      return kernels::inverse_avx512(view, a);
-#endif
-#if defined(PRIVTUNER_HAVE_AVX2)
-    case math::Isa::avx2:
-      return kernels::inverse_avx2(view, a);
-#endif
-    default:
-      return kernels::inverse_portable(view, a);
-  }
+  kernels_for<Word>(n_, modulus_.q, isa).inverse(view, a);
 }
 
 template <class Word>
@@ -165,23 +132,7 @@ void Ntt<Word>::prepare(const Word* b, Word* prepared) const {
 template <class Word>
 void Ntt<Word>::multiply(const Word* a, const Word* prepared, Word* out, math::Isa isa) const {
   const Word q = static_cast<Word>(modulus_.q);
-  switch (kernel_path<Word>(n_, modulus_.q, isa)) {
-#if defined(PRIVTUNER_HAVE_AVX512IFMA)
-    case math::Isa::avx512ifma:
-      if constexpr (sizeof(Word) == 8) return kernels::multiply_avx512ifma(n_, q, a, prepared, prepared + n_, out);
-      [[fallthrough]];
-#endif
-#if defined(PRIVTUNER_HAVE_AVX512)
-    case math::Isa::avx512:
-      return kernels::multiply_avx512(n_, q, a, prepared, prepared + n_, out);
-#endif
-#if defined(PRIVTUNER_HAVE_AVX2)
-    case math::Isa::avx2:
-      return kernels::multiply_avx2(n_, q, a, prepared, prepared + n_, out);
-#endif
-    default:
-      return kernels::multiply_portable(n_, q, a, prepared, prepared + n_, out);
-  }
+  kernels_for<Word>(n_, modulus_.q, isa).multiply(n_, q, a, prepared, prepared + n_, out);
 }
 
 template class Ntt<std::uint32_t>;

@@ -5,15 +5,15 @@
 // registers (a permutation brings the two halves of every butterfly to the same lane of two registers), then across
 // the block. The other stages run two per pass over memory.
 //
-// A Lanes type gives: Word, Vec, Factor; kLanes words in a Vec, kBlock, kPairStages = log2(2 kLanes); load, store,
-// broadcast; spread<stage> (the factors of the kLanes butterflies of a pair, in the order split<stage> puts them);
-// split<stage> before stage `stage` of the inverse, split<kPairStages> after the last one; join<stage> undoes
-// split<stage>; forward_butterfly, inverse_butterfly, inverse_last; forward_finish to [0, q).
+// A Lanes type (ntt_lanes.hpp) gives: Word, Vec, Factor; kLanes words in a Vec, kBlock, kPairStages = log2(2 kLanes);
+// load, store, broadcast; spread<stage> (the factors of the kLanes butterflies of a pair, in the order split<stage>
+// puts them); split<stage> before stage `stage` of the inverse, split<kPairStages> after the last one; join<stage>
+// undoes split<stage>; forward_butterfly, inverse_butterfly, inverse_last; forward_finish to [0, q); in_order (the
+// factors of kLanes words in a row) and multiply, to [0, q).
 #pragma once
 
-#include "ntt_kernels.hpp"
-
-#define PRIVTUNER_INLINE inline __attribute__((always_inline))
+#include "kernels.hpp"
+#include "privtuner/math/simd.hpp"
 
 namespace privtuner::ring::kernels {
 namespace {
@@ -96,9 +96,10 @@ PRIVTUNER_INLINE void forward_across(const Lanes& lanes, const View<Lanes>& ntt,
 }
 
 template <class Lanes>
-PRIVTUNER_INLINE void inverse_transform(const View<Lanes>& ntt, typename Lanes::Word* a) {
+void inverse_transform(const View<Lanes>& ntt, typename Lanes::Word* a) {
   using Vec = typename Lanes::Vec;
   constexpr std::size_t kLanes = Lanes::kLanes, kBlockWords = Lanes::kBlock * kLanes;
+  static_assert(2 * kBlockWords <= kVectorMinimum);
   const Lanes lanes(ntt.q);
   for (std::size_t block = 0; block < ntt.n / kBlockWords; ++block) {
     typename Lanes::Word* const x = a + block * kBlockWords;
@@ -167,7 +168,7 @@ PRIVTUNER_INLINE void inverse_transform(const View<Lanes>& ntt, typename Lanes::
 }
 
 template <class Lanes>
-PRIVTUNER_INLINE void forward_transform(const View<Lanes>& ntt, typename Lanes::Word* a) {
+void forward_transform(const View<Lanes>& ntt, typename Lanes::Word* a) {
   using Vec = typename Lanes::Vec;
   constexpr std::size_t kLanes = Lanes::kLanes, kBlockWords = Lanes::kBlock * kLanes;
   const Lanes lanes(ntt.q);
@@ -216,6 +217,19 @@ PRIVTUNER_INLINE void forward_transform(const View<Lanes>& ntt, typename Lanes::
     for (std::size_t i = 0; i < Lanes::kBlock; ++i) Lanes::store(x + i * kLanes, lanes.forward_finish(z[i]));
   }
 }
+
+template <class Lanes>
+void multiply_words(std::size_t n, typename Lanes::Word q, const typename Lanes::Word* a, const typename Lanes::Word* b,
+                    const typename Lanes::Word* b_companion, typename Lanes::Word* out) {
+  const Lanes lanes(q);
+  for (std::size_t i = 0; i < n; i += Lanes::kLanes) {
+    Lanes::store(out + i, lanes.multiply(Lanes::load(a + i), Lanes::in_order(b + i, b_companion + i)));
+  }
+}
+
+template <class Lanes>
+constexpr NttKernels<typename Lanes::Word> kNttKernels = {&forward_transform<Lanes>, &inverse_transform<Lanes>,
+                                                          &multiply_words<Lanes>};
 
 }  // namespace
 }  // namespace privtuner::ring::kernels

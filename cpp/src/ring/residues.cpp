@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "residues_kernels.hpp"
+#include "kernels.hpp"
 
 namespace privtuner::ring {
 namespace {
@@ -31,25 +31,7 @@ void check_terms(std::size_t terms) {
   }
 }
 
-const kernels::ResidueKernels& kernels_for(math::Isa isa) {
-  switch (isa) {
-#if defined(PRIVTUNER_HAVE_AVX512IFMA)
-    case math::Isa::amx:
-    case math::Isa::avx512ifma:
-      return kernels::residues_avx512ifma();
-#endif
-#if defined(PRIVTUNER_HAVE_AVX512)
-    case math::Isa::avx512:
-      return kernels::residues_avx512();
-#endif
-#if defined(PRIVTUNER_HAVE_AVX2)
-    case math::Isa::avx2:
-      return kernels::residues_avx2();
-#endif
-    default:
-      return kernels::residues_portable();
-  }
-}
+const kernels::ResidueKernels& kernels_for(math::Isa isa) { return kernels::kernels_of(isa).residues; }
 
 }  // namespace
 

@@ -1,15 +1,13 @@
 // The loops over residue rows, for any register width. Included by the kernels' files alone: everything has internal
 // linkage, because each file compiles it for another instruction set.
 //
-// A Lanes type, built from a Row, gives: Vec, kLanes words in a Vec, Real (as many doubles); load, store, all;
-// add_if_negative from [-q, q); real of words below 2^52, all_real, floor_words; a Factor made by factor(w), the
+// A Lanes type, built from a Row, is an Ops type (simd.hpp) that also gives: q; a Factor made by factor(w), the
 // products multiply, multiply_scalar, subtract_multiply, and reduce; sums of products: Sum, kGroup terms at most
 // between two fold, add_product, a Weight made by weight(w), add_weighted, finish.
 #pragma once
 
-#include "residues_kernels.hpp"
-
-#define PRIVTUNER_INLINE inline __attribute__((always_inline))
+#include "kernels.hpp"
+#include "privtuner/math/simd.hpp"
 
 namespace privtuner::ring::kernels {
 namespace {
@@ -20,14 +18,15 @@ template <class Lanes>
 struct ResidueLoops {
   using Vec = typename Lanes::Vec;
   using Sum = typename Lanes::Sum;
-  static constexpr std::size_t kLanes = Lanes::kLanes;
+  static constexpr std::size_t kLanes = Lanes::kBytes / 8;
 
   static PRIVTUNER_INLINE Vec load(const std::uint64_t* p) { return Lanes::load(p); }
 
   static void add(const Row& row, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, std::size_t n) {
     const Lanes lanes(row);
     for (std::size_t i = 0; i < n; i += kLanes) {
-      Lanes::store(out + i, lanes.add_if_negative(Lanes::sub(Lanes::add(load(a + i), load(b + i)), lanes.q)));
+      Lanes::store(out + i,
+                   Lanes::add_if_negative64(Lanes::sub64(Lanes::add64(load(a + i), load(b + i)), lanes.q), lanes.q));
     }
   }
 
@@ -35,15 +34,15 @@ struct ResidueLoops {
                        std::size_t n) {
     const Lanes lanes(row);
     for (std::size_t i = 0; i < n; i += kLanes) {
-      Lanes::store(out + i, lanes.add_if_negative(Lanes::sub(load(a + i), load(b + i))));
+      Lanes::store(out + i, Lanes::add_if_negative64(Lanes::sub64(load(a + i), load(b + i)), lanes.q));
     }
   }
 
   static void negate(const Row& row, const std::uint64_t* a, std::uint64_t* out, std::size_t n) {
     const Lanes lanes(row);
-    const Vec zero = Lanes::all(0);
+    const Vec zero = Lanes::all64(0);
     for (std::size_t i = 0; i < n; i += kLanes) {
-      Lanes::store(out + i, lanes.add_if_negative(Lanes::sub(zero, load(a + i))));
+      Lanes::store(out + i, Lanes::add_if_negative64(Lanes::sub64(zero, load(a + i)), lanes.q));
     }
   }
 
@@ -71,9 +70,9 @@ struct ResidueLoops {
 
   static void add_scalar(const Row& row, const std::uint64_t* a, std::uint64_t w, std::uint64_t* out, std::size_t n) {
     const Lanes lanes(row);
-    const Vec shift = Lanes::all(w - row.q);
+    const Vec shift = Lanes::all64(w - row.q);
     for (std::size_t i = 0; i < n; i += kLanes) {
-      Lanes::store(out + i, lanes.add_if_negative(Lanes::add(load(a + i), shift)));
+      Lanes::store(out + i, Lanes::add_if_negative64(Lanes::add64(load(a + i), shift), lanes.q));
     }
   }
 

@@ -1,5 +1,5 @@
 // Products modulo q < 2^50 through doubles, for processors without integer products of 52-bit words. Included by the
-// kernels' files alone; internal linkage. Words gives the operations on words and doubles.
+// kernels' files alone; internal linkage.
 //
 // Why this is exact. Let p = x y with |x| < 2^52, |y| <= 2^50 integers and |p / q| < 2^51 - 1. Then h = round(p),
 // l = p - h is a double (fma computes it), |l| < 2^48, and both are integers. inverse is 1/q with an error of 2^-53 of
@@ -19,13 +19,10 @@
 namespace privtuner::ring::kernels {
 namespace {
 
-// Adding the shift leaves an integer below 2^51, or the integer next to a number, in the low bits of the sum.
-constexpr double kTwo52 = 4503599627370496.0, kRoundingShift = 1.5 * kTwo52;
-
-template <class Words>
-struct RealLanes : Words {
-  using Vec = typename Words::Vec;
-  using Real = typename Words::Real;
+template <class Ops>
+struct RealLanes : Ops {
+  using Vec = typename Ops::Vec;
+  using Real = typename Ops::Real;
   using Factor = Real;
   using Weight = Real;
   using Sum = Real;
@@ -35,43 +32,40 @@ struct RealLanes : Words {
   Real q_real, inverse, shift;
   std::int64_t modulus;
   explicit RealLanes(const Row& row)
-      : q(Words::all(row.q)),
-        q_real(Words::all_real(static_cast<double>(row.q))),
-        inverse(Words::all_real(row.inverse)),
-        shift(Words::all_real(kRoundingShift)),
+      : q(Ops::all64(row.q)),
+        q_real(Ops::all_real(static_cast<double>(row.q))),
+        inverse(Ops::all_real(row.inverse)),
+        shift(Ops::all_real(simd::kRoundingShift)),
         modulus(static_cast<std::int64_t>(row.q)) {}
 
-  PRIVTUNER_INLINE Vec add_if_negative(Vec x) const { return Words::add_if_negative(x, q); }
   // x less q times the integer next to x / q.
   PRIVTUNER_INLINE Real remainder(Real x) const {
-    const Real quotient = Words::sub(Words::fma(x, inverse, shift), shift);
-    return Words::fnma(quotient, q_real, x);
+    const Real quotient = Ops::sub(Ops::fma(x, inverse, shift), shift);
+    return Ops::fnma(quotient, q_real, x);
   }
   PRIVTUNER_INLINE Real product(Real x, Real y) const {
-    const Real high = Words::mul(x, y), low = Words::fms(x, y, high);
-    return Words::add(remainder(high), low);
+    const Real high = Ops::mul(x, y), low = Ops::fms(x, y, high);
+    return Ops::add(remainder(high), low);
   }
-  PRIVTUNER_INLINE Vec canonical(Real r) const { return add_if_negative(Words::signed_words(r)); }
+  PRIVTUNER_INLINE Vec canonical(Real r) const { return Ops::add_if_negative64(Ops::signed_words(r), q); }
 
-  PRIVTUNER_INLINE Vec multiply(Vec a, Vec b) const { return canonical(product(Words::real(a), Words::real(b))); }
-  PRIVTUNER_INLINE Factor factor(std::uint64_t w) const { return Words::all_real(static_cast<double>(w)); }
-  PRIVTUNER_INLINE Vec multiply_scalar(Vec a, Factor w) const { return canonical(product(Words::real(a), w)); }
+  PRIVTUNER_INLINE Vec multiply(Vec a, Vec b) const { return canonical(product(Ops::real(a), Ops::real(b))); }
+  PRIVTUNER_INLINE Factor factor(std::uint64_t w) const { return Ops::all_real(static_cast<double>(w)); }
+  PRIVTUNER_INLINE Vec multiply_scalar(Vec a, Factor w) const { return canonical(product(Ops::real(a), w)); }
   PRIVTUNER_INLINE Vec subtract_multiply(Vec a, Vec b, Factor w) const {
-    return canonical(product(Words::sub(Words::real(a), Words::real(b)), w));
+    return canonical(product(Ops::sub(Ops::real(a), Ops::real(b)), w));
   }
-  PRIVTUNER_INLINE Vec reduce(Vec a) const { return canonical(remainder(Words::real(a))); }
+  PRIVTUNER_INLINE Vec reduce(Vec a) const { return canonical(remainder(Ops::real(a))); }
 
-  static PRIVTUNER_INLINE Sum zero_sum() { return Words::all_real(0.0); }
+  static PRIVTUNER_INLINE Sum zero_sum() { return Ops::all_real(0.0); }
   PRIVTUNER_INLINE void add_product(Sum& sum, Vec a, Vec b) const {
-    sum = Words::add(sum, product(Words::real(a), Words::real(b)));
+    sum = Ops::add(sum, product(Ops::real(a), Ops::real(b)));
   }
   PRIVTUNER_INLINE Weight weight(std::uint64_t w) const {
     const auto x = static_cast<std::int64_t>(w);
-    return Words::all_real(static_cast<double>(x - (modulus & ((modulus - 2 * x) >> 63))));  // centred
+    return Ops::all_real(static_cast<double>(x - (modulus & ((modulus - 2 * x) >> 63))));  // centred
   }
-  PRIVTUNER_INLINE void add_weighted(Sum& sum, Vec a, Weight w) const {
-    sum = Words::add(sum, product(Words::real(a), w));
-  }
+  PRIVTUNER_INLINE void add_weighted(Sum& sum, Vec a, Weight w) const { sum = Ops::add(sum, product(Ops::real(a), w)); }
   PRIVTUNER_INLINE void fold(Sum& sum) const { sum = remainder(sum); }
   PRIVTUNER_INLINE Vec finish(Sum sum, std::size_t) const { return canonical(sum); }  // folded: |sum| < 0.51 q
 };

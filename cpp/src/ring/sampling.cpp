@@ -8,9 +8,9 @@
 
 #include <sys/random.h>
 
+#include "kernels.hpp"
 #include "privtuner/math/memory.hpp"
 #include "privtuner/ring/chacha20.hpp"
-#include "sampling_kernels.hpp"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "the samplers read keystream words in place: a little-endian processor is needed"
@@ -88,31 +88,14 @@ class Replacements {
   Word words_[kWords] = {};
 };
 
-template <class Word>
-std::size_t first_rejected_portable(Word* words, std::size_t begin, std::size_t n, Word mask, Word q) {
-  for (std::size_t i = begin; i < n; ++i) {
-    words[i] &= mask;
-    if (words[i] >= q) return i;
-  }
-  return n;
+std::size_t first_rejected(const kernels::SamplingKernels& kernels, std::uint32_t* words, std::size_t begin,
+                           std::size_t n, std::uint32_t mask, std::uint32_t q) {
+  return kernels.first_rejected32(words, begin, n, mask, q);
 }
 
-template <class Word>
-std::size_t first_rejected(Word* words, std::size_t begin, std::size_t n, Word mask, Word q, math::Isa isa) {
-  switch (isa) {
-#if defined(PRIVTUNER_HAVE_AVX512)
-    case math::Isa::amx:
-    case math::Isa::avx512ifma:
-    case math::Isa::avx512:
-      return kernels::first_rejected_avx512(words, begin, n, mask, q);
-#endif
-#if defined(PRIVTUNER_HAVE_AVX2)
-    case math::Isa::avx2:
-      return kernels::first_rejected_avx2(words, begin, n, mask, q);
-#endif
-    default:
-      return first_rejected_portable(words, begin, n, mask, q);
-  }
+std::size_t first_rejected(const kernels::SamplingKernels& kernels, std::uint64_t* words, std::size_t begin,
+                           std::size_t n, std::uint64_t mask, std::uint64_t q) {
+  return kernels.first_rejected64(words, begin, n, mask, q);
 }
 
 template <class Word>
@@ -122,47 +105,12 @@ void uniform(const Seed& seed, Stream stream, Word q, Word* out, std::size_t n, 
   Word mask = q;
   for (std::size_t shift = 1; shift < 8 * sizeof(Word); shift *= 2) mask = static_cast<Word>(mask | mask >> shift);
 
+  const kernels::SamplingKernels& kernels = kernels::kernels_of(isa).sampling;
   const Keystream keystream(seed, stream, isa);
   keystream.prefix(out, n * sizeof(Word));
   Replacements<Word> replacements(keystream, blocks_for(n * sizeof(Word)));
-  for (std::size_t i = 0; (i = first_rejected(out, i, n, mask, q, isa)) < n; ++i) {
+  for (std::size_t i = 0; (i = first_rejected(kernels, out, i, n, mask, q)) < n; ++i) {
     out[i] = static_cast<Word>(replacements.next([=](Word word) { return (word & mask) < q; }) & mask);
-  }
-}
-
-// Without a table: the words are secret.
-std::uint32_t population_count(std::uint32_t x) {
-  x -= (x >> 1) & 0x55555555;
-  x = (x & 0x33333333) + ((x >> 2) & 0x33333333);
-  return (((x + (x >> 4)) & 0x0f0f0f0f) * 0x01010101) >> 24;
-}
-
-void binomial_portable(const std::uint32_t* words, std::int8_t* out, std::size_t groups) {
-  for (; groups != 0; --groups, words += kernels::kBinomialWords) {
-    for (int part = 0; part < 3; ++part) {
-      for (int lane = 0; lane < 16; ++lane) {
-        const std::uint32_t bits32 = words[16 * part + lane], bits10 = words[48 + lane] & (0x3ffu << (10 * part));
-        *out++ = static_cast<std::int8_t>(static_cast<int>(population_count(bits32) + population_count(bits10)) -
-                                          kBinomialEta);
-      }
-    }
-  }
-}
-
-void binomial(const std::uint32_t* words, std::int8_t* out, std::size_t groups, math::Isa isa) {
-  switch (isa) {
-#if defined(PRIVTUNER_HAVE_AVX512)
-    case math::Isa::amx:
-    case math::Isa::avx512ifma:
-    case math::Isa::avx512:
-      return kernels::binomial_avx512(words, out, groups);
-#endif
-#if defined(PRIVTUNER_HAVE_AVX2)
-    case math::Isa::avx2:
-      return kernels::binomial_avx2(words, out, groups);
-#endif
-    default:
-      return binomial_portable(words, out, groups);
   }
 }
 
@@ -218,6 +166,7 @@ void sample_binomial(const Seed& seed, Stream stream, std::int8_t* out, std::siz
   check_count(n);
   constexpr std::size_t kGroups = 16;  // at once: 4 KiB of keystream
   constexpr std::size_t kGroupBlocks = kernels::kBinomialWords * sizeof(std::uint32_t) / kChaChaBlock;
+  const auto binomial = kernels::kernels_of(isa).sampling.binomial;
   const Keystream keystream(seed, stream, isa);
   std::uint32_t words[kGroups * kernels::kBinomialWords];
   std::int8_t last[kernels::kBinomialGroup];
@@ -226,9 +175,9 @@ void sample_binomial(const Seed& seed, Stream stream, std::int8_t* out, std::siz
     const std::size_t rest = whole < kGroups ? n - whole * kernels::kBinomialGroup : 0;  // below a group, or left over
     const std::size_t groups = whole + (rest != 0);
     keystream.blocks(block, words, groups * kGroupBlocks);
-    binomial(words, out, whole, isa);
+    binomial(words, out, whole);
     if (rest != 0) {
-      binomial(words + whole * kernels::kBinomialWords, last, 1, isa);
+      binomial(words + whole * kernels::kBinomialWords, last, 1);
       std::memcpy(out + whole * kernels::kBinomialGroup, last, rest);
     }
     block += groups * kGroupBlocks;

@@ -15,14 +15,15 @@ constexpr char kMagic[4] = {'P', 'V', 'T', 'N'};
 constexpr std::size_t kChecksumAt = kHeadBytes - sizeof(std::uint64_t);
 constexpr std::size_t kLong = std::size_t{4} << 20;  // bytes of a body that is worth threads
 
-void require(bool condition, const std::string& text) {
-  if (!condition) throw MessageError(text);
-}
-
 std::string text_of(Kind kind) {
   std::string text = name(kind);
   std::replace(text.begin(), text.end(), '_', ' ');
   return text;
+}
+
+// `expected` is null where any kind is.
+[[noreturn]] void refuse(const Kind* expected, const std::string& text) {
+  throw MessageError((expected != nullptr ? text_of(*expected) : "message") + text);
 }
 
 // Fewer threads than parts would read the body several times each.
@@ -78,18 +79,21 @@ std::uint64_t checksum(const std::uint8_t* message, std::size_t size, const Read
   return sum.value();
 }
 
-// Reads a head; `what` names the message that is expected.
-Head read_head(const std::string& what, const std::uint8_t* data, std::size_t size) {
-  require(size >= kHeadBytes, what + " of " + std::to_string(size) + " bytes is shorter than its head of " +
-                                  std::to_string(kHeadBytes) + " bytes: truncated?");
-  require(std::memcmp(data, kMagic, sizeof(kMagic)) == 0, what + ": not a privtuner message");
+Head read_head(const Kind* expected, const std::uint8_t* data, std::size_t size) {
+  if (size < kHeadBytes) {
+    refuse(expected, " of " + std::to_string(size) + " bytes is shorter than its head of " +
+                         std::to_string(kHeadBytes) + " bytes: truncated?");
+  }
+  if (std::memcmp(data, kMagic, sizeof(kMagic)) != 0) refuse(expected, ": not a privtuner message");
   Reader in(data + sizeof(kMagic));
   const auto version = in.get<std::uint16_t>();
-  require(version == kVersion, what + ": wire version " + std::to_string(version) + ", this build speaks version " +
-                                   std::to_string(kVersion) + ": install the same privtuner on both sides");
+  if (version != kVersion) {
+    refuse(expected, ": wire version " + std::to_string(version) + ", this build speaks version " +
+                         std::to_string(kVersion) + ": install the same privtuner on both sides");
+  }
   const auto kind = in.get<std::uint8_t>(), direction = in.get<std::uint8_t>();
-  require(kind >= 1 && kind <= kKindNames.size(), what + ": unknown kind " + std::to_string(kind));
-  require(direction < kDirectionNames.size(), what + ": unknown direction " + std::to_string(direction));
+  if (kind < 1 || kind > kKindNames.size()) refuse(expected, ": unknown kind " + std::to_string(kind));
+  if (direction >= kDirectionNames.size()) refuse(expected, ": unknown direction " + std::to_string(direction));
   Head head{static_cast<Kind>(kind), static_cast<Direction>(direction)};
   head.parameters = in.get<std::uint64_t>();
   head.subject = in.get<Id>();
@@ -97,27 +101,31 @@ Head read_head(const std::string& what, const std::uint8_t* data, std::size_t si
   head.tokens = in.get<std::uint32_t>();
   head.features = in.get<std::uint32_t>();
   head.length = in.get<std::uint64_t>();
-  require(head.length <= size - kHeadBytes, what + ": announces " + std::to_string(head.length) +
-                                                " bytes after its head, only " + std::to_string(size - kHeadBytes) +
-                                                " are here: truncated?");
+  if (head.length > size - kHeadBytes) {
+    refuse(expected, ": announces " + std::to_string(head.length) + " bytes after its head, only " +
+                         std::to_string(size - kHeadBytes) + " are here: truncated?");
+  }
   return head;
 }
 
 Head read(Kind kind, const std::uint8_t* data, std::size_t size, bool alone, const Reading& reading) {
-  const std::string what = text_of(kind);
-  const Head head = read_head(what, data, size);
-  require(head.kind == kind, "expected a message of kind " + what + ", got " + text_of(head.kind));
-  require(!alone || head.message_bytes() == size,
-          what + ": " + std::to_string(size - head.message_bytes()) + " bytes too many");
+  const Head head = read_head(&kind, data, size);
+  if (head.kind != kind) {
+    throw MessageError("expected a message of kind " + text_of(kind) + ", got " + text_of(head.kind));
+  }
+  if (alone && head.message_bytes() != size) {
+    refuse(&kind, ": " + std::to_string(size - head.message_bytes()) + " bytes too many");
+  }
   Reader sum(data + kChecksumAt);
-  require(sum.get<std::uint64_t>() == checksum(data, head.message_bytes(), reading),
-          what + ": checksum mismatch: the message was changed on its way");
+  if (sum.get<std::uint64_t>() != checksum(data, head.message_bytes(), reading)) {
+    refuse(&kind, ": checksum mismatch: the message was changed on its way");
+  }
   return head;
 }
 
 }  // namespace
 
-Head peek(const std::uint8_t* data, std::size_t size) { return read_head("message", data, size); }
+Head peek(const std::uint8_t* data, std::size_t size) { return read_head(nullptr, data, size); }
 
 void seal(const Head& head, std::uint8_t* message, std::size_t size) {
   Writer out(message);

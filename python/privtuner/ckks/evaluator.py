@@ -124,12 +124,23 @@ class Evaluator:
         level: int | None = None,
         scale: npt.ArrayLike | None = None,
         public_key: bool = False,
+        noise: float | None = None,
     ) -> EncryptedTensor:
-        """A fresh tensor without ciphertexts, for dry runs."""
+        """A tensor without ciphertexts, for dry runs, or to say what to expect (`EncryptedTensor.from_bytes`).
+
+        Args:
+            tokens: rows of the tensor, at most ``slots``.
+            features: its columns.
+            bound: as that of `SecretKey.encrypt`.
+            level: as there.
+            scale: as there.
+            public_key: as encrypted with the public key.
+            noise: standard deviation of the slots' errors, of something computed; None for a fresh encryption's.
+        """
         if not 1 <= tokens <= self.slots:
             raise CkksError(f"{tokens} tokens do not fit the {self.slots} slots of {self.parameters.name}")
         at = self.parameters.depth if level is None else level
-        return self._wrap(self._core.planned(tokens, features, at, bound, as_scales(scale), public_key))
+        return self._wrap(self._core.planned(tokens, features, at, bound, as_scales(scale), public_key, noise))
 
     def upload(self, x: EncryptedTensor) -> EncryptedTensor:
         """What this evaluator computes on: the tensor itself. Evaluators of other devices copy it there."""

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
-from ..copies import Immutable
-from .parameters import BytesLike, Parameters
+from privtuner import _core, wire
+from privtuner.ckks.parameters import BytesLike, Parameters
+from privtuner.copies import Immutable
 
 __all__ = ["Budget", "EncryptedTensor"]
 
@@ -54,6 +54,11 @@ class EncryptedTensor(Immutable):
         return self._core.scale
 
     @property
+    def noise(self) -> npt.NDArray[np.float64]:
+        """float64 (features,): predicted standard deviation of the slots' errors."""
+        return self._core.noise
+
+    @property
     def message_bytes(self) -> int:
         """Length of ``to_bytes()``: a fresh tensor carries a 32-byte seed instead of half of its words."""
         return self._core.message_bytes
@@ -73,7 +78,10 @@ class EncryptedTensor(Immutable):
         return self._core.residues(limb)
 
     def to_bytes(self) -> bytes:
-        """Serialise, with a version, a parameter hash, lengths and a checksum.
+        """Serialise for the other side: shape, level and ciphertexts.
+
+        Scale, bound and predicted error stay here: the reader knows them from its own plan of the circuit, and of a
+        circuit with secret weights they would tell the weights. To keep a tensor for yourself, pickle it.
 
         Raises:
             CkksError: the tensor is a planned one.
@@ -81,16 +89,35 @@ class EncryptedTensor(Immutable):
         return self._core.to_bytes()
 
     @classmethod
-    def from_bytes(cls, parameters: Parameters, data: BytesLike) -> EncryptedTensor:
+    def from_bytes(
+        cls, parameters: Parameters, data: BytesLike, expected: EncryptedTensor | None = None
+    ) -> EncryptedTensor:
         """Read what `to_bytes` wrote.
 
+        Args:
+            parameters: of the ciphertexts.
+            data: the message.
+            expected: a planned tensor, of `Evaluator.planned` or `Plan.outputs`: shape and level of the message must be
+                its, and the tensor read has its scale, bound and predicted error. None for what `SecretKey.encrypt`
+                makes by default, of any shape.
+
         Raises:
-            MessageError: malformed, truncated, corrupted, of another version, or of other parameters.
+            MessageError: malformed, truncated, corrupted, of another version, of other parameters, or not as expected.
+            CkksError: ``expected`` is no planned tensor, or of other parameters.
         """
-        return cls(_core.CkksTensor.from_bytes(parameters._core, data), parameters)
+        core = None if expected is None else expected._core
+        return cls(_core.CkksTensor.from_bytes(parameters._core, data, core), parameters)
+
+    @classmethod
+    def _restore(cls, parameters: Parameters, data: bytes, level: int, bound: float, *rows: bytes) -> EncryptedTensor:
+        scale, noise, shared = (np.frombuffer(row) for row in rows)
+        head = wire.peek(data)
+        planned = _core.CkksTensor.plan(parameters._core, head.tokens, level, bound, scale, noise, shared)
+        return cls(_core.CkksTensor.from_bytes(parameters._core, data, planned), parameters)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (EncryptedTensor.from_bytes, (self.parameters, self.to_bytes()))
+        rows = (row.tobytes() for row in (self._core.scale, self._core.noise, self._core.shared))
+        return (EncryptedTensor._restore, (self.parameters, self.to_bytes(), self.level, self.bound, *rows))
 
     def __repr__(self) -> str:
         kind = "planned" if self.planned else "encrypted"

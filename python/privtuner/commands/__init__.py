@@ -1,1 +1,21 @@
-"""The commands, a file each: `add` declares its arguments, `run` does the work and returns the exit status."""
+"""The commands of ``privtuner``, one module each: ``add(parser)`` declares its options, ``run(arguments)`` does it.
+
+A module is imported when its command is called. A new command is a module and a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["COMMANDS"]
+
+COMMANDS: Mapping[str, str] = {
+    "serve": "hold a model's frozen weights and compute on encrypted activations",
+    "train": "fine-tune a text classifier through a server, or in the clear",
+    "allocate": "share bandwidth, power and processors among devices",
+    "wireless-study": "compare the methods of allocation along every parameter",
+    "calibrate": "measure what the parameter sets cost on this machine",
+    "info": "what this installation can do",
+    "demo": "fine-tune MiniLM plain and encrypted, and compare",
+}
+"""Name -> what the list of commands says of it. ``wireless-study`` is in the module ``wireless_study``."""

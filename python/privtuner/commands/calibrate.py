@@ -4,42 +4,30 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from privtuner.commands.common import Progress
 from privtuner.paths import ensure_writable_file
 
-__all__ = ["add"]
+__all__ = ["add", "run"]
 
 
-def add(commands: Any) -> None:
-    """Declare the command."""
-    calibrate = commands.add_parser(
-        "calibrate",
-        help="measure what the parameter sets cost on this machine",
-        description="Measure what encryption costs on this machine with each parameter set, some minutes long, for "
-        "'privtuner allocate --tiers FILE'. A sample is a text that goes through the frozen layers and back.",
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = (
+        "Measure what encryption costs on this machine with each parameter set, some minutes long, for "
+        "'privtuner allocate --tiers FILE'. A sample is a text that goes through the frozen layers and back."
     )
-    calibrate.add_argument("--out", required=True, metavar="FILE", help="table of tiers to write, .toml or .json")
-    calibrate.add_argument(
-        "--frequency", type=float, metavar="HZ", help="the processor's (default: what the system says)"
-    )
-    calibrate.add_argument(
-        "--width", type=int, default=384, metavar="N", help="features of a layer (default %(default)s)"
-    )
-    calibrate.add_argument(
+    parser.add_argument("--out", required=True, metavar="FILE", help="table of tiers to write, .toml or .json")
+    parser.add_argument("--frequency", type=float, metavar="HZ", help="the processor's (default: what the system says)")
+    parser.add_argument("--width", type=int, default=384, metavar="N", help="features of a layer (default %(default)s)")
+    parser.add_argument(
         "--layers", type=int, default=1, metavar="N", help="frozen layers of a sample (default %(default)s)"
     )
-    calibrate.add_argument(
-        "--tokens", type=int, default=16, metavar="N", help="tokens of a sample (default %(default)s)"
-    )
-    calibrate.add_argument(
-        "--batch", type=int, default=128, metavar="N", help="samples a request (default %(default)s)"
-    )
-    calibrate.add_argument(
+    parser.add_argument("--tokens", type=int, default=16, metavar="N", help="tokens of a sample (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=128, metavar="N", help="samples a request (default %(default)s)")
+    parser.add_argument(
         "--runs", type=int, default=3, metavar="N", help="runs of which the median counts (default %(default)s)"
     )
-    calibrate.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,12 +8,12 @@ import shutil
 import sys
 import time
 
-import privtuner
+from privtuner import system
 
 __all__ = [
     "Progress",
     "about",
-    "add_engine",
+    "add_scheme",
     "add_threads",
     "quiet_transformers",
     "report_sealed",
@@ -27,9 +27,13 @@ _SILENCE_SECONDS = 300.0
 _WIPE = "\r\x1b[K"
 
 
-def add_engine(parser: argparse.ArgumentParser, text: str) -> None:
-    """Declare ``--engine`` with its help text."""
-    parser.add_argument("--engine", choices=["native", "openfhe"], default="native", help=text)
+def add_scheme(parser: argparse.ArgumentParser, text: str) -> None:
+    """Declare ``--scheme``, of which ``text`` says what it decides."""
+    from privtuner.schemes import SCHEMES
+
+    default = next(iter(SCHEMES))
+    known = "; ".join(f"{name} ({scheme.carries})" for name, scheme in SCHEMES.items())
+    parser.add_argument("--scheme", choices=SCHEMES, default=default, help=f"{text}: {known}; default {default}")
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +44,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 def set_threads(threads: int | None) -> None:
     """Limit the threads of the core and of PyTorch; None leaves them."""
     if threads is not None:
-        privtuner.set_num_threads(threads)
+        system.set_num_threads(threads)
         import torch
 
         torch.set_num_threads(threads)

@@ -3,71 +3,74 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from privtuner.commands.common import Progress, add_engine, add_threads, quiet_transformers, say, set_threads
+from privtuner.commands.common import Progress, add_scheme, add_threads, quiet_transformers, say, set_threads
 from privtuner.commands.stop import Stop, Stopped
 from privtuner.errors import InputError
 from privtuner.linear import PRESETS
 
-__all__ = ["add"]
+__all__ = ["add", "run"]
 
 
-def add(commands: Any) -> None:
-    """Declare the command."""
-    serve = commands.add_parser(
-        "serve",
-        help="hold a model's frozen weights and compute on encrypted activations",
-        description="Hold a model's frozen weights and compute on encrypted activations, until Ctrl-C. Runs where the "
-        "weights are; 'privtuner train --server' runs where the data is.",
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = (
+        "Hold a model's frozen weights and compute on encrypted activations, until Ctrl-C. Runs where the "
+        "weights are; 'privtuner train --server' runs where the data is."
     )
-    serve.add_argument("--model", required=True, metavar="DIR", help="model directory, as save_pretrained writes it")
-    serve.add_argument(
+    parser.add_argument("--model", required=True, metavar="DIR", help="model directory, as save_pretrained writes it")
+    parser.add_argument(
         "--port", type=int, default=50051, metavar="N", help="TCP port, 0 for a free one (default %(default)s)"
     )
-    serve.add_argument(
+    parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default %(default)s)"
     )
-    serve.add_argument(
+    parser.add_argument(
         "--preset",
         choices=PRESETS,
         default="linear-w8",
         metavar="P",
         help="linear-w8 (default) or linear-w16: weights of 8 bits, or 16",
     )
-    serve.add_argument(
+    parser.add_argument(
         "--allow-plaintext",
         action="store_true",
         help="listen on an address that other machines can reach, without TLS or authentication",
     )
-    serve.add_argument(
+    parser.add_argument(
         "--seal",
         choices=["mlp"],
         help="evaluate the feed-forward blocks whole on ciphertexts, biases and activation included: data owners see "
         "none of their linear maps. Slow: minutes a block",
     )
-    add_engine(serve, "which requests to answer: native (default), or openfhe, for which only owners need OpenFHE")
-    serve.add_argument(
+    add_scheme(parser, "what requests carry")
+    parser.add_argument(
         "--device",
         default="cpu",
         metavar="D",
         help="what computes: cpu (default), cuda for every GPU, cuda:1, or cuda:0,cuda:1; owners need not know",
     )
-    serve.add_argument(
+    parser.add_argument(
         "--device-memory", type=float, metavar="GIB", help="most memory to take on each GPU (default: all that is free)"
     )
-    add_threads(serve)
-    serve.set_defaults(run=run)
+    parser.add_argument(
+        "--ready-json",
+        action="store_true",
+        help="for programs: once the server is ready, print a line of JSON (address, model, layers, scheme, preset) in "
+        "place of the sentence",
+    )
+    add_threads(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
     import logging
 
-    from privtuner.schemes import server_of
+    from privtuner.schemes import scheme
     from privtuner.service import Server
     from privtuner.service.server import ensure_free
 
@@ -75,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     # What needs no model should show before one is loaded: address, GPU.
     ensure_free(arguments.host, arguments.port, arguments.allow_plaintext)
     set_threads(arguments.threads)
-    engine = server_of(arguments.engine, arguments.device, _memory_bytes(arguments))
+    answering = scheme(arguments.scheme).server(arguments.device, _memory_bytes(arguments))
 
     from privtuner.nn import split_pretrained
 
@@ -89,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         host=arguments.host,
         port=arguments.port,
         name=name,
-        engine=engine,
+        server=answering,
         allow_plaintext=arguments.allow_plaintext,
     )
     stop: Stop = arguments.stop
@@ -99,7 +102,11 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"{server.hello['sealed']} feed-forward blocks are sealed; each takes minutes a request, one at a time")
         for device, held in server.placement.items():
             say(f"{device} holds {held / 1e6:,.0f} MB of layers")
-        print(f"privtuner: serving {name}, {layers} layers, at {server.address}; Ctrl-C stops", flush=True)
+        if arguments.ready_json:
+            told = {key: server.hello[key] for key in ("model", "layers", "scheme", "preset")}
+            print(json.dumps({"address": server.address, **told}), flush=True)
+        else:
+            print(f"privtuner: serving {name}, {layers} layers, at {server.address}; Ctrl-C stops", flush=True)
         stop.wait()
     total = server.counts().total()
     print(f"privtuner: stopped after {total.requests} requests", flush=True)

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privtuner import linear
+from privtuner.parties import LinearClient
 
 __all__ = ["CpuClient"]
 
 
-class CpuClient:
+class CpuClient(LinearClient):
     """Ring learning with errors with secrets of one request; see :mod:`privtuner.linear`.
 
     Args:
@@ -22,18 +23,17 @@ class CpuClient:
         privtuner.errors.InputError: ``mask_cache_bytes`` is negative.
     """
 
-    name = "native"
-    on_device = False
+    scheme = "linear"
 
     def __init__(self, mask_cache_bytes: int | None = None) -> None:
         self._masks = linear.MaskCache() if mask_cache_bytes is None else linear.MaskCache(mask_cache_bytes)
 
     def encrypt(
-        self, x: NDArray[np.float32], public: linear.Public, direction: linear.Direction
+        self, x: NDArray[np.float32], public: linear.Public, direction: linear.Direction = "forward"
     ) -> tuple[bytes, linear.Secret]:
-        """Encrypt a batch; see :class:`privtuner.schemes.LinearClient`."""
+        """Encrypt a batch; see `privtuner.parties.LinearClient`."""
         return linear.encrypt(x, public, direction=direction, masks=self._masks)
 
     def decrypt(self, blocks: Iterable[linear.BytesLike], secret: linear.Secret) -> NDArray[np.float32]:
-        """Decrypt a reply; see :class:`privtuner.schemes.LinearClient`."""
+        """Decrypt a reply; see `privtuner.parties.LinearClient`."""
         return linear.decrypt(blocks, secret)

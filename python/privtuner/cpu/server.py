@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
-from privtuner import linear
+from privtuner import linear, wire
+from privtuner.linear import BytesLike, Prepared
+from privtuner.parties import BLOCK_BYTES, LinearServer, rows_of
 
 __all__ = ["CpuServer"]
 
 
-class CpuServer:
-    """Byte-plane kernels on the processor; see ``python -m privtuner info`` for the instruction set they chose."""
+class CpuServer(LinearServer):
+    """Byte-plane kernels on the processor; ``privtuner info`` names the instruction set they chose."""
 
-    name = "native"
+    scheme = "linear"
 
-    def hold(self, layers: Mapping[str, Any]) -> Mapping[str, int]:  # noqa: ARG002 - the protocol's signature
-        """Nothing to do: the layers lie in memory already."""
-        return {}
-
-    def close(self) -> None:
-        """Nothing."""
-
-    def gather(self, prepared: Any, parts: Sequence[bytes]) -> bytes:  # noqa: ARG002 - the protocol's signature
-        """A request from its parts; see :class:`privtuner.schemes.LinearServer`."""
-        return b"".join(parts)  # of a single part, the part itself
-
-    def apply_blocks(
-        self, prepared: Any, request: linear.BytesLike, block_rows: int = linear.DEFAULT_BLOCK_ROWS
-    ) -> Iterator[bytes]:
-        """Yield the reply to ``request`` in blocks; see :class:`privtuner.schemes.LinearServer`."""
-        if isinstance(prepared, linear.Prepared):
-            yield from linear.apply_blocks(prepared, request, block_rows=block_rows)
-        else:
-            yield from prepared.answer(request)
+    def answer(self, prepared: Prepared, request: BytesLike, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+        """Yield the reply to ``request`` in blocks; see `privtuner.parties.LinearServer`."""
+        return linear.apply_blocks(prepared, request, rows_of(block_bytes, 4 * wire.peek(request).tokens))

@@ -81,11 +81,14 @@ class Device(Protocol):
 
     Attributes:
         name: "cuda:0" and so on. xp: the array module. multiprocessors: how many blocks run at once, at least.
+        constants: what `constant` uploaded. kept: what a layer above keeps for this device, by the layer's name.
     """
 
     name: str
     xp: Any
     multiprocessors: int
+    constants: dict[tuple[str, tuple[int, ...], bytes], Any]
+    kept: dict[str, Any]
 
     def launch(self, kernel: str, grid: tuple[int, ...], threads: int, *arguments: Any, shared: int = 0) -> None:
         """Run ``kernel`` on ``grid`` blocks of ``threads`` threads, with ``shared`` bytes of dynamic shared memory.
@@ -152,8 +155,7 @@ def constant(device: Device, values: npt.NDArray[Any]) -> Any:
 
     What is large, or one of too many, is uploaded for the current stream alone.
     """
-    kept: dict[tuple[str, tuple[int, ...], bytes], Any] = vars(device).setdefault("_constants", {})
-    key = values.dtype.str, values.shape, values.tobytes()
+    kept, key = device.constants, (values.dtype.str, values.shape, values.tobytes())
     found = kept.get(key)
     if found is not None:
         return found
@@ -275,6 +277,8 @@ class CudaDevice(Stays):
     def __init__(self, cupy: Any, index: int, memory_bytes: int | None = None) -> None:
         self.xp = cupy
         self.name = f"cuda:{index}"
+        self.constants: dict[tuple[str, tuple[int, ...], bytes], Any] = {}
+        self.kept: dict[str, Any] = {}
         self._index = index
         device = self._device()
         major, minor = divmod(int(device.compute_capability), 10)

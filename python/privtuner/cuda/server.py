@@ -1,20 +1,21 @@
-"""The native scheme on GPUs: the same bytes on the wire, so that either side may have one or not."""
+"""The linear scheme on GPUs: the same bytes on the wire, so that either side may have one or not."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from privtuner.ckks import EvaluationKeys, Parameters
 from privtuner.copies import Stays
 from privtuner.cuda import linear as kernels
 from privtuner.cuda.device import Device
 from privtuner.cuda.evaluator import CudaEvaluator
 from privtuner.errors import EngineError, InputError
-from privtuner.linear import DEFAULT_BLOCK_ROWS, BytesLike, Prepared
+from privtuner.linear import BytesLike, Prepared
+from privtuner.parties import BLOCK_BYTES, LinearServer, rows_of
 
 __all__ = ["CudaServer"]
 
@@ -122,8 +123,8 @@ class _Worker:
         return True
 
 
-class CudaServer(Stays):
-    """Answers requests of the native engine on one or several GPUs.
+class CudaServer(LinearServer, Stays):
+    """Answers requests of the linear scheme on one or several GPUs.
 
     A layer lies on one device, one or two bytes a weight, where it stays. Requests that wait for the same layer are
     multiplied together. Replies are kept in memory until they are taken.
@@ -135,8 +136,8 @@ class CudaServer(Stays):
         privtuner.errors.InputError: no device.
     """
 
-    name = "native"
-    stays = "an engine on GPUs cannot be pickled: make one of the other process's privtuner.cuda.devices there"
+    scheme = "linear"
+    stays = "a server on GPUs cannot be pickled: make one of the other process's privtuner.cuda.devices there"
 
     def __init__(self, devices: Sequence[Device]) -> None:
         if not devices:
@@ -146,8 +147,8 @@ class CudaServer(Stays):
         self._lock = threading.Lock()
         self._sealed = 0
 
-    def hold(self, layers: Mapping[str, Any]) -> Mapping[str, int]:
-        """Put every linear layer on a device, the largest first, each where the most memory is left.
+    def load(self, layers: Iterable[Prepared]) -> Mapping[str, int]:
+        """Put every layer on a device, the largest first, each where the most memory is left.
 
         Returns:
             Bytes of layers on each device, by its name.
@@ -155,26 +156,21 @@ class CudaServer(Stays):
         Raises:
             privtuner.errors.EngineError: they do not fit; the message says how many bytes each device has left.
         """
-        linear = [layer for layer in layers.values() if isinstance(layer, Prepared)]
-        for prepared in sorted(linear, key=lambda layer: -layer.public.d_out * layer.public.d_in):
+        for prepared in sorted(layers, key=lambda layer: -layer.public.d_out * layer.public.d_in):
             self._resident(prepared)
         return {worker.device.name: worker.held for worker in self._workers}
 
-    def gather(self, prepared: Any, parts: Sequence[bytes]) -> BytesLike:
-        """A request from its parts; see `privtuner.schemes.LinearServer`. Of a linear layer in page-locked memory."""
-        if len(parts) > 1 and isinstance(prepared, Prepared):
+    def gather(self, prepared: Prepared, parts: Sequence[bytes]) -> BytesLike:
+        """Join a request in page-locked memory; see `privtuner.parties.LinearServer`."""
+        if len(parts) > 1:
             return kernels.gather(self._resident(prepared)[0].device, parts)
         return b"".join(parts)  # of a single part, the part itself
 
-    def apply_blocks(
-        self, prepared: Any, request: BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS
-    ) -> Iterator[BytesLike]:
-        """Yield the reply to ``request`` in blocks; see :class:`privtuner.schemes.LinearServer`."""
-        if not isinstance(prepared, Prepared):
-            yield from prepared.answer(request, self._evaluator)
-            return
+    def answer(self, prepared: Prepared, request: BytesLike, block_bytes: int = BLOCK_BYTES) -> Iterator[BytesLike]:
+        """Yield the reply to ``request`` in blocks; see `privtuner.parties.LinearServer`."""
         worker, layer = self._resident(prepared)
-        ticket = _Ticket(layer, kernels.open_request(layer, request), block_rows)
+        opened = kernels.open_request(layer, request)
+        ticket = _Ticket(layer, opened, rows_of(block_bytes, 4 * opened.tokens))
         worker.submit(ticket)
         try:
             while (block := ticket.blocks.get()) is not None:
@@ -200,8 +196,8 @@ class CudaServer(Stays):
                 self._placed[prepared.public.id] = found
             return found
 
-    def _evaluator(self, parameters: Any, keys: Any) -> CudaEvaluator:
-        """An evaluator for one sealed request, on the devices in turn."""
+    def evaluator(self, parameters: Parameters, keys: EvaluationKeys | None) -> CudaEvaluator:
+        """Return an evaluator for one sealed request, on the devices in turn."""
         with self._lock:
             device = self._workers[self._sealed % len(self._workers)].device
             self._sealed += 1

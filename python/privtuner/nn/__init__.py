@@ -5,12 +5,14 @@ from __future__ import annotations
 from privtuner.nn.bundle import GroupSpec, OwnerBundle
 from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.layers import EncryptedLayer, EncryptedLinear, traffic_of
+from privtuner.nn.model import build
 from privtuner.nn.padding import visible_only
 from privtuner.nn.sealed import SealedMLP, SealedSpec, polynomial_activations
 from privtuner.nn.session import Session
 from privtuner.nn.split import Split, split, split_pretrained
 from privtuner.nn.traffic import Traffic, TrafficMeter
-from privtuner.schemes import LocalTransport, Transport
+from privtuner.parties import Transport
+from privtuner.schemes import LocalTransport
 
 __all__ = [
     "EncryptedGroup",
@@ -26,6 +28,7 @@ __all__ = [
     "Traffic",
     "TrafficMeter",
     "Transport",
+    "build",
     "polynomial_activations",
     "split",
     "split_pretrained",

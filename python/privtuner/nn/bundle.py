@@ -14,13 +14,10 @@ import torch
 from privtuner import linear
 from privtuner.errors import InputError, MessageError
 from privtuner.nn.sealed import SealedSpec
-from privtuner.schemes.protocol import Transport
 from privtuner.sealed.blocks import SealedPublic
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from privtuner.cuda import Device
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["TOKENIZER_FILES", "GroupSpec", "OwnerBundle", "describing_entries"]
 
@@ -117,79 +114,6 @@ class OwnerBundle:
         size = sum(tensor.nbytes for tensor in self.tensors.values())
         served = f"{len(self.groups)} served layers" + (f", {len(self.sealed)} sealed blocks" if self.sealed else "")
         return f"OwnerBundle({self.architecture}, {served}, {size / 1e6:.1f} MB of tensors)"
-
-    def build(
-        self,
-        transport: Transport,
-        *,
-        task: str | None = None,
-        skip_padding: bool | None = None,
-        engine: str = "native",
-        mask_cache_bytes: int | None = None,
-        attn_implementation: str | None = None,
-        allow_insecure: bool = False,
-        device: str | Device = "cpu",
-        base_model: str | None = None,
-        allow_data_dependent_requests: bool = False,
-        **config: Any,
-    ) -> PreTrainedModel:
-        """Return the data owner's ``transformers`` model, its frozen linear layers computed through ``transport``.
-
-        Everything from the bundle is frozen but its kept heads; a head that the bundle lacks is initialised with
-        PyTorch's generator, as ``from_pretrained`` does, and trainable. The model is in eval mode. It works with
-        ``transformers.Trainer`` and PEFT as it is. Its ``save_pretrained`` writes the owner's tensors alone, see
-        :func:`privtuner.nn.saving.adapt_methods`; with PEFT around it, the adapter.
-
-        Args:
-            transport: carries requests to the server that prepared the layers.
-            task: "sequence-classification", "token-classification", "question-answering", "causal-lm", "masked-lm" or
-                "feature-extraction" (no head). None means sequence classification when ``num_labels`` is given, else
-                the architecture that was split.
-            skip_padding: leave positions that ``attention_mask`` hides out of requests. The server then learns the
-                number of real tokens in a batch. None does so where it is proven that nothing reads what the model
-                computes there: for model types whose attention honours the mask, in sequence classification if the
-                pooled position is visible, and in training with labels if the loss reads visible positions alone (of
-                that step's logits no value can be used). A base model gives its hidden states to the caller, who may
-                say that the mask is honoured with :func:`privtuner.nn.visible_only`. True leaves them out on the
-                caller's word, of whatever the model gives back; False sends them always.
-            engine: "native" or "openfhe", what the server was started with; see
-                :class:`privtuner.nn.session.Session`.
-            mask_cache_bytes: memory for the products of the public masks, None for no limit; see
-                :class:`privtuner.nn.session.Session`.
-            attn_implementation: "sdpa" or "eager"; None for the default of ``transformers``.
-            allow_insecure: accept sealed blocks under INSECURE parameters, for tests.
-            device: where linear layers are encrypted and decrypted, see :class:`privtuner.nn.session.Session`. The
-                model itself comes on the processor, as from ``transformers``; move it with ``.to``.
-            base_model: directory or name of the clear model, which PEFT writes into saved adapters for
-                ``AutoPeftModel`` to find it. The server's own is not in the bundle; ``PeftModel.from_pretrained`` needs
-                none.
-            allow_data_dependent_requests: build model types that are not known to ask every layer for the same tokens
-                whatever the texts say, such as mixtures of experts. The server then learns of the data what the numbers
-                and sizes of requests tell.
-            **config: entries of the configuration to change, such as ``num_labels``, ``id2label`` or
-                ``pad_token_id``.
-
-        Raises:
-            privtuner.errors.InputError: unknown task, engine, model type or configuration entry, a model type whose
-                requests may depend on the data, or the bundle lacks what the architecture needs.
-            privtuner.errors.EngineError: the engine, or what a GPU needs, is missing on this machine.
-        """
-        from privtuner.nn.build import build_model
-
-        return build_model(
-            self,
-            transport,
-            task=task,
-            skip_padding=skip_padding,
-            engine=engine,
-            mask_cache_bytes=mask_cache_bytes,
-            attn_implementation=attn_implementation,
-            allow_insecure=allow_insecure,
-            device=device,
-            base_model=base_model,
-            allow_data_dependent_requests=allow_data_dependent_requests,
-            overrides=config,
-        )
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer whose files the bundle carries.

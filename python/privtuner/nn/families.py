@@ -1,21 +1,28 @@
-"""What is known of model families: layers fed by one tensor, requests that follow from shapes, attention with masks."""
+"""All that is known of model families, in one place: names of layers, heads and blocks, masks, sizes of requests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from privtuner.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 __all__ = [
+    "FEED_FORWARD",
     "KEPT_HEADS",
     "NEW_HEADS",
     "PADDING_SAFE",
+    "PEFT_TASKS",
+    "PRETRAINING_HEADS",
     "READ_WEIGHTS",
     "REGULAR",
     "TASKS",
+    "canonical_names",
     "check_regular",
     "constant_sizes",
     "group_siblings",
@@ -28,6 +35,17 @@ KEPT_HEADS = ("classifier", "pre_classifier", "score", "qa_outputs")
 
 NEW_HEADS = ("pooler",)
 """Parts of base models that a checkpoint may lack: pretraining on masked words leaves no pooler."""
+
+PRETRAINING_HEADS = ("ForMaskedLM", "ForPreTraining")
+"""Ends of the names of classes whose head fine-tuning throws away: the base model is what their directory is for."""
+
+FEED_FORWARD: Mapping[tuple[str, str, str], str] = {
+    ("intermediate.dense", "intermediate.intermediate_act_fn", "output.dense"): "BERT, RoBERTa, ELECTRA",
+    ("c_fc", "act", "c_proj"): "GPT-2",
+    ("lin1", "activation", "lin2"): "DistilBERT",
+}
+"""(first layer, activation, second layer) below one parent that calls them in this order and nothing between -> the
+families that have such blocks."""
 
 PADDING_SAFE: Mapping[str, Literal["first", "last"]] = {
     "albert": "first",
@@ -77,11 +95,27 @@ TASKS = {
 }
 """Task name -> the class of ``transformers`` that builds its head."""
 
+PEFT_TASKS: Mapping[str, str] = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+}
+"""End of a class's name -> task type of PEFT, which decides what a saved adapter can be loaded as."""
+
 
 def type_of(model: Any) -> str:
     """Return the model type that the class of ``model`` implements, whatever its configuration claims."""
     implemented: str = getattr(type(model).config_class, "model_type", "")
     return implemented
+
+
+def canonical_names(model: PreTrainedModel) -> Callable[[str], str]:
+    """Return the function that takes the prefix of the base model off a name of ``model``."""
+    inside = model.base_model is not model
+    prefix = f"{model.base_model_prefix}." if inside else ""
+    return lambda name: name.removeprefix(prefix)
 
 
 def check_regular(model: Any) -> None:

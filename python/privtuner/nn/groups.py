@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.utils.dlpack
+from torch.autograd.function import once_differentiable
 
 from privtuner import linear
 from privtuner.errors import InputError
-from privtuner.nn.autograd import GroupProduct
 from privtuner.nn.live import LiveResource
 from privtuner.nn.overflow import blank_overflow
 from privtuner.nn.padding import Rows
@@ -118,7 +118,7 @@ class EncryptedGroup(LiveResource):
             if waiting is not None:
                 return waiting
         self._shared = None
-        products: tuple[torch.Tensor, ...] = GroupProduct.apply(x, self, rows)  # type: ignore[no-untyped-call]
+        products: tuple[torch.Tensor, ...] = _GroupProduct.apply(x, self, rows)  # type: ignore[no-untyped-call]
         left = {index: product for index, product in enumerate(products) if index != member}
         if left:
             self._shared = _Shared(x, rows, left, self)
@@ -130,7 +130,7 @@ class EncryptedGroup(LiveResource):
             self._shared = None
 
     def forward_product(self, x: torch.Tensor, rows: Rows | None) -> tuple[torch.Tensor, ...]:
-        """Return every member's ``x @ W_k.T`` in one request; see :class:`privtuner.nn.autograd.GroupProduct`."""
+        """Return every member's ``x @ W_k.T`` in one request; see `_GroupProduct`."""
         leading = x.shape[:-1]
         flat = x.detach().reshape(-1, self.in_features)
         if rows is not None:
@@ -183,6 +183,46 @@ class EncryptedGroup(LiveResource):
             raise InputError(
                 f"layer '{self.name}': input has shape {tuple(x.shape)}; its last dimension must be {self.in_features}"
             )
+
+
+class _GroupProduct(torch.autograd.Function):
+    """``x -> (x @ W_1.T, ..., x @ W_m.T)`` for the m members of a group, in one request each way.
+
+    The map is linear, so nothing of the forward pass is kept for backward, and a graph may be walked more than once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: EncryptedGroup, rows: Rows | None) -> tuple[torch.Tensor, ...]:
+        """Return the members' products.
+
+        Args:
+            ctx: autograd's context.
+            x: (..., d_in), float32, bfloat16 or float16.
+            group: the layers fed by ``x``.
+            rows: the tokens to encrypt, all when None; the others give zeros.
+
+        Returns:
+            One (..., d_out_k) for each member, in the dtype and on the device of ``x``.
+        """
+        ctx.set_materialize_grads(False)
+        ctx.group, ctx.rows = group, rows
+        ctx.leading, ctx.dtype, ctx.device = x.shape[:-1], x.dtype, x.device
+        return group.forward_product(x, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, None, None]:
+        """Return the gradient (..., d_in) of ``x``; members without a gradient count as zeros.
+
+        Raises:
+            privtuner.errors.InputError: a gradient reaches a token that was left out.
+        """
+        given = [grad for grad in grads if grad is not None]
+        if not given:
+            return None, None, None
+        overflowed = ctx.rows is not None and any(ctx.rows.overflowed(ctx.group.name, grad) for grad in given)
+        gradient = ctx.group.backward_product(grads, ctx.leading, ctx.dtype, ctx.device, ctx.rows)
+        return gradient.fill_(torch.nan) if overflowed else gradient, None, None
 
 
 def spread(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -12,10 +12,6 @@ from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.session import Session
 from privtuner.nn.traffic import TrafficMeter
 from privtuner.nn.withheld import WithheldWeight, refuse_tracing, without_mark
-from privtuner.schemes.protocol import Transport
-
-if TYPE_CHECKING:
-    from privtuner.cuda import Device
 
 __all__ = ["EncryptedLayer", "EncryptedLinear", "traffic_of"]
 
@@ -125,7 +121,8 @@ class EncryptedLinear(EncryptedLayer, torch.nn.Linear):  # type: ignore[override
     PEFT's LoRA takes it as a base layer. For one layer on its own::
 
         prepared = privtuner.linear.prepare(weight)                      # at the server
-        layer = EncryptedLinear.single("fc", prepared.public, LocalTransport({"fc": prepared}), bias=bias)
+        session = Session(LocalTransport({"fc": prepared}))
+        layer = EncryptedLinear.single("fc", prepared.public, session, bias=bias)
     """
 
     @classmethod
@@ -133,31 +130,23 @@ class EncryptedLinear(EncryptedLayer, torch.nn.Linear):  # type: ignore[override
         cls,
         name: str,
         public: linear.Public,
-        transport: Transport,
+        session: Session,
         *,
         bias: torch.Tensor | None = None,
         dtype: torch.dtype = torch.float32,
-        engine: str = "native",
-        mask_cache_bytes: int | None = None,
-        device: str | Device = "cpu",
     ) -> EncryptedLinear:
         """Return a layer that shares its input with no other.
 
         Args:
             name: wire name of the prepared layer.
             public: its public part, of shape (out_features, in_features).
-            transport: carries requests to the server.
+            session: what encrypts, and the way to the server.
             bias: (out_features,) or None.
             dtype: dtype that ``weight`` reports.
-            engine: see :class:`privtuner.nn.session.Session`.
-            mask_cache_bytes: see :class:`privtuner.nn.session.Session`.
-            device: see :class:`privtuner.nn.session.Session`.
 
         Raises:
-            privtuner.errors.InputError: ``bias`` has the wrong shape, ``transport`` is none, or ``engine`` is unknown.
-            privtuner.errors.EngineError: the engine, or what a GPU needs, is missing on this machine.
+            privtuner.errors.InputError: ``bias`` has the wrong shape.
         """
-        session = Session(transport, engine=engine, mask_cache_bytes=mask_cache_bytes, device=device)
         return cls(EncryptedGroup(name, public, [public.d_out], session), bias=bias, dtype=dtype)
 
 
@@ -170,4 +159,4 @@ def traffic_of(model: torch.nn.Module) -> TrafficMeter:
     for module in model.modules():
         if isinstance(module, EncryptedLayer):
             return module.group.session.meter
-    raise InputError(f"this {type(model).__name__} has no encrypted layer; build it with OwnerBundle.build")
+    raise InputError(f"this {type(model).__name__} has no encrypted layer; build it with nn.build")

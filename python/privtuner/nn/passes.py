@@ -25,9 +25,9 @@ __all__ = ["PassTracker"]
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """A forward pass: the leading dimensions its layers may be called with, and what it leaves out."""
+    """A forward pass: the leading dimensions its layers may be called with (None for any), and what it leaves out."""
 
-    sizes: frozenset[torch.Size]
+    sizes: frozenset[torch.Size] | None
     omission: Omission | None
 
     @property
@@ -49,8 +49,6 @@ class PassTracker(LiveResource):
 
     def __init__(self) -> None:
         self._local = threading.local()
-        self._skip: bool | None = None
-        self._any_size = False
         self._took_word = False
 
     def watch(self, model: Any, *, skip: bool | None = None, any_size: bool = False) -> None:
@@ -61,10 +59,9 @@ class PassTracker(LiveResource):
             skip: whether hidden positions are left out: where it is proven (None), on the caller's word (True), never.
             any_size: accept leading dimensions of every kind, on the caller's word.
         """
-        self._skip, self._any_size = skip, any_size
-        self._follow(model)
+        self._follow(model, skip, any_size)
         if model.base_model is not model:
-            self._follow(model.base_model)
+            self._follow(model.base_model, skip, any_size)
 
     def admit(self, layer: str, leading: torch.Size) -> Rows | None:
         """Return which rows a layer called with ``leading`` dimensions sends; None for all.
@@ -77,7 +74,7 @@ class PassTracker(LiveResource):
         if running is None:
             self._refuse_recomputation()
             return None
-        if not self._any_size and leading not in running.sizes:
+        if running.sizes is not None and leading not in running.sizes:
             raise InputError(
                 f"layer '{layer}' is asked for tokens that the model chose by their values, and their number would "
                 "tell the server; take another model, or build it with allow_data_dependent_requests=True"
@@ -98,7 +95,7 @@ class PassTracker(LiveResource):
         finally:
             self._local.running = before
 
-    def _follow(self, model: Any) -> None:
+    def _follow(self, model: Any, skip: bool | None, any_size: bool) -> None:
         forward = type(model).forward
         signature = inspect.signature(forward)
 
@@ -108,16 +105,16 @@ class PassTracker(LiveResource):
                 return forward(model, *args, **kwargs)
             bound = signature.bind(model, *args, **kwargs)
             arguments = _by_name(signature, bound)
-            left_out = omission(model, arguments, self._skip)
+            left_out = omission(model, arguments, skip)
             if left_out is None:
-                if self._skip is None and hidden_positions(arguments) is not None:
+                if skip is None and hidden_positions(arguments) is not None:
                     self._refuse_recomputation()
             elif left_out.by_word:
                 self._took_word = True
             elif "use_cache" in signature.parameters:
                 # A cache would hand out keys and values of hidden positions.
                 bound.arguments["use_cache"] = False
-            running = _Pass(_sizes(model.config, arguments), left_out)
+            running = _Pass(None if any_size else _sizes(model.config, arguments), left_out)
             self._carry_checkpoints(model)
             with self._inside(running):
                 output = forward(*bound.args, **bound.kwargs)

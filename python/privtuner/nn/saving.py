@@ -104,7 +104,7 @@ def _save_pretrained(
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
     warnings.warn(
         f"{folder / _WEIGHTS} holds the data owner's tensors, heads included, and no frozen weight, so from_pretrained "
-        "cannot load it: use safetensors.torch.load_model(model, file) on what OwnerBundle.build returns",
+        "cannot load it: use safetensors.torch.load_model(model, file) on what nn.build returns",
         stacklevel=2,
     )
 

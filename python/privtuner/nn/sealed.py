@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from privtuner.ckks import Parameters, Polynomial, approximate
 from privtuner.ckks.functions import FUNCTIONS
 from privtuner.errors import InputError
+from privtuner.nn.families import FEED_FORWARD
 from privtuner.nn.groups import DTYPES, spread
 from privtuner.nn.kinds import Kind, kind_of, matrix_of
 from privtuner.nn.overflow import blank_overflow
@@ -52,13 +53,6 @@ INPUT_BOUND = 64.0
 ACTIVATION_DEGREE = 63
 """The largest degree of six levels, hence of the ring 2^14: GELU to 0.0019 on the default domain."""
 
-# (first layer, activation, second layer) below one parent that calls them in this order and nothing between.
-_RULES = (
-    ("intermediate.dense", "intermediate.intermediate_act_fn", "output.dense"),  # BERT, RoBERTa, ELECTRA
-    ("c_fc", "act", "c_proj"),  # GPT-2
-    ("lin1", "activation", "lin2"),  # DistilBERT
-)
-
 _ACTIVATIONS = {module: name for name, row in FUNCTIONS.items() for module in row.modules}
 
 
@@ -84,7 +78,7 @@ def find_blocks(model: torch.nn.Module) -> dict[str, tuple[str, str, str]]:
     modules = dict(model.named_modules())
     found = {}
     for parent in modules:
-        for rule in _RULES:
+        for rule in FEED_FORWARD:
             first, activation, second = names = tuple(f"{parent}.{leaf}" if parent else leaf for leaf in rule)
             if not all(name in modules for name in names):
                 continue
@@ -135,8 +129,8 @@ def prepare_blocks(
     found = find_blocks(model)
     if not found:
         raise InputError(
-            f"no feed-forward block of a known form was found in this {type(model).__name__}; BERT, RoBERTa, ELECTRA, "
-            "DistilBERT and GPT-2 can be sealed. Split without seal"
+            f"no feed-forward block of a known form was found in this {type(model).__name__}; those of "
+            f"{', '.join(FEED_FORWARD.values())} can be sealed. Split without seal"
         )
     ready = {}
     for names in found.values():

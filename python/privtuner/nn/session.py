@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from privtuner import linear
+from privtuner import linear, schemes
 from privtuner.ckks import Parameters
 from privtuner.errors import CkksError, InputError
 from privtuner.nn.live import LiveResource
 from privtuner.nn.passes import PassTracker
 from privtuner.nn.traffic import Traffic, TrafficMeter
-from privtuner.schemes import LinearClient, Transport, client_of
+from privtuner.parties import LinearClient, Transport
 from privtuner.sealed.blocks import SealedClient, SealedPublic
 
 if TYPE_CHECKING:
@@ -57,30 +57,31 @@ class Session(LiveResource):
 
     Args:
         transport: carries requests to the server.
-        engine: "native", or "openfhe" for linear layers on OpenFHE ciphertexts, with keys made here. Sealed blocks use
-            the native CKKS whatever the engine.
+        scheme: how linear layers are encrypted, one of `privtuner.schemes.SCHEMES`: "linear", or "openfhe" for
+            ciphertexts of OpenFHE, with keys made here. What the server was started with. Sealed blocks use this
+            package's CKKS whatever the scheme.
+        device: where linear layers are encrypted and decrypted: "cpu", or with the scheme linear "cuda", "cuda:1".
+            Tensors on that GPU are then read and made there, without a copy through the processor's memory.
         mask_cache_bytes: memory for the products of the public masks with the weights, which are then asked for once a
             layer and direction instead of in every request; see :class:`privtuner.linear.MaskCache`. A layer takes
             8 KB an output feature forward and 8 KB an input feature backward with ``linear-w8``, twice that with
             ``linear-w16``. None sets no limit, 0 keeps none. OpenFHE's ciphertexts have no masks to keep.
         allow_insecure: accept sealed blocks under INSECURE parameters, for tests.
-        device: where linear layers are encrypted and decrypted: "cpu", or with the native engine "cuda", "cuda:1".
-            Tensors on that GPU are then read and made there, without a copy through the processor's memory.
 
     Raises:
         privtuner.errors.InputError: ``transport`` lacks ``apply``, ``mask_cache_bytes`` is negative, or there is no
-            such engine or device.
-        privtuner.errors.EngineError: the engine, or what a GPU needs, is missing on this machine.
+            such scheme or device.
+        privtuner.errors.EngineError: OpenFHE, or what a GPU needs, is missing on this machine.
     """
 
     def __init__(
         self,
         transport: Transport,
+        scheme: str = "linear",
+        device: str | Device = "cpu",
         *,
-        engine: str = "native",
         mask_cache_bytes: int | None = None,
         allow_insecure: bool = False,
-        device: str | Device = "cpu",
     ) -> None:
         if not isinstance(transport, Transport):
             raise InputError(
@@ -90,15 +91,15 @@ class Session(LiveResource):
         self.transport = transport
         self.meter = TrafficMeter()
         self.passes = PassTracker()
-        self._owner: LinearClient = client_of(engine, mask_cache_bytes, device)
+        self._client: LinearClient = schemes.scheme(scheme).client(device, mask_cache_bytes)
         self._allow_insecure = allow_insecure
         self._lock = threading.Lock()
-        self._clients: dict[Parameters, SealedClient] = {}
+        self._sealed_clients: dict[Parameters, SealedClient] = {}
 
     @property
     def on_device(self) -> bool:
-        """Whether `product` takes and returns arrays of a GPU, see :class:`privtuner.schemes.LinearClient`."""
-        return self._owner.on_device
+        """Whether `product` takes and returns arrays of a GPU, see `privtuner.parties.LinearClient`."""
+        return self._client.on_device
 
     def product(self, layer: str, public: linear.Public, x: Any, direction: linear.Direction) -> Any:
         """Return ``x @ W.T`` (forward) or ``x @ W`` (backward), computed by the server on encrypted rows.
@@ -119,7 +120,7 @@ class Session(LiveResource):
         """
         start = time.perf_counter()
         try:
-            request, secret = self._owner.encrypt(x, public, direction)
+            request, secret = self._client.encrypt(x, public, direction)
         except InputError as error:
             if direction == "forward" and not bool(torch.as_tensor(x).isfinite().all()):
                 raise InputError(f"layer '{layer}': {_DIVERGED}") from None
@@ -128,7 +129,7 @@ class Session(LiveResource):
         sent = time.perf_counter()
         blocks = _TimedBlocks(self.transport.apply(layer, request))
         opened = time.perf_counter()
-        y = self._owner.decrypt(blocks, secret)
+        y = self._client.decrypt(blocks, secret)
         traffic = Traffic(
             requests=1,
             tokens=x.shape[0],
@@ -145,7 +146,7 @@ class Session(LiveResource):
     ) -> npt.NDArray[np.float64]:
         """Return a sealed block's outputs, or with ``g`` the gradient by ``x``, computed by the server on ciphertexts.
 
-        One secret key serves all sealed blocks of the session. Slow, so each is logged (INFO) with its seconds.
+        Every request has a secret key of its own. Slow, so each is logged (INFO) with its seconds.
 
         Args:
             block: wire name.
@@ -161,7 +162,7 @@ class Session(LiveResource):
             privtuner.errors.CkksError: the reply is out of bounds: the activation's domain is too small.
             privtuner.errors.PrivtunerError: the transport failed or the reply does not fit the request.
         """
-        client = self._client(public.parameters)
+        client = self._sealed_client(public.parameters)
         direction = "forward" if g is None else "backward"
         results = [np.zeros((0, public.d_out if g is None else public.d_in))]
         if not np.isfinite(x).all():
@@ -183,8 +184,8 @@ class Session(LiveResource):
             _log.info("sealed block %s %s: %d tokens in %.1f s", block, direction, tokens, seconds)
         return np.concatenate(results)
 
-    def _client(self, parameters: Parameters) -> SealedClient:
+    def _sealed_client(self, parameters: Parameters) -> SealedClient:
         with self._lock:
-            if parameters not in self._clients:
-                self._clients[parameters] = SealedClient(parameters, allow_insecure=self._allow_insecure)
-            return self._clients[parameters]
+            if parameters not in self._sealed_clients:
+                self._sealed_clients[parameters] = SealedClient(parameters, allow_insecure=self._allow_insecure)
+            return self._sealed_clients[parameters]

@@ -14,19 +14,26 @@ from privtuner import linear
 from privtuner.ckks import Parameters
 from privtuner.errors import InputError
 from privtuner.nn.bundle import GroupSpec, OwnerBundle, describing_entries
-from privtuner.nn.families import KEPT_HEADS, READ_WEIGHTS, TASKS, check_regular, group_siblings, type_of, wire_name
+from privtuner.nn.families import (
+    KEPT_HEADS,
+    PRETRAINING_HEADS,
+    READ_WEIGHTS,
+    TASKS,
+    canonical_names,
+    check_regular,
+    group_siblings,
+    type_of,
+    wire_name,
+)
 from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.pretrained import load_configuration, load_model, load_tokenizer, tokenizer_files
 from privtuner.nn.sealed import ACTIVATION_DEGREE, ACTIVATION_DOMAIN, INPUT_BOUND, Seal, SealedSpec, prepare_blocks
-from privtuner.schemes.protocol import Layer
+from privtuner.schemes import Layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["Split", "split", "split_pretrained"]
-
-# Heads of pretraining that fine-tuning throws away; the base model is what the directory is for.
-_PRETRAINING = ("ForMaskedLM", "ForPreTraining")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,7 +87,7 @@ def split(
         input_bound: largest absolute input of a sealed block, declared with every request.
         seal_parameters: of the sealed blocks' encryption; the smallest secure set that is deep enough when None.
         allow_data_dependent_requests: split model types that are not known to ask every layer for the same tokens
-            whatever the texts say; see :meth:`OwnerBundle.build`, where the data owner has to say so too.
+            whatever the texts say; see `privtuner.nn.build`, where the data owner has to say so too.
         progress: called with the weights prepared so far, all that there are, and the name of the layer that is next.
 
     Raises:
@@ -195,7 +202,7 @@ def split_pretrained(
         directory: model directory as ``save_pretrained`` writes it. Nothing is downloaded, no code in it is run.
         preset: see :func:`split`.
         keep: see :func:`split`.
-        task: which head to load, as in :meth:`OwnerBundle.build`. None loads the architecture the configuration
+        task: which head to load, as in `privtuner.nn.build`. None loads the architecture the configuration
             names, or the base model when that is a pretraining head.
         dtype: dtype to load and train in.
         seal: see :func:`split`.
@@ -213,7 +220,7 @@ def split_pretrained(
     config = load_configuration(directory)
     loader: Any = getattr(transformers, TASKS[task or "feature-extraction"])
     architecture = (config.architectures or [""])[0]
-    if task is None and architecture and not architecture.endswith(_PRETRAINING):
+    if task is None and architecture and not architecture.endswith(PRETRAINING_HEADS):
         loader = getattr(transformers, architecture, None)
         if loader is None:
             raise InputError(
@@ -241,13 +248,6 @@ def _counted(
         done += sum(matrix_of(module).numel() for module in modules)
 
     return begin
-
-
-def canonical_names(model: PreTrainedModel) -> Callable[[str], str]:
-    """Return the function that takes the prefix of the base model off a name of ``model``."""
-    inside = model.base_model is not model
-    prefix = f"{model.base_model_prefix}." if inside else ""
-    return lambda name: name.removeprefix(prefix)
 
 
 def _matcher(suffixes: Collection[str]) -> Callable[[str], bool]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import CkksError, InputError, MessageError, SecretError
 from ..linear import Direction, Public, as_batch
+from ..parties import LinearClient
 from . import messages
 from .context import Context
 from .keys import SecretKey
@@ -37,7 +38,7 @@ class Pending:
         raise SecretError("what decrypts a reply is never copied or pickled: it stays in the process that asked")
 
 
-class OpenFheClient:
+class OpenFheClient(LinearClient):
     """Encrypts the requests of one training run under OpenFHE keys of its own, and decrypts the replies.
 
     A ring of 2,048 with one prime of 53 bits, the largest that OpenFHE's check of 128 bits allows there: products with
@@ -48,8 +49,7 @@ class OpenFheClient:
         EngineError: OpenFHE is missing; the message says what to install.
     """
 
-    name = "openfhe"
-    on_device = False
+    scheme = "openfhe"
 
     def __init__(self) -> None:
         self.context = Context.from_settings(

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import math
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..ckks.tensor import Budget
-from ..copies import Immutable
-from ..errors import CkksError, InputError, MessageError
-from .context import BytesLike, Context, require_message
-from .library import Saved, library, read, whole, write
+from privtuner import wire
+from privtuner.ckks.tensor import Budget
+from privtuner.copies import Immutable
+from privtuner.errors import CkksError, InputError, MessageError
+from privtuner.openfhe.context import BytesLike, Context, require_message
+from privtuner.openfhe.library import Saved, library, read, whole, write
 
 __all__ = ["EncryptedTensor"]
 
 Array = npt.NDArray[np.float64]
 
-_HEAD = struct.Struct("<4sHHIIddddII")
-_MAGIC, _VERSION = b"PVOT", 1
+_FIELDS = struct.Struct("<Qdddd")
 
 
 class EncryptedTensor(Immutable, Saved):
@@ -102,42 +101,38 @@ class EncryptedTensor(Immutable, Saved):
         return np.stack([self._core.residues(tower, c, 0, n) for c in range(self._core.components)], axis=1)
 
     def to_bytes(self) -> bytes:
-        """Shape, bounds and scales, then what `to_openfhe` gives."""
-        body = self.factor.astype("<f8").tobytes() + self.to_openfhe()
-        numbers = (self.bound, self._slot_bound, self._noise, self._bias)
-        fields = (_MAGIC, _VERSION, int(self._independent), *self.shape, *numbers)
-        crc = zlib.crc32(body, zlib.crc32(_HEAD.pack(*fields, 0, 0)))
-        return _HEAD.pack(*fields, crc, 0) + body
+        """Everything about this tensor, to keep: bound, factors and predicted errors, then what `to_openfhe` gives.
+
+        Not for others: of a circuit with secret weights, factors and errors tell the weights. Send `to_openfhe`, whose
+        reader says itself what to expect.
+        """
+        fields = _FIELDS.pack(int(self._independent), self.bound, self._slot_bound, self._noise, self._bias)
+        tokens, features = self.shape
+        parts = [fields, self.factor.astype("<f8"), self.to_openfhe()]
+        return wire.seal("openfhe_tensor", parts, tokens=tokens, features=features)
 
     @classmethod
     def from_bytes(cls, context: Context, data: BytesLike) -> EncryptedTensor:
-        """Read what `to_bytes` wrote; as :meth:`Context.from_bytes`, from a writer you trust.
+        """Read what `to_bytes` wrote; as `Context.from_bytes`, from a writer you trust.
 
         Raises:
-            MessageError: malformed, truncated, of another version, or of another context.
+            MessageError: malformed, truncated, corrupted, of another version, or of another context.
         """
-        view = memoryview(require_message(data, "tensor"))
-        if len(view) < _HEAD.size:
-            raise MessageError(f"tensor: {len(view)} bytes are shorter than its head: truncated?")
-        *fields, crc, zero = _HEAD.unpack_from(view)
-        magic, version, flag, tokens, features, bound, slot_bound, noise, bias = fields
-        if magic != _MAGIC:
-            raise MessageError("tensor: this is none; ciphertexts of other programs are read by from_openfhe")
-        if version != _VERSION:
-            raise MessageError(f"tensor: version {version}, this build reads {_VERSION}; install the same privtuner")
         # What OpenFHE reads below had better be what OpenFHE wrote.
-        if zlib.crc32(view[_HEAD.size :], zlib.crc32(_HEAD.pack(*fields, 0, 0))) != crc:
-            raise MessageError("tensor: the checksum does not fit: truncated or damaged; send it again")
-        numbers = (bound, slot_bound, noise, bias)
-        if not all(math.isfinite(number) and number >= 0 for number in numbers) or zero != 0 or flag > 1:
+        head, body = wire.open("openfhe_tensor", require_message(data, "tensor"))
+        tokens, features = head.tokens, head.features
+        unused = ("openfhe_tensor", "forward", 0, bytes(16), bytes(16), tokens, features, len(body))
+        if head != unused or features < 1 or len(body) < _FIELDS.size + 8 * features:
+            raise MessageError(f"tensor: {len(body)} bytes do not hold {features} features: truncated?")
+        flag, *numbers = _FIELDS.unpack_from(body)
+        if not all(math.isfinite(number) and number >= 0 for number in numbers) or flag > 1:
             raise MessageError(f"tensor: impossible bounds {numbers}")
-        start = _HEAD.size + 8 * features
-        if features < 1 or len(view) < start:
-            raise MessageError(f"tensor: {len(view)} bytes do not hold {features} features: truncated?")
-        factor = np.frombuffer(view[_HEAD.size : start], "<f8").astype(np.float64)
-        core = library().Ciphertexts.from_bytes(context._core, bytes(view[start:]))
+        start = _FIELDS.size + 8 * features
+        factor = np.frombuffer(body[_FIELDS.size : start], "<f8").astype(np.float64)
+        core = library().Ciphertexts.from_bytes(context._core, bytes(body[start:]))
         if core.features != features or not 1 <= tokens <= core.slots or not (np.isfinite(factor) & (factor > 0)).all():
             raise MessageError(f"tensor: shape ({tokens}, {features}) does not fit its {core.features} ciphertexts")
+        bound, slot_bound, noise, bias = numbers
         return cls(
             core,
             context,

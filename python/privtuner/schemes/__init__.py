@@ -1,9 +1,20 @@
-"""Schemes are what is on the wire, devices what computes: a server's and a data owner's half for each pair."""
+"""Schemes are what is on the wire, devices what computes: a server's and a client's half for each pair of them."""
 
 from __future__ import annotations
 
-from privtuner.schemes.host import LocalTransport
-from privtuner.schemes.protocol import Layer, LinearClient, LinearServer, Transport
-from privtuner.schemes.registry import SCHEMES, client_of, server_of
+from privtuner.parties import LinearClient, LinearServer, Transport
+from privtuner.schemes.host import Host, Layer, LocalTransport
+from privtuner.schemes.registry import SCHEMES, Backend, Scheme, scheme
 
-__all__ = ["SCHEMES", "Layer", "LinearClient", "LinearServer", "LocalTransport", "Transport", "client_of", "server_of"]
+__all__ = [
+    "SCHEMES",
+    "Backend",
+    "Host",
+    "Layer",
+    "LinearClient",
+    "LinearServer",
+    "LocalTransport",
+    "Scheme",
+    "Transport",
+    "scheme",
+]

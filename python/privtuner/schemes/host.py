@@ -1,57 +1,120 @@
-"""The transport that serves layers inside the same process."""
+"""Layers by name, and what answers the requests to them: under the transport inside a process and the gRPC server."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
-from privtuner import linear
+from privtuner import wire
 from privtuner.cpu import CpuServer
-from privtuner.errors import InputError
-from privtuner.schemes.protocol import Layer, LinearServer
+from privtuner.errors import InputError, MessageError
+from privtuner.linear import BytesLike, Prepared
+from privtuner.parties import BLOCK_BYTES, LinearServer
+from privtuner.schemes.registry import SCHEMES
+from privtuner.sealed.exchange import Block
 
-__all__ = ["LocalTransport"]
+__all__ = ["Host", "Layer", "LocalTransport"]
+
+Layer: TypeAlias = Prepared | Block
+"""What is served under one name: a linear layer, or a block that is evaluated whole on ciphertexts."""
+
+
+class Host:
+    """Serves layers by their names: a `LinearServer` answers for the linear ones, a block answers itself.
+
+    Args:
+        layers: wire name -> layer, e.g. `privtuner.nn.Split.server`.
+        server: computes the linear layers; the linear scheme on the processor when None.
+    """
+
+    def __init__(self, layers: Mapping[str, Layer], server: LinearServer | None = None) -> None:
+        self.server: LinearServer = CpuServer() if server is None else server
+        self._linear = {name: layer for name, layer in layers.items() if isinstance(layer, Prepared)}
+        self._blocks = {name: layer for name, layer in layers.items() if not isinstance(layer, Prepared)}
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """All that is served, by name; read-only."""
+        return MappingProxyType({**self._linear, **self._blocks})
+
+    def load(self) -> Mapping[str, int]:
+        """Get ready for every layer. Returns bytes of layers in each memory of a device, by its name.
+
+        Raises:
+            EngineError: they do not fit.
+        """
+        return self.server.load(self._linear.values())
+
+    def gather(self, name: str, parts: Iterable[bytes]) -> BytesLike:
+        """Return the request to the layer called ``name`` from its parts, which are not asked for if there is none.
+
+        Raises:
+            InputError: no layer has this name.
+            EngineError: there is no memory for it.
+        """
+        self._require(name)
+        return self.server.gather(self._linear[name], list(parts)) if name in self._linear else b"".join(parts)
+
+    def answer(self, name: str, request: BytesLike, block_bytes: int = BLOCK_BYTES) -> Iterator[BytesLike]:
+        """Return the blocks of the reply to a request, about ``block_bytes`` bytes each, as they are computed.
+
+        Raises:
+            InputError: no layer has this name.
+            MessageError: the request is malformed, of another scheme, or meant for another layer.
+        """
+        self._require(name)
+        if name in self._blocks:
+            return self._blocks[name].answer(request, self.server.evaluator)
+        kind = wire.peek(request).kind
+        for other in SCHEMES.values():
+            if kind == other.request and other.name != self.server.scheme:
+                raise MessageError(
+                    f"this server speaks the scheme {self.server.scheme}, the request carries {other.name}: start it "
+                    f"with 'privtuner serve --scheme {other.name}', or train with --scheme {self.server.scheme}"
+                )
+        return self.server.answer(self._linear[name], request, block_bytes)
+
+    def close(self) -> None:
+        """Let go of the server's threads and the like; a later request still works."""
+        self.server.close()
+
+    def _require(self, name: str) -> None:
+        if name not in self._linear and name not in self._blocks:
+            raise InputError(f"no layer is called '{name}'; fetch the bundle of this server")
 
 
 class LocalTransport:
-    """Serves prepared layers inside this process, through the same bytes as a remote server.
+    """Serves layers inside this process, through the same bytes as a remote server.
 
     For tests, benchmarks and trying things out: the process then holds both parties' data, so nothing is private.
 
     Args:
-        layers: wire name -> prepared layer, e.g. :attr:`privtuner.nn.Split.server`.
-        engine: what computes the product; the native one when None.
-        block_rows: output features in one block of a reply, at least 1.
+        layers: wire name -> layer, e.g. `privtuner.nn.Split.server`.
+        server: computes the linear layers; the linear scheme on the processor when None.
+        block_bytes: about the size of one block of a reply, at least 1.
 
     Raises:
-        privtuner.errors.InputError: ``block_rows`` is below 1.
+        InputError: ``block_bytes`` is below 1.
     """
 
     def __init__(
         self,
         layers: Mapping[str, Layer],
         *,
-        engine: LinearServer | None = None,
-        block_rows: int = linear.DEFAULT_BLOCK_ROWS,
+        server: LinearServer | None = None,
+        block_bytes: int = BLOCK_BYTES,
     ) -> None:
-        if block_rows < 1:
-            raise InputError(f"block_rows is {block_rows}; give at least 1")
-        self.layers: Mapping[str, Layer] = MappingProxyType(dict(layers))
-        self.engine: LinearServer = CpuServer() if engine is None else engine
-        self.block_rows = block_rows
+        if block_bytes < 1:
+            raise InputError(f"block_bytes is {block_bytes}; give at least 1")
+        self.host = Host(layers, server)
+        self.block_bytes = block_bytes
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "layers": dict(self.layers)}
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """What is served, by wire name; read-only."""
+        return self.host.layers
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.layers = MappingProxyType(state["layers"])
-
-    def apply(self, layer: str, request: linear.BytesLike) -> Iterator[linear.BytesLike]:
-        """Yield the blocks of the reply of ``layer``; see :class:`privtuner.schemes.Transport`."""
-        prepared = self.layers.get(layer)
-        if prepared is None:
-            known = ", ".join(sorted(self.layers)) or "none"
-            raise InputError(f"no prepared layer is called '{layer}'; this transport serves: {known}")
-        return self.engine.apply_blocks(prepared, request, self.block_rows)
+    def apply(self, layer: str, request: BytesLike) -> Iterator[Any]:
+        """Yield the blocks of the reply of ``layer``; see `privtuner.schemes.Transport`."""
+        return self.host.answer(layer, request, self.block_bytes)

@@ -1,67 +1,108 @@
-"""The schemes there are, and what computes them on which device."""
+"""The schemes there are, and what computes each of them on which device. Everything that names one reads it here."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
+from privtuner import cuda, openfhe
 from privtuner.cpu import CpuClient, CpuServer
+from privtuner.cuda.device import Status
 from privtuner.errors import InputError
 from privtuner.openfhe.server import OpenFheServer
-from privtuner.schemes.protocol import LinearClient, LinearServer
+from privtuner.parties import LinearClient, LinearServer
 
 if TYPE_CHECKING:
     from privtuner.cuda import Device
 
-__all__ = ["SCHEMES", "client_of", "server_of"]
-
-SCHEMES = ("native", "openfhe")
-"""Names of the engines of linear layers: this package's own scheme, and CKKS of OpenFHE."""
+__all__ = ["SCHEMES", "Backend", "Scheme", "scheme"]
 
 
-def server_of(name: str, device: str = "cpu", memory_bytes: int | None = None) -> LinearServer:
-    """Return the server's half of the engine called ``name``.
+class Backend(NamedTuple):
+    """One scheme on one kind of device.
 
-    Args:
-        name: one of `SCHEMES`.
-        device: "cpu", or of the native engine GPUs: "cuda" for all of them, "cuda:1", "cuda:0,cuda:1".
-        memory_bytes: the most memory taken on each GPU, all that is free when None.
-
-    Raises:
-        privtuner.errors.InputError: there is none of that name, or not on that device.
-        privtuner.errors.EngineError: CuPy, the driver or the GPU is missing; the message says what to install.
+    Attributes:
+        server: makes the server's half, of the device's name and the most bytes to take on each GPU (None: all).
+        client: makes the data owner's half, of the device and the bytes of mask products to keep (None: no limit).
+        status: says whether it can be used on this machine, and why not.
+        ready: loads what a client needs and limits its threads, before there is a client.
     """
-    if _known(name, device) == "openfhe":
-        return OpenFheServer()
-    if device == "cpu":
-        return CpuServer()
-    from privtuner import cuda
+
+    server: Callable[[str, int | None], LinearServer]
+    client: Callable[[str | Device, int | None], LinearClient]
+    status: Callable[[], Status | openfhe.library.Status]
+    ready: Callable[[int | None], object] = lambda _: None
+
+
+class Scheme(NamedTuple):
+    """A way to encrypt linear layers: what is on the wire between a client and a server, whatever their devices.
+
+    Attributes:
+        name: what the command line and the protocol call it.
+        carries: what a request carries, in a few words.
+        request: the kind of its requests in the head of a message, see `privtuner.wire.Head`.
+        backends: kind of device -> what computes there.
+    """
+
+    name: str
+    carries: str
+    request: str
+    backends: Mapping[str, Backend]
+
+    def server(self, device: str = "cpu", memory_bytes: int | None = None) -> LinearServer:
+        """Return the server's half.
+
+        Args:
+            device: "cpu", or GPUs: "cuda" for all of them, "cuda:1", "cuda:0,cuda:1".
+            memory_bytes: the most memory taken on each GPU, all that is free when None.
+
+        Raises:
+            InputError: the scheme does not run on ``device``.
+            EngineError: CuPy, the driver or the GPU is missing; the message says what to install.
+        """
+        return self._backend(device).server(device, memory_bytes)
+
+    def client(self, device: str | Device = "cpu", mask_cache_bytes: int | None = None) -> LinearClient:
+        """Return the data owner's half, with fresh keys where it has any.
+
+        Args:
+            device: "cpu", or a GPU: "cuda" for the first one, "cuda:1", or an open device.
+            mask_cache_bytes: memory for mask products, None for no limit; see `privtuner.linear.MaskCache`. OpenFHE's
+                ciphertexts have no masks.
+
+        Raises:
+            InputError: the scheme does not run on ``device``, or ``mask_cache_bytes`` is negative.
+            EngineError: what it needs is missing on this machine; the message says what to install.
+        """
+        if mask_cache_bytes is not None and mask_cache_bytes < 0:
+            raise InputError(f"mask_cache_bytes = {mask_cache_bytes}: must not be negative")
+        return self._backend(device).client(device, mask_cache_bytes)
+
+    def ready(self, device: str = "cpu", threads: int | None = None) -> None:
+        """Load what a client needs, and let it use so many threads (None: all that it takes by itself).
+
+        Raises:
+            InputError: the scheme does not run on ``device``.
+            EngineError: what it needs is missing on this machine; the message says what to install.
+        """
+        self._backend(device).ready(threads)
+
+    def _backend(self, device: str | Device) -> Backend:
+        kind = device.partition(":")[0] if isinstance(device, str) else "cuda"
+        if kind in self.backends:
+            return self.backends[kind]
+        others = [other.name for other in SCHEMES.values() if kind in other.backends]
+        hint = f"device {' or '.join(self.backends)}" + (f", or the scheme {' or '.join(others)}" if others else "")
+        raise InputError(f"the scheme {self.name} does not run on {device!r}: choose {hint}")
+
+
+def _cuda_server(device: str, memory_bytes: int | None) -> LinearServer:
     from privtuner.cuda.server import CudaServer
 
     return CudaServer(cuda.devices(device, memory_bytes))
 
 
-def client_of(name: str, mask_cache_bytes: int | None = None, device: str | Device = "cpu") -> LinearClient:
-    """Return the data owner's half of the engine called ``name``, with fresh keys where it has any.
-
-    Args:
-        name: one of `SCHEMES`.
-        mask_cache_bytes: of the native engine, see :class:`CpuClient`; the others have no masks.
-        device: "cpu", or of the native engine a GPU: "cuda" for the first one, "cuda:1", or an open device.
-
-    Raises:
-        privtuner.errors.InputError: there is none of that name, or not on that device, or ``mask_cache_bytes`` is
-            negative.
-        privtuner.errors.EngineError: it is missing on this machine; the message says what to install.
-    """
-    if mask_cache_bytes is not None and mask_cache_bytes < 0:
-        raise InputError(f"mask_cache_bytes = {mask_cache_bytes}: must not be negative")
-    if _known(name, device) == "openfhe":
-        from privtuner import openfhe
-
-        return openfhe.OpenFheClient()
-    if device == "cpu":
-        return CpuClient(mask_cache_bytes)
-    from privtuner import cuda
+def _cuda_client(device: str | Device, mask_cache_bytes: int | None) -> LinearClient:
     from privtuner.cuda.client import CudaClient
 
     if isinstance(device, str):
@@ -69,9 +110,49 @@ def client_of(name: str, mask_cache_bytes: int | None = None, device: str | Devi
     return CudaClient(device, mask_cache_bytes)
 
 
-def _known(name: str, device: object) -> str:
+def _openfhe_ready(threads: int | None) -> None:
+    openfhe.library.library()
+    if threads is not None:
+        openfhe.set_num_threads(threads)
+
+
+SCHEMES: Mapping[str, Scheme] = {
+    "linear": Scheme(
+        name="linear",
+        carries="ring learning with errors, with secrets of one request",
+        request="request",
+        backends={
+            "cpu": Backend(
+                server=lambda *_: CpuServer(),
+                client=lambda _, masks: CpuClient(masks),
+                status=lambda: Status(True, "built in"),
+            ),
+            "cuda": Backend(server=_cuda_server, client=_cuda_client, status=lambda: cuda.status()),
+        },
+    ),
+    "openfhe": Scheme(
+        name="openfhe",
+        carries="CKKS ciphertexts of OpenFHE, for which only data owners need OpenFHE",
+        request="openfhe_request",
+        backends={
+            "cpu": Backend(
+                server=lambda *_: OpenFheServer(),
+                client=lambda *_: openfhe.OpenFheClient(),
+                status=lambda: openfhe.status(),
+                ready=_openfhe_ready,
+            ),
+        },
+    ),
+}
+"""Name -> scheme, the default first."""
+
+
+def scheme(name: str) -> Scheme:
+    """Return the scheme called ``name``.
+
+    Raises:
+        InputError: there is none.
+    """
     if name not in SCHEMES:
-        raise InputError(f"unknown engine {name!r}; choose {' or '.join(SCHEMES)}")
-    if name == "openfhe" and device != "cpu":
-        raise InputError(f"the engine openfhe does not run on {device}: choose device cpu, or the engine native")
-    return name
+        raise InputError(f"unknown scheme {name!r}; choose {' or '.join(SCHEMES)}")
+    return SCHEMES[name]

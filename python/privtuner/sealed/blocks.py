@@ -1,11 +1,11 @@
 """Blocks of a model that the server evaluates whole on ciphertexts: the sealed mode.
 
 The data owner sees a block's outputs and gradients; the server sees ciphertexts. **The weights are not secret from the
-data owner**: one backward request can give them, and so do the predicted errors of replies; nor is the data safe from a
-server that deviates from the protocol. See "Sealed blocks" in SECURITY.md::
+data owner**: one backward request can give them; nor is the data safe from a server that deviates from the protocol.
+See "Sealed blocks" in SECURITY.md::
 
     block = SealedMLP(w1, b1, w2, b2, gelu())                             # server; weights and biases stay here
-    client = SealedClient(block.public.parameters)                        # data owner; one secret key a run
+    client = SealedClient(block.public.parameters)                        # data owner; one secret key a request
 
     request, pending = client.request(block.public, x)                    # y = W2 act(W1 x + b1) + b2
     y = client.decrypt(block.answer(request), pending)
@@ -20,20 +20,21 @@ import math
 import secrets
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from ..ckks.evaluator import Evaluator, Matrix
-from ..ckks.keys import SecretKey
-from ..ckks.parameters import BytesLike, Parameters, require_secure
-from ..ckks.polynomial import Polynomial
-from ..ckks.tensor import EncryptedTensor
-from ..errors import CkksError, InputError, MessageError
-from .exchange import (
-    VERSION,
+from privtuner import wire
+from privtuner.ckks.evaluator import Evaluator, Matrix
+from privtuner.ckks.keys import SecretKey
+from privtuner.ckks.parameters import BytesLike, Parameters, require_secure
+from privtuner.ckks.polynomial import Polynomial
+from privtuner.ckks.tensor import EncryptedTensor
+from privtuner.errors import CkksError, InputError, MessageError
+from privtuner.sealed.exchange import (
     Block,
+    Layout,
     MakeEvaluator,
     Pending,
     computed,
@@ -50,24 +51,26 @@ __all__ = ["SealedClient", "SealedMLP", "SealedPublic"]
 
 Array = npt.NDArray[np.float64]
 
-_PUBLIC = struct.Struct("<4sHH16sIIdddII")
-_PUBLIC_MAGIC = b"PVBP"
+_PUBLIC = struct.Struct("<IIdddII")
 _LARGEST = 32639  # of a 16-bit weight
 
 
 @dataclass(frozen=True)
 class SealedPublic:
-    """What the data owner must know of a `SealedMLP`: shape, parameters and scales. No weight, no bias.
+    """What the data owner must know of a `SealedMLP`: shape, parameters, and what its ciphertexts are like.
+
+    No weight, no bias.
 
     Attributes:
         id: 16 bytes that name the block and its weights; every message carries it.
         parameters: of the encryption.
         d_in, d_out: features of input and output.
-        input_bound: |x| <= input_bound is declared with every input, so it is public.
+        input_bound: |x| <= input_bound, for every request.
         input_unit, gradient_unit: scales of inputs and of output gradients, in units of the chain's: they make what
             the server gets from its first product arrive at the scale the next step wants. They tell the largest
             weight of each of the two matrices.
         forward_level, backward_level: levels of inputs.
+        forward_reply, backward_reply: what the ciphertexts of every reply are like, from a dry run of the block.
     """
 
     id: bytes
@@ -79,6 +82,8 @@ class SealedPublic:
     gradient_unit: float
     forward_level: int
     backward_level: int
+    forward_reply: Layout
+    backward_reply: Layout
 
     def encrypt_input(self, secret: SecretKey, x: npt.ArrayLike, direction: str) -> EncryptedTensor:
         """Encrypt inputs (tokens, d_in), at most ``parameters.slots`` tokens, as `SealedMLP` expects them."""
@@ -99,11 +104,28 @@ class SealedPublic:
         """Level and scale of output gradients: they meet act'(z) two levels above the end."""
         return 2, self.parameters.scale(2) * self.gradient_unit
 
+    def expected_input(self, tokens: int, direction: str) -> EncryptedTensor:
+        """What `encrypt_input` makes of so many tokens, as a planned tensor."""
+        level, scale = self.input_layout(direction)
+        return Evaluator(self.parameters).planned(tokens, self.d_in, bound=self.input_bound, level=level, scale=scale)
+
+    def expected_gradient(self, tokens: int) -> EncryptedTensor:
+        """What `encrypt_gradient` makes of so many tokens, as a planned tensor."""
+        level, scale = self.gradient_layout()
+        return Evaluator(self.parameters).planned(tokens, self.d_out, bound=1.0, level=level, scale=scale)
+
+    def expected_reply(self, tokens: int, direction: str) -> EncryptedTensor:
+        """What the block computes of so many tokens, as a planned tensor."""
+        if direction == "forward":
+            return self.forward_reply.planned(self.parameters, tokens, self.d_out)
+        return self.backward_reply.planned(self.parameters, tokens, self.d_in)
+
     def to_bytes(self) -> bytes:
         """Serialise."""
-        fields = (self.id, self.d_in, self.d_out, self.input_bound, self.input_unit, self.gradient_unit)
-        head = _PUBLIC.pack(_PUBLIC_MAGIC, VERSION, 0, *fields, self.forward_level, self.backward_level)
-        return head + self.parameters.to_bytes()
+        fields = (self.d_in, self.d_out, self.input_bound, self.input_unit, self.gradient_unit)
+        parts = [_PUBLIC.pack(*fields, self.forward_level, self.backward_level)]
+        parts += [self.forward_reply.to_bytes(), self.backward_reply.to_bytes(), self.parameters.to_bytes()]
+        return wire.seal("sealed_public", parts, subject=self.id)
 
     @classmethod
     def from_bytes(cls, data: BytesLike) -> SealedPublic:
@@ -112,25 +134,24 @@ class SealedPublic:
         Raises:
             MessageError: malformed, of another version, or with values that no block has.
         """
-        if len(data) < _PUBLIC.size:
-            raise MessageError(f"sealed block: a public part of {len(data)} bytes is truncated; fetch it again")
-        magic, version, zero, name, d_in, d_out, bound, unit, gradient, forward, backward = _PUBLIC.unpack_from(data)
-        if magic != _PUBLIC_MAGIC or zero != 0:
-            raise MessageError("sealed block: this is no public part of one; fetch it again")
-        if version != VERSION:
-            raise MessageError(
-                f"sealed block: public part of version {version}, this build reads {VERSION}; install the same "
-                "privtuner on both sides"
-            )
-        parameters = Parameters.from_bytes(bytes(memoryview(data)[_PUBLIC.size :]))
-        levels = all(2 <= level <= parameters.depth for level in (forward, backward))
-        if not (levels and 1 <= d_in <= 65536 and 1 <= d_out <= 65536):
-            raise MessageError(f"sealed block: shape ({d_out}, {d_in}) or levels {forward}, {backward} are impossible")
+        head, body = wire.open("sealed_public", data)
+        if head != wire.Head("sealed_public", "forward", 0, head.subject, bytes(16), 0, 0, len(body)):
+            raise MessageError("sealed block: its public part uses a field of the head that it has no use for")
+        starts = (_PUBLIC.size, _PUBLIC.size + Layout.BYTES, _PUBLIC.size + 2 * Layout.BYTES)
+        if len(body) < starts[-1]:
+            raise MessageError(f"sealed block: a public part of {len(body)} bytes is truncated; fetch it again")
+        d_in, d_out, bound, unit, gradient, forward, backward = _PUBLIC.unpack_from(body)
+        if not (1 <= d_in <= 65536 and 1 <= d_out <= 65536):
+            raise MessageError(f"sealed block: shape ({d_out}, {d_in}) is impossible")
         if not all(math.isfinite(number) and number > 0 for number in (bound, unit, gradient)):
             raise MessageError(
                 f"sealed block: bound and units {bound}, {unit}, {gradient} must be positive numbers; fetch it again"
             )
-        return cls(name, parameters, d_in, d_out, bound, unit, gradient, forward, backward)
+        parameters = Parameters.from_bytes(body[starts[-1] :])
+        if not all(2 <= level <= parameters.depth for level in (forward, backward)):
+            raise MessageError(f"sealed block: levels {forward}, {backward} are impossible in {parameters.name}")
+        replies = [Layout.from_bytes(body[start : start + Layout.BYTES], parameters) for start in starts[:2]]
+        return cls(head.subject, parameters, d_in, d_out, bound, unit, gradient, forward, backward, *replies)
 
     def __repr__(self) -> str:
         return f"SealedPublic(d_in={self.d_in}, d_out={self.d_out}, {self.parameters.name}, id={self.id.hex()})"
@@ -208,6 +229,7 @@ class SealedMLP(Block):
             identity.update(np.ascontiguousarray(array).tobytes())
         identity.update(repr((activation.coefficients, activation.basis, activation.domain)).encode())
         self.id = identity.digest()[:16]
+        nothing = Layout(0, 1.0, 0, 0)
         self.public = SealedPublic(
             id=self.id,
             parameters=parameters,
@@ -218,16 +240,26 @@ class SealedMLP(Block):
             gradient_unit=delta2,
             forward_level=forward_level,
             backward_level=backward_level,
+            forward_reply=nothing,
+            backward_reply=nothing,
         )
+        self.public = replace(self.public, **self._dry_run())
+
+    def _dry_run(self) -> dict[str, Layout]:
+        """What replies are like: of the weights, powers of two from above for all features alone."""
+        engine, public = Evaluator(self.public.parameters), self.public
+        y = self.forward(engine, public.expected_input(1, "forward"))
+        gx = self.backward(engine, public.expected_input(1, "backward"), public.expected_gradient(1))
+        return {"forward_reply": Layout.of(y), "backward_reply": Layout.of(gx)}
 
     def answer(self, request: BytesLike, evaluator: MakeEvaluator = Evaluator) -> Iterator[bytes]:
-        """Yield the reply to ``request``, see :class:`Block`."""
+        """Yield the reply to ``request``, see `Block`."""
         direction, request_id, tokens, parts = read_request(request, self.id)
         result = computed(self._runner(direction, tokens, parts, evaluator))
         yield from write_reply(result, direction, self.id, request_id)
 
     def forward(self, engine: Evaluator, x: EncryptedTensor) -> EncryptedTensor:
-        """Y (tokens, d_out) at level 1, from inputs of :meth:`SealedPublic.encrypt_input`."""
+        """Y (tokens, d_out) at level 1, from inputs of `SealedPublic.encrypt_input`."""
         total: EncryptedTensor | None = None
         for chunk in self._chunks:
             y = engine.linear(engine.polynomial(self._hidden(engine, x, chunk), self.activation), chunk.w2)
@@ -273,13 +305,14 @@ class SealedMLP(Block):
                 f"a {direction} request has {1 + tensors} parts, this one {len(parts)}: keys, input"
                 + (", output gradient" if tensors == 2 else "")
             )
-        x = read_tensor(parts[1], public.parameters, (tokens, public.d_in), public.input_layout(direction), "input")
+        if not 1 <= tokens <= public.parameters.slots:
+            raise MessageError(f"request: {tokens} tokens, the block takes 1 to {public.parameters.slots} at a time")
+        x = read_tensor(parts[1], public.expected_input(tokens, direction), "input")
         keys = read_keys(parts[0], public.parameters)
         engine = evaluator(public.parameters, keys)
         if direction == "forward":
             return lambda: engine.download(self.forward(engine, engine.upload(x)))
-        shape = (tokens, public.d_out)
-        g = read_tensor(parts[2], public.parameters, shape, public.gradient_layout(), "output gradient")
+        g = read_tensor(parts[2], public.expected_gradient(tokens), "output gradient")
         return lambda: engine.download(self.backward(engine, engine.upload(x), engine.upload(g)))
 
     def __repr__(self) -> str:
@@ -288,13 +321,13 @@ class SealedMLP(Block):
 
 
 class SealedClient:
-    """The data owner's side: one secret key, requests, replies. Safe to use from several threads.
+    """The data owner's side: requests, each under a secret key of its own, and replies. Several threads may share it.
 
     Results are the data owner's to keep: who sends a decrypted value back in the clear tells the server of the secret
-    (:meth:`privtuner.ckks.SecretKey.decrypt`).
+    (`privtuner.ckks.SecretKey.decrypt`).
 
     Args:
-        parameters: of the blocks it will ask, :attr:`SealedPublic.parameters`.
+        parameters: of the blocks it will ask, `SealedPublic.parameters`.
         allow_insecure: accept INSECURE parameters, for tests.
 
     Raises:
@@ -303,8 +336,6 @@ class SealedClient:
 
     def __init__(self, parameters: Parameters, *, allow_insecure: bool = False) -> None:
         self.parameters = require_secure(parameters, allow_insecure)
-        self._secret = SecretKey(parameters)
-        self._keys = self._secret.evaluation_keys().to_bytes()
 
     def request(self, public: SealedPublic, x: npt.ArrayLike, g: npt.ArrayLike | None = None) -> tuple[bytes, Pending]:
         """Make a request for outputs, or with ``g`` for the gradient by ``x``.
@@ -334,7 +365,8 @@ class SealedClient:
                 "ask the server for a larger input_bound"
             )
         direction = "forward" if g is None else "backward"
-        parts = [self._keys, public.encrypt_input(self._secret, inputs, direction).to_bytes()]
+        secret = SecretKey(self.parameters)
+        parts = [secret.evaluation_keys().to_bytes(), public.encrypt_input(secret, inputs, direction).to_bytes()]
         factors = None
         if g is not None:
             gradient = token_rows("g", g, public.d_out, self.parameters.slots)
@@ -342,23 +374,27 @@ class SealedClient:
                 raise InputError(f"x has {len(inputs)} tokens and g {len(gradient)}; give one gradient a token")
             factors = np.abs(gradient).max(axis=1, keepdims=True)
             factors[factors == 0] = 1.0
-            parts.append(public.encrypt_gradient(self._secret, gradient / factors).to_bytes())
+            parts.append(public.encrypt_gradient(secret, gradient / factors).to_bytes())
         request_id = secrets.token_bytes(16)
-        features = public.d_out if g is None else public.d_in
-        pending = Pending(public.id, request_id, direction, (len(inputs), features), factors)
+        expected = public.expected_reply(len(inputs), direction)
+        pending = Pending(public.id, request_id, direction, expected, secret, factors)
         return write_request(direction, public.id, request_id, len(inputs), parts), pending
 
     def decrypt(self, blocks: Iterable[BytesLike], pending: Pending) -> Array:
         """Decrypt the reply to the request that ``pending`` belongs to, message by message as they arrive.
 
+        Uses up ``pending``, whatever comes of it: a secret key decrypts one reply.
+
         Raises:
-            MessageError: malformed, incomplete, or the reply to another request.
+            MessageError: malformed, incomplete, the reply to another request, or ciphertexts of another level or shape
+                than the block's public part states.
+            SecretError: a reply to this request was decrypted before.
             CkksError: a value is beyond its bound: an input left the domain of the block's activation.
         """
-        out = np.empty(pending.shape)
-        for first, tensor in read_reply(blocks, pending, self.parameters):
+        secret, out = pending.take_secret(), np.empty(pending.expected.shape)
+        for first, tensor in read_reply(blocks, pending):
             try:
-                out[:, first : first + tensor.shape[1]] = self._secret.decrypt(tensor)
+                out[:, first : first + tensor.shape[1]] = secret.decrypt(tensor)
             except CkksError as error:
                 raise CkksError(
                     f"the block's reply is out of bounds, so W1 x + b1 left the domain of its activation: the server "

@@ -1,43 +1,45 @@
 """Requests to blocks that a server evaluates on ciphertexts, and the replies.
 
-The server keeps nothing of a request: each brings the keys it needs. Messages, little-endian:
+The server keeps nothing of a request: each brings the keys it needs. Bodies in the envelope of `privtuner.wire`, whose
+subject is the block, little-endian:
 
-    head    : "PVBK" | version u16 | kind u8 | direction u8 | block id [16] | request id [16] | tokens u32 | count u32
-    request : head, count parts: bytes u64 | message of keys or of an encrypted tensor, or what the direction says
-    reply   : head, count features from | first u32 | of all u32 | message of an encrypted tensor
+    sealed_request : 1 to 4 parts: bytes u64 | message of keys or of an encrypted tensor, or what the direction says
+    sealed_reply   : first feature u32 | of all u32 | message of an encrypted tensor; nothing in answer to a step
+
+Neither side believes the other about a ciphertext: level, scale, bound and error are constants of the block, which its
+public part states (`Layout`), and no message carries more of them than the level, to be compared.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ..ckks.evaluator import Evaluator
-from ..ckks.keys import EvaluationKeys
-from ..ckks.parameters import BytesLike, Parameters
-from ..ckks.tensor import EncryptedTensor
-from ..errors import CkksError, InputError, MessageError, SecretError
+from privtuner import wire
+from privtuner.ckks.evaluator import Evaluator
+from privtuner.ckks.keys import EvaluationKeys, SecretKey
+from privtuner.ckks.parameters import BytesLike, Parameters
+from privtuner.ckks.tensor import EncryptedTensor
+from privtuner.errors import CkksError, InputError, MessageError, SecretError
 
 __all__ = [
-    "DIRECTIONS",
-    "MAGIC",
-    "VERSION",
     "Block",
+    "Layout",
+    "MakeEvaluator",
     "Pending",
     "computed",
     "read_keys",
     "read_reply",
     "read_request",
     "read_tensor",
-    "reply_head",
-    "request_shape",
     "token_rows",
     "write_reply",
     "write_request",
@@ -45,18 +47,11 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 
-MAGIC = b"PVBK"
-VERSION = 1
-"""Of these messages and of the public parts of blocks."""
-DIRECTIONS = ("forward", "backward", "gradient", "step", "describe")
-"""What a request asks for; its place here is the number on the wire."""
-
-_REQUEST, _REPLY = 1, 2
-_HEAD = struct.Struct("<4sHBB16s16sII")
 _LENGTH = struct.Struct("<Q")
 _RANGE = struct.Struct("<II")
+_LAYOUT = struct.Struct("<Idii")
+_MOST_PARTS = 4
 _BLOCK_BYTES = 4 << 20  # about the size of one message of a reply
-_SAME = 1e-9  # relative; scales that agree differ by roundings of doubles
 
 # One request at a time in a process: each uses all threads, and memory by the gigabyte.
 _working = threading.Lock()
@@ -64,6 +59,68 @@ _working = threading.Lock()
 
 MakeEvaluator: TypeAlias = Callable[[Parameters, "EvaluationKeys | None"], Any]
 """Makes an `Evaluator`, or another engine with its operations, ``upload`` and ``download``."""
+
+
+class Layout(NamedTuple):
+    """What all ciphertexts of a block's replies are like, known to both sides before any request.
+
+    Bound and noise are powers of two for all features, so they say nothing of single weights.
+    """
+
+    level: int
+    """Multiplications left."""
+    scale: float
+    """Value = slot / scale."""
+    bound_bits: int
+    """|value| <= 2^bound_bits."""
+    noise_bits: int
+    """The slots' errors have a standard deviation of at most 2^noise_bits."""
+
+    @classmethod
+    def of(cls, result: EncryptedTensor) -> Layout:
+        """The layout of what a block computes, from its dry run."""
+        return cls(result.level, float(result.scale[0]), _bits(result.bound), _bits(float(result.noise.max())))
+
+    def planned(self, parameters: Parameters, tokens: int, features: int) -> EncryptedTensor:
+        """A planned tensor of this layout.
+
+        Raises:
+            CkksError: there is no such level, or values up to the bound do not fit it at this scale.
+        """
+        return Evaluator(parameters).planned(
+            tokens,
+            features,
+            bound=math.ldexp(1, self.bound_bits),
+            level=self.level,
+            scale=self.scale,
+            noise=math.ldexp(1, self.noise_bits),
+        )
+
+    BYTES = _LAYOUT.size
+
+    def to_bytes(self) -> bytes:
+        """Serialise."""
+        return _LAYOUT.pack(*self)
+
+    @classmethod
+    def from_bytes(cls, data: BytesLike, parameters: Parameters) -> Layout:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            MessageError: no result has this level, scale, bound or error.
+        """
+        layout = cls(*_LAYOUT.unpack(data))
+        if not (layout.level <= parameters.depth and max(abs(layout.bound_bits), abs(layout.noise_bits)) <= 1000):
+            raise MessageError(f"sealed block: impossible {layout}; fetch the bundle again")
+        try:
+            layout.planned(parameters, 1, 1)
+        except (CkksError, InputError) as error:
+            raise MessageError(f"sealed block: impossible {layout}: {error}") from error
+        return layout
+
+
+def _bits(value: float) -> int:
+    return math.ceil(math.log2(value))
 
 
 class Block(ABC):
@@ -81,40 +138,42 @@ class Block(ABC):
             evaluator: makes what computes, from parameters and evaluation keys: `Evaluator`, or one on a GPU.
 
         Raises:
-            MessageError: the request is malformed, meant for another block, or its tensors have other shapes, levels
-                or scales than the block takes; found before any work starts.
+            MessageError: the request is malformed, meant for another block, or its tensors have other shapes or levels
+                than the block takes; found before any work starts.
         """
         ...
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(repr=False, eq=False)
 class Pending:
-    """What the data owner keeps of a request until its reply arrives.
+    """What decrypts the reply to one request, once. Never copied or pickled.
 
     Attributes:
         block: id of the block that was asked. request: of the request. direction: which way.
-        shape: of the result. factors: (tokens, 1), what each token's result is multiplied by: it tells of the values,
-            so this is never copied or pickled.
+        expected: the planned result: shape, level, scale, bound and error.
+        factors: (tokens, 1), what each token's result is multiplied by; None for 1.
     """
 
     block: bytes
     request: bytes
     direction: str
-    shape: tuple[int, int]
+    expected: EncryptedTensor
+    secret: SecretKey | None
     factors: Array | None = None
+
+    def take_secret(self) -> SecretKey:
+        """The secret key of the request, which is given away with this.
+
+        Raises:
+            SecretError: it was given away before.
+        """
+        secret, self.secret = self.secret, None
+        if secret is None:
+            raise SecretError("a reply to this request was decrypted already, or refused; send a request anew")
+        return secret
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise SecretError("what decrypts a reply is never copied or pickled: it stays in the process that asked")
-
-
-def request_shape(request: BytesLike) -> tuple[str, int]:
-    """Direction and tokens as the head of a request states them, ("unknown", 0) if it is none."""
-    if len(request) < _HEAD.size:
-        return "unknown", 0
-    magic, _, _, direction, _, _, tokens, _ = _HEAD.unpack_from(request)
-    if magic != MAGIC or direction >= len(DIRECTIONS):
-        return "unknown", 0
-    return DIRECTIONS[direction], tokens
 
 
 def token_rows(name: str, values: npt.ArrayLike, features: int, slots: int) -> Array:
@@ -131,37 +190,10 @@ def token_rows(name: str, values: npt.ArrayLike, features: int, slots: int) -> A
     return array
 
 
-def _head(kind: int, direction: str, block: bytes, request: bytes, tokens: int, count: int) -> bytes:
-    return _HEAD.pack(MAGIC, VERSION, kind, DIRECTIONS.index(direction), block, request, tokens, count)
-
-
-def _read_head(what: str, data: BytesLike, kind: int) -> tuple[str, bytes, bytes, int, int]:
-    if len(data) < _HEAD.size:
-        raise MessageError(f"{what} of {len(data)} bytes: shorter than its head: truncated?")
-    magic, version, found, direction, block, request, tokens, count = _HEAD.unpack_from(data)
-    if magic != MAGIC:
-        raise MessageError(f"{what}: not a message of a sealed block")
-    if version != VERSION:
-        raise MessageError(
-            f"{what}: message version {version}, this build speaks version {VERSION}: install the same privtuner on "
-            "both sides"
-        )
-    if found != kind or direction >= len(DIRECTIONS):
-        raise MessageError(f"{what}: kind {found} or direction {direction} is unknown or out of place")
-    return DIRECTIONS[direction], block, request, tokens, count
-
-
-def reply_head(direction: str, block: bytes, request: bytes) -> bytes:
-    """A reply without features: what answers a step."""
-    return _head(_REPLY, direction, block, request, 0, 0)
-
-
 def write_request(direction: str, block: bytes, request: bytes, tokens: int, parts: Sequence[bytes]) -> bytes:
     """Make a request of these parts."""
-    pieces = [_head(_REQUEST, direction, block, request, tokens, len(parts))]
-    for part in parts:
-        pieces += [_LENGTH.pack(len(part)), part]
-    return b"".join(pieces)
+    pieces = [piece for part in parts for piece in (_LENGTH.pack(len(part)), part)]
+    return wire.seal("sealed_request", pieces, direction=direction, subject=block, request=request, tokens=tokens)
 
 
 def read_request(data: BytesLike, block: bytes) -> tuple[str, bytes, int, list[memoryview]]:
@@ -170,22 +202,21 @@ def read_request(data: BytesLike, block: bytes) -> tuple[str, bytes, int, list[m
     Raises:
         MessageError: malformed, or for another block.
     """
-    direction, asked, request, tokens, count = _read_head("request", data, _REQUEST)
-    if asked != block:
+    head, body = wire.open("sealed_request", data)
+    if head.subject != block:
         raise MessageError("the request is meant for another block, or for other weights; fetch the bundle again")
-    view, at = memoryview(data), _HEAD.size
-    parts: list[memoryview] = []
-    while at < len(view) and len(parts) < count:
-        end = at + _LENGTH.size
-        if end > len(view) or end + _LENGTH.unpack_from(view, at)[0] > len(view):
-            raise MessageError(f"request: part {len(parts) + 1} of {count} is truncated")
-        at = end + _LENGTH.unpack_from(view, at)[0]
-        parts.append(view[end:at])
-    if len(parts) != count or at != len(view):
-        raise MessageError(
-            f"request: {len(view)} bytes do not hold its {count} parts: truncated, or with bytes left over"
-        )
-    return direction, request, tokens, parts
+    if (head.parameters, head.features) != (0, 0):
+        raise MessageError("sealed_request: a field it does not use is not zero")
+    at, parts = 0, []
+    while at < len(body):
+        start = at + _LENGTH.size
+        if len(parts) == _MOST_PARTS or start > len(body):
+            raise MessageError(f"request: bytes are left over after {len(parts)} parts; at most {_MOST_PARTS} are due")
+        at = start + _LENGTH.unpack_from(body, at)[0]
+        if at > len(body):
+            raise MessageError(f"request: part {len(parts) + 1} is truncated")
+        parts.append(body[start:at])
+    return head.direction, head.request, head.tokens, parts
 
 
 def read_keys(part: memoryview, parameters: Parameters, *, packing: bool = False) -> EvaluationKeys:
@@ -206,23 +237,16 @@ def read_keys(part: memoryview, parameters: Parameters, *, packing: bool = False
     return keys
 
 
-def read_tensor(
-    part: memoryview, parameters: Parameters, shape: tuple[int, int], layout: tuple[int, float], what: str
-) -> EncryptedTensor:
-    """Read an encrypted tensor that must have this shape, and this level and scale.
+def read_tensor(part: memoryview, expected: EncryptedTensor, what: str) -> EncryptedTensor:
+    """Read an encrypted tensor of the shape and level of ``expected``, with its scale, bound and error.
 
     Raises:
-        MessageError: malformed, or another shape, level or scale.
+        MessageError: malformed, or another shape or level.
     """
-    tensor = EncryptedTensor.from_bytes(parameters, part)
-    level, scale = layout
-    if tensor.shape != shape or tensor.level != level:
-        raise MessageError(
-            f"{what}: shape {tensor.shape} at level {tensor.level}, the block takes {shape} at level {level}"
-        )
-    if np.abs(tensor.scale / scale - 1).max() > _SAME:
-        raise MessageError(f"{what}: scale {float(tensor.scale[0]):.6g}, the block takes {scale:.6g}")
-    return tensor
+    try:
+        return EncryptedTensor.from_bytes(expected.parameters, part, expected)
+    except MessageError as error:
+        raise MessageError(f"{what}: {error}") from error
 
 
 def computed(run: Callable[[], EncryptedTensor]) -> EncryptedTensor:
@@ -238,40 +262,43 @@ def computed(run: Callable[[], EncryptedTensor]) -> EncryptedTensor:
         raise MessageError(f"the request cannot be computed: {error}") from error
 
 
-def write_reply(result: EncryptedTensor, direction: str, block: bytes, request: bytes) -> Iterator[bytes]:
-    """Yield the messages of a reply, some features in each."""
-    tokens, features = result.shape
+def write_reply(result: EncryptedTensor | None, direction: str, block: bytes, request: bytes) -> Iterator[bytes]:
+    """Yield the messages of a reply, some features in each; a single one without features for None."""
+    fields = {"direction": direction, "subject": block, "request": request}
+    if result is None:
+        yield wire.seal("sealed_reply", [], **fields)
+        return
+    features = result.shape[1]
     width = max(1, _BLOCK_BYTES * features // result.message_bytes)
     engine = Evaluator(result.parameters)
     for first in range(0, features, width):
         some = engine.select(result, slice(first, min(first + width, features)))
-        head = _head(_REPLY, direction, block, request, tokens, some.shape[1])
-        yield head + _RANGE.pack(first, features) + some.to_bytes()
+        yield wire.seal("sealed_reply", [_RANGE.pack(first, features), some.to_bytes()], **fields)
 
 
-def read_reply(
-    blocks: Iterable[BytesLike], pending: Pending, parameters: Parameters
-) -> Iterator[tuple[int, EncryptedTensor]]:
+def read_reply(blocks: Iterable[BytesLike], pending: Pending) -> Iterator[tuple[int, EncryptedTensor]]:
     """Yield the first feature and the tensor of each message of a reply.
 
     Raises:
-        MessageError: malformed, incomplete, or the reply to another request.
+        MessageError: malformed, incomplete, the reply to another request, or with ciphertexts that are not as expected.
     """
-    tokens, features = pending.shape
-    done = 0
+    engine, features, done = Evaluator(pending.expected.parameters), pending.expected.shape[1], 0
     for data in blocks:
-        direction, block, request, _, _ = _read_head("reply", data, _REPLY)
-        if (direction, block, request) != (pending.direction, pending.block, pending.request):
+        head, body = wire.open("sealed_reply", data)
+        if (head.direction, head.subject, head.request) != (pending.direction, pending.block, pending.request):
             raise MessageError("reply: it answers another request; send the request again")
-        if len(data) < _HEAD.size + _RANGE.size:
+        if (head.parameters, head.tokens, head.features) != (0, 0, 0):
+            raise MessageError("sealed_reply: a field it does not use is not zero")
+        if len(body) < _RANGE.size:
             raise MessageError("reply: truncated")
-        first, total = _RANGE.unpack_from(data, _HEAD.size)
+        first, total = _RANGE.unpack_from(body)
         if first != done or total != features:
             raise MessageError(f"reply: features from {first} of {total} where those from {done} of {features} are due")
-        tensor = EncryptedTensor.from_bytes(parameters, memoryview(data)[_HEAD.size + _RANGE.size :])
-        if tensor.shape[0] != tokens or done + tensor.shape[1] > features:
-            raise MessageError(f"reply: shape {tensor.shape} does not fit ({tokens}, {features - done}) that are due")
-        yield done, tensor
-        done += tensor.shape[1]
+        part = body[_RANGE.size :]
+        count = wire.peek(part).features
+        if not 1 <= count <= features - done:
+            raise MessageError(f"reply: {count} features where 1 to {features - done} are due")
+        yield done, read_tensor(part, engine.select(pending.expected, slice(done, done + count)), "reply")
+        done += count
     if done != features:
         raise MessageError(f"reply: it ends after {done} of {features} features; send the request again")

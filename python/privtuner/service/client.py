@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-import privtuner
+from privtuner._core import __version__
 from privtuner.copies import Stays
 from privtuner.errors import ServiceError
 from privtuner.linear import BytesLike
@@ -65,7 +65,7 @@ class RemoteTransport(Stays):
         self._closed = False
 
     def hello(self) -> dict[str, Any]:
-        """Return what the server says of itself: protocol, version, model, engine, preset, layers, sealed.
+        """Return what the server says of itself: protocol, version, model, scheme, preset, layers, sealed.
 
         Raises:
             privtuner.errors.ServiceError: nothing answers, or something other than a server of this protocol.
@@ -165,14 +165,14 @@ class RemoteTransport(Stays):
             protocol = int(hello["protocol"])
             if protocol == PROTOCOL:
                 hello |= {name: int(hello.get(name, 0)) for name in ("bundle_bytes", "sealed")}
-                if not all(isinstance(hello[name], str) for name in ("model", "preset")):
-                    raise TypeError("model and preset are no names")
+                if not all(isinstance(hello[name], str) for name in ("model", "scheme", "preset")):
+                    raise TypeError("model, scheme and preset are no names")
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ServiceError(f"what answers at {self.address} is no privtuner server") from error
         if protocol != PROTOCOL:
             raise ServiceError(
                 f"the server at {self.address} speaks protocol {protocol} (privtuner {hello.get('version')}), this is "
-                f"protocol {PROTOCOL} (privtuner {privtuner.__version__}); install the same version on both sides"
+                f"protocol {PROTOCOL} (privtuner {__version__}); install the same version on both sides"
             )
         return hello
 

@@ -4,35 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import struct
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from privtuner.errors import MessageError
-from privtuner.linear import BytesLike
-from privtuner.openfhe import messages
-from privtuner.sealed import exchange
+from privtuner.wire import Head
 
-__all__ = ["Counter", "LayerCounts", "ServerCounts", "request_shape"]
-
-# Fields of a linear request's clear header (messages.hpp): direction at byte 7, tokens at byte 96.
-_DIRECTION = struct.Struct("<7xB")
-_TOKENS = struct.Struct("<96xI")
-
-
-def request_shape(request: BytesLike) -> tuple[str, int]:
-    """Return direction and tokens as the header of ``request`` states them, ("unknown", 0) if it is too short."""
-    magic = bytes(request[:4])
-    if magic == exchange.MAGIC:
-        return exchange.request_shape(request)
-    if magic == messages.MAGIC:
-        return messages.request_shape(request)
-    if len(request) < _TOKENS.size:
-        return "unknown", 0
-    direction = {0: "forward", 1: "backward"}.get(_DIRECTION.unpack_from(request)[0], "unknown")
-    return direction, _TOKENS.unpack_from(request)[0]
+__all__ = ["Counter", "LayerCounts", "ServerCounts"]
 
 
 @dataclass(slots=True)
@@ -126,15 +106,14 @@ class Counter:
         self._bundles = 0
         self._refused = 0
 
-    def answered(self, layer: str, request: BytesLike, bytes_out: int, seconds: float) -> None:
-        """Count one request that was answered in full."""
-        direction, tokens = request_shape(request)
+    def answered(self, layer: str, head: Head, bytes_in: int, bytes_out: int, seconds: float) -> None:
+        """Count one request that was answered in full, by what its head says of it."""
         with self._lock:
-            counts = self._layers.setdefault((layer, direction), LayerCounts())
+            counts = self._layers.setdefault((layer, head.direction), LayerCounts())
             counts.requests += 1
-            counts.tokens += tokens
-            counts.largest = max(counts.largest, tokens)
-            counts.bytes_in += len(request)
+            counts.tokens += head.tokens
+            counts.largest = max(counts.largest, head.tokens)
+            counts.bytes_in += bytes_in
             counts.bytes_out += bytes_out
             counts.seconds += seconds
 

@@ -14,15 +14,13 @@ from typing import Any
 
 import grpc
 
-import privtuner
+from privtuner import wire
+from privtuner._core import __version__
 from privtuner.copies import Stays
-from privtuner.cpu import CpuServer
 from privtuner.errors import InputError, MessageError, ServiceError
-from privtuner.linear import BytesLike, Prepared
 from privtuner.nn import Split
-from privtuner.openfhe import messages
-from privtuner.schemes import LinearServer
-from privtuner.service.counts import Counter, ServerCounts, request_shape
+from privtuner.schemes import Host, LinearServer
+from privtuner.service.counts import Counter, ServerCounts
 from privtuner.service.protocol import (
     LAYER_KEY,
     MESSAGE_BYTES,
@@ -39,7 +37,6 @@ __all__ = ["Server", "ensure_free"]
 _log = logging.getLogger(__name__)
 
 _WORKERS = 8
-_ROW_STEP = 32
 
 
 class _Refusal(Exception):  # noqa: N818 - it is no error of the server
@@ -62,14 +59,15 @@ class Server(Stays):
         host: address to bind.
         port: TCP port, 0 for a free one.
         name: what clients are told the model is called.
-        engine: computes the products; the native one when None. It decides which requests are answered.
+        server: computes the linear layers; the linear scheme on the processor when None. It decides which requests are
+            answered.
         max_request_bytes: longest request accepted, so that one client cannot take all memory.
         allow_plaintext: bind an address that other machines can reach.
 
     Raises:
         privtuner.errors.InputError: a port outside 0..65535, a limit below 1, or an address that is not loopback
             without ``allow_plaintext``.
-        privtuner.errors.EngineError: the engine has not the memory for the layers.
+        privtuner.errors.EngineError: the GPUs have not the memory for the layers.
         privtuner.errors.ServiceError: the address cannot be bound, e.g. because another program has the port.
     """
 
@@ -82,26 +80,25 @@ class Server(Stays):
         host: str = "127.0.0.1",
         port: int = 0,
         name: str = "",
-        engine: LinearServer | None = None,
+        server: LinearServer | None = None,
         max_request_bytes: int = 4 << 30,
         allow_plaintext: bool = False,
     ) -> None:
         _check_address(host, port, allow_plaintext)
         if max_request_bytes < 1:
             raise InputError(f"max_request_bytes is {max_request_bytes}; give at least 1")
-        self._layers = split.server
+        self._host = Host(split.server, server)
         self._files = split.bundle.to_files()
-        self._engine: LinearServer = CpuServer() if engine is None else engine
-        self.placement = self._engine.hold(split.server)
+        self.placement = self._host.load()
         """Bytes of layers on each GPU, by its name."""
         self._max_request_bytes = max_request_bytes
         self._counter = Counter()
-        presets = sorted({layer.public.preset for layer in split.server.values() if isinstance(layer, Prepared)})
+        presets = sorted({public.preset for public in split.bundle.publics.values()})
         self.hello: dict[str, Any] = {
             "protocol": PROTOCOL,
-            "version": privtuner.__version__,
+            "version": __version__,
             "model": name or split.bundle.architecture,
-            "engine": self._engine.name,
+            "scheme": self._host.server.scheme,
             "preset": ", ".join(presets),
             "layers": len(split.server),
             "sealed": len(split.bundle.sealed),
@@ -128,7 +125,7 @@ class Server(Stays):
     def stop(self, grace_seconds: float = 2.0) -> None:
         """Refuse new requests, let those in progress end within ``grace_seconds``, then cut them off."""
         self._server.stop(grace_seconds).wait()
-        self._engine.close()
+        self._host.close()
 
     def counts(self) -> ServerCounts:
         """Return what this server has seen."""
@@ -191,25 +188,16 @@ class Server(Stays):
 
     def _apply(self, chunks: Iterable[bytes], context: Any) -> Iterator[bytes]:
         layer = _metadata(context).get(LAYER_KEY, b"").decode(errors="replace")
-        prepared = self._layers.get(layer)
-        if prepared is None:
-            raise _Refusal(grpc.StatusCode.NOT_FOUND, f"no layer is called '{layer}'; fetch the bundle of this server")
-        request = self._engine.gather(prepared, self._receive(chunks))
-        if _is_openfhe(request) and self._engine.name != "openfhe":
-            raise _Refusal(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"this server's engine is {self._engine.name} and the request carries OpenFHE ciphertexts: start it "
-                "with 'privtuner serve --engine openfhe', or train with --engine native",
-            )
+        request = self._host.gather(layer, self._receive(chunks))
         start = time.perf_counter()
+        head = wire.peek(request)
         sent = 0
-        for block in self._engine.apply_blocks(prepared, request, _block_rows(request)):
+        for block in self._host.answer(layer, request, MESSAGE_BYTES):
             sent += len(block)
             yield bytes(block)  # gRPC takes nothing else
-        self._counter.answered(layer, request, sent, time.perf_counter() - start)
+        self._counter.answered(layer, head, len(request), sent, time.perf_counter() - start)
 
-    def _receive(self, chunks: Iterable[bytes]) -> list[bytes]:
-        pieces: list[bytes] = []
+    def _receive(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         size = 0
         for chunk in chunks:
             size += len(chunk)
@@ -219,8 +207,7 @@ class Server(Stays):
                     f"the request is longer than this server's limit of {self._max_request_bytes} bytes; "
                     "send fewer tokens at once",
                 )
-            pieces.append(chunk)
-        return pieces
+            yield chunk
 
 
 def ensure_free(host: str, port: int, allow_plaintext: bool = False) -> None:
@@ -259,17 +246,6 @@ def _literal(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _is_openfhe(request: BytesLike) -> bool:
-    return bytes(request[: len(messages.MAGIC)]) == messages.MAGIC
-
-
-def _block_rows(request: BytesLike) -> int:
-    """Return how many output features make a block of about ``MESSAGE_BYTES``, from 32 to 256."""
-    row = messages.row_bytes(request) if _is_openfhe(request) else 4 * request_shape(request)[1]
-    rows = MESSAGE_BYTES // max(1, row) // _ROW_STEP * _ROW_STEP
-    return min(256, max(_ROW_STEP, rows))
-
-
 def _metadata(context: Any) -> dict[str, Any]:
     return dict(context.invocation_metadata())
 
@@ -279,6 +255,6 @@ def _check_protocol(context: Any) -> None:
     if spoken != str(PROTOCOL):
         raise _Refusal(
             grpc.StatusCode.FAILED_PRECONDITION,
-            f"this server speaks protocol {PROTOCOL} (privtuner {privtuner.__version__}) and the client {spoken}; "
+            f"this server speaks protocol {PROTOCOL} (privtuner {__version__}) and the client {spoken}; "
             "install the same version on both sides",
         )

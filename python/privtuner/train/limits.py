@@ -14,7 +14,7 @@ from privtuner.train.dataset import Encoded
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from privtuner.train.classifier import MeanForSequenceClassification
+    from privtuner.train.mean_head import MeanForSequenceClassification
 
 __all__ = ["fitted", "positions"]
 

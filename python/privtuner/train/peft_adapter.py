@@ -15,24 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from privtuner.errors import InputError, WeightWithheldError
+from privtuner.nn.families import PEFT_TASKS
 from privtuner.nn.layers import EncryptedLayer
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-    from privtuner.train.classifier import MeanForSequenceClassification
+    from privtuner.train.mean_head import MeanForSequenceClassification
 
 __all__ = ["add_lora", "check_lora_config", "load_adapter", "trainable_heads"]
 
-# Class name suffix of transformers -> task type of PEFT, which decides what a saved adapter can be loaded as.
-_TASK_TYPES = {
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
-}
 _ALL_LINEAR = "all-linear"
 # Initialisations that read no weight: A random and B zero in one way or another.
 _FREE_INITS = (True, False, "gaussian", "orthogonal")
@@ -51,7 +44,7 @@ def add_lora(
     """Put LoRA adapters on a model built from a bundle and make its heads trainable.
 
     Args:
-        model: what :meth:`privtuner.nn.OwnerBundle.build` returned, or a clear model to compare with.
+        model: what `privtuner.nn.build` returned, or a clear model to compare with.
         r: rank of the adapters; 0 adds none, so that the heads alone are trained and saved.
         alpha: the update is scaled by ``alpha / r``; 2 r when None.
         dropout: probability of dropping an input of an adapter, in [0, 1).
@@ -76,7 +69,7 @@ def add_lora(
     if not 0.0 <= dropout < 1.0:
         raise InputError(f"dropout is {dropout}; give a probability in [0, 1)")
     if any(hasattr(module, "base_layer") for module in model.modules()):
-        raise InputError("the model has adapters already; give what OwnerBundle.build returned, or use its add_adapter")
+        raise InputError("the model has adapters already; give what nn.build returned, or use its add_adapter")
     if targets is not None and not isinstance(targets, str):
         # As in PEFT, the word stands for all layers, and the command line gives a list.
         targets = _ALL_LINEAR if list(targets) == [_ALL_LINEAR] else list(targets)
@@ -92,7 +85,7 @@ def add_lora(
             lora_dropout=dropout,
             target_modules=targets,
             modules_to_save=list(trainable_heads(model) if modules_to_save is None else modules_to_save),
-            task_type=next((task for suffix, task in _TASK_TYPES.items() if name.endswith(suffix)), None),
+            task_type=next((task for suffix, task in PEFT_TASKS.items() if name.endswith(suffix)), None),
             **options,
         )
     except (TypeError, ValueError) as error:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from privtuner.train.classifier import MeanForSequenceClassification
+    from privtuner.train.mean_head import MeanForSequenceClassification
 
 __all__ = [
     "Evaluation",
@@ -191,7 +191,7 @@ def prepare_model(model: PreTrainedModel | MeanForSequenceClassification, config
     """Freeze all but the head, start the head anew and add adapters.
 
     Args:
-        model: a sequence classifier, in the clear or from :meth:`privtuner.nn.OwnerBundle.build`.
+        model: a sequence classifier, in the clear or from `privtuner.nn.build`.
         config: adapters and seed.
 
     Raises:

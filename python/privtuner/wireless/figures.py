@@ -6,19 +6,17 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from ..errors import InputError
-from ..paths import writing
-
-if TYPE_CHECKING:
-    from .allocation import Allocation
-    from .study import Sweep
+from privtuner.errors import InputError
+from privtuner.paths import writing
+from privtuner.wireless.allocation import Allocation
+from privtuner.wireless.sweeps import Sweep
 
 __all__ = ["draw_allocation", "draw_convergence", "draw_sets", "draw_sweep"]
 

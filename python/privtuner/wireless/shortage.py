@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from ..errors import InfeasibleError
-from .arrays import BoolArray, FloatArray
-from .model import System
-from .problem import Problem
+from privtuner.errors import InfeasibleError
+from privtuner.wireless.arrays import BoolArray, FloatArray
+from privtuner.wireless.model import System
+from privtuner.wireless.problem import Problem
 
 __all__ = ["deadline_error", "shared_error"]
 
@@ -111,29 +111,23 @@ def _factor(problem: Problem, allowed: BoolArray) -> tuple[float, FloatArray]:
 
 
 def _need(problem: Problem, weight: float) -> FloatArray:
-    """Least w B / B_total + (1 - w) F / F_total of each choice, by golden section over the upload's time."""
+    """Least w B / B_total + (1 - w) F / F_total of each choice, by golden section over the upload's x = k / (B t)."""
     p = problem
     left = p.time - p.encrypt / p.frequency_max
-    low, high = p.nats / p.reach, left  # an upload takes longer than with all the bandwidth in the world
+    shortest = p.nats / p.reach  # with all the bandwidth in the world; at x, (e^x - 1) / x times as long
 
-    def cost(part: FloatArray) -> FloatArray:
-        upload = low + part * (high - low)
-        ratio = upload / low  # (e^x - 1) / x
-        x = 2 * np.log(ratio)
-        for _ in range(60):  # Newton's method on a convex function, from above
-            growth = np.expm1(x)
-            step = (growth - ratio * x) / (growth + 1 - ratio)
-            x = np.maximum(x - step, 1e-300)
-            if (np.abs(step) <= 1e-12 * x).all():
-                break
-        bandwidth = p.reach / np.expm1(x)
-        server = p.evaluate / (left - upload)
-        total: FloatArray = weight * bandwidth / p.bandwidth + (1 - weight) * server / p.server_frequency
-        return total
+    def cost(x: FloatArray) -> FloatArray:
+        growth = np.expm1(x)
+        serve = left - shortest * growth / x
+        bandwidth, server = p.reach / growth, p.evaluate / serve
+        total = weight * bandwidth / p.bandwidth + (1 - weight) * server / p.server_frequency
+        return np.where(serve > 0, total, np.inf)
 
-    a, b = np.full(p.shape, 1e-9), np.full(p.shape, 1 - 1e-9)
-    for _ in range(40):
-        c, d = b - _GOLDEN * (b - a), a + _GOLDEN * (b - a)
-        less = cost(c) < cost(d)
-        a, b = np.where(less, a, c), np.where(less, d, b)
-    return cost(0.5 * (a + b))
+    high = 2 * np.log(left / shortest)  # too long an upload, for (e^x - 1) / x > e^(x / 2)
+    a, b = 1e-9 * high, high
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # there
+        for _ in range(50):
+            c, d = b - _GOLDEN * (b - a), a + _GOLDEN * (b - a)
+            less = cost(c) <= cost(d)  # also where both are inf
+            a, b = np.where(less, a, c), np.where(less, d, b)
+        return cost(a)  # finite, unlike b's

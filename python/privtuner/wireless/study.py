@@ -10,51 +10,23 @@ import csv
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InfeasibleError
-from ..paths import ensure_writable, writing
-from .allocation import Allocation, UncertifiedWarning, allocate
-from .cells import Cell, rings
-from .files import default_tiers
-from .methods import METHODS
-from .model import System, Tier, check_integer
+from privtuner.errors import InfeasibleError
+from privtuner.paths import ensure_writable, writing
+from privtuner.wireless.allocation import Allocation, UncertifiedWarning, allocate
+from privtuner.wireless.cells import Cell, rings
+from privtuner.wireless.files import default_tiers
+from privtuner.wireless.methods import METHODS
+from privtuner.wireless.model import System, Tier, check_integer
+from privtuner.wireless.sweeps import SWEEPS, Sweep
 
-__all__ = ["SWEEPS", "Sweep", "run_study"]
+__all__ = ["run_study"]
 
 _MOST_SEEDS = 10_000
 _SETS_DEADLINE = 300.0  # s, in which every set can be had
 _MOST_COMBINATIONS = 100  # that brute force may try in a study
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """One experiment.
-
-    Attributes:
-        name: of the files. label: of the axis, with its unit.
-        field: of `Cell` that takes the ``values``. scale: values times this are what the axis shows.
-        log: whether the axis is logarithmic.
-    """
-
-    name: str
-    label: str
-    field: str
-    values: tuple[Any, ...]
-    scale: float = 1.0
-    log: bool = False
-
-
-SWEEPS = (
-    Sweep("bandwidth", "total bandwidth, MHz", "bandwidth", tuple(b * 1e6 for b in (12, 16, 20, 25, 30, 40, 50)), 1e-6),
-    Sweep("power", "power cap, W", "power_max", (0.05, 0.1, 0.2, 0.4, 0.8, 1.6), log=True),
-    Sweep("server", "server, 10$^9$ cycles/s", "server_frequency", (5e8, 1e9, 2e9, 5e9, 1e10, 4e10), 1e-9, log=True),
-    Sweep("devices", "number of devices", "devices", (2, 4, 6, 8, 10, 12, 14, 16)),
-    Sweep("privacy", "price of privacy, J/bit", "privacy_price", (0.0, 0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.2)),
-    Sweep("deadline", "deadline, s", "deadline", (70.0, 85.0, 100.0, 130.0, 160.0, 200.0, 300.0)),
-)
 
 
 def run_study(
@@ -80,7 +52,7 @@ def run_study(
         InputError: ``seeds`` out of range, or ``folder`` cannot be written.
         InfeasibleError: too few cells that every method can serve.
     """
-    from . import figures  # matplotlib is wanted here alone
+    from privtuner.wireless import figures  # matplotlib is wanted here alone
 
     check_integer("seeds", seeds, 1, _MOST_SEEDS)
     folder = ensure_writable(folder)

@@ -1,17 +1,18 @@
-// The bytes of parameters, tensors and public keys. Little-endian; every field is checked before it is used. Secret
-// keys have no message.
+// The bodies of parameters, tensors and keys, inside the envelope of `wire`. Little-endian; every field is checked
+// before it is used. Secret keys have no message.
 //
-//   header     : "PVCK" | version u16 | kind u8 | 0 u8 | parameter hash u64 | bytes that follow the header u64
-//                | checksum u64
-//   parameters : header | depth u32 | scale_bits u32 | first_bits u32 | log2 N u32 | insecure u32 | 0 u32
-//   tensor     : header | tokens u32 | features u32 | level u32 | seeded u32 | bound f64 | seed [32], if seeded
-//                | scale f64 [features] | noise f64 [features] | rows [feature][component][limb]
-//   public key : header | seed [32] | rows [limb]
-//   keys       : header | count u32 | 0 u32 | count times (element u32, 0: relinearisation | 0 u32 | seed [32]
-//                | rows [digit][prime])
-//   row        : N words of as many bytes as their prime needs
+//   parameters      : depth u32 | scale_bits u32 | first_bits u32 | log2 N u32 | insecure u32 | 0 u32
+//   tensor          : level u32 | seeded u32 | seed [32], if seeded | rows [feature][component][limb]
+//   public key      : seed [32] | rows [limb]
+//   evaluation keys : count u32 | 0 u32 | count times (element u32, 0: relinearisation | 0 u32 | seed [32]
+//                     | rows [digit][prime])
+//   row             : N words of as many bytes as their prime needs
 //
-// Component 1 of seeded tensors and of keys is expanded from the seed on arrival: half the bytes.
+// The head holds the hash of the parameters and the shape of a tensor. Component 1 of seeded tensors and of keys is
+// expanded from the seed on arrival: half the bytes.
+//
+// Scale, bound and predicted error of a tensor do not travel. They follow from the parameters and the circuit, which
+// the reader knows; what a server derives with secret weights would tell of these.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +25,6 @@
 
 namespace privtuner::ckks {
 
-inline constexpr std::uint16_t kMessageVersion = 1;
 inline constexpr std::size_t kMaxFeatures = 65536;
 
 std::size_t message_bytes(const Tensor& tensor);
@@ -40,9 +40,13 @@ void write(const PublicKey& key, std::uint8_t* out);
 void write(const EvaluationKeys& keys, std::uint8_t* out);
 void write(const Parameters& parameters, std::uint8_t* out);
 
-// Throw math::MessageError.
+// Throw wire::MessageError.
 ParametersPtr read_parameters(const std::uint8_t* data, std::size_t size);
-TensorPtr read_tensor(const ParametersPtr& parameters, const std::uint8_t* data, std::size_t size);
+// The message must have shape and level of `expected`, a planned tensor (else Error is thrown), which gives scale,
+// bound and error. Null: what the secret key encrypts by default, at the parameters' depth and |value| <= 1, of any
+// shape.
+TensorPtr read_tensor(const ParametersPtr& parameters, const Tensor* expected, const std::uint8_t* data,
+                      std::size_t size);
 std::shared_ptr<const PublicKey> read_public_key(const ParametersPtr& parameters, const std::uint8_t* data,
                                                  std::size_t size);
 std::shared_ptr<const EvaluationKeys> read_keys(const ParametersPtr& parameters, const std::uint8_t* data,

@@ -1,13 +1,13 @@
-// The bytes on the wire. Everything is little-endian; every field is checked before it is used.
+// The bodies of the linear scheme's messages, inside the envelope of `wire`. Everything is little-endian; every field
+// is checked before it is used.
 //
-//   public  : header | d_out u32 | d_in u32 | norm_forward f64 | norm_backward f64 | delta f64 [d_out]
-//   request : header | seed [32] | tokens u32 | features u32 | flags u32 | 0 u32 | words [features][tokens]
-//   block   : header | tokens u32 | features u32 | flags u32 | row_begin u32 | row_count u32 | 0 u32
-//             | data [row_count] | mask words [row_count][N], if flagged
-//   header  : "PVTN" | version u16 | kind u8 | direction u8 | parameter hash u64 | layer id [16] | request id [16]
-//             | bytes that follow the header u64 | checksum u64
+//   layer   : d_out u32 | d_in u32 | norm_forward f64 | norm_backward f64 | delta f64 [d_out]
+//   request : seed [32] | flags u32 | 0 u32 | words [features][tokens]
+//   reply   : flags u32 | row_begin u32 | row_count u32 | 0 u32 | data [row_count]
+//             | mask words [row_count][N], if flagged
 //
-// A reply is one or more blocks, in order of their rows. The checksum guards against accidents, not against attackers.
+// The head names the layer (subject), the request and the preset (parameters); tokens and features are those of the
+// request, and in a reply those of the product. A reply is one or more such blocks, in order of their rows.
 #pragma once
 
 #include <array>
@@ -18,22 +18,20 @@
 #include <vector>
 
 #include "privtuner/linear/preset.hpp"
-#include "privtuner/math/bytes.hpp"
+#include "privtuner/wire/envelope.hpp"
 
 namespace privtuner::linear {
 
-using math::MessageError;
+using wire::MessageError;
 
 enum class Direction : std::uint8_t { forward = 0, backward = 1 };
 const char* direction_name(Direction direction);
 
-using LayerId = std::array<std::uint8_t, 16>;
-using RequestId = std::array<std::uint8_t, 16>;
+using LayerId = wire::Id;
+using RequestId = wire::Id;
 
-inline constexpr std::uint16_t kVersion = 1;
-inline constexpr std::size_t kHeaderBytes = 64;
-inline constexpr std::size_t kRequestPrefix = kHeaderBytes + 48;
-inline constexpr std::size_t kBlockPrefix = kHeaderBytes + 24;
+inline constexpr std::size_t kRequestPrefix = wire::kHeadBytes + 40;
+inline constexpr std::size_t kBlockPrefix = wire::kHeadBytes + 16;
 inline constexpr std::uint32_t kMaxTokens = 1u << 24;
 inline constexpr double kMaxScale = std::numeric_limits<float>::max();  // of a row: no square leaves the doubles
 inline constexpr std::uint32_t kMaskWanted = 1;  // request: answer the mask product; block: it is here
@@ -76,13 +74,13 @@ struct BlockHeader {
 std::size_t request_bytes(const Preset& preset, std::uint32_t features, std::uint32_t tokens);
 std::size_t block_bytes(const Preset& preset, std::uint32_t rows, std::uint32_t tokens, bool mask);
 
-// Writes the prefix of a message whose body already stands in `message` after it, and the checksum of both.
+// Writes what comes before the words of a message, which stand in it already, and the checksum.
 void seal_request(const Preset& preset, const RequestHeader& header, std::uint8_t* message, std::size_t size);
 void seal_block(const Preset& preset, const BlockHeader& header, std::uint8_t* message, std::size_t size);
 
-// Checks everything that can be checked without the layer: lengths, ranges, checksum, unused fields. The message is
-// read once (a long one by several threads, each for its lanes of the checksum), and where `copy` is not null copied
-// there on the way: nothing but what was checked. Throw MessageError.
+// Checks everything that can be checked without the layer: the envelope, lengths, ranges, unused fields. The message is
+// read once (`wire::open`), and where `copy` is not null copied there on the way: nothing but what was checked. Throws
+// MessageError.
 RequestHeader open_request(const Preset& preset, const std::uint8_t* message, std::size_t size,
                            std::uint8_t* copy = nullptr);
 // The first block in `message`, which may be followed by others; its size is stored in block_size.

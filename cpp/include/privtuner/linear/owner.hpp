@@ -1,53 +1,22 @@
-// The data owner's side: encrypt a batch, decrypt the reply.
+// The data owner's side on the processor: encrypt a batch, decrypt the reply.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <mutex>
-#include <utility>
-#include <vector>
 
+#include "privtuner/linear/masks.hpp"
 #include "privtuner/linear/messages.hpp"
+#include "privtuner/linear/reply.hpp"
 #include "privtuner/math/memory.hpp"
 #include "privtuner/ring/sampling.hpp"
 
 namespace privtuner::linear {
 
-// A secret that was used or wiped already.
-class SecretError : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
-
-// The products of one public mask with the layers it met: what makes later requests of a layer cost the data half only.
-// Public data: the server computed it. Thread-safe.
-class MaskCache {
- public:
-  struct Entry {
-    math::AlignedVector<std::uint8_t> words;  // [features out][N] residues
-  };
-
-  // At most max_bytes are kept; layers beyond it send their mask product with every reply.
-  explicit MaskCache(std::size_t max_bytes);
-
-  const std::array<std::uint8_t, 32>& seed() const { return seed_; }
-  std::size_t bytes() const;
-  std::size_t max_bytes() const { return max_bytes_; }
-
-  // The complete product of a layer, or null where there is none of that many bytes: the id alone proves nothing.
-  std::shared_ptr<const Entry> find(const LayerId& layer, Direction direction, std::size_t bytes) const;
-  // Space for a product of `bytes`, or null where it would not fit. Not found before `insert`.
-  std::shared_ptr<Entry> reserve(std::size_t bytes) const;
-  void insert(const LayerId& layer, Direction direction, std::shared_ptr<const Entry> entry);
-
- private:
-  std::array<std::uint8_t, 32> seed_;
-  std::size_t max_bytes_;
-  mutable std::mutex mutex_;
-  std::size_t bytes_ = 0;
-  std::map<std::pair<LayerId, Direction>, std::shared_ptr<const Entry>> entries_;
-};
+// Delta_t |x_t o weight|, of every token t: the largest for which no output can leave (-q/2, q/2), whatever the token.
+double token_room(const Public& layer, Direction direction);
 
 // What decrypts the reply to one request: secrets of every group of N tokens and the tokens' scales. Never copied,
 // never serialised, wiped when its decryption ends, however it ends, or when released.
@@ -59,31 +28,23 @@ class Secret {
   Secret& operator=(Secret&&) = default;
   ~Secret() { erase(); }
 
-  const Public& public_part() const { return *public_; }
-  Direction direction() const { return direction_; }
-  std::uint32_t tokens() const { return tokens_; }
-  std::uint32_t features_out() const { return public_->features_out(direction_); }
-  bool used() const { return used_; }  // a decryption has begun, or it was wiped
+  const Reply& reply() const { return reply_; }
   // Waits for a decryption that is running in another thread.
   void wipe() noexcept;
 
  private:
+  using MaskWords = math::AlignedVector<std::uint8_t>;
   friend class Decryption;
   friend struct Encryptor;
-  Secret() = default;
+  Secret(Reply reply, std::shared_ptr<MaskCache> masks, std::shared_ptr<const MaskWords> mask);
   void erase() noexcept;
-  std::size_t mask_bytes() const;  // of the whole mask product
 
   std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();  // held by a decryption at work, and by wipe
-  std::shared_ptr<const Public> public_;
-  Direction direction_ = Direction::forward;
-  RequestId request_{};
-  std::uint32_t tokens_ = 0;
-  bool used_ = false;
+  Reply reply_;
   math::SecretBuffer<std::uint8_t> groups_;    // prepared NTT factors, one a group
   math::SecretBuffer<double> inverse_scales_;  // 1 / Delta_t, [tokens]
   std::shared_ptr<MaskCache> masks_;
-  std::shared_ptr<const MaskCache::Entry> mask_;  // known before the request
+  std::shared_ptr<const MaskWords> mask_;  // known before the request
 };
 
 // Encrypts x (tokens, features), row-major float32. In the backward direction the columns are multiplied by delta.
@@ -107,18 +68,16 @@ class Decryption {
   // One or more whole blocks. Throws MessageError if a block is malformed or not the next one, and SecretError after
   // that or once the secret was wiped.
   void feed(const std::uint8_t* data, std::size_t size);
-  bool complete() const { return next_row_ == secret_->features_out(); }
+  bool complete() const { return secret_->reply_.complete(); }
   // Throws MessageError unless every row has arrived.
-  void finish();
+  void finish() const { secret_->reply_.finish(); }
 
  private:
-  void read(const std::uint8_t* data, std::size_t size);
   template <class Word>
-  void decrypt_rows(const BlockHeader& header, const std::uint8_t* body);
+  void decrypt_rows(const Reply::Rows& rows, const std::uint8_t* block);
   Secret* secret_;
   float* out_;
-  std::uint32_t next_row_ = 0;
-  std::shared_ptr<MaskCache::Entry> filling_;
+  std::shared_ptr<Secret::MaskWords> filling_;
 };
 
 }  // namespace privtuner::linear

@@ -3,26 +3,22 @@
 
 #include <cstdint>
 #include <memory>
-#include <variant>
 
+#include "privtuner/gemm/gemm.hpp"
 #include "privtuner/linear/messages.hpp"
 
 namespace privtuner::linear {
 
 class Prepared {
  public:
-  // weights: row-major (d_out, d_in), |w| <= preset.max_weight; delta: d_out scales in (0, kMaxScale], or 0 for a row
-  // of zeros. Throws std::invalid_argument.
-  Prepared(const Preset& preset, const LayerId& id, const std::int8_t* weights, std::uint32_t d_out, std::uint32_t d_in,
-           const double* delta);
-  Prepared(const Preset& preset, const LayerId& id, const std::int16_t* weights, std::uint32_t d_out,
-           std::uint32_t d_in, const double* delta);
+  // weights: (d_out, d_in), of the preset's bytes, |w| <= preset.max_weight; delta: d_out scales in (0, kMaxScale], or
+  // 0 for a row of zeros. Throws std::invalid_argument.
+  Prepared(const Preset& preset, const LayerId& id, gemm::Weights weights, const double* delta);
 
   const Public& public_part() const { return public_; }
   const gemm::Weights& weights() const { return weights_; }
 
  private:
-  void finish(const double* delta);
   Public public_;
   gemm::Weights weights_;
 };
@@ -45,17 +41,13 @@ class Job {
   void rows(std::uint32_t row_begin, std::uint32_t row_count, std::uint8_t* out) const;
 
  private:
+  class Operands;
   template <class Word>
-  struct Operands;
-  template <class Word>
-  void load(const std::uint8_t* body);
-  template <class Word>
-  void write_rows(std::uint32_t row_begin, std::uint32_t row_count, std::uint8_t* out) const;
+  class WordOperands;
 
   const Prepared& prepared_;
   RequestHeader header_;
-  std::unique_ptr<Operands<std::uint32_t>> words32_;
-  std::unique_ptr<Operands<std::uint64_t>> words64_;
+  std::unique_ptr<const Operands> operands_;
 };
 
 }  // namespace privtuner::linear

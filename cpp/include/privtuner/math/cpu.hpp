@@ -6,16 +6,25 @@
 
 namespace privtuner::math {
 
-// Ordered: a path may use the kernels of any path before it.
 enum class Isa {
-  portable = 0,    // C++17, no intrinsics: the oracle
-  avx2 = 1,        // AVX2 and FMA
-  avx512 = 2,      // AVX-512 F, BW, DQ, VL and VNNI (Cascade Lake and later)
-  avx512ifma = 3,  // avx512 with IFMA, products of 52-bit words (Ice Lake, Zen 4 and later)
-  amx = 4,         // avx512ifma with AMX tiles on int8 (Sapphire Rapids and later)
+  portable,    // C++17, no intrinsics: the oracle
+  avx2,        // AVX2 and FMA
+  avx512,      // AVX-512 F, BW, DQ, VL and VNNI (Cascade Lake and later)
+  avx512ifma,  // avx512 with IFMA, products of 52-bit words (Ice Lake, Zen 4 and later)
+  amx,         // avx512ifma with AMX tiles on int8 (Sapphire Rapids and later)
 };
 
-inline constexpr Isa kAllIsas[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512ifma, Isa::amx};
+// A path holds the instructions of its base and some more. Of two usable paths the later in the list is the better.
+struct IsaPath {
+  Isa isa;
+  const char* name;
+  Isa base;
+};
+inline constexpr IsaPath kIsaPaths[] = {
+    {Isa::portable, "portable", Isa::portable}, {Isa::avx2, "avx2", Isa::portable},
+    {Isa::avx512, "avx512", Isa::avx2},         {Isa::avx512ifma, "avx512ifma", Isa::avx512},
+    {Isa::amx, "amx", Isa::avx512ifma},
+};
 
 const char* isa_name(Isa isa);
 

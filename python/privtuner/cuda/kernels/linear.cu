@@ -130,52 +130,48 @@ PT_FN void embed(const Block& block, Word* out, const Word* product, const i8* e
   });
 }
 
-// The row of a product and the token that a thread of the shortening kernels has: blocks go along rows of words.
-PT_FN u64 shorten_token(const Block& block, unsigned thread, u32 blocks_a_row) {
-  return static_cast<u64>(block.x % blocks_a_row) * block.threads + thread;
-}
+// Where a row of a reply of `tokens` outputs begins: 3 bytes an output are [tokens] u16 (high), [tokens] u8 (low),
+// 4 bytes [tokens] u32.
+PT_FN u64 row_start(u64 row, u32 tokens, u32 reply_bytes) { return row * reply_bytes * tokens; }
 
-// Of every row the kept bits of `tokens` words from `column` on: [tokens] u16 (high), [tokens] u8 (low). Words are in
-// [0, q), and q + 2^(dropped_bits - 1) < 2^32.
-PT_FN void linear_shorten32(const Block& block, u8* out, const u32* product, u32 dropped_bits, u32 tokens, u64 column,
-                            u64 columns, u32 blocks_a_row) {
-  block.own([&](unsigned thread) {
-    const u64 t = shorten_token(block, thread, blocks_a_row), row = block.x / blocks_a_row;
-    if (t >= tokens) return;
-    const u32 kept = (product[row * columns + column + t] + (1u << (dropped_bits - 1))) >> dropped_bits;
-    u8* to = out + row * 3 * tokens;  // bytes one by one: a row may start at an odd address
+PT_FN void store_kept(u8* reply, u64 row, u64 t, u32 tokens, u32 reply_bytes, u32 kept) {
+  u8* to = reply + row_start(row, tokens, reply_bytes);
+  if (reply_bytes == 3) {  // bytes one by one: a row may start at an odd address
     to[2 * t] = static_cast<u8>(kept >> 8);
     to[2 * t + 1] = static_cast<u8>(kept >> 16);
     to[static_cast<u64>(2) * tokens + t] = static_cast<u8>(kept);
-  });
+  } else {
+    reinterpret_cast<u32*>(to)[t] = kept;
+  }
 }
 
-// The same of 64-bit words: [tokens] u32. (q + 2^(dropped_bits - 1)) / 2^dropped_bits < 2^32.
-PT_FN void linear_shorten64(const Block& block, u32* out, const u64* product, u32 dropped_bits, u32 tokens, u64 column,
-                            u64 columns, u32 blocks_a_row) {
-  block.own([&](unsigned thread) {
-    const u64 t = shorten_token(block, thread, blocks_a_row), row = block.x / blocks_a_row;
-    if (t >= tokens) return;
-    const u64 word = product[row * columns + column + t];
-    out[row * tokens + t] = static_cast<u32>((word + (static_cast<u64>(1) << (dropped_bits - 1))) >> dropped_bits);
-  });
-}
-
-// The bits kept of output (row, t).
-PT_FN i64 kept_bits(const u8* reply, u64 row, u32 t, u32 tokens, u32) {
-  const u8* from = reply + row * 3 * tokens;
+PT_FN i64 load_kept(const u8* reply, u64 row, u64 t, u32 tokens, u32 reply_bytes) {
+  const u8* from = reply + row_start(row, tokens, reply_bytes);
+  if (reply_bytes != 3) return reinterpret_cast<const u32*>(from)[t];
   const u8 low = from[static_cast<u64>(2) * tokens + t];
-  return from[static_cast<u64>(2) * t] << 8 | from[static_cast<u64>(2) * t + 1] << 16 | low;
+  return from[2 * t] << 8 | from[2 * t + 1] << 16 | low;
 }
-PT_FN i64 kept_bits(const u32* reply, u64 row, u32 t, u32 tokens, u64) { return reply[row * tokens + t]; }
+
+// Of every row the kept bits of `tokens` words from `column` on. Words are in [0, q), and a preset leaves room for half
+// of what is dropped. Blocks go along rows of words.
+template <class Word>
+PT_FN void shorten(const Block& block, u8* reply, const Word* product, u32 dropped_bits, u32 reply_bytes, u32 tokens,
+                   u64 column, u64 columns, u32 blocks_a_row) {
+  block.own([&](unsigned thread) {
+    const u64 t = static_cast<u64>(block.x % blocks_a_row) * block.threads + thread, row = block.x / blocks_a_row;
+    if (t >= tokens) return;
+    const Word word = product[row * columns + column + t] + (static_cast<Word>(1) << (dropped_bits - 1));
+    store_kept(reply, row, t, tokens, reply_bytes, static_cast<u32>(word >> dropped_bits));
+  });
+}
 
 // y[t][first + r] = centred(reply 2^dropped_bits - product) weight[first + r] inverse_scale[t], for r < rows.
-// reply: [rows] as the shortening kernels wrote it, any bits. product: [groups][rows][n], in [0, q). y: [tokens][outputs].
+// reply: [rows] as `shorten` wrote it, any bits. product: [groups][rows][n], in [0, q). y: [tokens][outputs].
 // Grid: token tiles, row tiles.
-template <class Word, class Reply>
-PT_FN void reveal(const Block& block, float* y, const Reply* reply, const Word* product, const double* weight,
-                  const double* inverse_scale, u64 q, u32 dropped_bits, u32 n, u32 tokens, u32 outputs, u32 first,
-                  u32 rows) {
+template <class Word>
+PT_FN void reveal(const Block& block, float* y, const u8* reply, const Word* product, const double* weight,
+                  const double* inverse_scale, u64 q, u32 dropped_bits, u32 reply_bytes, u32 n, u32 tokens, u32 outputs,
+                  u32 first, u32 rows) {
   float* tile = reinterpret_cast<float*>(block.shared);
   const u32 t0 = block.x * kTileTokens, r0 = block.y * kTileRows;
   block.each([&](unsigned thread) {
@@ -186,7 +182,7 @@ PT_FN void reveal(const Block& block, float* y, const Reply* reply, const Word* 
       const u64 r = r0 + i / kTileTokens;
       if (t0 + t >= tokens || r >= rows) continue;
       const i64 masked = static_cast<i64>(product[(group * static_cast<u64>(rows) + r) * n + in_group + t]);
-      i64 difference = (kept_bits(reply, r, t0 + t, tokens, Word{}) << dropped_bits) - masked;
+      i64 difference = (load_kept(reply, r, t0 + t, tokens, reply_bytes) << dropped_bits) - masked;
       difference -= modulus & ((half - difference) >> 63);  // where it is above q / 2
       difference += modulus & ((difference + half) >> 63);  // where it is below -q / 2
       const double factor = weight[first + r] * inverse_scale[t0 + t];
@@ -221,15 +217,24 @@ PT_FN void linear_embed64(const Block& block, u64* out, const u64* product, cons
   embed(block, out, product, errors, x, weight, scale, q, n, tokens, width, first, rows, groups, error_stride);
 }
 
-PT_FN void linear_reveal32(const Block& block, float* y, const u8* reply, const u32* product, const double* weight,
-                           const double* inverse_scale, u64 q, u32 dropped_bits, u32 n, u32 tokens, u32 outputs,
-                           u32 first, u32 rows) {
-  reveal(block, y, reply, product, weight, inverse_scale, q, dropped_bits, n, tokens, outputs, first, rows);
+PT_FN void linear_shorten32(const Block& block, u8* reply, const u32* product, u32 dropped_bits, u32 reply_bytes,
+                            u32 tokens, u64 column, u64 columns, u32 blocks_a_row) {
+  shorten(block, reply, product, dropped_bits, reply_bytes, tokens, column, columns, blocks_a_row);
 }
-PT_FN void linear_reveal64(const Block& block, float* y, const u32* reply, const u64* product, const double* weight,
-                           const double* inverse_scale, u64 q, u32 dropped_bits, u32 n, u32 tokens, u32 outputs,
-                           u32 first, u32 rows) {
-  reveal(block, y, reply, product, weight, inverse_scale, q, dropped_bits, n, tokens, outputs, first, rows);
+PT_FN void linear_shorten64(const Block& block, u8* reply, const u64* product, u32 dropped_bits, u32 reply_bytes,
+                            u32 tokens, u64 column, u64 columns, u32 blocks_a_row) {
+  shorten(block, reply, product, dropped_bits, reply_bytes, tokens, column, columns, blocks_a_row);
+}
+
+PT_FN void linear_reveal32(const Block& block, float* y, const u8* reply, const u32* product, const double* weight,
+                           const double* inverse_scale, u64 q, u32 dropped_bits, u32 reply_bytes, u32 n, u32 tokens,
+                           u32 outputs, u32 first, u32 rows) {
+  reveal(block, y, reply, product, weight, inverse_scale, q, dropped_bits, reply_bytes, n, tokens, outputs, first, rows);
+}
+PT_FN void linear_reveal64(const Block& block, float* y, const u8* reply, const u64* product, const double* weight,
+                           const double* inverse_scale, u64 q, u32 dropped_bits, u32 reply_bytes, u32 n, u32 tokens,
+                           u32 outputs, u32 first, u32 rows) {
+  reveal(block, y, reply, product, weight, inverse_scale, q, dropped_bits, reply_bytes, n, tokens, outputs, first, rows);
 }
 
 }  // namespace pt
@@ -255,20 +260,22 @@ PT_KERNEL(linear_embed64, 256,
           out, product, errors, x, weight, scale, q, n, tokens, width, first, rows, groups, error_stride)
 
 PT_KERNEL(linear_shorten32, 256,
-          (pt::u8* out, const pt::u32* product, pt::u32 dropped_bits, pt::u32 tokens, pt::u64 column, pt::u64 columns,
-           pt::u32 blocks_a_row),
-          out, product, dropped_bits, tokens, column, columns, blocks_a_row)
+          (pt::u8* reply, const pt::u32* product, pt::u32 dropped_bits, pt::u32 reply_bytes, pt::u32 tokens,
+           pt::u64 column, pt::u64 columns, pt::u32 blocks_a_row),
+          reply, product, dropped_bits, reply_bytes, tokens, column, columns, blocks_a_row)
 PT_KERNEL(linear_shorten64, 256,
-          (pt::u32* out, const pt::u64* product, pt::u32 dropped_bits, pt::u32 tokens, pt::u64 column, pt::u64 columns,
-           pt::u32 blocks_a_row),
-          out, product, dropped_bits, tokens, column, columns, blocks_a_row)
+          (pt::u8* reply, const pt::u64* product, pt::u32 dropped_bits, pt::u32 reply_bytes, pt::u32 tokens,
+           pt::u64 column, pt::u64 columns, pt::u32 blocks_a_row),
+          reply, product, dropped_bits, reply_bytes, tokens, column, columns, blocks_a_row)
 
 PT_KERNEL(linear_reveal32, 256,
           (float* y, const pt::u8* reply, const pt::u32* product, const double* weight, const double* inverse_scale,
-           pt::u64 q, pt::u32 dropped_bits, pt::u32 n, pt::u32 tokens, pt::u32 outputs, pt::u32 first, pt::u32 rows),
-          y, reply, product, weight, inverse_scale, q, dropped_bits, n, tokens, outputs, first, rows)
+           pt::u64 q, pt::u32 dropped_bits, pt::u32 reply_bytes, pt::u32 n, pt::u32 tokens, pt::u32 outputs,
+           pt::u32 first, pt::u32 rows),
+          y, reply, product, weight, inverse_scale, q, dropped_bits, reply_bytes, n, tokens, outputs, first, rows)
 PT_KERNEL(linear_reveal64, 256,
-          (float* y, const pt::u32* reply, const pt::u64* product, const double* weight, const double* inverse_scale,
-           pt::u64 q, pt::u32 dropped_bits, pt::u32 n, pt::u32 tokens, pt::u32 outputs, pt::u32 first, pt::u32 rows),
-          y, reply, product, weight, inverse_scale, q, dropped_bits, n, tokens, outputs, first, rows)
+          (float* y, const pt::u8* reply, const pt::u64* product, const double* weight, const double* inverse_scale,
+           pt::u64 q, pt::u32 dropped_bits, pt::u32 reply_bytes, pt::u32 n, pt::u32 tokens, pt::u32 outputs,
+           pt::u32 first, pt::u32 rows),
+          y, reply, product, weight, inverse_scale, q, dropped_bits, reply_bytes, n, tokens, outputs, first, rows)
 // clang-format on

@@ -12,15 +12,23 @@ device arrays and put their work into the current stream.
 
 from __future__ import annotations
 
-from .decryption import decrypt, decrypt_words
-from .encryption import encrypt, encrypt_words
-from .masks import DeviceMasks
-from .secret import DeviceSecret
-from .server import DeviceLayer, Opened, Product, answer, apply, apply_blocks, apply_many, gather, open_request
+from privtuner.cuda.linear.decryption import decrypt, decrypt_words
+from privtuner.cuda.linear.encryption import encrypt, encrypt_words
+from privtuner.cuda.linear.secret import DeviceSecret
+from privtuner.cuda.linear.server import (
+    DeviceLayer,
+    Opened,
+    Product,
+    answer,
+    apply,
+    apply_blocks,
+    apply_many,
+    gather,
+    open_request,
+)
 
 __all__ = [
     "DeviceLayer",
-    "DeviceMasks",
     "DeviceSecret",
     "Opened",
     "Product",

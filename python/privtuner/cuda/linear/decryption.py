@@ -8,13 +8,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ... import _core
-from ...errors import InputError, MessageError
-from ...linear import BytesLike
-from ..device import Device
-from . import lanes
-from .lanes import TILE_BYTES, Ring, Slot, features_of, lane_rows, pieces, tiles, where_it_lies, wipe
-from .secret import DeviceSecret
+from privtuner.cuda.device import Device
+from privtuner.cuda.linear import lanes
+from privtuner.cuda.linear.lanes import (
+    TILE_BYTES,
+    Ring,
+    Slot,
+    lane_rows,
+    page_locked_view,
+    pieces,
+    tiles,
+    wipe,
+)
+from privtuner.cuda.linear.secret import DeviceSecret
+from privtuner.errors import EngineError, InputError
+from privtuner.linear import BytesLike
 
 __all__ = ["Decryption", "decrypt", "decrypt_words"]
 
@@ -24,51 +32,43 @@ class Decryption:
 
     def __init__(self, secret: DeviceSecret, on_device: bool = False) -> None:
         self._secret, self._context, self._ring = secret, secret._context, secret._ring
+        self._reply = secret._reply
         device, ring = self._context.device, self._ring
-        self._outputs = features_of(secret._public, secret._direction)[1]
-        self._next_row = 0
+        tokens, outputs = self._reply.tokens, self._reply.features_out
         self._turn = 0
         self._slots = [Slot(self._context), Slot(self._context)]
         self._sources: list[npt.NDArray[np.uint8]] = []  # of copies that may be on their way
-        self._filling: Any = None
         self._on_device = on_device
-        shape = (secret._tokens, self._outputs)
         if on_device:
             # Memory of the caller's stream, as others may read it long after: what that did before comes first.
             with device.active():
-                self._y = device.empty(shape, np.float32, "a decrypted reply")
+                self._y = device.empty((tokens, outputs), np.float32, "a decrypted reply")
                 self._context.lanes[0].wait()
         with self._context.lane(0):
             if not on_device:
-                self._y = device.empty(shape, np.float32, "a decrypted reply")
-            if secret._masks is not None and secret._mask is None:
-                self._filling = secret._masks.reserve(self._outputs, ring.n, ring.dtype)
-        piece = ring.n * ring.word_bytes + secret._tokens * ring.reply_bytes
-        self._step = max(1, min(lanes.PIECE_BYTES // piece, _most_rows(device, ring, secret._tokens, self._outputs)))
+                self._y = device.empty((tokens, outputs), np.float32, "a decrypted reply")
+            self._filling = _reserve_product(secret)
+        piece = ring.n * ring.word_bytes + tokens * ring.reply_bytes
+        self._step = max(1, min(lanes.PIECE_BYTES // piece, _most_rows(device, ring, tokens, outputs)))
         self._context.fork()
         with secret._lock:
-            secret._take()
-
-    @property
-    def complete(self) -> bool:
-        """Whether every row has arrived."""
-        return self._next_row == self._outputs
+            self._reply.begin()
 
     def feed(self, block: BytesLike) -> None:
         """One or more whole blocks; see `decrypt` for what is raised."""
-        secret, public = self._secret, self._secret._public
+        secret = self._secret
         with secret._lock:
             try:
                 self._read(block)
             except BaseException:
                 secret._erase()
                 raise
-            if self.complete and secret._factors is not None:
+            if self._reply.complete and secret._factors is not None:
                 secret._erase()  # in the even lane, after what the odd one did
                 if self._filling is not None and secret._masks is not None:
                     self._context.fork()  # whoever finds the product finds it whole in both lanes
-                    secret._masks.insert(public.id, secret._direction, self._filling)
-                    self._filling = None
+                    place = self._context.device.name
+                    secret._masks._core.insert(secret._public._core, self._reply.direction, place, self._filling)
 
     def _keep(self, source: npt.NDArray[np.uint8]) -> None:
         """Hold on to a block until it is copied, and never to many of them."""
@@ -80,56 +80,28 @@ class Decryption:
         self._sources.append(source)
 
     def _read(self, block: BytesLike) -> None:
-        data, memory = memoryview(block), where_it_lies(block)
-        if not self.complete:
-            self._secret._unwiped()
+        data, memory = memoryview(block), page_locked_view(block)
         copied = memory is None
         if memory is None:
             with self._context.device.active():
                 memory = self._context.device.page_locked(len(data))
         while len(data) > 0:
-            header = _core.linear_open_block(self._secret._public.preset, data, memory if copied else None)
-            self._check(header)
-            first, rows, size = header["row_begin"], header["row_count"], header["size"]
-            self._keep(memory[:size])
-            self._rows(first, rows, memory[_core.LINEAR_BLOCK_PREFIX : size])
-            self._next_row += rows
-            data, memory = data[size:], memory[size:]
+            rows = self._reply.next(data, memory if copied else None)
+            self._keep(memory[: rows.size])
+            self._decrypt_rows(rows.first, rows.count, memory[rows.data], memory[rows.mask])
+            self._reply.taken(rows)
+            data, memory = data[rows.size :], memory[rows.size :]
 
-    def _check(self, header: dict[str, Any]) -> None:
-        secret, public = self._secret, self._secret._public
-        if header["layer"] != public.id:
-            raise MessageError("reply block: comes from another layer")
-        if header["request"] != secret._request:
-            raise MessageError("reply block: answers another request")
-        if header["direction"] != secret._direction:
-            raise MessageError(f"reply block: is {header['direction']}, the request was {secret._direction}")
-        if (header["tokens"], header["features"]) != (secret._tokens, self._outputs):
-            raise MessageError(
-                f"reply block: shape ({header['tokens']}, {header['features']}), expected ({secret._tokens}, "
-                f"{self._outputs})"
-            )
-        if header["row_begin"] != self._next_row:
-            raise MessageError(
-                f"reply block: starts at output {header['row_begin']}, expected {self._next_row}: reordered, repeated "
-                "or lost"
-            )
-        if header["mask_present"] == (secret._mask is not None):
-            raise MessageError(
-                "reply block: carries a mask product nobody asked for"
-                if header["mask_present"]
-                else "reply block: lacks the mask product that was asked for"
-            )
-
-    def _rows(self, first: int, count: int, body: npt.NDArray[np.uint8]) -> None:
-        """Decrypt ``count`` rows: their data stands in front of their mask products, if there are any."""
+    def _decrypt_rows(
+        self, first: int, count: int, data: npt.NDArray[np.uint8], masks: npt.NDArray[np.uint8]
+    ) -> None:
+        """Decrypt ``count`` rows from ``first`` on, with their mask products where these were not known before."""
         secret, ring = self._secret, self._ring
-        data_bytes, mask_bytes = secret._tokens * ring.reply_bytes, ring.n * ring.word_bytes
-        data, masks = body[: count * data_bytes], body[count * data_bytes :]
+        data_bytes, mask_bytes = data.size // count, ring.n * ring.word_bytes
         for _, begin, rows in pieces(count, self._step):
             slot, at, lane = self._slots[self._turn % 2], first + begin, self._turn
             with self._context.lane(lane):
-                reply = slot.copy_in("data", data[begin * data_bytes : (begin + rows) * data_bytes], ring.reply_dtype)
+                reply = slot.copy_in("data", data[begin * data_bytes : (begin + rows) * data_bytes], data.dtype)
                 if secret._mask is None:
                     piece = masks[begin * mask_bytes : (begin + rows) * mask_bytes]
                     mask = slot.copy_in("masks", piece, ring.dtype).reshape(rows, ring.n)
@@ -142,8 +114,7 @@ class Decryption:
 
     def finish(self) -> Any:
         """The result, once every row has arrived."""
-        if not self.complete:
-            raise MessageError(f"reply: ends after output {self._next_row} of {self._outputs}: truncated")
+        self._reply.finish()
         if self._on_device:
             return self._y
         self._context.join()
@@ -157,7 +128,7 @@ class Decryption:
         with self._context.lane(0):
             for slot in self._slots:
                 slot.wipe()
-            if not (self._on_device and self.complete):
+            if not (self._on_device and self._reply.complete):
                 wipe(self._y)
         self._context.finish()
 
@@ -204,21 +175,21 @@ def decrypt_words(data: Any, mask: Any, secret: DeviceSecret) -> Any:
         InputError: an array of another shape or dtype.
     """
     ring, device = secret._ring, secret._context.device
-    outputs = features_of(secret._public, secret._direction)[1]
+    tokens, outputs = secret.tokens, secret._reply.features_out
     for name, array, shape, dtype in (
-        ("data", data, (outputs, secret._tokens * ring.reply_bytes), np.dtype(np.uint8)),
+        ("data", data, (outputs, tokens * ring.reply_bytes), np.dtype(np.uint8)),
         ("mask", mask, (outputs, ring.n), ring.dtype),
     ):
         if array.shape != shape or array.dtype != dtype:
             raise InputError(f"{name} is {array.dtype} {tuple(array.shape)}; it must be {dtype} {shape}")
     with secret._lock, device.active():
-        y = device.empty((secret._tokens, outputs), np.float32, "a decrypted reply")
+        y = device.empty((tokens, outputs), np.float32, "a decrypted reply")
         slot = Slot(secret._context)
-        secret._take()
+        secret._reply.begin()
         try:
-            for _, first, rows in pieces(outputs, _most_rows(device, ring, secret._tokens, outputs)):
+            for _, first, rows in pieces(outputs, _most_rows(device, ring, tokens, outputs)):
                 part = slice(first, first + rows)
-                _reveal(secret, slot, data[part].view(ring.reply_dtype), mask[part], y, first)
+                _reveal(secret, slot, data[part], mask[part], y, first)
         finally:
             slot.wipe()
             secret._erase()
@@ -231,15 +202,28 @@ def _most_rows(device: Device, ring: Ring, tokens: int, outputs: int) -> int:
     return lane_rows(device, row, outputs)
 
 
+def _reserve_product(secret: DeviceSecret) -> Any:
+    """Space for the product of the mask on its way to the cache; None where none is wanted, or none is left."""
+    reply, ring, device = secret._reply, secret._ring, secret._context.device
+    if secret._masks is None or reply.mask_known or not secret._masks._core.fits(secret._public._core, reply.direction):
+        return None
+    if reply.features_out * ring.n * ring.word_bytes > device.free_bytes() // 2:  # work needs memory, too
+        return None
+    try:
+        return device.empty((reply.features_out, ring.n), ring.dtype, "a mask product")
+    except EngineError:
+        return None
+
+
 def _reveal(secret: DeviceSecret, slot: Slot, reply: Any, mask: Any, y: Any, first: int) -> None:
     """Columns of y, (tokens, outputs), from ``first`` on: of rows of a reply and of the product of the mask."""
-    ring, rows = secret._ring, int(mask.shape[0])
-    shape = (ring.groups(secret._tokens), rows, ring.n)
+    ring, tokens, rows = secret._ring, secret.tokens, int(mask.shape[0])
+    shape = (ring.groups(tokens), rows, ring.n)
     product = slot.array("product", int(np.prod(shape)), ring.dtype, "products with secrets").reshape(shape)
-    ring.multiply_masks(mask, secret._unwiped(), product)
+    ring.multiply_masks(mask, secret._factors, product)
     ring.launch(
         "reveal",
-        tiles(secret._tokens, rows),
+        tiles(tokens, rows),
         y,
         reply,
         product,
@@ -247,8 +231,9 @@ def _reveal(secret: DeviceSecret, slot: Slot, reply: Any, mask: Any, y: Any, fir
         secret._inverse_scales,
         ring.q,
         ring.dropped_bits,
+        ring.reply_bytes,
         ring.n,
-        secret._tokens,
+        tokens,
         int(y.shape[1]),
         first,
         rows,

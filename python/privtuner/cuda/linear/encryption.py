@@ -6,33 +6,30 @@ import secrets
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ... import _core, linear
-from ...errors import InputError
-from ...linear import Direction, Public
-from .. import sampling
-from ..device import Device
-from . import lanes
-from .lanes import (
+from privtuner import _core, linear
+from privtuner.cuda import sampling
+from privtuner.cuda.device import Device
+from privtuner.cuda.linear import lanes
+from privtuner.cuda.linear.lanes import (
     THREADS,
     TILE_BYTES,
     Slot,
-    checked,
     context_of,
-    features_of,
     lane_rows,
     message_of,
     pieces,
     tiles,
-    weights_of,
+    upload_weights,
     wipe,
 )
-from .masks import DeviceMasks
-from .secret import DeviceSecret
+from privtuner.cuda.linear.secret import DeviceSecret
+from privtuner.errors import InputError
+from privtuner.linear import Direction, MaskCache, Public
 
 __all__ = ["encrypt", "encrypt_words"]
 
-_MAX_TOKENS = 1 << 24
 _NORM_LANES = 8  # of linear.cu
 
 
@@ -52,13 +49,10 @@ class _Encryption:
     def prepare(self, seed: bytearray) -> None:
         """Check and scale the batch, make its secrets."""
         device, secret, ring, public = self._device, self._secret, self._ring, self._secret._public
-        forward = secret._direction == "forward"
-        delta, ones = secret._context.weights(public) if secret._in_lanes else weights_of(device, public)
+        direction: Direction = secret._reply.direction
+        delta, ones = secret._context.weights(public) if secret._in_lanes else upload_weights(device, public)
         self._mask_seed = sampling.seed_words(device, self._mask_seed)
-        self._weight, secret._weight = (ones, delta) if forward else (delta, ones)
-        norm = max(public._core.norm_forward if forward else public._core.norm_backward, 1.0)
-        # 2^-40 covers the rounding of the norms and of the products with the scales.
-        room = (ring.q / 2 - _core.noise_bound(public.preset, self.width, norm)) * (1 - 2.0**-40) / norm
+        self._weight, secret._weight = (ones, delta) if direction == "forward" else (delta, ones)
         self._scales = device.empty((self.tokens,), np.float64, "scales")
         secret._inverse_scales = device.empty((self.tokens,), np.float64, "scales")
         device.launch(
@@ -69,14 +63,12 @@ class _Encryption:
             secret._inverse_scales,
             self._x,
             self._weight,
-            room,
+            _core.token_room(public._core, direction),
             self.tokens,
             self.width,
             shared=8 * THREADS,
         )
-        finite = device.download(device.xp.isfinite(secret._inverse_scales))
-        if not finite.all():
-            _refuse(device, self._x, int(finite.argmin()))
+        _require_finite(device, "x", self._x, device.download(device.xp.isfinite(secret._inverse_scales)))
         self._seed = sampling.seed_words(device, seed)
         secret._factors = ring.secrets(self._seed, self._groups)
 
@@ -96,7 +88,7 @@ class _Encryption:
         shape = (rows, self._groups, self._error_length)
         errors = slot.array("errors", int(np.prod(shape)), np.dtype(np.int8), "errors").reshape(shape)
         ring.masks(self._mask_seed, first, rows, masks)
-        ring.multiply_masks(masks, self._secret._unwiped(), product)
+        ring.multiply_masks(masks, self._secret._factors, product)
         sampling.binomial(device, self._seed, first, rows, range(self._groups), self._error_length, out=errors)
         ring.launch(
             "embed",
@@ -129,7 +121,7 @@ def encrypt(
     public: Public,
     direction: Direction = "forward",
     *,
-    masks: DeviceMasks | None = None,
+    masks: MaskCache | None = None,
     seed: bytes | None = None,
     mask_seed: bytes | None = None,
     request: bytes | None = None,
@@ -145,7 +137,7 @@ def encrypt(
             which is taken as it lies there if it is float32 and contiguous.
         public: of the layer that will answer.
         direction: "forward" for ``x @ W.T``, "backward" for ``x @ W``.
-        masks: the owner's cache of mask products on this device.
+        masks: the owner's cache of mask products; those of this device are kept in its memory.
         seed: 32 bytes, secret, for tests alone: fresh ones of the operating system when None, as for the next two.
         mask_seed: 32 bytes, public.
         request: 16 bytes that name the request.
@@ -167,8 +159,8 @@ def encrypt(
             own = batch if copied else None
             tokens, width = (int(size) for size in batch.shape)
             name, mask = request or secrets.token_bytes(16), mask_seed or secrets.token_bytes(32)
-            mask = mask if masks is None else masks.seed
-            secret = DeviceSecret._made(context, public, direction, tokens, name, masks, in_lanes=True)
+            mask = mask if masks is None else masks._core.seed
+            secret = DeviceSecret._of(context, public, direction, tokens, name, masks, in_lanes=True)
             work = _Encryption(device, secret, batch, mask)
             work.prepare(key)
         context.fork()
@@ -197,7 +189,7 @@ def encrypt(
                 wipe(own)
         context.finish()
     _core.linear_seal_request(
-        public.preset, message, direction, public.id, name, mask, tokens, width, secret._mask is None
+        public.preset, message, direction, public.id, name, mask, tokens, width, not secret._reply.mask_known
     )
     return message_of(message), secret
 
@@ -229,8 +221,8 @@ def encrypt_words(
         EngineError: the device's memory does not suffice.
     """
     context = context_of(device)
-    _checked_shape(x, public, direction)
-    secret = DeviceSecret._made(context, public, direction, int(x.shape[0]), bytes(16), None, in_lanes=False)
+    linear.check_batch(x, public, direction)
+    secret = DeviceSecret._of(context, public, direction, int(x.shape[0]), bytes(16), None, in_lanes=False)
     slot, work = Slot(context), _Encryption(device, secret, x, mask_seed)
     key = _key(seed)
     with device.active():
@@ -258,37 +250,21 @@ def _key(seed: bytes | None) -> bytearray:
     return key
 
 
-def _checked_shape(x: Any, public: Public, direction: Direction) -> None:
-    """As `privtuner.linear.as_batch`, of a device array."""
-    features, _ = features_of(public, checked(direction))
-    if x.dtype not in (np.float16, np.float32, np.float64):
-        raise InputError(f"x has dtype {x.dtype}: expected float16, float32 or float64")
-    if x.ndim != 2 or x.shape[1] != features or x.shape[0] == 0:
-        raise InputError(
-            f"x has shape {tuple(x.shape)}: expected (tokens, {features}) with at least one token ({direction} "
-            "direction)"
-        )
-    if x.shape[0] > _MAX_TOKENS:
-        raise InputError(f"x has {x.shape[0]} tokens: a request carries 1 to {_MAX_TOKENS}")
-
-
 def _batch(device: Device, x: Any, public: Public, direction: Direction) -> tuple[Any, bool]:
     """Return x on the device, float32 and contiguous, and whether that is a copy made here."""
     place = x.__dlpack_device__() if hasattr(x, "__dlpack_device__") else (1, 0)
     if place[0] not in (2, 13):  # DLPack's numbers of CUDA's memory, plain and managed; everything else is the host's
-        batch = linear.as_batch(x, public, direction)
-        _checked_shape(batch, public, direction)
-        return device.upload(batch, "a batch"), True
+        return device.upload(linear.as_batch(x, public, direction), "a batch"), True
     if place[0] == 2 and f"cuda:{int(place[1])}" != device.name:
         raise InputError(f"x lies on cuda:{int(place[1])} and is to be encrypted on {device.name}: move it there")
     given = device.xp.from_dlpack(x)
-    _checked_shape(given, public, direction)
+    linear.check_batch(given, public, direction)
     if given.dtype == np.float64:
-        _require_finite(device, "x", given)
+        _require_finite_tokens(device, "x", given)
         with np.errstate(over="ignore"):  # an overflow is found just below and named
             narrow = device.xp.ascontiguousarray(given, dtype=np.float32)
         try:
-            _require_finite(device, "x (as float32)", narrow)
+            _require_finite_tokens(device, "x (as float32)", narrow)
         except InputError:
             wipe(narrow)
             raise
@@ -297,17 +273,12 @@ def _batch(device: Device, x: Any, public: Public, direction: Direction) -> tupl
     return batch, not (given.dtype == np.float32 and given.flags.c_contiguous)
 
 
-def _require_finite(device: Device, name: str, values: Any) -> None:
-    finite = device.download(device.xp.isfinite(values))
+def _require_finite_tokens(device: Device, name: str, x: Any) -> None:
+    _require_finite(device, name, x, device.download(device.xp.isfinite(x)).all(axis=1))
+
+
+def _require_finite(device: Device, name: str, x: Any, finite: npt.NDArray[np.bool_]) -> None:
+    """Refuse the first value that is not finite, in the first of the tokens that are not ``finite``."""
     if not finite.all():
-        place = tuple(int(i) for i in np.argwhere(~finite)[0])
-        value = device.download(values[place[0]])[place[1]]
-        raise InputError(f"{name}{list(place)} is {value}: every value must be finite")
-
-
-def _refuse(device: Device, x: Any, token: int) -> None:
-    """Name the first value of a token that is not finite, as the C++ core does."""
-    row = device.download(x[token])
-    feature = int(np.isfinite(row).argmin())
-    kind = "NaN" if np.isnan(row[feature]) else "infinite"
-    raise InputError(f"x[{token}, {feature}] is {kind}: every value must be finite")
+        token = int(finite.argmin())
+        linear.require_finite(name, device.download(x[token]), (token,))

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ... import _core
-from ...errors import InputError
-from ...linear import BytesLike, Direction, Public
-from .. import sampling
-from ..device import Device, PageLocked
-from ..ntt import Transforms
+from privtuner import _core
+from privtuner.cuda import sampling
+from privtuner.cuda.device import Device, PageLocked
+from privtuner.cuda.ntt import Transforms
+from privtuner.linear import BytesLike, Public
 
 __all__ = [
     "PIECE_BYTES",
@@ -26,21 +25,20 @@ __all__ = [
     "Context",
     "Ring",
     "Slot",
-    "checked",
     "context_of",
-    "features_of",
     "lane_rows",
     "message_of",
+    "page_locked_view",
     "pieces",
     "tiles",
-    "where_it_lies",
+    "upload_weights",
     "wipe",
 ]
 
 PIECE_BYTES = 8 << 20
-"""Of a message, copied at once."""
+"""Largest piece of a message copied in one go, bytes."""
 WORK_BYTES = 256 << 20
-"""Of device memory that a lane takes, unless one feature needs more."""
+"""Device memory a lane takes, bytes, unless one feature needs more."""
 THREADS = 256
 _TILE_ROWS, _TILE_TOKENS = 32, 128  # of linear.cu
 TILE_BYTES = 4 * (_TILE_ROWS + 1) * _TILE_TOKENS
@@ -58,7 +56,6 @@ class Ring:
         self.word_bytes, self.reply_bytes = int(info["word_bytes"]), int(info["reply_bytes"])
         self.dropped_bits = int(info["dropped_bits"])
         self.dtype: Any = np.dtype(np.uint32 if self.word_bytes == 4 else np.uint64)
-        self.reply_dtype: Any = np.dtype(np.uint8 if self.word_bytes == 4 else np.uint32)  # of shortened rows
         self._device = device
         self._order = device.upload(np.zeros(1, np.uint32))
         self._transforms = Transforms(device, self.n, [self.q], self.word_bytes)
@@ -125,23 +122,23 @@ class Context:
             return self._rings[preset]
 
     def weights(self, public: Public) -> tuple[Any, Any]:
-        """Of a layer, for both lanes: its scales (d_out,), and d_in ones. For work that is waited for."""
+        """Upload a layer's scales (d_out,) and d_in ones, once, for both lanes. For work that is waited for."""
         with self._lock:
             kept = self._weights.get(id(public))
             if kept is None:
                 with self.lane(0):
-                    kept = weights_of(self.device, public)
+                    kept = upload_weights(self.device, public)
                 self.lanes[0].synchronize()
                 weakref.finalize(public, self._weights.pop, id(public), None)
                 self._weights[id(public)] = kept
             return kept
 
     def fork(self) -> None:
-        """The odd lane sees what the even one did."""
+        """Make lane 1 wait for lane 0."""
         self.lanes[1].wait(self.lanes[0])
 
     def join(self) -> None:
-        """The even lane sees what the odd one did: memory goes back to the even one after it."""
+        """Make lane 0 wait for lane 1; frees happen on lane 0."""
         self.lanes[0].wait(self.lanes[1])
 
     def finish(self) -> None:
@@ -155,23 +152,10 @@ _CONTEXTS_LOCK = threading.Lock()
 def context_of(device: Device) -> Context:
     """The one context of a device, which lives as long as the device does."""
     with _CONTEXTS_LOCK:
-        kept: dict[str, Any] = vars(device)
-        if "_linear_context" not in kept:
-            kept["_linear_context"] = Context(device)
-        context: Context = kept["_linear_context"]
+        if "linear" not in device.kept:
+            device.kept["linear"] = Context(device)
+        context: Context = device.kept["linear"]
         return context
-
-
-def checked(direction: Direction) -> Direction:
-    """The direction, or InputError."""
-    if direction not in ("forward", "backward"):
-        raise InputError(f"direction {direction!r}: choose 'forward' or 'backward'")
-    return direction
-
-
-def features_of(public: Public, direction: str) -> tuple[int, int]:
-    """Features of the input and of the output."""
-    return (public.d_in, public.d_out) if direction == "forward" else (public.d_out, public.d_in)
 
 
 def wipe(*arrays: Any) -> None:
@@ -186,8 +170,8 @@ def pieces(count: int, step: int) -> Iterator[tuple[int, int, int]]:
         yield number, begin, min(step, count - begin)
 
 
-def weights_of(device: Device, public: Public) -> tuple[Any, Any]:
-    """See `Context.weights`; of the current stream."""
+def upload_weights(device: Device, public: Public) -> tuple[Any, Any]:
+    """Upload what `Context.weights` keeps, in the current stream."""
     return device.upload(public.delta), device.upload(np.ones(public.d_in))
 
 
@@ -198,8 +182,8 @@ def lane_rows(device: Device, row_bytes: int, rows: int) -> int:
     return max(1, min(rows, min(WORK_BYTES, device.free_bytes() // 4) // row_bytes))
 
 
-def where_it_lies(message: BytesLike) -> npt.NDArray[np.uint8] | None:
-    """The bytes of a message themselves, where they are page-locked and can be copied from without a detour."""
+def page_locked_view(message: BytesLike) -> npt.NDArray[np.uint8] | None:
+    """View a message's bytes where they are page-locked, to be copied from without a detour; else None."""
     view = memoryview(message)
     return np.frombuffer(view, np.uint8).view(PageLocked) if isinstance(view.obj, PageLocked) else None
 

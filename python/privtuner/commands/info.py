@@ -1,30 +1,46 @@
-"""What this installation can do: version, compiler, instruction-set paths, engines and why others are absent."""
+"""``privtuner info``: what this installation can do, and for the rest what is missing."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
+import json
 import platform
 import textwrap
 from typing import Any
 
-from . import _core, cuda
-from .errors import EngineError
-from .openfhe import library
-from .packages import advice
-from .system import active_isa, processor_name
+from privtuner import _core
+from privtuner.errors import EngineError
+from privtuner.packages import advice
+from privtuner.schemes import SCHEMES
+from privtuner.system import active_isa, processor_name
 
-__all__ = ["collect", "render"]
+__all__ = ["add", "collect", "render", "run"]
 
 _OPTIONAL = ("torch", "transformers", "peft", "grpc")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = "Say what this installation can do, and for the rest what is missing."
+    parser.add_argument("--json", action="store_true", help="print JSON, with more in it")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the facts."""
+    facts = collect()
+    print(json.dumps(facts, indent=1) if arguments.json else render(facts))
+    return 0
 
 
 def collect() -> dict[str, Any]:
     """Gather the facts, JSON-serialisable. Imports CuPy, if it is there, and no other optional package.
 
     Keys: ``version``, ``python``, ``numpy``, ``compiler``, ``machine``, ``processor``, ``threads``, ``isa`` (``paths``
-    with name, compiled, usable, obstacle; ``active``; ``error`` if PRIVTUNER_ISA is unusable), ``engines`` (name,
-    available, reason), ``presets``, ``packages`` (optional packages and their versions, None when absent).
+    with name, compiled, usable, obstacle; ``active``; ``error`` if PRIVTUNER_ISA is unusable), ``schemes`` (name,
+    carries, ``devices`` with name, available, reason), ``presets``, ``packages`` (optional packages and their versions,
+    None when absent).
     """
     try:
         active: str | None = active_isa()
@@ -40,7 +56,7 @@ def collect() -> dict[str, Any]:
         "processor": processor_name(),
         "threads": _core.num_threads(),
         "isa": {"paths": _core.isa_paths(), "active": active, "error": isa_error},
-        "engines": _engines(),
+        "schemes": _schemes(),
         "presets": [_core.preset_info(name) for name in _core.PRESETS],
         "packages": {name: _version(name) for name in _OPTIONAL},
     }
@@ -60,9 +76,12 @@ def render(facts: dict[str, Any]) -> str:
         lines.append(f"  {path['name']:<14}{state}")
     if facts["isa"]["error"]:
         lines += _wrapped("error", facts["isa"]["error"])
-    lines.append("engines:")
-    for engine in facts["engines"]:
-        lines += _wrapped(engine["name"], f"{'present' if engine['available'] else 'absent'}: {engine['reason']}")
+    lines.append("schemes of the encrypted product, and the devices that compute them:")
+    for scheme in facts["schemes"]:
+        lines += _wrapped(scheme["name"], scheme["carries"])
+        for device in scheme["devices"]:
+            state = "present" if device["available"] else "absent"
+            lines += _wrapped(f"  {device['name']}", f"{state}: {device['reason']}")
     lines.append("presets of the encrypted product:")
     for preset in facts["presets"]:
         lines.append(
@@ -86,13 +105,15 @@ def _wrapped(name: str, text: str) -> list[str]:
     )
 
 
-def _engines() -> list[dict[str, Any]]:
-    openfhe, gpus = library.status(), cuda.status()
-    return [
-        {"name": "native", "available": True, "reason": "built in"},
-        {"name": "openfhe", "available": openfhe.available, "reason": openfhe.reason},
-        {"name": "cuda", "available": gpus.available, "reason": gpus.reason},
-    ]
+def _schemes() -> list[dict[str, Any]]:
+    found = []
+    for scheme in SCHEMES.values():
+        states = {name: backend.status() for name, backend in scheme.backends.items()}
+        devices = [
+            {"name": name, "available": state.available, "reason": state.reason} for name, state in states.items()
+        ]
+        found.append({"name": scheme.name, "carries": scheme.carries, "devices": devices})
+    return found
 
 
 def _version(module: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Builds the data owner's model from a bundle."""
+"""The data owner's model, built from a bundle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from privtuner.errors import InputError
 from privtuner.nn.bundle import GroupSpec, OwnerBundle
-from privtuner.nn.families import TASKS, check_regular
+from privtuner.nn.families import TASKS, canonical_names, check_regular
 from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.layers import EncryptedLayer, EncryptedLinear
@@ -18,55 +18,80 @@ from privtuner.nn.pretrained import is_new_head
 from privtuner.nn.saving import adapt_methods
 from privtuner.nn.sealed import SealedMLP
 from privtuner.nn.session import Session
-from privtuner.nn.split import canonical_names
-from privtuner.schemes.protocol import Transport
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from privtuner.cuda import Device
-
-__all__ = ["build_model"]
+__all__ = ["build"]
 
 _LABELS = frozenset({"num_labels", "id2label", "label2id", "problem_type"})
 
 
-def build_model(
+def build(
     bundle: OwnerBundle,
-    transport: Transport,
+    session: Session,
     *,
-    task: str | None,
-    skip_padding: bool | None,
-    engine: str,
-    mask_cache_bytes: int | None,
-    attn_implementation: str | None,
-    allow_insecure: bool,
-    device: str | Device,
-    base_model: str | None,
-    allow_data_dependent_requests: bool,
-    overrides: Mapping[str, Any],
+    task: str | None = None,
+    skip_padding: bool | None = None,
+    attn_implementation: str | None = None,
+    base_model: str | None = None,
+    allow_data_dependent_requests: bool = False,
+    **config: Any,
 ) -> PreTrainedModel:
-    """Build the data owner's model; see :meth:`privtuner.nn.OwnerBundle.build`."""
-    session = Session(
-        transport, engine=engine, mask_cache_bytes=mask_cache_bytes, allow_insecure=allow_insecure, device=device
-    )
-    config = _configuration(bundle, overrides)
-    if task is None and not {"num_labels", "id2label"}.isdisjoint(overrides):
+    """Return the data owner's ``transformers`` model, its frozen linear layers computed by a server.
+
+    Everything from the bundle is frozen but its kept heads; a head that the bundle lacks is initialised with
+    PyTorch's generator, as ``from_pretrained`` does, and trainable. The model is in eval mode and on the
+    processor, as from ``transformers``; move it with ``.to``. It works with
+    ``transformers.Trainer`` and PEFT as it is. Its ``save_pretrained`` writes the owner's tensors alone, see
+    :func:`privtuner.nn.saving.adapt_methods`; with PEFT around it, the adapter.
+
+    Args:
+        bundle: the owner's part of the model.
+        session: what encrypts, and the way to the server that prepared the layers.
+        task: "sequence-classification", "token-classification", "question-answering", "causal-lm", "masked-lm" or
+            "feature-extraction" (no head). None means sequence classification when ``num_labels`` is given, else
+            the architecture that was split.
+        skip_padding: leave positions that ``attention_mask`` hides out of requests. The server then learns the
+            number of real tokens in a batch. None does so where it is proven that nothing reads what the model
+            computes there: for model types whose attention honours the mask, in sequence classification if the
+            pooled position is visible, and in training with labels if the loss reads visible positions alone (of
+            that step's logits no value can be used). A base model gives its hidden states to the caller, who may
+            say that the mask is honoured with `privtuner.nn.visible_only`. True leaves them out on the
+            caller's word, of whatever the model gives back; False sends them always.
+        attn_implementation: "sdpa" or "eager"; None for the default of ``transformers``.
+        base_model: directory or name of the clear model, which PEFT writes into saved adapters for
+            ``AutoPeftModel`` to find it. The server's own is not in the bundle; ``PeftModel.from_pretrained`` needs
+            none.
+        allow_data_dependent_requests: build model types that are not known to ask every layer for the same tokens
+            whatever the texts say, such as mixtures of experts. The server then learns of the data what the numbers
+            and sizes of requests tell.
+        **config: entries of the configuration to change, such as ``num_labels``, ``id2label`` or
+            ``pad_token_id``.
+
+    Raises:
+        privtuner.errors.InputError: unknown task, model type or configuration entry, a model type whose
+            requests may depend on the data, or the bundle lacks what the architecture needs.
+    """
+    if not isinstance(session, Session):
+        raise InputError(f"session is a {type(session).__name__}; give privtuner.nn.Session(transport)")
+    configuration = _configuration(bundle, config)
+    if task is None and not {"num_labels", "id2label"}.isdisjoint(config):
         task = "sequence-classification"
-    model = _skeleton(bundle, config, task, attn_implementation)
+    model = _skeleton(bundle, configuration, task, attn_implementation)
     if not allow_data_dependent_requests:
         check_regular(model)
-    _check_against_architecture(bundle, config)
+    _check_against_architecture(bundle, configuration)
     _place_encrypted_layers(model, bundle, session)
     _place_sealed_blocks(model, bundle, session)
-    _load_tensors(model, bundle, resized=not _LABELS.isdisjoint(overrides))
+    _load_tensors(model, bundle, resized=not _LABELS.isdisjoint(config))
     model.tie_weights()
     _initialise_missing(model)
     _check_complete(model)
     session.passes.watch(model, skip=skip_padding, any_size=allow_data_dependent_requests)
     adapt_methods(model)
     if base_model is not None:
-        model.name_or_path = config.name_or_path = base_model
+        model.name_or_path = configuration.name_or_path = base_model
     model.eval()
     return model
 
@@ -257,7 +282,7 @@ def _initialise_missing(model: PreTrainedModel) -> None:
         if base is model or any(module is inner for inner in base.modules()):
             warnings.warn(
                 f"'{path}' is not in the bundle and was newly initialised; train it, or serve a model that has it",
-                stacklevel=4,
+                stacklevel=3,
             )
 
 

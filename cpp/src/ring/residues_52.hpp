@@ -1,5 +1,7 @@
-// AVX-512 IFMA: products of 52-bit words.
-#include "residues_words512.hpp"
+// Products modulo q < 2^50 by products of 52-bit words. Included by the kernels' files alone; internal linkage.
+#pragma once
+
+#include "residues_loops.hpp"
 
 namespace privtuner::ring::kernels {
 namespace {
@@ -8,7 +10,9 @@ __extension__ typedef unsigned __int128 Wide;
 
 constexpr std::uint64_t kTwo52 = std::uint64_t{1} << 52;
 
-struct IfmaLanes : ResidueWords512 {
+template <class Ops>
+struct Lanes52 : Ops {
+  using Vec = typename Ops::Vec;
   // w and floor(w 2^52 / q).
   struct Factor {
     Vec w, companion;
@@ -27,34 +31,32 @@ struct IfmaLanes : ResidueWords512 {
   Vec raise;                     // the least multiple of q above 2^50
   Vec normalise, reciprocal;     // for q of k bits: 52 - k, and floor(2^2k / q)
   Factor one, two52, two104;
-  explicit IfmaLanes(const Row& row)
+  explicit Lanes52(const Row& row)
       : modulus(row.q),
-        q(all(row.q)),
-        q2(all(2 * row.q)),
-        minus_q(all(kTwo52 - row.q)),
-        low_mask(all(kTwo52 - 1)),
-        raise(all(((kTwo52 / 4) / row.q + 1) * row.q)) {
+        q(Ops::all64(row.q)),
+        q2(Ops::all64(2 * row.q)),
+        minus_q(Ops::all64(kTwo52 - row.q)),
+        low_mask(Ops::all64(kTwo52 - 1)),
+        raise(Ops::all64(((kTwo52 / 4) / row.q + 1) * row.q)) {
     const int bits = 64 - __builtin_clzll(row.q);
-    normalise = all(static_cast<std::uint64_t>(52 - bits));
-    reciprocal = all(static_cast<std::uint64_t>((Wide{1} << (2 * bits)) / row.q));
+    normalise = Ops::all64(static_cast<std::uint64_t>(52 - bits));
+    reciprocal = Ops::all64(static_cast<std::uint64_t>((Wide{1} << (2 * bits)) / row.q));
     one = factor(1);
     two52 = factor(kTwo52 % row.q);
     two104 = factor(static_cast<std::uint64_t>((Wide{1} << 104) % row.q));
   }
 
-  PRIVTUNER_INLINE Vec add_if_negative(Vec x) const { return ResidueWords512::add_if_negative(x, q); }
-  static PRIVTUNER_INLINE Vec subtract_once(Vec x, Vec bound) { return _mm512_min_epu64(x, sub(x, bound)); }
-  static PRIVTUNER_INLINE Vec high_half(Vec a, Vec b) { return _mm512_madd52hi_epu64(_mm512_setzero_si512(), a, b); }
-  static PRIVTUNER_INLINE Vec low_half(Vec a, Vec b) { return _mm512_madd52lo_epu64(_mm512_setzero_si512(), a, b); }
+  static PRIVTUNER_INLINE Vec high_half(Vec a, Vec b) { return Ops::add_high52(Ops::all64(0), a, b); }
+  static PRIVTUNER_INLINE Vec low_half(Vec a, Vec b) { return Ops::add_low52(Ops::all64(0), a, b); }
   // x - quotient q modulo 2^52: the value itself where that is known to be in [0, 2^52).
   PRIVTUNER_INLINE Vec take_off(Vec x, Vec quotient) const {
-    return _mm512_and_si512(_mm512_madd52lo_epu64(x, quotient, minus_q), low_mask);
+    return Ops::bit_and(Ops::add_low52(x, quotient, minus_q), low_mask);
   }
   // [0, 4q) to [0, q).
-  PRIVTUNER_INLINE Vec canonical(Vec x) const { return subtract_once(subtract_once(x, q2), q); }
+  PRIVTUNER_INLINE Vec canonical(Vec x) const { return Ops::subtract_once64(Ops::subtract_once64(x, q2), q); }
 
   PRIVTUNER_INLINE Factor factor(std::uint64_t w) const {
-    return {all(w), all(static_cast<std::uint64_t>((Wide{w} << 52) / modulus))};
+    return {Ops::all64(w), Ops::all64(static_cast<std::uint64_t>((Wide{w} << 52) / modulus))};
   }
   // [0, 2q), for x below 2^52: Shoup's quotient is at most one short.
   PRIVTUNER_INLINE Vec multiply_lazy(Vec x, const Factor& f) const {
@@ -64,36 +66,35 @@ struct IfmaLanes : ResidueWords512 {
   // Barrett: t = floor(a b / 2^(2k - 52)) < 2^52 and t floor(2^2k / q) / 2^52, floored, fall short of a b / q by less
   // than 1/2 (t), 1 (the reciprocal) and 1 (the last floor): the rest is in [0, 2.5 q).
   PRIVTUNER_INLINE Vec multiply(Vec a, Vec b) const {
-    const Vec t = high_half(_mm512_sllv_epi64(a, normalise), _mm512_sllv_epi64(b, normalise));
+    const Vec t = high_half(Ops::shift_left64(a, normalise), Ops::shift_left64(b, normalise));
     return canonical(take_off(low_half(a, b), high_half(t, reciprocal)));
   }
-  PRIVTUNER_INLINE Vec multiply_scalar(Vec a, const Factor& w) const { return subtract_once(multiply_lazy(a, w), q); }
+  PRIVTUNER_INLINE Vec multiply_scalar(Vec a, const Factor& w) const {
+    return Ops::subtract_once64(multiply_lazy(a, w), q);
+  }
   PRIVTUNER_INLINE Vec subtract_multiply(Vec a, Vec b, const Factor& w) const {
-    return multiply_scalar(add(sub(a, b), raise), w);  // (0, 2^50 + 2q)
+    return multiply_scalar(Ops::add64(Ops::sub64(a, b), raise), w);  // (0, 2^50 + 2q)
   }
-  PRIVTUNER_INLINE Vec reduce(Vec a) const { return subtract_once(take_off(a, high_half(a, one.companion)), q); }
+  PRIVTUNER_INLINE Vec reduce(Vec a) const { return Ops::subtract_once64(take_off(a, high_half(a, one.companion)), q); }
 
-  static PRIVTUNER_INLINE Sum zero_sum() { return {all(0), all(0)}; }
+  static PRIVTUNER_INLINE Sum zero_sum() { return {Ops::all64(0), Ops::all64(0)}; }
   PRIVTUNER_INLINE void add_product(Sum& sum, Vec a, Vec b) const {
-    sum.low = _mm512_madd52lo_epu64(sum.low, a, b);
-    sum.high = _mm512_madd52hi_epu64(sum.high, a, b);
+    sum.low = Ops::add_low52(sum.low, a, b);
+    sum.high = Ops::add_high52(sum.high, a, b);
   }
-  PRIVTUNER_INLINE Weight weight(std::uint64_t w) const { return all(w); }
+  PRIVTUNER_INLINE Weight weight(std::uint64_t w) const { return Ops::all64(w); }
   PRIVTUNER_INLINE void add_weighted(Sum& sum, Vec a, Weight w) const { add_product(sum, a, w); }
   PRIVTUNER_INLINE void fold(Sum&) const {}
   // The sum as limbs of 52 bits, top 2^104 + middle 2^52 + bottom; the products read the low 52 bits by themselves.
   PRIVTUNER_INLINE Vec finish(const Sum& sum, std::size_t terms) const {
-    const Vec bottom = sum.low, middle = add(sum.high, _mm512_srli_epi64(sum.low, 52));
-    const Vec quotient = _mm512_madd52hi_epu64(high_half(bottom, one.companion), middle, two52.companion);
-    const Vec rest = take_off(_mm512_madd52lo_epu64(bottom, middle, two52.w), quotient);  // [0, 4q)
+    const Vec bottom = sum.low, middle = Ops::add64(sum.high, Ops::template shift_right64<52>(sum.low));
+    const Vec quotient = Ops::add_high52(high_half(bottom, one.companion), middle, two52.companion);
+    const Vec rest = take_off(Ops::add_low52(bottom, middle, two52.w), quotient);  // [0, 4q)
     if (terms <= kNarrow) return canonical(rest);
-    const Vec top = multiply_lazy(_mm512_srli_epi64(middle, 52), two104);
-    return canonical(add(subtract_once(rest, q2), top));
+    const Vec top = multiply_lazy(Ops::template shift_right64<52>(middle), two104);
+    return canonical(Ops::add64(Ops::subtract_once64(rest, q2), top));
   }
 };
 
 }  // namespace
-
-const ResidueKernels& residues_avx512ifma() { return ResidueLoops<IfmaLanes>::kKernels; }
-
 }  // namespace privtuner::ring::kernels

@@ -1,0 +1,100 @@
+// The kernels of one instruction-set path. Plain data and declarations alone: the kernels' files are compiled with
+// other flags.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "privtuner/math/cpu.hpp"
+
+namespace privtuner::math {
+struct Modulus;
+}
+
+namespace privtuner::ring::kernels {
+
+// One direction of one transform. Entry k of roots holds the twiddle of block k (see Ntt), k in [1, n).
+template <class Word>
+struct NttView {
+  std::size_t n;
+  Word q;
+  const Word* roots;
+  const Word* companions;
+  // Inverse only.
+  Word n_inverse, n_inverse_companion, last_root, last_root_companion;
+};
+
+// The vector kernels take n >= kVectorMinimum; the portable ones take any.
+inline constexpr std::size_t kVectorMinimum = 256;
+
+template <class Word>
+struct NttKernels {
+  void (*forward)(const NttView<Word>& ntt, Word* a);
+  void (*inverse)(const NttView<Word>& ntt, Word* a);
+  // out[i] = a[i] b[i]
+  void (*multiply)(std::size_t n, Word q, const Word* a, const Word* b, const Word* b_companion, Word* out);
+};
+
+// Writes `batches` times `width` blocks from the block counter in state[12] on; the counter wraps modulo 2^32.
+inline constexpr std::size_t kChaCha20MaxWidth = 16;
+struct ChaCha20Kernel {
+  std::size_t width;
+  void (*batches)(const std::uint32_t state[16], std::uint8_t* out, std::size_t batches);
+};
+
+// A binomial group: 64 keystream words make 48 coefficients. See sample_binomial.
+inline constexpr std::size_t kBinomialGroup = 48, kBinomialWords = 64;
+struct SamplingKernels {
+  // The first index i >= begin whose word, masked, is >= q, or n. The words before begin are masked and below q. Masks
+  // words[begin, i] in place, and perhaps more (masking twice changes nothing).
+  std::size_t (*first_rejected32)(std::uint32_t* words, std::size_t begin, std::size_t n, std::uint32_t mask,
+                                  std::uint32_t q);
+  std::size_t (*first_rejected64)(std::uint64_t* words, std::size_t begin, std::size_t n, std::uint64_t mask,
+                                  std::uint64_t q);
+  void (*binomial)(const std::uint32_t* words, std::int8_t* out, std::size_t groups);
+};
+
+struct Row {
+  std::uint64_t q;
+  double inverse;                // 1 / q rounded
+  const math::Modulus* modulus;  // for the portable kernels
+};
+
+// See ResidueRow and the functions beside it.
+struct ResidueKernels {
+  void (*add)(const Row& row, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, std::size_t n);
+  void (*subtract)(const Row& row, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, std::size_t n);
+  void (*negate)(const Row& row, const std::uint64_t* a, std::uint64_t* out, std::size_t n);
+  void (*multiply)(const Row& row, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, std::size_t n);
+  void (*multiply_scalar)(const Row& row, const std::uint64_t* a, std::uint64_t w, std::uint64_t* out, std::size_t n);
+  void (*subtract_multiply)(const Row& row, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t w,
+                            std::uint64_t* out, std::size_t n);
+  void (*add_scalar)(const Row& row, const std::uint64_t* a, std::uint64_t w, std::uint64_t* out, std::size_t n);
+  void (*reduce)(const Row& row, const std::uint64_t* a, std::uint64_t* out, std::size_t n);
+  void (*inner_product)(const Row& row, const std::uint64_t* const* a, const std::uint64_t* const* b, std::size_t terms,
+                        std::uint64_t* out, std::size_t n);
+  void (*linear_combination)(const Row& row, const std::uint64_t* const* a, const std::uint64_t* w, std::size_t terms,
+                             std::uint64_t* out, std::size_t n);
+  void (*quotient)(const std::uint64_t* const* a, const double* inverse, std::size_t terms, std::uint64_t* out,
+                   std::size_t n);
+  void (*permute)(const std::uint64_t* a, const std::uint32_t* index, std::uint64_t* out, std::size_t n);
+};
+
+struct Kernels {
+  NttKernels<std::uint32_t> ntt32;         // q < 2^32
+  NttKernels<std::uint64_t> ntt50, ntt61;  // q < 2^50, q < 2^61
+  ChaCha20Kernel chacha20;
+  SamplingKernels sampling;
+  ResidueKernels residues;
+};
+
+const Kernels& kernels_portable();
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+const Kernels& kernels_avx512ifma();
+inline const Kernels& kernels_amx() { return kernels_avx512ifma(); }
+
+// The kernels of a path. Throws std::logic_error when this build holds none.
+const Kernels& kernels_of(math::Isa isa);
+
+}  // namespace privtuner::ring::kernels

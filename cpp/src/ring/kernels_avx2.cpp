@@ -1,0 +1,9 @@
+#include "privtuner/math/simd256.hpp"
+
+#include "kernels_simd.hpp"
+
+namespace privtuner::ring::kernels {
+
+const Kernels& kernels_avx2() { return kKernels<simd::Simd256>; }
+
+}  // namespace privtuner::ring::kernels

@@ -1,0 +1,9 @@
+#include "privtuner/math/simd512.hpp"
+
+#include "kernels_simd.hpp"
+
+namespace privtuner::ring::kernels {
+
+const Kernels& kernels_avx512() { return kKernels<simd::Simd512>; }
+
+}  // namespace privtuner::ring::kernels
