@@ -67,6 +67,7 @@ Tensor Tensor::moved(bool without_words) const {
 }
 
 Tensor Tensor::as_planned() const { return moved(true); }
+Tensor Tensor::with_room() const { return moved(false); }
 
 Tensor Tensor::with_room() const { return moved(false); }
 
