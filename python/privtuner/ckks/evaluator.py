@@ -1,4 +1,4 @@
-"""Arithmetic on encrypted tensors by the compiled engine."""
+"""Arithmetic on encrypted tensors by the compiled core: the operations, and the evaluator on the processor."""
 
 from __future__ import annotations
 
