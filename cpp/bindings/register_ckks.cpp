@@ -407,6 +407,15 @@ void register_ckks(py::module_& module) {
             for (int i = 0; i < times; ++i) p.prime(limb).ntt.forward(data, math::active_isa());
           },
           py::arg("limb"), py::arg("words").noconvert(), py::arg("times") = 1)
+      .def("check_values", [](const ckks::Parameters& p, const Doubles& re, const std::optional<Doubles>& im,
+                              double bound) { ckks::check_values(p, values_of(re, im), bound); })
+      .def("check_encoding",
+           [](const ckks::Parameters& p, const Doubles& re, const std::optional<Doubles>& im, const Doubles& scale) {
+             const ckks::Values values = values_of(re, im);
+             std::vector<double> scales = vector_of(scale);
+             if (scales.size() != values.features) throw std::invalid_argument("not one scale a feature");
+             ckks::check_encoding(p, values, scales);
+           })
       .def("to_bytes",
            [](const ckks::Parameters& p) {
              std::uint8_t* out = nullptr;
@@ -435,6 +444,8 @@ void register_ckks(py::module_& module) {
       .def_property_readonly("ref", &Tensor::ref)
       .def("residues", &residues)
       .def("words", &words_of)
+      .def("check_room", &ckks::check_room)
+      .def("without_noise", [](const Tensor& x) { return std::make_shared<Tensor>(x.without_noise()); })
       .def("as_planned", [](const Tensor& x) { return std::make_shared<Tensor>(x.as_planned()); })
       .def("with_words", &with_words, py::arg("words"))
       .def("to_bytes", &message<Tensor>)

@@ -69,6 +69,13 @@ Tensor Tensor::moved(bool without_words) const {
 Tensor Tensor::as_planned() const { return moved(true); }
 Tensor Tensor::with_room() const { return moved(false); }
 
+Tensor Tensor::without_noise() const {
+  Tensor out = *this;
+  std::fill(out.noise.begin(), out.noise.end(), 0.0);
+  std::fill(out.shared.begin(), out.shared.end(), 0.0);
+  return out;
+}
+
 Tensor Tensor::with_words(const std::uint64_t* words) const {
   Tensor out = with_room();
   const std::size_t n = parameters->n();

@@ -48,7 +48,7 @@ class Matrix(Immutable):
             raise InputError("weight holds NaN or infinity")
         if bits not in (8, 16):
             raise InputError(f"bits {bits}; choose 8 or 16")
-        largest, kind = (127, np.int8) if bits == 8 else (32639, np.int16)
+        largest, kind = (127, np.int8) if bits == 8 else (_core.MAX_WEIGHT_16, np.int16)
         peak = np.abs(array).max(axis=1) if per_row else np.full(len(array), np.abs(array).max())
         peak[peak == 0] = 1.0
         delta = peak / largest
@@ -108,14 +108,6 @@ class Operations(ABC, Generic[T]):
         self.slots = parameters.slots
         keys_core = None if keys is None else keys._core
         self._core = _core.CkksEvaluator(parameters._core, keys_core, record=record, batch=batch)
-
-    @abstractmethod
-    def upload(self, x: EncryptedTensor) -> T:
-        """Copy a tensor to where this evaluator computes."""
-
-    @abstractmethod
-    def download(self, x: T) -> EncryptedTensor:
-        """Return the tensor that can be serialised and decrypted."""
 
     @abstractmethod
     def _core_of(self, x: object) -> _core.CkksTensor:

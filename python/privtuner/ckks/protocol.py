@@ -39,9 +39,8 @@ class EvaluatorProtocol(Protocol[Tensor]):
     """Approximate arithmetic on encrypted tensors of shape (tokens, features), one ciphertext a feature.
 
     Circuits (`privtuner.ckks.circuits`) are written against this protocol alone. A tensor is what `TensorProtocol`
-    says; its bound is declared or derived. No operation changes its inputs. Two tensors may differ in level: the
-    higher one is brought down. A tensor of one feature combines with one of any number of features, the same feature
-    with each.
+    says; its bound is declared or derived. No operation changes its inputs. Two tensors may differ in level: the higher
+    one is brought down. A tensor of one feature combines with one of any number of features, the same with each.
 
     Every operation raises `privtuner.errors.CkksError` when it cannot be done: not enough levels, scales that
     do not agree, tensors of other parameters or shapes, a rotation without its key.
