@@ -69,8 +69,6 @@ Tensor Tensor::moved(bool without_words) const {
 Tensor Tensor::as_planned() const { return moved(true); }
 Tensor Tensor::with_room() const { return moved(false); }
 
-Tensor Tensor::with_room() const { return moved(false); }
-
 Tensor Tensor::without_noise() const {
   Tensor out = *this;
   std::fill(out.noise.begin(), out.noise.end(), 0.0);

@@ -40,13 +40,7 @@ class EncryptedTensor(Immutable, Saved):
         nbytes: in memory.
     """
 
-    def __init__(
-        self,
-        core: Any,
-        context: Context,
-        tokens: int,
-        estimate: Estimate,
-    ) -> None:
+    def __init__(self, core: Any, context: Context, tokens: int, estimate: Estimate) -> None:
         self._core, self.context, self.estimate = core, context, estimate
         self.shape: tuple[int, int] = (tokens, core.features)
         self.bound, self.factor = estimate.bound, estimate.factor

@@ -87,7 +87,7 @@ struct Tensor {
   Tensor without_noise() const;
   // A tensor of its own with all that this planned one knows, and uninitialised words.
   Tensor with_room() const;
-  // The same with a copy of these words, as many as row() indexes.
+  // The same with a copy of these words, [feature][component][limb][N].
   // Throws std::invalid_argument for a word that is not below its prime.
   Tensor with_words(const std::uint64_t* words) const;
 
