@@ -110,14 +110,6 @@ class Operations(ABC, Generic[T]):
         self._core = _core.CkksEvaluator(parameters._core, keys_core, record=record, batch=batch)
 
     @abstractmethod
-    def upload(self, x: EncryptedTensor) -> T:
-        """Copy a tensor to where this evaluator computes."""
-
-    @abstractmethod
-    def download(self, x: T) -> EncryptedTensor:
-        """Return the tensor that can be serialised and decrypted."""
-
-    @abstractmethod
     def _core_of(self, x: object) -> _core.CkksTensor:
         """Check that ``x`` is a tensor of this evaluator's and return what the compiled evaluator takes for it.
 
