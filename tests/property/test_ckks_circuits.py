@@ -19,6 +19,7 @@ SLOTS = PARAMETERS.slots
 LARGEST = 100.0  # bounds stay below it, so that values times the scale fit the ten bits beyond it at level 0
 
 MESSAGE = SECRET.encrypt(np.linspace(-1, 1, 5), level=1).to_bytes()
+EXPECTED = ckks.Evaluator(PARAMETERS).planned(5, 1, level=1)
 
 NUMBERS = st.floats(-2, 2).map(lambda x: round(x, 6))
 
@@ -202,9 +203,10 @@ def test_damaged_messages(data):
         message[data.draw(st.integers(0, len(message) - 1))] ^= data.draw(st.integers(1, 255))
     if message != MESSAGE:
         with pytest.raises(MessageError):
-            ckks.EncryptedTensor.from_bytes(PARAMETERS, message)
+            ckks.EncryptedTensor.from_bytes(PARAMETERS, message, EXPECTED)
     begin = data.draw(st.integers(0, len(message) - 1))
+    cut = MESSAGE[:begin] + MESSAGE[begin + data.draw(st.integers(1, 99)) :]
     with pytest.raises(MessageError):
-        ckks.EncryptedTensor.from_bytes(PARAMETERS, MESSAGE[:begin] + MESSAGE[begin + data.draw(st.integers(1, 99)) :])
+        ckks.EncryptedTensor.from_bytes(PARAMETERS, cut, EXPECTED)
     with pytest.raises(MessageError):
-        ckks.EncryptedTensor.from_bytes(PARAMETERS, data.draw(st.binary(max_size=200)))
+        ckks.EncryptedTensor.from_bytes(PARAMETERS, data.draw(st.binary(max_size=200)), EXPECTED)

@@ -118,8 +118,7 @@ def test_what_decrypts_stays(leave: Callable[[Any], Any]) -> None:
     for secret in (linear.encrypt(X, PREPARED["linear-w8"].public)[1], SECRET, pending):
         with pytest.raises(SecretError, match="never copied or pickled"):
             leave(secret)
-    with pytest.raises(SecretError, match="never copied or pickled"):
-        pickle.dumps(client)
+    leave(client)  # holds no secret between requests
 
 
 @pytest.mark.parametrize(

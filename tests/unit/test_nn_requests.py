@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, SwitchTransformersConfig, SwitchTransf
 from transformers.models.auto import modeling_auto
 
 from family_cases import tiny_model
+from loops import each
 from nn_cases import RecordingTransport, tiny_bert, tiny_llama, tokens
 from privtuner.ckks import Parameters
 from privtuner.errors import InputError
@@ -42,7 +43,7 @@ def step(model: PreTrainedModel, ids: torch.Tensor, **arguments: Any) -> None:
     loss.backward()
 
 
-@pytest.mark.parametrize("model_type", sorted(REGULAR))
+@each(model_type=sorted(REGULAR))
 def test_two_texts_of_one_length_ask_for_the_same(model_type: str) -> None:
     task = task_of(model_type)
     sizes = {"embedding_size": 16} if model_type == "mobilebert" else {}

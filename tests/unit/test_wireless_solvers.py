@@ -309,9 +309,8 @@ def test_halves_do_something():
     assert (np.array(gains)[:, 3] > np.array(gains)[:, 2] + 1e-4).any()
 
 
-@each(method=["largest", "smallest"], seed=[0, 3, 5, 6, 12, 15])
-def test_extreme_rings(method, seed):
-    pick = {"largest": max, "smallest": min}[method]
+@each(("method", "pick"), [("largest", max), ("smallest", min)], seed=[0, 3, 5, 6, 12, 15])
+def test_extreme_rings(method, pick, seed):
     system = random_system(seed, 1 + seed % 5, 3, tight=6)
     found = allocate(with_deadlines(system, 4), method)
     for place, device in enumerate(found.system.devices):

@@ -48,7 +48,7 @@ class Matrix(Immutable):
             raise InputError("weight holds NaN or infinity")
         if bits not in (8, 16):
             raise InputError(f"bits {bits}; choose 8 or 16")
-        largest, kind = (127, np.int8) if bits == 8 else (32639, np.int16)
+        largest, kind = (127, np.int8) if bits == 8 else (_core.MAX_WEIGHT_16, np.int16)
         peak = np.abs(array).max(axis=1) if per_row else np.full(len(array), np.abs(array).max())
         peak[peak == 0] = 1.0
         delta = peak / largest

@@ -200,7 +200,8 @@ class SecretKey:
         """Decrypt real values that others will see: with noise from the operating system that drowns the error.
 
         Uniform noise of up to ``2^flood_bits`` times the predicted worst error is added: a value then says at most
-        2^-flood_bits (in statistical distance) about the error under it.
+        2^-flood_bits (in statistical distance) about the error under it. The prediction is this side's: what
+        `EncryptedTensor.from_bytes` expected.
 
         Args:
             tensor: what to decrypt.

@@ -42,11 +42,11 @@ def _module() -> Any:
     except ModuleNotFoundError:
         return f"{_core.openfhe_status}; {_INSTALL}"
     except ImportError as error:
-        return f"the engine was built, but its libraries do not load ({error}): put OpenFHE back, or build again"
+        return f"privtuner was built with it, but its libraries do not load ({error}): put OpenFHE back, or build again"
 
 
 def status() -> Status:
-    """Say whether the engine is there, which OpenFHE it is, and why not."""
+    """Say whether OpenFHE can be used, which one it is, and why not."""
     module = _module()
     if isinstance(module, str):
         return Status(False, "", module)
@@ -54,7 +54,7 @@ def status() -> Status:
 
 
 def available() -> bool:
-    """Whether the engine can be used."""
+    """Whether OpenFHE can be used."""
     return status().available
 
 
@@ -66,7 +66,7 @@ def library() -> Any:
     """
     module = _module()
     if isinstance(module, str):
-        raise EngineError(f"the OpenFHE engine is not available: {module}")
+        raise EngineError(f"OpenFHE is not available: {module}")
     return module
 
 
