@@ -67,6 +67,7 @@ Tensor Tensor::moved(bool without_words) const {
 }
 
 Tensor Tensor::as_planned() const { return moved(true); }
+Tensor Tensor::with_room() const { return moved(false); }
 
 Tensor Tensor::without_noise() const {
   Tensor out = *this;
@@ -75,8 +76,10 @@ Tensor Tensor::without_noise() const {
   return out;
 }
 
+Tensor Tensor::with_room() const { return moved(false); }
+
 Tensor Tensor::with_words(const std::uint64_t* words) const {
-  Tensor out = moved(false);
+  Tensor out = with_room();
   const std::size_t n = parameters->n();
   math::parallel_for(features * 2 * limbs(), 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {

@@ -1,4 +1,4 @@
-"""Arithmetic on encrypted tensors by the compiled engine."""
+"""Arithmetic on encrypted tensors by the compiled core: the operations, and the evaluator on the processor."""
 
 from __future__ import annotations
 
@@ -108,14 +108,6 @@ class Operations(ABC, Generic[T]):
         self.slots = parameters.slots
         keys_core = None if keys is None else keys._core
         self._core = _core.CkksEvaluator(parameters._core, keys_core, record=record, batch=batch)
-
-    @abstractmethod
-    def upload(self, x: EncryptedTensor) -> T:
-        """Copy a tensor to where this evaluator computes."""
-
-    @abstractmethod
-    def download(self, x: T) -> EncryptedTensor:
-        """Return the tensor that can be serialised and decrypted."""
 
     @abstractmethod
     def _core_of(self, x: object) -> _core.CkksTensor:

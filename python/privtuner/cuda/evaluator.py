@@ -2,7 +2,7 @@
 
 The native evaluator goes through every operation on planned tensors: it decides levels, scales, bounds and predicted
 errors, refuses what cannot be done, and records the word operations it would have carried out. Those are then carried
-out on the device. Both engines thus take the same steps, and their tensors serialise to the same bytes.
+out on the device. Both evaluators thus take the same steps, and their tensors serialise to the same bytes.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class DeviceTensor(Tensor, Stays):
 class CudaEvaluator(Operations[DeviceTensor], Stays):
     """The `privtuner.ckks.protocol.EvaluatorProtocol` on a GPU.
 
-    Operations raise what those of the native evaluator raise. A `Matrix` stays on the device as long as it exists, and
-    clear values are encoded on the host. Operations return before the device is done; only `download`
-    waits. Work is launched on the thread's current stream, which should be the same one throughout. Safe to use from
-    several threads: operations with one device and parameter set take turns.
+    Operations raise what those of the native evaluator raise. They return before the device is done; only `download`
+    waits. A `Matrix` stays on the device as long as it exists, and clear values are encoded on the host. Work is
+    launched on the thread's current stream, which should be the same one throughout. Safe to use from several threads:
+    operations with one device and parameter set take turns.
 
     Args:
         device: from `privtuner.cuda.devices`.

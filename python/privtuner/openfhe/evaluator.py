@@ -294,8 +294,8 @@ class Evaluator:
         return self._tensor(x, core, total)
 
     def pack_slot_sums(self, x: EncryptedTensor) -> EncryptedTensor:  # noqa: ARG002 - the protocol's
-        """Not done by this engine: `sum_slots`, or the native one."""
-        raise EngineError("the OpenFHE engine does not pack sums of slots; use sum_slots, or the native engine")
+        """Not done by OpenFHE: use `sum_slots`, or the native evaluator."""
+        raise EngineError("OpenFHE does not pack sums of slots; use sum_slots, or the native evaluator")
 
     def bootstrap(self, x: EncryptedTensor, *, precision_bits: float) -> EncryptedTensor:
         """The same values with levels to compute on, by OpenFHE's ``EvalBootstrap``. |x| must be at most about 1.
@@ -337,9 +337,9 @@ class Evaluator:
         first = tensors[0]
         for x in tensors:
             if not isinstance(x, EncryptedTensor):
-                raise InputError(f"a {type(x).__name__}; expected an encrypted tensor of the OpenFHE engine")
+                raise InputError(f"a {type(x).__name__}; expected an encrypted tensor of OpenFHE")
             if not same_context(x.context, self.context):
-                raise CkksError("the tensor is of another context than the engine")
+                raise CkksError("the tensor is of another context than the evaluator")
             if x.shape[0] != first.shape[0]:
                 raise CkksError(f"tensors of {first.shape[0]} and {x.shape[0]} tokens do not fit")
             if x.tag != first.tag:

@@ -40,13 +40,7 @@ class EncryptedTensor(Immutable, Saved):
         nbytes: in memory.
     """
 
-    def __init__(
-        self,
-        core: Any,
-        context: Context,
-        tokens: int,
-        estimate: Estimate,
-    ) -> None:
+    def __init__(self, core: Any, context: Context, tokens: int, estimate: Estimate) -> None:
         self._core, self.context, self.estimate = core, context, estimate
         self.shape: tuple[int, int] = (tokens, core.features)
         self.bound, self.factor = estimate.bound, estimate.factor
@@ -102,8 +96,8 @@ class EncryptedTensor(Immutable, Saved):
         e = self.estimate
         fields = _FIELDS.pack(int(e.independent), e.bound, e.slots, e.noise, e.bias)
         tokens, features = self.shape
-        parts = [fields, self.factor.astype("<f8"), self.to_openfhe()]
-        return wire.seal("openfhe_tensor", parts, tokens=tokens, features=features)
+        body = [fields, self.factor.astype("<f8").tobytes(), self.to_openfhe()]
+        return wire.seal("openfhe_tensor", body, tokens=tokens, features=features)
 
     @classmethod
     def from_bytes(cls, context: Context, data: BytesLike) -> EncryptedTensor:
