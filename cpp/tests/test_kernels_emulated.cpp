@@ -1,7 +1,7 @@
 // The operations of AVX-512 and IFMA (math/simd512.hpp, simd512ifma.hpp) and the kernels made of them, on processors
 // without: the headers are the product's, the intrinsics below them plain C++.
-#include "avx512_emulation.hpp"
-//
+#include "avx512_emulation.hpp"  // first: it hides the intrinsics
+
 #include "../src/ring/kernels_simd.hpp"
 #include "../src/ring/residues_52.hpp"
 #include "kernel_cases.hpp"

@@ -41,7 +41,7 @@ PYTHON_LAYERS = {
     "ckks": {"wire", "system", "copies", "errors", "_core"},
     "calibration": {"ckks", "wireless", "linear", "system", "errors"},
     "parties": {"ckks", "linear"},
-    "sealed": {"ckks", "wire", "errors"},
+    "sealed": {"ckks", "wire", "errors", "_core"},
     "cpu": {"parties", "linear", "wire"},
     "cuda": {"parties", "ckks", "linear", "packages", "copies", "errors", "_core"},
     "openfhe": {"parties", "ckks", "linear", "wire", "paths", "packages", "copies", "errors", "_core"},

@@ -206,3 +206,14 @@ def test_a_sealed_block_takes_the_sizes_of_the_pass() -> None:
     model.embeddings.register_forward_hook(lambda *_: block(torch.randn(5, 32)))
     with pytest.raises(InputError, match="is asked for tokens that the model chose"):
         model(tokens(2, 6))
+
+
+def test_what_one_model_of_a_session_may_send_no_other_may() -> None:
+    parts = split(tiny_bert())
+    session = Session(LocalTransport(parts.server))
+    strict = build(parts.bundle, session)
+    build(parts.bundle, session, allow_data_dependent_requests=True)
+    layer = strict.encoder.layer[0].attention.self.query
+    strict.encoder.register_forward_pre_hook(lambda *_: layer(torch.zeros(3, 1, layer.in_features)))
+    with pytest.raises(InputError, match="asked for tokens that the model chose by their values"):
+        strict(tokens(2, 6))

@@ -259,7 +259,7 @@ def test_values_are_the_least_cost_of_buying(seed):
             assert cost(bought + length * np.array([math.cos(angle), math.sin(angle)])) >= value * (1 - 1e-9)
 
 
-@each(seed=range(12))
+@each(seed=[*range(12), 40])  # of 40 the first round gains 7e-4 of the energy
 def test_alternating_falls_to_a_fixed_point(seed):
     system = random_system(seed, 2 + seed % 4, 1 + seed % 3, tight=6)
     found = allocate(system, "alternating", tolerance=1e-9)

@@ -11,6 +11,7 @@ __version__: str
 compiler: str
 openfhe_status: str
 PRESETS: tuple[str, ...]
+MAX_DEPTH: int
 MAX_TOKENS: int
 MAX_WEIGHT_16: int
 ROW_STEP: int

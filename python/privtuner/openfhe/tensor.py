@@ -96,8 +96,8 @@ class EncryptedTensor(Immutable, Saved):
         e = self.estimate
         fields = _FIELDS.pack(int(e.independent), e.bound, e.slots, e.noise, e.bias)
         tokens, features = self.shape
-        parts = [fields, self.factor.astype("<f8"), self.to_openfhe()]
-        return wire.seal("openfhe_tensor", parts, tokens=tokens, features=features)
+        body = [fields, self.factor.astype("<f8").tobytes(), self.to_openfhe()]
+        return wire.seal("openfhe_tensor", body, tokens=tokens, features=features)
 
     @classmethod
     def from_bytes(cls, context: Context, data: BytesLike) -> EncryptedTensor:
