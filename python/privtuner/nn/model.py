@@ -209,7 +209,7 @@ def _place_sealed_blocks(model: PreTrainedModel, bundle: OwnerBundle, session: S
         if features != (spec.public.d_in, spec.public.d_out):
             raise InputError(
                 f"block '{wire}' has {features} features (in, out) by the configuration and "
-                f"{(spec.public.d_in, spec.public.d_out)} at the server; do not change entries that set sizes"
+                f"{(spec.spec.d_in, spec.spec.d_out)} at the server; do not change entries that set sizes"
             )
         block = SealedMLP(wire, spec.public, session)
         for name, new in ((spec.first, block), (spec.activation, None), (spec.second, None)):
