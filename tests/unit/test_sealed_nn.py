@@ -257,7 +257,7 @@ def test_classifier_keeps_its_head() -> None:
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (tiny_llama, {}, "no feed-forward block of a known form .* LlamaForCausalLM; BERT"),
+        (tiny_llama, {}, "no feed-forward block of a known form .* LlamaForCausalLM; those of BERT"),
         (tiny_bert, {"seal": "attention"}, "unknown seal 'attention'; choose 'mlp' or None"),
         (tiny_bert, {"keep": ("intermediate.dense",)}, "is to be sealed, and kept or omitted too"),
         (tiny_bert, {"seal_parameters": ckks.Parameters.INSECURE(depth=3)}, "block '.*intermediate.dense'.* 3 levels"),

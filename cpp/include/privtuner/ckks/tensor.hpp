@@ -81,7 +81,7 @@ struct Tensor {
   TensorRef ref() const;
   // A tensor of its own that knows all about these words but has none.
   Tensor as_planned() const;
-  // A tensor of its own that knows all that this one does and has room for words.
+  // A tensor of its own with all that this one knows, and room for its words.
   Tensor with_room() const;
   // The same words without their error: what an operation adds is the error of its result.
   Tensor without_noise() const;
