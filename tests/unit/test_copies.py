@@ -73,9 +73,9 @@ def test_ciphertexts_keys_and_matrices(duplicate: Callable[[Any], Any]) -> None:
 
 def test_sealed_blocks() -> None:
     other = again(BLOCK)
-    assert other.spec.to_bytes() == BLOCK.spec.to_bytes()
+    assert other.public.to_bytes() == BLOCK.public.to_bytes()
     client = blocks.SealedClient(PARAMETERS, allow_insecure=True)
-    request, pending = client.request(BLOCK.spec, np.full((2, 6), 0.25))
+    request, pending = client.request(BLOCK.public, np.full((2, 6), 0.25))
     y = client.decrypt(other.answer(request), pending)
     # Fresh noise of this set, below 2^-10.
     assert np.abs(y - BLOCK.exact(np.full((2, 6), 0.25))).max() < 2**-8
@@ -115,7 +115,7 @@ def test_both_parts_of_a_model_and_its_counts() -> None:
 @pytest.mark.parametrize("leave", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_what_decrypts_stays(leave: Callable[[Any], Any]) -> None:
     client = blocks.SealedClient(PARAMETERS, allow_insecure=True)
-    _, pending = client.request(BLOCK.spec, np.full((2, 6), 0.25), np.ones((2, 4)))
+    _, pending = client.request(BLOCK.public, np.full((2, 6), 0.25), np.ones((2, 4)))
     for secret in (linear.encrypt(X, PREPARED["linear-w8"].spec)[1], SECRET, pending):
         with pytest.raises(SecretError, match="never copied or pickled"):
             leave(secret)

@@ -331,9 +331,9 @@ def test_damaged_public_parts_are_refused():
 
 def test_reprs():
     prepared = layer()
-    text = f"Public(preset='linear-w8', d_out=40, d_in=24, id={prepared.spec.id.hex()})"
+    text = f"LayerSpec(preset='linear-w8', d_out=40, d_in=24, id={prepared.spec.id.hex()})"
     assert repr(prepared.spec) == text
-    assert repr(prepared) == f"Prepared({text})"
+    assert repr(prepared) == f"QuantisedWeight({text})"
 
 
 def test_error_classes_serve_plain_python_too():

@@ -132,12 +132,12 @@ def test_forks_after_use():
         prepared, masks = layer(100, 60), linear.MaskCache()
         x = batch(50, 60)
         check_exchange(prepared, x, masks=masks)
-        request, secret = linear.encrypt(x, prepared.public, masks=masks)
+        request, secret = linear.encrypt(x, prepared.spec, masks=masks)
         child = os.fork()
         for direction in DIRECTIONS:
             check_exchange(prepared, batch(50, features_in(prepared, direction)), direction, masks)
         check_result(prepared, x, linear.decrypt(linear.apply(prepared, request), secret), "forward")
-        fresh = linear.encrypt(x, prepared.public, masks=masks)[0]
+        fresh = linear.encrypt(x, prepared.spec, masks=masks)[0]
         if child == 0:
             print("child", fresh[32:48].hex(), fresh[112:144].hex(), flush=True)
             os._exit(0)
