@@ -98,7 +98,7 @@ OPERATIONS = {
     "add one feature": lambda e, x, y, one, low: e.add(x, one),
     "add to one feature": lambda e, x, y, one, low: e.add(one, x),
     "add a lower level": lambda e, x, y, one, low: e.add(low, x),
-    "add at another level, of the same scale": lambda e, x, y, one, low: e.add(e.drop_to(x, 2), y),
+    "add at another level, of the same scale": lambda e, x, y, one, low: e.add(e.drop_level(x, 2), y),
     "add a number": lambda e, x, y, one, low: e.add(x, 0.5),
     "add numbers": lambda e, x, y, one, low: e.add(x, NUMBERS),
     "subtract": lambda e, x, y, one, low: e.subtract(x, y),
@@ -122,7 +122,7 @@ OPERATIONS = {
     "select": lambda e, x, y, one, low: e.select(x, slice(1, 3)),
     "select the first": lambda e, x, y, one, low: e.select(x, slice(0, 2)),
     "assume": lambda e, x, y, one, low: e.assume(x, 0.75),
-    "drop_to": lambda e, x, y, one, low: e.drop_to(x, 1),
+    "drop_to": lambda e, x, y, one, low: e.drop_level(x, 1),
     "linear, 8 bits": lambda e, x, y, one, low: e.linear(x, WEIGHT),
     "linear, 16 bits": lambda e, x, y, one, low: e.linear(x, ckks.Matrix(WEIGHT, bits=16)),
     "linear, 8 bits transposed": lambda e, x, y, one, low: e.linear(
@@ -274,7 +274,7 @@ def test_views_share_words(party):
     x = engine.upload(party.encrypt())
     assert np.shares_memory(host(engine.select(x, slice(1, 2)).words), host(x.words))
     assert np.shares_memory(host(engine.assume(x, 0.5).words), host(x.words))
-    assert engine.drop_to(x, x.level).words.shape == x.words.shape
+    assert engine.drop_level(x, x.level).words.shape == x.words.shape
 
 
 def test_the_protocol(party):
@@ -455,10 +455,10 @@ MISUSE = {
     "no conjugation key": lambda e, x, low: e.conjugate(x),
     "no packing keys": lambda e, x, low: e.pack_slot_sums(x),
     "no sum keys": lambda e, x, low: e.sum_slots(x),
-    "no level": lambda e, x, low: e.multiply(e.drop_to(x, 0), 0.5),
-    "no level for a product": lambda e, x, low: e.multiply_plain(e.drop_to(x, 0), VALUES),
-    "a higher level": lambda e, x, low: e.drop_to(low, 3),
-    "a negative level": lambda e, x, low: e.drop_to(low, -1),
+    "no level": lambda e, x, low: e.multiply(e.drop_level(x, 0), 0.5),
+    "no level for a product": lambda e, x, low: e.multiply_plain(e.drop_level(x, 0), VALUES),
+    "a higher level": lambda e, x, low: e.drop_level(low, 3),
+    "a negative level": lambda e, x, low: e.drop_level(low, -1),
     "other features": lambda e, x, low: e.add(x, e.select(x, slice(0, 2))),
     "a dot of other features": lambda e, x, low: e.dot(x, e.select(x, slice(0, 1))),
     "nothing to concatenate": lambda e, x, low: e.concatenate([]),

@@ -24,9 +24,9 @@ SEED, MASK, REQUEST = bytes(range(32)), bytes(range(100, 132)), bytes(range(200,
 def test_requests_are_refused_as_the_core_does():
     device, prepared = HostDevice(), layer(40, 11)
     held = device_linear.DeviceLayer(device, prepared)
-    request, _ = linear.encrypt(batch(3, 11), prepared.public)
-    other, _ = linear.encrypt(batch(3, 11), layer(40, 11, seed=1).public)
-    wide, _ = linear.encrypt(batch(3, 11), layer(40, 11, "linear-w16").public)
+    request, _ = linear.encrypt(batch(3, 11), prepared.spec)
+    other, _ = linear.encrypt(batch(3, 11), layer(40, 11, seed=1).spec)
+    wide, _ = linear.encrypt(batch(3, 11), layer(40, 11, "linear-w16").spec)
     broken = bytearray(request)
     broken[-1] ^= 1
     for bad in (b"", request[:50], request[:-1], request + b"\0", bytes(broken), other, wide, large_word(prepared)):
@@ -43,7 +43,7 @@ def large_word(prepared):
     """A request that is in order, but for one word that is q."""
     message = np.zeros(_core.linear_request_bytes("linear-w8", 11, 1), np.uint8)
     message[-4:] = np.array([Q["linear-w8"]], np.uint32).view(np.uint8)
-    _core.linear_seal_request("linear-w8", message, "forward", prepared.public.id, REQUEST, MASK, 1, 11, True)
+    _core.linear_seal_request("linear-w8", message, "forward", prepared.spec.id, REQUEST, MASK, 1, 11, True)
     return message.tobytes()
 
 
@@ -51,7 +51,7 @@ def test_a_request_of_another_width_is_refused():
     device, prepared = HostDevice(), layer(40, 11)
     held = device_linear.DeviceLayer(device, prepared)
     message = np.zeros(_core.linear_request_bytes("linear-w8", 12, 1), np.uint8)
-    _core.linear_seal_request("linear-w8", message, "forward", prepared.public.id, REQUEST, MASK, 1, 12, True)
+    _core.linear_seal_request("linear-w8", message, "forward", prepared.spec.id, REQUEST, MASK, 1, 12, True)
     for refuse in (lambda m: linear.apply_blocks(prepared, m), lambda m: device_linear.apply_blocks(held, m)):
         with pytest.raises(MessageError, match="request: 12 features, this layer takes 11 in the forward direction"):
             refuse(message.tobytes())
@@ -61,7 +61,7 @@ def test_requests_of_both_directions_are_not_answered_together():
     device, prepared = HostDevice(), layer(11, 11)
     held = device_linear.DeviceLayer(device, prepared)
     both = [
-        device_linear.open_request(held, linear.encrypt(batch(1, 11), prepared.public, direction)[0])
+        device_linear.open_request(held, linear.encrypt(batch(1, 11), prepared.spec, direction)[0])
         for direction in DIRECTIONS
     ]
     for refused in (both, []):
@@ -88,8 +88,8 @@ def test_replies_are_refused_as_the_core_does():
         yield [blocks[0], blocks[0]]
         yield [blocks[0], blocks[1][:-1]]
         yield [blocks[0][:70]]
-        yield [linear.apply(square, linear.encrypt(x, square.public)[0])]
-        yield [linear.apply(other, linear.encrypt(x, other.public)[0])]
+        yield [linear.apply(square, linear.encrypt(x, square.spec)[0])]
+        yield [linear.apply(other, linear.encrypt(x, other.spec)[0])]
         yield [sealed(direction="backward", features=11, rows=11)]
         yield [sealed(tokens=4)]
         yield [sealed(mask=False)]
@@ -101,7 +101,7 @@ def test_replies_are_refused_as_the_core_does():
             (linear.encrypt, linear.decrypt),
             (lambda *args: device_linear.encrypt(device, *args), device_linear.decrypt),
         ):
-            request, secret = encrypt(x, prepared.public)
+            request, secret = encrypt(x, prepared.spec)
             wrong = list(spoil(request))
             assert len(wrong) == 11
             results.append(outcome(decrypt, wrong[index], secret))
@@ -111,7 +111,7 @@ def test_replies_are_refused_as_the_core_does():
         assert results[0] == results[1], index
         assert results[0][0] is MessageError
 
-    after = device_linear.encrypt(device, x, prepared.public)
+    after = device_linear.encrypt(device, x, prepared.spec)
     whole = linear.apply(prepared, after[0])
     with pytest.raises(MessageError, match="starts at output 0, expected 40"):
         device_linear.decrypt([whole, whole], after[1])
@@ -121,7 +121,7 @@ def test_replies_are_refused_as_the_core_does():
 def sealed_block(prepared, request, direction="forward", tokens=3, features=40, rows=40, mask=True):
     message = np.zeros(_core.linear_block_bytes("linear-w8", rows, tokens, mask), np.uint8)
     block = (message, bytes(request[32:48]), tokens, 0, rows, mask)
-    _core.linear_seal_blocks("linear-w8", direction, prepared.public.id, features, [block])
+    _core.linear_seal_blocks("linear-w8", direction, prepared.spec.id, features, [block])
     return message.tobytes()
 
 
@@ -129,7 +129,7 @@ def test_a_mask_product_nobody_asked_for_is_refused():
     device, prepared, x = HostDevice(), layer(40, 11), batch(3, 11)
     masks = linear.MaskCache()
     for _ in range(2):
-        request, secret = device_linear.encrypt(device, x, prepared.public, masks=masks)
+        request, secret = device_linear.encrypt(device, x, prepared.spec, masks=masks)
         kept = secret._mask
         if kept is None:
             device_linear.decrypt(linear.apply(prepared, request), secret)
@@ -139,7 +139,7 @@ def test_a_mask_product_nobody_asked_for_is_refused():
 
 
 def test_batches_are_refused_as_the_core_does():
-    device, public = HostDevice(), layer(40, 11).public
+    device, spec = HostDevice(), layer(40, 11).spec
 
     def spoilt(place, value, dtype=np.float32):
         x = np.ones((3, 11), dtype)
@@ -160,20 +160,20 @@ def test_batches_are_refused_as_the_core_does():
         ("forward", spoilt((1, 5), 1e39, np.float64)),
     ):
         with pytest.raises(InputError) as native:
-            linear.encrypt(x, public, direction)
+            linear.encrypt(x, spec, direction)
         for given in (x, OnDevice(x)):
             with pytest.raises(InputError) as mine:
-                device_linear.encrypt(device, given, public, direction)
+                device_linear.encrypt(device, given, spec, direction)
             assert str(mine.value) == str(native.value)
     with pytest.raises(InputError, match="secret is of type str: expected the DeviceSecret that encrypt returned"):
         device_linear.decrypt(b"", "secret")
 
 
 def test_too_many_tokens_are_refused():
-    device, public = HostDevice(), layer(40, 1).public
+    device, spec = HostDevice(), layer(40, 1).spec
     x = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), ((1 << 24) + 1, 1), (0, 4))
     with pytest.raises(InputError, match="x has 16777217 tokens: a request carries 1 to 16777216"):
-        device_linear.encrypt_words(device, x, public, mask_seed=MASK)
+        device_linear.encrypt_words(device, x, spec, mask_seed=MASK)
 
 
 class OnDevice:
@@ -193,14 +193,14 @@ class OnDevice:
 def test_batches_that_lie_on_the_device(dtype, monkeypatch):
     device, prepared = HostDevice(), layer(40, 11)
     x = batch(5, 11).astype(dtype)
-    expected, _ = device_linear.encrypt(device, x, prepared.public, seed=SEED, mask_seed=MASK, request=REQUEST)
+    expected, _ = device_linear.encrypt(device, x, prepared.spec, seed=SEED, mask_seed=MASK, request=REQUEST)
     before = x.copy()
     taken = []
     with monkeypatch.context() as patch:
         launch = device.launch
         patch.setattr(device, "launch", lambda *a, **k: (taken.append(a), launch(*a, **k)))
         request, secret = device_linear.encrypt(
-            device, OnDevice(x), prepared.public, seed=SEED, mask_seed=MASK, request=REQUEST
+            device, OnDevice(x), prepared.spec, seed=SEED, mask_seed=MASK, request=REQUEST
         )
     assert request == expected
     assert np.array_equal(x, before)  # what is not ours is not overwritten
@@ -211,13 +211,13 @@ def test_batches_that_lie_on_the_device(dtype, monkeypatch):
     check_result(prepared, x, host(y), "forward")
     apart = OnDevice(np.asfortranarray(x))
     assert device_linear.encrypt(
-        device, apart, prepared.public, seed=SEED, mask_seed=MASK, request=REQUEST
+        device, apart, prepared.spec, seed=SEED, mask_seed=MASK, request=REQUEST
     )[0] == expected  # fmt: skip
 
 
 def test_a_batch_on_another_device_is_refused():
     with pytest.raises(InputError, match="x lies on cuda:1 and is to be encrypted on cuda:0: move it there"):
-        device_linear.encrypt(HostDevice(), OnDevice(batch(5, 11), (2, 1)), layer(40, 11).public)
+        device_linear.encrypt(HostDevice(), OnDevice(batch(5, 11), (2, 1)), layer(40, 11).spec)
 
 
 def test_device_arrays_are_checked():
@@ -232,19 +232,19 @@ def test_device_arrays_are_checked():
     for begin, count in ((1, 1), (-32, 1), (32, 9), (0, 0), (64, None)):
         with pytest.raises(InputError, match="must start at a multiple of 32 and end by 40"):
             device_linear.apply(held, "forward", words, None, begin, count)
-    words, secret = device_linear.encrypt_words(device, device.upload(batch(3, 11)), prepared.public, mask_seed=MASK)
+    words, secret = device_linear.encrypt_words(device, device.upload(batch(3, 11)), prepared.spec, mask_seed=MASK)
     data, mask = device_linear.apply(held, "forward", words, MASK)
     with pytest.raises(InputError, match=r"data is uint8 \(39, 9\); it must be uint8 \(40, 9\)"):
         device_linear.decrypt_words(data[1:], mask, secret)
     with pytest.raises(InputError, match=r"mask is int64 \(40, 2048\); it must be uint32 \(40, 2048\)"):
         device_linear.decrypt_words(data, device.empty(mask.shape, np.int64), secret)
     with pytest.raises(InputError, match="expected float16, float32 or float64"):
-        device_linear.encrypt_words(device, np.ones((3, 11), np.int32), prepared.public, mask_seed=MASK)
+        device_linear.encrypt_words(device, np.ones((3, 11), np.int32), prepared.spec, mask_seed=MASK)
 
 
 def test_memory_that_does_not_suffice_is_named():
     prepared = layer(40, 11)
-    request, _ = linear.encrypt(batch(3, 11), prepared.public)
+    request, _ = linear.encrypt(batch(3, 11), prepared.spec)
     device = HostDevice()
     held = device_linear.DeviceLayer(device, prepared)
     device._limit = 5000
@@ -252,4 +252,4 @@ def test_memory_that_does_not_suffice_is_named():
     with pytest.raises(EngineError, match="1 requests takes .* bytes"):
         list(blocks)
     with pytest.raises(EngineError, match="takes .* bytes"):
-        device_linear.encrypt(device, batch(3, 11), prepared.public)
+        device_linear.encrypt(device, batch(3, 11), prepared.spec)

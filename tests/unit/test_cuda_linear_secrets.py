@@ -30,7 +30,7 @@ def arrays_of(secret):
 
 def test_a_secret_serves_one_decryption_and_is_overwritten():
     device, prepared, x = HostDevice(), layer(40, 11), batch(3, 11)
-    request, secret = device_linear.encrypt(device, x, prepared.public)
+    request, secret = device_linear.encrypt(device, x, prepared.spec)
     reply, arrays = linear.apply(prepared, request), arrays_of(secret)
     assert (secret.used, secret.tokens) == (False, 3)
     assert all(array.any() for array in arrays)
@@ -47,7 +47,7 @@ def test_a_secret_serves_one_decryption_and_is_overwritten():
 @pytest.mark.parametrize("how", ["wipe", "release"])
 def test_a_secret_that_is_wiped_or_released_is_overwritten(how):
     device, prepared = HostDevice(), layer(40, 11)
-    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.public)
+    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.spec)
     arrays = arrays_of(secret)
     if how == "wipe":
         secret.wipe()
@@ -68,10 +68,10 @@ def test_the_seed_comes_from_the_operating_system_and_is_overwritten(monkeypatch
         keys.append(out)
 
     monkeypatch.setattr(_core, "os_random", watched)
-    device_linear.encrypt(device, x, prepared.public)
-    device_linear.encrypt_words(device, device.upload(x), prepared.public, mask_seed=MASK)
+    device_linear.encrypt(device, x, prepared.spec)
+    device_linear.encrypt_words(device, device.upload(x), prepared.spec, mask_seed=MASK)
     with pytest.raises(InputError, match="is nan"):
-        device_linear.encrypt(device, np.full((3, 11), np.nan, np.float32), prepared.public)
+        device_linear.encrypt(device, np.full((3, 11), np.nan, np.float32), prepared.spec)
     assert keys == [bytearray(32)] * 3
 
 
@@ -79,7 +79,7 @@ def test_the_seed_comes_from_the_operating_system_and_is_overwritten(monkeypatch
 @pytest.mark.parametrize("arrived", [0, 1])
 def test_an_error_in_the_source_of_blocks_overwrites_the_secret(error, arrived):
     device, prepared = HostDevice(), layer(40, 11)
-    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.public)
+    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.spec)
     blocks, arrays = list(linear.apply_blocks(prepared, request, 32)), arrays_of(secret)
 
     def broken():
@@ -95,7 +95,7 @@ def test_an_error_in_the_source_of_blocks_overwrites_the_secret(error, arrived):
 
 def test_a_refused_block_overwrites_the_secret():
     device, prepared = HostDevice(), layer(40, 11)
-    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.public)
+    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.spec)
     blocks, arrays = list(linear.apply_blocks(prepared, request, 32)), arrays_of(secret)
     decryption = decryption_module.Decryption(secret)
     try:
@@ -114,7 +114,7 @@ def test_a_refused_block_overwrites_the_secret():
 def test_words_that_cannot_be_decrypted_overwrite_the_secret(monkeypatch):
     device, prepared = HostDevice(), layer(40, 11)
     held = device_linear.DeviceLayer(device, prepared)
-    words, secret = device_linear.encrypt_words(device, device.upload(batch(3, 11)), prepared.public, mask_seed=MASK)
+    words, secret = device_linear.encrypt_words(device, device.upload(batch(3, 11)), prepared.spec, mask_seed=MASK)
     data, mask = device_linear.apply(held, "forward", words, MASK)
     arrays = arrays_of(secret)
 
@@ -135,7 +135,7 @@ def test_work_memory_is_overwritten(monkeypatch):
     monkeypatch.setattr(
         device, "empty", lambda shape, dtype, what="": taken.append((empty(shape, dtype), what)) or taken[-1][0]
     )
-    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.public, seed=SEED)
+    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.spec, seed=SEED)
     kept = [array.ctypes.data for array in arrays_of(secret)]
     secrets = {"secrets", "scales", "products with secrets", "errors", "a batch"}
     assert {what for _, what in taken} >= {*secrets, "a seed"}
@@ -151,7 +151,7 @@ def test_work_memory_is_overwritten(monkeypatch):
 @pytest.mark.parametrize("leave", [copy.copy, copy.deepcopy, pickle.dumps, lambda secret: pickle.dumps(secret, 0)])
 def test_a_secret_is_never_copied_or_pickled(leave):
     prepared = layer(40, 11)
-    _, secret = device_linear.encrypt(HostDevice(), batch(3, 11), prepared.public)
+    _, secret = device_linear.encrypt(HostDevice(), batch(3, 11), prepared.spec)
     with pytest.raises(SecretError, match="never copied or pickled"):
         leave(secret)
     assert {name for name in dir(secret) if not name.startswith("_")} == {"tokens", "used", "wipe"}
@@ -160,13 +160,13 @@ def test_a_secret_is_never_copied_or_pickled(leave):
 
 def test_a_secret_cannot_be_made_by_hand():
     with pytest.raises(TypeError, match="No constructor"):
-        device_linear.DeviceSecret()
+        device_linear.DeviceOneTimeKey()
 
 
 def test_a_secret_that_is_wiped_or_used_meanwhile_decrypts_nothing():
     device, prepared = HostDevice(), layer(40, 11)
     for interfere in (lambda secret, _: secret.wipe(), lambda secret, blocks: device_linear.decrypt(blocks, secret)):
-        request, secret = device_linear.encrypt(device, batch(3, 11), prepared.public)
+        request, secret = device_linear.encrypt(device, batch(3, 11), prepared.spec)
         blocks = list(linear.apply_blocks(prepared, request, 32))
 
         def interrupted(secret=secret, blocks=blocks, interfere=interfere):
@@ -180,7 +180,7 @@ def test_a_secret_that_is_wiped_or_used_meanwhile_decrypts_nothing():
 
 def test_threads_cannot_use_one_secret_twice():
     device, prepared, x = HostDevice(), layer(40, 11), batch(3, 11)
-    request, secret = device_linear.encrypt(device, x, prepared.public)
+    request, secret = device_linear.encrypt(device, x, prepared.spec)
     blocks = list(linear.apply_blocks(prepared, request, 32))
     results, refused = [], []
 

@@ -149,7 +149,7 @@ def test_quantisation(preset):
     weight = np.random.default_rng(4).standard_normal((30, 50)) * np.logspace(-8, 8, 30)[:, None]
     weight[7] = 0
     prepared = linear.prepare(weight, preset)
-    integers, delta = prepared.quantised(), prepared.public.delta
+    integers, delta = prepared.quantised(), prepared.spec.scale
     assert integers.dtype == (np.int8 if preset == "linear-w8" else np.int16)
     np.testing.assert_array_equal(delta, np.abs(weight).max(axis=1) / LARGEST[preset])
     nonzero = delta > 0
@@ -160,12 +160,12 @@ def test_quantisation(preset):
 
 def test_both_directions_apply_the_same_quantised_weight():
     prepared = layer(30, 50, "linear-w16")
-    clear = prepared.public.delta[:, None] * prepared.quantised()
+    clear = prepared.spec.scale[:, None] * prepared.quantised()
     rng = np.random.default_rng(5)
     x, g = (rng.standard_normal((64, d)).astype(np.float32) for d in (50, 30))
     # The guaranteed error of a 16-bit weight, in bits of the largest output.
     for direction, batch_, want in (("forward", x, x @ clear.T), ("backward", g, g @ clear)):
-        bound = linear.error_bound(prepared.public, batch_, direction).max()
+        bound = linear.error_bound(prepared.spec, batch_, direction).max()
         min_bits = -math.log2(bound / np.abs(want).max())
         assert min_bits > 14
         assert_precision(want, exchange(prepared, batch_, direction), min_bits)
@@ -187,7 +187,7 @@ def test_noise_has_the_size_of_theory(preset, direction):
     prepared = linear.prepare(weight if direction == "forward" else weight.T, preset)
     x = np.repeat(rng.standard_normal((tokens, depth // 2)), 2, axis=1)
     x[:, 1::2] *= -1
-    integers, delta = prepared.quantised().astype(np.float64), prepared.public.delta
+    integers, delta = prepared.quantised().astype(np.float64), prepared.spec.scale
     if direction == "backward":
         # Rows of the transpose are scaled alike, in pairs: opposite gradients stay opposite.
         assert (delta[::2] == delta[1::2]).all()
@@ -209,7 +209,7 @@ def test_noise_has_the_size_of_theory(preset, direction):
     assert abs(z.mean()) < 6 * math.sqrt(np.abs(correlations).sum()) / (outputs * math.sqrt(tokens))
     # Nothing like the tails of a normal variable is cut off: 2,048 x 16 of them reach 3.5 but not 7.
     assert 3.5 < np.abs(z).max() < 7
-    assert (np.abs(y) <= linear.error_bound(prepared.public, x, direction)).all()
+    assert (np.abs(y) <= linear.error_bound(prepared.spec, x, direction)).all()
 
 
 def test_error_bound_by_hand():
@@ -218,20 +218,20 @@ def test_error_bound_by_hand():
     noise = 21.5 * math.sqrt(2) * 127 * math.sqrt(2) + 128
     unit = 5 * 127 * math.sqrt(2) / (Q["linear-w8"] / 2 - noise)
     want = noise * unit / 127 + 5 * math.sqrt(2) * 2**-23
-    np.testing.assert_allclose(linear.error_bound(prepared.public, [[3.0, 4.0]]), [[want]], rtol=1e-8)
+    np.testing.assert_allclose(linear.error_bound(prepared.spec, [[3.0, 4.0]]), [[want]], rtol=1e-8)
 
 
 def test_error_bound_scales_with_the_token():
     prepared = layer(6, 9)
     x = batch(5, 9)
     x[2] = 0
-    bound = linear.error_bound(prepared.public, x)
+    bound = linear.error_bound(prepared.spec, x)
     assert bound.shape == (5, 6)
     assert bound.dtype == np.float64
     assert (bound > 0).all()
     assert (bound[2] < 1e-44).all()
-    np.testing.assert_allclose(linear.error_bound(prepared.public, 1024 * x), 1024 * bound, rtol=1e-12, atol=1e-40)
-    assert linear.error_bound(prepared.public, batch(5, 6), "backward").shape == (5, 9)
+    np.testing.assert_allclose(linear.error_bound(prepared.spec, 1024 * x), 1024 * bound, rtol=1e-12, atol=1e-40)
+    assert linear.error_bound(prepared.spec, batch(5, 6), "backward").shape == (5, 9)
 
 
 def test_a_token_of_zeros_gives_zeros():

@@ -67,8 +67,8 @@ def test_ring_of_a_preset():
 def test_the_largest_weight_and_dimension_are_accepted():
     largest = float(np.finfo(np.float32).max)
     assert linear.prepare([[largest, -largest]]).quantised().tolist() == [[127, -127]]
-    assert linear.prepare(np.ones((1, 65536), np.float32)).public.d_in == 65536
-    assert linear.prepare(np.ones((65536, 1), np.float32)).public.d_out == 65536
+    assert linear.prepare(np.ones((1, 65536), np.float32)).spec.d_in == 65536
+    assert linear.prepare(np.ones((65536, 1), np.float32)).spec.d_out == 65536
 
 
 # Where a function gets a batch it refuses the same ones.
@@ -92,23 +92,23 @@ BATCHES = [
 ]
 
 
-@pytest.mark.parametrize("function", [linear.encrypt, lambda x, public: linear.error_bound(public, x)])
+@pytest.mark.parametrize("function", [linear.encrypt, lambda x, spec: linear.error_bound(spec, x)])
 @pytest.mark.parametrize(("x", "message"), BATCHES)
 def test_batches_are_refused(function, x, message):
     with pytest.raises(InputError, match=message):
-        function(x, layer().public)
+        function(x, layer().spec)
 
 
 def test_batches_are_refused_backward():
-    public = layer().public
+    spec = layer().spec
     with pytest.raises(InputError, match=r"expected \(tokens, 40\) with at least one token \(backward direction\)"):
-        linear.encrypt(batch(2, 24), public, "backward")
+        linear.encrypt(batch(2, 24), spec, "backward")
     with pytest.raises(InputError, match=r"x\[1, 39\] is nan"):
-        linear.encrypt(changed((3, 40), (1, 39), np.nan), public, "backward")
+        linear.encrypt(changed((3, 40), (1, 39), np.nan), spec, "backward")
     with pytest.raises(InputError, match=r"expected \(tokens, 40\)"):
-        linear.error_bound(public, batch(2, 24), "backward")
+        linear.error_bound(spec, batch(2, 24), "backward")
     # Not even where the scale of the row is zero.
-    zeros = linear.prepare(np.zeros((2, 3))).public
+    zeros = linear.prepare(np.zeros((2, 3))).spec
     for bad in (np.nan, np.inf):
         with pytest.raises(InputError, match=r"x\[0, 1\] is"):
             linear.encrypt(changed((1, 2), (0, 1), bad), zeros, "backward")
@@ -116,16 +116,16 @@ def test_batches_are_refused_backward():
 
 @pytest.mark.parametrize("direction", ["", "Forward", "both", None, 0])
 def test_directions_are_refused(direction):
-    public = layer().public
-    for function in (linear.encrypt, lambda x, public, direction: linear.error_bound(public, x, direction)):
+    spec = layer().spec
+    for function in (linear.encrypt, lambda x, spec, direction: linear.error_bound(spec, x, direction)):
         with pytest.raises(InputError, match=f"direction {direction!r}: choose 'forward' or 'backward'"):
-            function(batch(2, 24), public, direction)
+            function(batch(2, 24), spec, direction)
 
 
 @pytest.mark.parametrize("block_rows", [0, -1])
 def test_block_rows_are_refused(block_rows):
     prepared = layer()
-    request, _ = linear.encrypt(batch(1, 24), prepared.public)
+    request, _ = linear.encrypt(batch(1, 24), prepared.spec)
     with pytest.raises(InputError, match=f"block_rows = {block_rows}: must be positive"):
         linear.apply_blocks(prepared, request, block_rows)
 
@@ -134,6 +134,6 @@ def test_errors_are_of_one_family_and_show_no_other_value():
     x = changed((2, 24), (1, 5), np.nan)
     x[0] = 1234.5
     with pytest.raises(PrivtunerError) as caught:
-        linear.encrypt(x, layer().public)
+        linear.encrypt(x, layer().spec)
     assert isinstance(caught.value, ValueError)
     assert "1234" not in str(caught.value)

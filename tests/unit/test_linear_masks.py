@@ -22,12 +22,12 @@ from privtuner.errors import InputError, MessageError
 
 
 def product_bytes(prepared, direction):
-    return features_out(prepared, direction) * N * WORD[prepared.public.preset]
+    return features_out(prepared, direction) * N * WORD[prepared.spec.preset]
 
 
 def send(prepared, masks, direction="forward", seed=1):
     x = batch(3, features_in(prepared, direction), seed)
-    request, secret = linear.encrypt(x, prepared.public, direction, masks)
+    request, secret = linear.encrypt(x, prepared.spec, direction, masks)
     return x, linear.apply(prepared, request), secret
 
 
@@ -69,7 +69,7 @@ def test_without_a_cache_every_request_has_a_mask_of_its_own():
     prepared = layer()
     seeds = set()
     for _ in range(3):
-        request, _ = linear.encrypt(batch(1, 24), prepared.public)
+        request, _ = linear.encrypt(batch(1, 24), prepared.spec)
         seeds.add(request[MASK_SEED])
     assert len(seeds) == 3
 
@@ -78,7 +78,7 @@ def test_a_cache_keeps_one_public_seed_and_caches_do_not_share_it():
     caches = linear.MaskCache(), linear.MaskCache()
     seeds = [
         {
-            linear.encrypt(batch(1, features_in(prepared, direction)), prepared.public, direction, masks)[0][MASK_SEED]
+            linear.encrypt(batch(1, features_in(prepared, direction)), prepared.spec, direction, masks)[0][MASK_SEED]
             for prepared in (layer(), layer(seed=1))
             for direction in DIRECTIONS
         }
@@ -93,7 +93,7 @@ def test_requests_under_one_mask_have_secrets_of_their_own():
     prepared, masks = layer(), linear.MaskCache()
     x = batch(64, 24)
     first, second = (
-        np.frombuffer(linear.encrypt(x, prepared.public, masks=masks)[0], np.uint32, offset=REQUEST_PREFIX)
+        np.frombuffer(linear.encrypt(x, prepared.spec, masks=masks)[0], np.uint32, offset=REQUEST_PREFIX)
         for _ in range(2)
     )
     difference = (first.astype(np.int64) - second).astype(np.int64)
@@ -154,7 +154,7 @@ def test_two_layers_on_their_way_where_one_fits():
 def test_a_reply_that_was_dropped_halfway_leaves_the_cache_unfilled():
     prepared, masks = layer(70, 24), linear.MaskCache()
     x = batch(3, 24)
-    request, secret = linear.encrypt(x, prepared.public, masks=masks)
+    request, secret = linear.encrypt(x, prepared.spec, masks=masks)
     blocks = list(linear.apply_blocks(prepared, request, 32))
     with pytest.raises(MessageError, match="ends after output 32 of 70"):
         linear.decrypt(blocks[:1], secret)

@@ -61,7 +61,7 @@ def test_requests_look_uniform(preset, direction):
         "ordinary": batch(2048, 64),
     }
     for x in batches.values():
-        request, _ = linear.encrypt(x, prepared.public, direction)
+        request, _ = linear.encrypt(x, prepared.spec, direction)
         assert_uniform(words(request, preset), Q[preset])
 
 
@@ -69,7 +69,7 @@ def test_requests_look_uniform(preset, direction):
 def test_two_requests_of_one_batch_have_nothing_in_common(preset):
     prepared, x, q = layer(8, 64, preset), batch(2048, 64), Q[preset]
     for masks in (None, linear.MaskCache()):
-        first, second = (words(linear.encrypt(x, prepared.public, masks=masks)[0], preset) for _ in range(2))
+        first, second = (words(linear.encrypt(x, prepared.spec, masks=masks)[0], preset) for _ in range(2))
         # 2^17 words: chance makes 2^17 / q of them equal in place.
         assert np.count_nonzero(first == second) <= 2
         difference = (first.astype(object) - second.astype(object)) % q
@@ -79,19 +79,19 @@ def test_two_requests_of_one_batch_have_nothing_in_common(preset):
 def test_groups_of_tokens_have_secrets_of_their_own():
     # Two groups of 2,048 equal tokens under one mask.
     prepared, q = layer(8, 64), Q["linear-w8"]
-    columns = words(linear.encrypt(np.ones((4096, 64), np.float32), prepared.public)[0], "linear-w8").reshape(64, 4096)
+    columns = words(linear.encrypt(np.ones((4096, 64), np.float32), prepared.spec)[0], "linear-w8").reshape(64, 4096)
     difference = (columns[:, :2048].astype(np.int64) - columns[:, 2048:]) % q
     assert_uniform(difference.reshape(-1).astype(np.uint64), q)
 
 
 def test_request_ids_do_not_repeat():
     prepared, x = layer(), batch(1, 24)
-    assert len({linear.encrypt(x, prepared.public)[0][32:48] for _ in range(50)}) == 50
+    assert len({linear.encrypt(x, prepared.spec)[0][32:48] for _ in range(50)}) == 50
 
 
 def test_a_secret_serves_one_decryption():
     prepared, x = layer(), batch(3, 24)
-    request, secret = linear.encrypt(x, prepared.public)
+    request, secret = linear.encrypt(x, prepared.spec)
     reply = linear.apply(prepared, request)
     assert (secret.used, secret.tokens) == (False, 3)
     check_result(prepared, x, linear.decrypt(reply, secret), "forward")
@@ -103,7 +103,7 @@ def test_a_secret_serves_one_decryption():
 
 def test_a_secret_can_be_wiped():
     prepared = layer()
-    request, secret = linear.encrypt(batch(3, 24), prepared.public)
+    request, secret = linear.encrypt(batch(3, 24), prepared.spec)
     for _ in range(2):
         secret.wipe()
         assert secret.used
@@ -115,7 +115,7 @@ def test_a_secret_that_is_wiped_or_used_meanwhile_decrypts_nothing():
     prepared, x = layer(70, 24), batch(3, 24)
     for masks in (None, linear.MaskCache(), filled_cache(prepared)):
         for interfere in (lambda secret, blocks: secret.wipe(), lambda secret, blocks: linear.decrypt(blocks, secret)):
-            request, secret = linear.encrypt(x, prepared.public, masks=masks)
+            request, secret = linear.encrypt(x, prepared.spec, masks=masks)
             blocks = list(linear.apply_blocks(prepared, request, 32))
 
             def interrupted(secret=secret, blocks=blocks, interfere=interfere):
@@ -129,7 +129,7 @@ def test_a_secret_that_is_wiped_or_used_meanwhile_decrypts_nothing():
 
 def filled_cache(prepared):
     masks = linear.MaskCache()
-    request, secret = linear.encrypt(batch(1, 24), prepared.public, masks=masks)
+    request, secret = linear.encrypt(batch(1, 24), prepared.spec, masks=masks)
     linear.decrypt(linear.apply(prepared, request), secret)
     return masks
 
@@ -138,7 +138,7 @@ def test_threads_cannot_use_one_secret_twice():
     prepared, x = layer(256, 24), batch(50, 24)
     masks = filled_cache(prepared)
     for _ in range(20):
-        request, secret = linear.encrypt(x, prepared.public, masks=masks)
+        request, secret = linear.encrypt(x, prepared.spec, masks=masks)
         blocks = list(linear.apply_blocks(prepared, request, 32))
         results, refused = [], []
 
@@ -170,7 +170,7 @@ def test_threads_cannot_use_one_secret_twice():
 )
 def test_a_secret_is_never_copied_or_pickled(leave):
     prepared, x = layer(), batch(3, 24)
-    request, secret = linear.encrypt(x, prepared.public)
+    request, secret = linear.encrypt(x, prepared.spec)
     with pytest.raises(SecretError, match="never copied or pickled"):
         leave(secret)
     check_result(prepared, x, linear.decrypt(linear.apply(prepared, request), secret), "forward")
@@ -178,7 +178,7 @@ def test_a_secret_is_never_copied_or_pickled(leave):
 
 def test_a_secret_shows_and_holds_nothing_to_python():
     prepared = layer()
-    request, secret = linear.encrypt(batch(3, 24), prepared.public, "forward")
+    request, secret = linear.encrypt(batch(3, 24), prepared.spec, "forward")
     assert repr(secret) == str(secret) == "<privtuner.linear.Secret of one forward request, 3 tokens>"
     linear.decrypt(linear.apply(prepared, request), secret)
     assert repr(secret) == "<privtuner.linear.Secret of one forward request, 3 tokens, used>"
@@ -192,7 +192,7 @@ def test_a_secret_shows_and_holds_nothing_to_python():
 
 def test_a_secret_cannot_be_made_by_hand():
     with pytest.raises(TypeError, match="No constructor"):
-        linear.Secret()
+        linear.OneTimeKey()
 
 
 @pytest.mark.parametrize("what", [None, b"secret", "secret", 3])
@@ -203,7 +203,7 @@ def test_decrypt_needs_a_secret(what):
 
 def test_a_decryption_outlives_the_names_of_what_it_uses():
     prepared, x = layer(70, 24), batch(3, 24)
-    request, secret = linear.encrypt(x, prepared.public)
+    request, secret = linear.encrypt(x, prepared.spec)
     job = linear.apply_blocks(layer(70, 24), request, 32)
     blocks = []
     for block in job:

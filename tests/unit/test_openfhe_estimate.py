@@ -77,9 +77,9 @@ def test_errors_stay_below_the_estimate(name):
 def test_values_are_factors_times_slots():
     """The bound of values is that of slots times the factors, where nothing else was promised."""
     product = X.linear(MATRIX, False)
-    np.testing.assert_allclose(product.factor, MATRIX.delta)
+    np.testing.assert_allclose(product.factor, MATRIX.scale)
     assert product.bound == pytest.approx(X.bound * np.abs(MATRIX.dequantised()).sum(1).max())
-    np.testing.assert_allclose(X.linear(SHARED, True).factor, SHARED.delta[0])
+    np.testing.assert_allclose(X.linear(SHARED, True).factor, SHARED.scale[0])
     assert product.times(np.ones(1)).slots == product.bound
     assert (SKEWED.assumed(3.0).bound, SKEWED.assumed(3.0).slots) == (3.0, 3.0)
     assert (HALVES.assumed(3.0).bound, HALVES.assumed(3.0).slots) == (3.0, 6.0)
@@ -100,6 +100,7 @@ def test_errors_of_operations_add_up():
         (X.rounded(errors), 1e-4, 0.0),
         (X.rescaled(errors), 1e-4, 1e-5 * X.slots),
         (X.switched(errors, 2.0), 1e-3, 2e-3),
+        (X.relinearised(errors), 1e-4 + 2e-3 / 2.0**60, 1e-5 * X.slots + 4e-3 / 2.0**60),
         (X.off(noise=0.5, bias=0.25), 0.5, 0.25),
     ):
         assert found.noise == pytest.approx(X.noise + noise)

@@ -34,9 +34,9 @@ def split():
     layers = {
         name: linear.prepare(random.standard_normal(shape)) for name, shape in {"fc": (D_OUT, D_IN), **OTHER}.items()
     }
-    groups = {name: GroupSpec("linear", {name: layer.public.d_out}) for name, layer in layers.items()}
-    publics = {name: layer.public for name, layer in layers.items()}
-    bundle = OwnerBundle({"model_type": "bert"}, "BertModel", "float32", groups, publics, {}, files={"vocab.txt": b"a"})
+    groups = {name: GroupSpec("linear", {name: layer.spec.d_out}) for name, layer in layers.items()}
+    specs = {name: layer.spec for name, layer in layers.items()}
+    bundle = OwnerBundle({"model_type": "bert"}, "BertModel", "float32", groups, specs, {}, files={"vocab.txt": b"a"})
     return Split(layers, bundle)
 
 
@@ -80,7 +80,7 @@ def test_devices_on_both_sides_of_a_connection(split, monkeypatch):
     with connected(split, server=CudaServer([serving])) as (_, transport):
         for tokens in (9, 300):
             x = batch(tokens, 16)
-            request, secret = owner.encrypt(x, prepared.public, "forward")
+            request, secret = owner.encrypt(x, prepared.spec, "forward")
             y = owner.decrypt(transport.apply("fc2", request), secret)
             cases.check_result(prepared, x, host(y), "forward")
         counts = transport.counts().layers["fc2", "forward"]
@@ -115,23 +115,23 @@ def test_bundle_arrives_whole(split, transport):
 def test_reply_is_that_of_the_layer(split, transport, direction):
     prepared = split.server["fc"]
     x = batch(features=D_IN if direction == "forward" else D_OUT)
-    request, secret = linear.encrypt(x, prepared.public, direction)
+    request, secret = linear.encrypt(x, prepared.spec, direction)
     blocks = list(transport.apply("fc", request))
     assert blocks == list(linear.apply_blocks(prepared, request, 256))
     y = linear.decrypt(blocks, secret)
-    weight = prepared.public.delta[:, None] * prepared.quantised()
+    weight = prepared.spec.scale[:, None] * prepared.quantised()
     exact = x.astype(np.float64) @ (weight.T if direction == "forward" else weight)
-    assert (np.abs(y - exact) <= linear.error_bound(prepared.public, x, direction)).all()
+    assert (np.abs(y - exact) <= linear.error_bound(prepared.spec, x, direction)).all()
 
 
 def test_reply_comes_in_several_blocks(split, transport):
-    request, _ = linear.encrypt(batch(), split.server["fc"].public)
+    request, _ = linear.encrypt(batch(), split.server["fc"].spec)
     assert len(list(transport.apply("fc", request))) == 2
 
 
 def test_long_request_travels_in_pieces(split, transport, monkeypatch):
     monkeypatch.setattr(client, "MESSAGE_BYTES", 200)
-    request, _ = linear.encrypt(batch(), split.server["fc"].public)
+    request, _ = linear.encrypt(batch(), split.server["fc"].spec)
     assert len(request) > 4 * 200
     assert list(transport.apply("fc", request)) == list(linear.apply_blocks(split.server["fc"], request, 256))
 
@@ -145,7 +145,7 @@ def test_first_block_arrives_before_the_last_is_computed(split):
         yield from blocks
 
     with connected(split, server=Behaving(behave)) as (_, transport):
-        request, secret = linear.encrypt(batch(), split.server["fc"].public)
+        request, secret = linear.encrypt(batch(), split.server["fc"].spec)
         reply = transport.apply("fc", request)
         first = next(reply)
         go_on.set()
@@ -156,10 +156,10 @@ def test_many_threads_share_a_transport(split, transport):
     def work(seed):
         prepared = split.server["fc"]
         x = batch(seed=seed)
-        request, secret = linear.encrypt(x, prepared.public)
+        request, secret = linear.encrypt(x, prepared.spec)
         y = linear.decrypt(transport.apply("fc", request), secret)
-        exact = x.astype(np.float64) @ (prepared.public.delta[:, None] * prepared.quantised()).T
-        return (np.abs(y - exact) <= linear.error_bound(prepared.public, x)).all()
+        exact = x.astype(np.float64) @ (prepared.spec.scale[:, None] * prepared.quantised()).T
+        return (np.abs(y - exact) <= linear.error_bound(prepared.spec, x)).all()
 
     with ThreadPoolExecutor(6) as pool:
         assert all(pool.map(work, range(24)))
@@ -168,7 +168,7 @@ def test_many_threads_share_a_transport(split, transport):
 def test_server_counts_what_it_saw(split):
     with connected(split) as (running, transport):
         transport.fetch_bundle()
-        request, _ = linear.encrypt(batch(), split.server["fc"].public)
+        request, _ = linear.encrypt(batch(), split.server["fc"].spec)
         reply = b"".join(transport.apply("fc", request))
         with pytest.raises(ServiceError):
             list(transport.apply("fc", b"short"))
@@ -195,27 +195,27 @@ def test_unknown_layer(transport):
 
 @pytest.mark.parametrize("length", [0, 1, 63, 200])
 def test_truncated_request(split, transport, length):
-    request, _ = linear.encrypt(batch(), split.server["fc"].public)
+    request, _ = linear.encrypt(batch(), split.server["fc"].spec)
     with pytest.raises(ServiceError, match="refused layer 'fc'"):
         list(transport.apply("fc", request[:length]))
 
 
 def test_corrupted_request(split, transport):
-    request = bytearray(linear.encrypt(batch(), split.server["fc"].public)[0])
+    request = bytearray(linear.encrypt(batch(), split.server["fc"].spec)[0])
     request[len(request) // 2] ^= 1
     with pytest.raises(ServiceError, match="refused layer 'fc'.*checksum"):
         list(transport.apply("fc", bytes(request)))
 
 
 def test_request_for_another_layer(split, transport):
-    request, _ = linear.encrypt(batch(), split.server["fc"].public)
+    request, _ = linear.encrypt(batch(), split.server["fc"].spec)
     with pytest.raises(ServiceError, match="refused layer 'fc2'"):
         list(transport.apply("fc2", request))
 
 
 def test_server_lives_on_after_hostile_requests(split, transport):
     random = np.random.default_rng(1)
-    request, secret = linear.encrypt(batch(), split.server["fc"].public)
+    request, secret = linear.encrypt(batch(), split.server["fc"].spec)
     for _ in range(50):
         mutated = bytearray(request)
         mutated[random.integers(len(mutated))] ^= 1 << random.integers(8)
@@ -225,15 +225,15 @@ def test_server_lives_on_after_hostile_requests(split, transport):
 
 
 def test_reply_to_another_request_is_noticed(split, transport):
-    public = split.server["fc"].public
-    _, secret = linear.encrypt(batch(), public)
-    other, _ = linear.encrypt(batch(), public)
+    spec = split.server["fc"].spec
+    _, secret = linear.encrypt(batch(), spec)
+    other, _ = linear.encrypt(batch(), spec)
     with pytest.raises(MessageError):
         linear.decrypt(transport.apply("fc", other), secret)
 
 
 def test_request_beyond_the_limit(split):
-    request, _ = linear.encrypt(batch(), split.server["fc"].public)
+    request, _ = linear.encrypt(batch(), split.server["fc"].spec)
     with (
         connected(split, max_request_bytes=len(request) - 1) as (_, transport),
         pytest.raises(ServiceError, match=f"longer than this server's limit of {len(request) - 1} bytes"),
@@ -247,7 +247,7 @@ def test_fault_of_the_server_is_logged_there_and_not_told(split, caplog):
         raise ZeroDivisionError("a secret of the server")
 
     with connected(split, server=Behaving(behave)) as (running, transport):
-        request, _ = linear.encrypt(batch(), split.server["fc"].public)
+        request, _ = linear.encrypt(batch(), split.server["fc"].spec)
         with caplog.at_level(logging.ERROR), pytest.raises(ServiceError) as caught:
             list(transport.apply("fc", request))
         assert running.counts().refused == 1
@@ -264,7 +264,7 @@ def test_server_that_stops_midway(split):
         stuck.wait(20)
 
     with connected(split, server=Behaving(behave)) as (running, transport):
-        request, secret = linear.encrypt(batch(), split.server["fc"].public)
+        request, secret = linear.encrypt(batch(), split.server["fc"].spec)
         reply = transport.apply("fc", request)
         first = next(reply)
         running.stop(0)
@@ -337,7 +337,7 @@ def test_what_ended_a_request_is_told_apart(split, then, reason):
         Wire(running.address) as wire,
         RemoteTransport(wire.address) as transport,
     ):
-        request, _ = linear.encrypt(batch(), split.server["fc"].public)
+        request, _ = linear.encrypt(batch(), split.server["fc"].spec)
         reply = transport.apply("fc", request)
         next(reply)
         wire.cut({"same": running.address, "other": second.address, "none": "127.0.0.1:1"}[then])
@@ -362,7 +362,7 @@ def test_another_thread_closes_in_the_middle_of_a_request(split):
         go_on.wait(20)
 
     with connected(split, server=Behaving(behave)) as (_, transport):
-        request, _ = linear.encrypt(batch(), split.server["fc"].public)
+        request, _ = linear.encrypt(batch(), split.server["fc"].spec)
         reply = transport.apply("fc", request)
         next(reply)
         threading.Thread(target=transport.close).start()
@@ -449,7 +449,7 @@ def test_reply_that_ends_early_is_noticed(split):
         yield next(blocks)
 
     with connected(split, server=Behaving(behave)) as (_, transport):
-        request, secret = linear.encrypt(batch(), split.server["fc"].public)
+        request, secret = linear.encrypt(batch(), split.server["fc"].spec)
         with pytest.raises(MessageError):
             linear.decrypt(transport.apply("fc", request), secret)
 
@@ -465,7 +465,7 @@ def test_call_that_nobody_reads_on_ends_at_the_server(split):
             ended.set()
 
     with connected(split, server=Behaving(behave)) as (running, transport):
-        request, _ = linear.encrypt(batch(), split.server["fc"].public)
+        request, _ = linear.encrypt(batch(), split.server["fc"].spec)
         reply = transport.apply("fc", request)
         next(reply)
         reply.close()

@@ -85,9 +85,7 @@ struct Tensor {
   Tensor with_room() const;
   // The same words without their error: what an operation adds is the error of its result.
   Tensor without_noise() const;
-  // A tensor of its own with all that this planned one knows, and uninitialised words.
-  Tensor with_room() const;
-  // The same with a copy of these words, [feature][component][limb][N].
+  // A tensor of its own with all that this planned one knows, and a copy of these words, [feature][component][limb][N].
   // Throws std::invalid_argument for a word that is not below its prime.
   Tensor with_words(const std::uint64_t* words) const;
 
