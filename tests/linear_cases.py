@@ -93,9 +93,11 @@ def exchange(
     x: npt.ArrayLike,
     direction: linear.Direction = "forward",
     masks: linear.MaskCache | None = None,
+    on: Any = linear,
 ) -> npt.NDArray[np.float32]:
-    request, secret = linear.encrypt(x, prepared.public, direction, masks)
-    return linear.decrypt(linear.apply(prepared, request), secret)
+    """What comes back decrypted; ``on``: the module of the four functions, or a `backends.Backend`."""
+    request, secret = on.encrypt(x, prepared.public, direction, masks)
+    return on.decrypt(on.apply(prepared, request), secret)
 
 
 def check_result(prepared: linear.Prepared, x: Any, y: npt.NDArray[np.float32], direction: linear.Direction) -> None:
@@ -109,5 +111,6 @@ def check_exchange(
     x: Any,
     direction: linear.Direction = "forward",
     masks: linear.MaskCache | None = None,
+    on: Any = linear,
 ) -> None:
-    check_result(prepared, x, exchange(prepared, x, direction, masks), direction)
+    check_result(prepared, x, exchange(prepared, x, direction, masks, on), direction)

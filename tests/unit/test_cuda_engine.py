@@ -9,14 +9,13 @@ import pytest
 import torch
 
 import linear_cases as cases
-from cuda_arrays import host
 from cuda_host import HostDevice
 from privtuner import ckks, linear
-from privtuner.cpu import CpuClient, CpuServer
+from privtuner.cpu import CpuServer
 from privtuner.cuda import linear as kernels
 from privtuner.cuda.client import CudaClient
 from privtuner.cuda.server import CudaServer, _Ticket
-from privtuner.errors import EngineError, InputError, MessageError
+from privtuner.errors import EngineError, InputError
 from privtuner.nn import EncryptedLinear, Session
 from privtuner.schemes import LocalTransport, scheme
 from privtuner.sealed.blocks import SealedClient, SealedMLP
@@ -34,31 +33,6 @@ def engine():
 def request_for(prepared, tokens=3, direction="forward", seed=1):
     x = cases.batch(tokens, cases.features_in(prepared, direction), seed)
     return linear.encrypt(x, prepared.public, direction=direction)
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("preset", PRESETS)
-def test_replies_are_the_native_ones(engine, preset, direction):
-    prepared = cases.layer(preset=preset)
-    request, _ = request_for(prepared, direction=direction)
-    blocks = list(cases.blocks_of(engine, prepared, request, 32))
-    assert b"".join(blocks) == b"".join(cases.blocks_of(CpuServer(), prepared, request, 32))
-    assert len(blocks) == -(-cases.features_out(prepared, direction) // 32)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_replies_and_results_in_blocks(engine, preset):
-    cases.check_blocks(engine, CudaClient(HostDevice()), cases.layer(70, 40, preset), 5, 32, host)
-
-
-def test_a_bad_request_is_refused_before_any_work(engine):
-    prepared = cases.layer()
-    request, _ = request_for(prepared)
-    for bad in (request[:-1], request[:200] + bytes([request[200] ^ 1]) + request[201:], b""):
-        with pytest.raises(MessageError):
-            list(engine.answer(prepared, bad))
-    with pytest.raises(MessageError, match="another layer"):
-        list(engine.answer(cases.layer(seed=5), request))
 
 
 def test_layers_go_where_memory_is_left():
@@ -301,22 +275,6 @@ def test_a_sealed_block_is_evaluated_on_the_device(engine):
         reply = list(LocalTransport({"block": block}, server=engine).apply("block", request))
         assert reply == list(block.answer(request))
         client.decrypt(reply, pending)
-
-
-@pytest.mark.parametrize("engine_on_device", [False, True])
-@pytest.mark.parametrize("owner_on_device", [False, True])
-def test_either_side_may_have_a_gpu(engine_on_device, owner_on_device):
-    server = CudaServer([HostDevice()]) if engine_on_device else CpuServer()
-    owner = CudaClient(HostDevice()) if owner_on_device else CpuClient()
-    prepared = cases.layer()
-    for direction in DIRECTIONS:
-        x = cases.batch(4, cases.features_in(prepared, direction))
-        for _ in range(2):  # the second time the product of the mask is known
-            request, secret = owner.encrypt(x, prepared.public, direction)
-            y = host(owner.decrypt(cases.blocks_of(server, prepared, request, 32), secret))
-            exact = cases.product(prepared, x, direction)
-            assert (np.abs(y - exact) <= linear.error_bound(prepared.public, x, direction)).all()
-    server.close()
 
 
 def test_tensors_of_the_device_go_through_a_layer_and_back():

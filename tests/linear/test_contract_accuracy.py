@@ -1,11 +1,11 @@
-"""Results of encrypted products against exact ones, for inputs chosen to break them."""
+"""Results of encrypted products against exact ones, for inputs chosen to break them. On every backend."""
 
 import math
 
 import numpy as np
 import pytest
 
-from linear_cases import DIRECTIONS, LARGEST, PRESETS, Q, batch, check_exchange, exchange, features_in, layer
+from linear_cases import DIRECTIONS, PRESETS, Q, batch, check_exchange, exchange, features_in, layer
 from precision import assert_precision
 from privtuner import linear
 
@@ -63,102 +63,40 @@ def tokens_for(features):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("weight", WEIGHTS)
-def test_extreme_weights_and_tokens(preset, direction, weight):
+def test_extreme_weights_and_tokens(backend, preset, direction, weight):
     prepared = linear.prepare(WEIGHTS[weight], preset)
-    check_exchange(prepared, tokens_for(features_in(prepared, direction)), direction)
+    check_exchange(prepared, tokens_for(features_in(prepared, direction)), direction, on=backend)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("sign", [1, -1])
-def test_tokens_along_a_row_reach_the_end_of_the_range(preset, sign):
+def test_tokens_along_a_row_reach_the_end_of_the_range(backend, preset, sign):
     # Cauchy-Schwarz holds with equality: this is as near to a wrap as a token gets, in both directions.
     prepared = linear.prepare(signs(5, 300), preset)
     weight = prepared.quantised().astype(np.float32)
-    check_exchange(prepared, sign * weight)
+    check_exchange(prepared, sign * weight, on=backend)
     columns = weight[:1] * np.ones((1, 300), np.float32)
-    check_exchange(linear.prepare(columns.T, preset), sign * np.ones((2, 300), np.float32), "backward")
+    check_exchange(linear.prepare(columns.T, preset), sign * np.ones((2, 300), np.float32), "backward", on=backend)
 
 
-def test_huge_inputs_overflow_to_infinity_alone():
+def test_huge_inputs_overflow_to_infinity_alone(backend):
     prepared = linear.prepare(np.ones((2, 4)))
     x = np.array([[3e38, 3e38, 0, 0], [3e38, -3e38, 0, 0], [-3e38] * 4, [1, 2, 3, 4]], np.float32)
-    y = exchange(prepared, x)
+    y = exchange(prepared, x, on=backend)
     assert np.isposinf(y[0]).all()
     assert np.isneginf(y[2]).all()
-    check_exchange(prepared, x)
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_20000_features(direction):
-    shape = (3, 20000) if direction == "forward" else (20000, 3)
-    weight = signs(*shape)
-    prepared = linear.prepare(weight)
-    x = np.concatenate([tokens_for(20000)[-4:], np.sign(weight if direction == "forward" else weight.T)[:1]])
-    check_exchange(prepared, x.astype(np.float32), direction)
+    check_exchange(prepared, x, on=backend)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 17, 2047, 2048, 2049, 4097])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_token_counts_around_the_groups(tokens, preset):
+def test_token_counts_around_the_groups(backend, tokens, preset):
     prepared = layer(5, 9, preset)
     for direction in DIRECTIONS:
-        check_exchange(prepared, batch(tokens, features_in(prepared, direction)), direction)
+        check_exchange(prepared, batch(tokens, features_in(prepared, direction)), direction, on=backend)
 
 
-@pytest.mark.parametrize("d_out", [1, 15, 17, 31, 33, 65])
-@pytest.mark.parametrize("d_in", [1, 16, 17, 63])
-def test_shapes_around_the_tiles(d_out, d_in):
-    for preset in PRESETS:
-        prepared = layer(d_out, d_in, preset)
-        for direction in DIRECTIONS:
-            check_exchange(prepared, batch(33, features_in(prepared, direction)), direction)
-
-
-INPUTS = {
-    "float16": lambda x: x.astype(np.float16),
-    "float64": lambda x: x.astype(np.float64) * (1 + 1e-12),
-    "Fortran order": np.asfortranarray,
-    "every second column": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
-    "backwards": lambda x: x[::-1, ::-1],
-    "transposed": lambda x: np.ascontiguousarray(x.T).T,
-    "broadcast": lambda x: np.broadcast_to(x[:1], x.shape),
-    "unaligned": lambda x: np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape),
-    "lists": lambda x: x.astype(np.float64).tolist(),
-}
-
-
-@pytest.mark.parametrize("kind", INPUTS)
-def test_inputs_of_every_layout_and_dtype(kind):
-    prepared = layer(20, 12)
-    x = INPUTS[kind](batch(6, 12))
-    check_exchange(prepared, np.asarray(x))
-    check_exchange(linear.prepare(np.asarray(x)), batch(4, 12))
-
-
-def test_inputs_are_read_only_and_left_alone():
-    x, weight = batch(6, 12), np.random.default_rng(3).standard_normal((20, 12))
-    for array in (x, weight):
-        array.setflags(write=False)
-    before = x.tobytes(), weight.tobytes()
-    check_exchange(linear.prepare(weight), x)
-    assert before == (x.tobytes(), weight.tobytes())
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_quantisation(preset):
-    weight = np.random.default_rng(4).standard_normal((30, 50)) * np.logspace(-8, 8, 30)[:, None]
-    weight[7] = 0
-    prepared = linear.prepare(weight, preset)
-    integers, delta = prepared.quantised(), prepared.public.delta
-    assert integers.dtype == (np.int8 if preset == "linear-w8" else np.int16)
-    np.testing.assert_array_equal(delta, np.abs(weight).max(axis=1) / LARGEST[preset])
-    nonzero = delta > 0
-    np.testing.assert_array_equal(np.abs(integers[nonzero]).max(axis=1), LARGEST[preset])
-    assert (np.abs(weight - delta[:, None] * integers) <= 0.5 * (1 + 1e-9) * delta[:, None]).all()
-    assert not integers[7].any()
-
-
-def test_both_directions_apply_the_same_quantised_weight():
+def test_both_directions_apply_the_same_quantised_weight(backend):
     prepared = layer(30, 50, "linear-w16")
     clear = prepared.public.delta[:, None] * prepared.quantised()
     rng = np.random.default_rng(5)
@@ -168,12 +106,12 @@ def test_both_directions_apply_the_same_quantised_weight():
         bound = linear.error_bound(prepared.public, batch_, direction).max()
         min_bits = -math.log2(bound / np.abs(want).max())
         assert min_bits > 14
-        assert_precision(want, exchange(prepared, batch_, direction), min_bits)
+        assert_precision(want, exchange(prepared, batch_, direction, on=backend), min_bits)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_noise_has_the_size_of_theory(preset, direction):
+def test_noise_has_the_size_of_theory(backend, preset, direction):
     """The noise of output k is sum_j W_kj e_j plus the rounding of the reply, in units of delta_k / Delta_t.
 
     Columns come in equal pairs and tokens in opposite ones: the exact product is zero and so is what rounding the
@@ -194,7 +132,7 @@ def test_noise_has_the_size_of_theory(preset, direction):
         integers, scale, scaled = integers.T, np.ones(outputs), x.astype(np.float32) * delta
     else:
         scale, scaled = delta, x.astype(np.float32).astype(np.float64)
-    y = exchange(prepared, x.astype(np.float32), direction).astype(np.float64)
+    y = exchange(prepared, x.astype(np.float32), direction, on=backend).astype(np.float64)
 
     norms = np.sqrt((integers**2).sum(axis=1))
     worst = 21.5 * math.sqrt(depth) * norms.max() + 2.0 ** (7 if preset == "linear-w8" else 17)
@@ -212,34 +150,12 @@ def test_noise_has_the_size_of_theory(preset, direction):
     assert (np.abs(y) <= linear.error_bound(prepared.public, x, direction)).all()
 
 
-def test_error_bound_by_hand():
-    # |W_int| = (127, 127), delta = 1/127; one token of length 5.
-    prepared = linear.prepare(np.ones((1, 2)))
-    noise = 21.5 * math.sqrt(2) * 127 * math.sqrt(2) + 128
-    unit = 5 * 127 * math.sqrt(2) / (Q["linear-w8"] / 2 - noise)
-    want = noise * unit / 127 + 5 * math.sqrt(2) * 2**-23
-    np.testing.assert_allclose(linear.error_bound(prepared.public, [[3.0, 4.0]]), [[want]], rtol=1e-8)
-
-
-def test_error_bound_scales_with_the_token():
-    prepared = layer(6, 9)
-    x = batch(5, 9)
-    x[2] = 0
-    bound = linear.error_bound(prepared.public, x)
-    assert bound.shape == (5, 6)
-    assert bound.dtype == np.float64
-    assert (bound > 0).all()
-    assert (bound[2] < 1e-44).all()
-    np.testing.assert_allclose(linear.error_bound(prepared.public, 1024 * x), 1024 * bound, rtol=1e-12, atol=1e-40)
-    assert linear.error_bound(prepared.public, batch(5, 6), "backward").shape == (5, 9)
-
-
-def test_a_token_of_zeros_gives_zeros():
+def test_a_token_of_zeros_gives_zeros(backend):
     for preset in PRESETS:
         prepared = layer(6, 9, preset)
         for direction in DIRECTIONS:
             x = batch(4, features_in(prepared, direction))
             x[1:3] = 0
-            y = exchange(prepared, x, direction)
+            y = exchange(prepared, x, direction, on=backend)
             assert not y[1:3].any()
             assert y[0].all()
