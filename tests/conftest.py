@@ -1,9 +1,11 @@
-"""Settings of the property tests: quick and repeatable by default, thorough with HYPOTHESIS_PROFILE=thorough."""
+"""Settings of the property tests (quick and repeatable, or HYPOTHESIS_PROFILE=thorough), and fixtures of many tests."""
 
 import os
 
+import pytest
 from hypothesis import settings
 
+from backends import ALL, LINEAR, Backend, backend_of
 from privtuner import openfhe
 
 settings.register_profile("quick", deadline=None, derandomize=True, max_examples=50)
@@ -15,3 +17,15 @@ def pytest_report_header() -> str:
     """Which engines are under test."""
     status = openfhe.status()
     return f"OpenFHE engine: {'tested' if status.available else 'absent, its tests are skipped'}: {status.reason}"
+
+
+@pytest.fixture(params=LINEAR)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """The linear scheme on one device."""
+    return backend_of(request.param)
+
+
+@pytest.fixture(params=ALL)
+def any_backend(request: pytest.FixtureRequest) -> Backend:
+    """A scheme on one device."""
+    return backend_of(request.param)
