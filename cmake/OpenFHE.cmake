@@ -2,7 +2,7 @@
 #   PRIVTUNER_OPENFHE_USABLE   whether the engine can be built
 #   PRIVTUNER_OPENFHE_VERSION  the version found, empty if none
 #   PRIVTUNER_OPENFHE_STATUS   one line for `privtuner info`
-set(PRIVTUNER_OPENFHE AUTO CACHE STRING "Build the OpenFHE engine: AUTO (if OpenFHE is found), ON (required), OFF")
+set(PRIVTUNER_OPENFHE AUTO CACHE STRING "Build the module for OpenFHE: AUTO (if OpenFHE is found), ON (required), OFF")
 set_property(CACHE PRIVTUNER_OPENFHE PROPERTY STRINGS AUTO ON OFF)
 
 set(PRIVTUNER_OPENFHE_USABLE OFF)
@@ -39,7 +39,7 @@ else()
     message(FATAL_ERROR "PRIVTUNER_OPENFHE is ON: ${PRIVTUNER_OPENFHE_STATUS}")
   endif()
 endif()
-message(STATUS "OpenFHE engine: ${PRIVTUNER_OPENFHE_USABLE} (${PRIVTUNER_OPENFHE_VERSION} ${PRIVTUNER_OPENFHE_STATUS})")
+message(STATUS "OpenFHE: ${PRIVTUNER_OPENFHE_USABLE} (${PRIVTUNER_OPENFHE_VERSION} ${PRIVTUNER_OPENFHE_STATUS})")
 
 # Flags of code that includes OpenFHE's headers, which depend on those OpenFHE was built with.
 if(PRIVTUNER_OPENFHE_USABLE)

@@ -14,9 +14,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 def pytest_report_header() -> str:
-    """Which engines are under test."""
+    """Whether OpenFHE is under test."""
     status = openfhe.status()
-    return f"OpenFHE engine: {'tested' if status.available else 'absent, its tests are skipped'}: {status.reason}"
+    return f"OpenFHE: {'tested' if status.available else 'absent, its tests are skipped'}: {status.reason}"
 
 
 @pytest.fixture(params=LINEAR)

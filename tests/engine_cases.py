@@ -11,7 +11,7 @@ import pytest
 from privtuner import ckks, openfhe
 
 NEEDS_OPENFHE = pytest.mark.skipif(
-    not openfhe.available(), reason="needs the OpenFHE engine; the first lines of this run say why it is absent"
+    not openfhe.available(), reason="needs OpenFHE; the first lines of this run say why it is absent"
 )
 
 BOTH = [pytest.param("native"), pytest.param("openfhe", marks=NEEDS_OPENFHE)]

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -57,6 +58,10 @@ py::array_t<Word> view_of(std::shared_ptr<const Owner> owner, const Word* data, 
   py::array_t<Word> view(std::move(shape), data, base);
   view.attr("setflags")(py::arg("write") = false);
   return view;
+}
+
+inline std::vector<py::ssize_t> shape_of(std::initializer_list<std::size_t> lengths) {
+  return std::vector<py::ssize_t>(lengths.begin(), lengths.end());
 }
 
 // A new bytes object of uninitialised content and where to write it.

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,7 +16,6 @@
 #include "privtuner/ckks/evaluator.hpp"
 #include "privtuner/ckks/messages.hpp"
 #include "privtuner/ckks/secret.hpp"
-#include "privtuner/math/parallel.hpp"
 #include "steps.hpp"
 
 namespace privtuner::bindings {
@@ -38,10 +36,6 @@ std::vector<double> vector_of(const Doubles& array) {
 template <class T>
 py::array_t<T> array_of(const std::vector<T>& values) {
   return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
-}
-
-std::vector<py::ssize_t> shape_of(std::initializer_list<std::size_t> lengths) {
-  return std::vector<py::ssize_t>(lengths.begin(), lengths.end());
 }
 
 // (tokens, features) values that live as long as the arrays do.
@@ -97,53 +91,39 @@ TensorPtr with_words(const Tensor& planned, const py::array& array) {
   }
   const auto* words = static_cast<const std::uint64_t*>(array.data());
   const py::gil_scoped_release release;
-  auto out = std::make_shared<Tensor>(planned.with_room());
-  math::parallel_for(planned.features * 2 * limbs, 1, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) {
-      const std::uint64_t q = planned.parameters->prime(i % limbs).q;
-      const std::uint64_t* from = words + i * n;
-      std::uint64_t* to = out->row(0, 0, 0) + i * n;
-      std::uint64_t over = 0;  // no branch a word
-      for (std::size_t k = 0; k < n; ++k) {
-        over |= static_cast<std::uint64_t>(from[k] >= q);
-        to[k] = from[k];
-      }
-      if (over != 0) throw std::invalid_argument("a word is not below its prime " + std::to_string(q));
-    }
-  });
-  return out;
+  return std::make_shared<Tensor>(planned.with_words(words));
 }
 
-// The constants of one base conversion. a, b: digit and limbs, limbs and whether the last one too, or limbs and 0.
-py::dict conversion(const ckks::Parameters& p, const std::string& kind, std::size_t a, std::size_t b) {
-  const std::size_t limbs = kind == "digit" ? b : a;
+void require_limbs(const ckks::Parameters& p, std::size_t limbs) {
   if (limbs < 1 || limbs > p.max_limbs()) {
     throw std::invalid_argument(std::to_string(limbs) + " limbs; choose 1 to " + std::to_string(p.max_limbs()));
   }
-  const ckks::BaseConversion* c = nullptr;
-  if (kind == "digit") {
-    if (a >= p.digits(limbs)) {
-      throw std::invalid_argument("digit " + std::to_string(a) + " of " + std::to_string(p.digits(limbs)));
-    }
-    c = &p.digit_conversion(a, limbs);
-  } else if (kind == "special") {
-    if (b > 1) throw std::invalid_argument("with the last limb: 1, without: 0, not " + std::to_string(b));
-    c = &p.special_conversion(limbs, b == 1);
-  } else if (kind == "last") {
-    c = &p.last_conversion(limbs);
-  } else {
-    throw std::invalid_argument("conversion '" + kind + "': choose digit, special or last");
+}
+
+const ckks::BaseConversion& digit_conversion(const ckks::Parameters& p, std::size_t digit, std::size_t limbs) {
+  require_limbs(p, limbs);
+  if (digit >= p.digits(limbs)) {
+    throw std::invalid_argument("digit " + std::to_string(digit) + " of " + std::to_string(p.digits(limbs)));
   }
-  py::array_t<std::uint64_t> weights({p.prime_count(), c->from.size() + 1});
+  return p.digit_conversion(digit, limbs);
+}
+
+const ckks::BaseConversion& special_conversion(const ckks::Parameters& p, std::size_t limbs, bool with_last) {
+  require_limbs(p, limbs);
+  return p.special_conversion(limbs, with_last);
+}
+
+const ckks::BaseConversion& last_conversion(const ckks::Parameters& p, std::size_t limbs) {
+  require_limbs(p, limbs);
+  return p.last_conversion(limbs);
+}
+
+// [prime of the chain][source + 1].
+py::array_t<std::uint64_t> weights_of(const ckks::BaseConversion& c) {
+  py::array_t<std::uint64_t> weights({c.weights.size(), c.from.size() + 1});
   std::uint64_t* at = weights.mutable_data();
-  for (const std::vector<std::uint64_t>& row : c->weights) at = std::copy(row.begin(), row.end(), at);
-  py::dict out;
-  out["from"] = c->from;
-  out["inverse_cofactor"] = array_of(c->inverse_cofactor);
-  out["inverse_prime"] = array_of(c->inverse_prime);
-  out["weights"] = weights;
-  out["inverse_product"] = array_of(c->inverse_product);
-  return out;
+  for (const std::vector<std::uint64_t>& row : c.weights) at = std::copy(row.begin(), row.end(), at);
+  return weights;
 }
 
 py::array_t<std::uint32_t> permutation(const ckks::Parameters& p, std::uint32_t element) {
@@ -261,7 +241,9 @@ void register_evaluator(py::module_& module) {
            }),
            py::arg("parameters"), py::arg("keys"), py::arg("record") = false, py::arg("batch") = 1)
       .def("take_steps",
-           [](const Evaluator& e) { return e.recording() == nullptr ? py::list() : list_of(e.recording()->take()); })
+           [](const Evaluator& e) {
+             return e.recording() == nullptr ? std::vector<ckks::Step>() : e.recording()->take();
+           })
       .def("add", &Evaluator::add, Release())
       .def("subtract", &Evaluator::subtract, Release())
       .def("negate", &Evaluator::negate, Release())
@@ -353,6 +335,17 @@ void register_evaluator(py::module_& module) {
 }  // namespace
 
 void register_ckks(py::module_& module) {
+  register_steps(module);
+
+  py::class_<ckks::BaseConversion>(module, "BaseConversion")
+      .def_readonly("sources", &ckks::BaseConversion::from)
+      .def_property_readonly("inverse_cofactor",
+                             [](const ckks::BaseConversion& c) { return array_of(c.inverse_cofactor); })
+      .def_property_readonly("inverse_prime", [](const ckks::BaseConversion& c) { return array_of(c.inverse_prime); })
+      .def_property_readonly("weights", &weights_of)
+      .def_property_readonly("inverse_product",
+                             [](const ckks::BaseConversion& c) { return array_of(c.inverse_product); });
+
   py::class_<ckks::Parameters, std::shared_ptr<ckks::Parameters>>(module, "CkksParameters")
       .def(py::init([](int depth, int scale_bits, int first_bits, int log_n, bool insecure) {
              return std::make_shared<ckks::Parameters>(ckks::Wish{depth, scale_bits, first_bits, log_n, insecure});
@@ -391,7 +384,11 @@ void register_ckks(py::module_& module) {
                                for (std::size_t i = 0; i < p.max_limbs(); ++i) products.push_back(p.special_product(i));
                                return products;
                              })
-      .def("conversion", &conversion, py::arg("kind"), py::arg("a"), py::arg("b"))
+      .def("digit_conversion", &digit_conversion, py::arg("digit"), py::arg("limbs"),
+           py::return_value_policy::reference_internal)
+      .def("special_conversion", &special_conversion, py::arg("limbs"), py::arg("with_last"),
+           py::return_value_policy::reference_internal)
+      .def("last_conversion", &last_conversion, py::arg("limbs"), py::return_value_policy::reference_internal)
       .def("galois_permutation", &permutation, py::arg("element"))
       .def_property_readonly("conjugation_element", &ckks::conjugation_element)
       .def_property_readonly("packing_elements", &circuits::packing_elements)
@@ -410,6 +407,15 @@ void register_ckks(py::module_& module) {
             for (int i = 0; i < times; ++i) p.prime(limb).ntt.forward(data, math::active_isa());
           },
           py::arg("limb"), py::arg("words").noconvert(), py::arg("times") = 1)
+      .def("check_values", [](const ckks::Parameters& p, const Doubles& re, const std::optional<Doubles>& im,
+                              double bound) { ckks::check_values(p, values_of(re, im), bound); })
+      .def("check_encoding",
+           [](const ckks::Parameters& p, const Doubles& re, const std::optional<Doubles>& im, const Doubles& scale) {
+             const ckks::Values values = values_of(re, im);
+             std::vector<double> scales = vector_of(scale);
+             if (scales.size() != values.features) throw std::invalid_argument("not one scale a feature");
+             ckks::check_encoding(p, values, scales);
+           })
       .def("to_bytes",
            [](const ckks::Parameters& p) {
              std::uint8_t* out = nullptr;
@@ -435,9 +441,11 @@ void register_ckks(py::module_& module) {
       .def_property_readonly("message_bytes", [](const Tensor& x) { return ckks::message_bytes(x); })
       .def_property_readonly("error", &Tensor::error)
       .def_property_readonly("worst_error", &Tensor::worst_error)
-      .def_property_readonly("ref", [](const Tensor& x) { return tuple_of(x.ref()); })
+      .def_property_readonly("ref", &Tensor::ref)
       .def("residues", &residues)
       .def("words", &words_of)
+      .def("check_room", &ckks::check_room)
+      .def("without_noise", [](const Tensor& x) { return std::make_shared<Tensor>(x.without_noise()); })
       .def("as_planned", [](const Tensor& x) { return std::make_shared<Tensor>(x.as_planned()); })
       .def("with_words", &with_words, py::arg("words"))
       .def("to_bytes", &message<Tensor>)

@@ -107,6 +107,7 @@ auto from() {
 }  // namespace
 
 void register_gemm(py::module_& module) {
+  module.attr("MAX_DEPTH") = gemm::kMaxDepth;
   module.attr("ROW_STEP") = gemm::kRowStep;
   module.attr("MAX_WEIGHT_16") = gemm::kMaxWeight16;
   py::class_<ResidueProduct> product(module, "ResidueProduct");

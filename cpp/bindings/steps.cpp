@@ -2,120 +2,102 @@
 
 #include <pybind11/stl.h>
 
-#include <utility>
-#include <variant>
+#include <memory>
+
+#include "privtuner/ckks/recording.hpp"
 
 namespace privtuner::bindings {
 namespace {
 
 namespace step = ckks::step;
 
-py::list list_of(const std::vector<ckks::TensorRef>& refs) {
-  py::list list;
-  for (const ckks::TensorRef& ref : refs) list.append(tuple_of(ref));
-  return list;
+template <class Step>
+using Class = py::class_<Step, std::shared_ptr<Step>>;
+
+// Words of the step, or None where it has none.
+template <class Step>
+py::object words_of(const std::shared_ptr<Step>& s, const std::vector<std::uint64_t>& words,
+                    std::initializer_list<std::size_t> shape) {
+  if (words.empty()) return py::none();
+  return view_of<std::uint64_t, Step>(s, words.data(), shape_of(shape));
 }
 
-// The buffer's words, handed over without a copy; None if there are none.
-template <class Buffer>
-py::object array_of(Buffer buffer, std::vector<py::ssize_t> shape) {
-  if (buffer.size() == 0) return py::none();
-  const auto owner = std::make_shared<const Buffer>(std::move(buffer));
-  return view_of(owner, owner->data(), std::move(shape));
+template <class Step>
+Class<Step> step_class(py::module_& module, const char* name) {
+  return Class<Step>(module, name).def_readonly("out", &Step::out);
 }
 
-void put(py::dict& out, step::Terms terms, std::size_t limbs, std::size_t features) {
-  const auto l = static_cast<py::ssize_t>(limbs), f = static_cast<py::ssize_t>(features);
-  out["terms"] = list_of(terms.terms);
-  out["weights"] = array_of(std::move(terms.weights), {l, static_cast<py::ssize_t>(terms.terms.size()), f});
-  out["constants"] = array_of(std::move(terms.constants), {l, f});
+template <class Step>
+void define_sum(Class<Step>& c, step::Terms Step::* sum) {
+  using Held = std::shared_ptr<Step>;
+  c.def_property_readonly("terms", [sum](const Step& s) { return (s.*sum).terms; })
+      .def_property_readonly("weights",
+                             [sum](const Held& s) {
+                               const step::Terms& t = (*s).*sum;
+                               return view_of<std::uint64_t, Step>(
+                                   s, t.weights.data(), shape_of({s->limbs, t.terms.size(), s->out.features}));
+                             })
+      .def_property_readonly("constants", [sum](const Held& s) {
+        return words_of(s, ((*s).*sum).constants, {s->limbs, s->out.features});
+      });
 }
-
-struct ToDict {
-  py::dict operator()(step::Combine s) const {
-    py::dict out = start("combine", s.out);
-    put(out, std::move(s.sum), s.limbs, s.out.features);
-    out["rescaled"] = s.rescaled;
-    out["limbs"] = s.limbs;
-    return out;
-  }
-  py::dict operator()(step::Add s) const {
-    py::dict out = start("add", s.out);
-    out["x"] = tuple_of(s.x);
-    out["y"] = tuple_of(s.y);
-    out["minus"] = s.minus;
-    return out;
-  }
-  py::dict operator()(step::Sum s) const {
-    py::dict out = start("sum", s.out);
-    out["x"] = tuple_of(s.x);
-    return out;
-  }
-  py::dict operator()(step::Copy s) const {
-    py::dict out = start("copy", s.out);
-    out["parts"] = list_of(s.parts);
-    return out;
-  }
-  py::dict operator()(step::Plain s) const {
-    py::dict out = start("plain", s.out);
-    out["x"] = tuple_of(s.x);
-    const std::size_t features = s.out.features, n = s.coefficients.size() / features;
-    out["coefficients"] =
-        array_of(std::move(s.coefficients), {static_cast<py::ssize_t>(features), static_cast<py::ssize_t>(n)});
-    out["limbs"] = s.limbs;
-    return out;
-  }
-  py::dict operator()(step::Product s) const {
-    py::dict out = start("product", s.out);
-    out["x"] = tuple_of(s.x);
-    out["y"] = tuple_of(s.y);
-    out["summed"] = s.summed;
-    out["multipliers"] = array_of(std::move(s.multipliers),
-                                  {static_cast<py::ssize_t>(s.limbs), static_cast<py::ssize_t>(s.out.features)});
-    put(out, std::move(s.addend), s.limbs, s.out.features);
-    out["limbs"] = s.limbs;
-    return out;
-  }
-  py::dict operator()(step::Matrix s) const {
-    py::dict out = start("matrix", s.out);
-    out["x"] = tuple_of(s.x);
-    out["transpose"] = s.transpose;
-    return out;
-  }
-  py::dict operator()(step::Galois s) const {
-    py::dict out;
-    out["kind"] = "galois";
-    out["x"] = tuple_of(s.x);
-    out["outs"] = list_of(s.outs);
-    out["elements"] = s.elements;
-    return out;
-  }
-  py::dict operator()(step::Monomial s) const {
-    py::dict out = start("monomial", s.out);
-    out["x"] = tuple_of(s.x);
-    out["power"] = s.power;
-    return out;
-  }
-
- private:
-  static py::dict start(const char* kind, const ckks::TensorRef& ref) {
-    py::dict out;
-    out["kind"] = kind;
-    out["out"] = tuple_of(ref);
-    return out;
-  }
-};
 
 }  // namespace
 
-py::tuple tuple_of(const ckks::TensorRef& ref) {
-  return py::make_tuple(ref.storage, ref.first, ref.features, ref.level);
-}
+void register_steps(py::module_& parent) {
+  py::module_ module =
+      parent.def_submodule("steps", "What an evaluator would have done to the words of planned tensors.");
+  py::class_<ckks::TensorRef>(module, "TensorRef")
+      .def_readonly("storage", &ckks::TensorRef::storage)
+      .def_readonly("first", &ckks::TensorRef::first)
+      .def_readonly("features", &ckks::TensorRef::features)
+      .def_readonly("level", &ckks::TensorRef::level);
 
-py::list list_of(std::vector<ckks::Step> steps) {
-  py::list list;
-  for (ckks::Step& step : steps) list.append(std::visit(ToDict(), std::move(step)));
-  return list;
+  auto combine = step_class<step::Combine>(module, "Combine")
+                     .def_readonly("rescaled", &step::Combine::rescaled)
+                     .def_readonly("limbs", &step::Combine::limbs);
+  define_sum(combine, &step::Combine::sum);
+
+  step_class<step::Add>(module, "Add")
+      .def_readonly("x", &step::Add::x)
+      .def_readonly("y", &step::Add::y)
+      .def_readonly("minus", &step::Add::minus);
+
+  step_class<step::Sum>(module, "Sum").def_readonly("x", &step::Sum::x);
+
+  step_class<step::Copy>(module, "Copy").def_readonly("parts", &step::Copy::parts);
+
+  step_class<step::Plain>(module, "Plain")
+      .def_readonly("x", &step::Plain::x)
+      .def_readonly("limbs", &step::Plain::limbs)
+      .def_property_readonly("coefficients", [](const std::shared_ptr<step::Plain>& s) {
+        const std::size_t features = s->out.features;
+        return view_of<std::int64_t, step::Plain>(s, s->coefficients.data(),
+                                                  shape_of({features, s->coefficients.size() / features}));
+      });
+
+  auto product = step_class<step::Product>(module, "Product")
+                     .def_readonly("x", &step::Product::x)
+                     .def_readonly("y", &step::Product::y)
+                     .def_readonly("summed", &step::Product::summed)
+                     .def_readonly("limbs", &step::Product::limbs)
+                     .def_property_readonly("multipliers", [](const std::shared_ptr<step::Product>& s) {
+                       return words_of(s, s->multipliers, {s->limbs, s->out.features});
+                     });
+  define_sum(product, &step::Product::addend);
+
+  step_class<step::Matrix>(module, "Matrix")
+      .def_readonly("x", &step::Matrix::x)
+      .def_readonly("transpose", &step::Matrix::transpose);
+
+  Class<step::Galois>(module, "Galois")
+      .def_readonly("x", &step::Galois::x)
+      .def_readonly("outs", &step::Galois::outs)
+      .def_readonly("elements", &step::Galois::elements);
+
+  step_class<step::Monomial>(module, "Monomial")
+      .def_readonly("x", &step::Monomial::x)
+      .def_readonly("power", &step::Monomial::power);
 }
 
 }  // namespace privtuner::bindings

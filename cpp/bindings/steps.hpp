@@ -1,18 +1,12 @@
-// Recorded steps as Python sees them.
+// Recorded steps as Python sees them, in the module `steps`: a class a kind, with the fields of ckks::step.
 #pragma once
 
-#include <vector>
-
 #include "bindings.hpp"
-#include "privtuner/ckks/recording.hpp"
 
 namespace privtuner::bindings {
 
-// (storage, first feature, features, level).
-py::tuple tuple_of(const ckks::TensorRef& ref);
-
-// One dict a step: "kind" is combine, add, sum, copy, plain, product, matrix, galois or monomial, the other keys are
-// the fields of ckks::step; tensors are tuples as above, arrays that are not there None. The arrays are read-only.
-py::list list_of(std::vector<ckks::Step> steps);
+// Fields are read-only, and arrays views of the step's own memory that keep it alive. The sums of a step lie flat in it
+// (terms, weights, constants); an array that is not there is None.
+void register_steps(py::module_& parent);
 
 }  // namespace privtuner::bindings

@@ -54,8 +54,7 @@ std::vector<Word> product(const Weights& w, const AlignedVector<Word>& c, std::s
 TEST(paths_under_test) {
   for (const auto& [isa, name, base] : privtuner::math::kIsaPaths) {
     const std::string obstacle = privtuner::math::isa_obstacle(isa);
-    std::printf("       %s: %s\n", name,
-                obstacle.empty() ? "tested" : ("skipped: " + obstacle).c_str());
+    std::printf("       %s: %s\n", name, obstacle.empty() ? "tested" : ("skipped: " + obstacle).c_str());
   }
   CHECK_EQ(usable_isas().front(), Isa::portable);
 }

@@ -58,6 +58,21 @@ def test_reciprocal(degree, steps, gain):
     assert plan.outputs[0].budget().error < 1e-3
 
 
+@pytest.mark.parametrize(("ratio", "degree", "steps"), [(33, 63, 0), (400, 255, 0), (400, 127, 1), (3000, 255, 1)])
+def test_reciprocal_amplifies_noise_by_the_ratio_of_the_domain(ratio, degree, steps):
+    parameters = ckks.Parameters.INSECURE(11, ring_dimension=8192)
+    secret = ckks.SecretKey(parameters)
+    evaluator = ckks.Evaluator(parameters, secret.evaluation_keys())
+    x = np.geomspace(1 / ratio, 1.0, 4000)[:, None]
+    encrypted = secret.encrypt(x)
+    noise = float(np.std(secret.decrypt(evaluator.multiply(encrypted, 1.0)) - x))  # of a fresh tensor and a rescaling
+    y = circuits.reciprocal(evaluator, encrypted, (1 / ratio, 1.0), degree, steps)
+    error = np.abs(secret.decrypt(y) * x - 1).max()
+    # Largest of some 4,000 Gaussian errors, from the input, the polynomial and the product of a step.
+    exact = circuits.reciprocal_error((1 / ratio, 1.0), degree, steps)
+    assert exact + noise * ratio / 4 <= error <= exact + np.sqrt(3) * 6 * noise * ratio
+
+
 @pytest.mark.parametrize(("degree", "steps", "gain"), [(15, 0, 1.0), (7, 1, 1.0), (7, 2, 2.0)])
 def test_inverse_square_root(degree, steps, gain):
     domain = (0.25, 2.0)

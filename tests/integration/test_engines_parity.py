@@ -13,6 +13,7 @@ from engine_cases import BOTH, NEEDS_OPENFHE, Case, evaluator, make
 from privtuner import ckks, openfhe
 from privtuner.ckks import circuits
 from privtuner.errors import CkksError, InputError, MessageError, SecretError
+from privtuner.openfhe.estimate import Estimate
 
 DEPTH, FEATURES = 5, 4
 RNG = np.random.default_rng(0)
@@ -296,6 +297,6 @@ def test_native_ciphertexts_multiplied_by_both():
         for component in range(2):
             builder.set(tower, component, 0, np.ascontiguousarray(x.residues(tower)[:, component]))
     theirs = lib.textbook_integers(builder.finish(), MATRIX.integers.astype(np.int64))
-    product_of_theirs = openfhe.EncryptedTensor(theirs, context, 1, 1.0, slot_bound=1.0, noise=0.0)
+    product_of_theirs = openfhe.EncryptedTensor(theirs, context, 1, Estimate.of_slots(1.0, len(MATRIX.delta), 0.0))
     for tower in range(3):
         assert (product_of_theirs.residues(tower) == product.residues(tower)).all()

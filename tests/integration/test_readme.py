@@ -65,7 +65,7 @@ def test_the_encrypted_circuit(tmp_path):
 
 
 @NEEDS_OPENFHE
-def test_the_second_engine(tmp_path):
+def test_openfhe(tmp_path):
     off, predicted = map(float, re.findall(r"[\d.]+e-\d+", run(SCRIPTS[4], tmp_path)))
     assert off < predicted < 1e-3
 
@@ -74,7 +74,7 @@ def test_the_gpu(tmp_path):
     """On the host in place of a GPU, where there is none."""
     folder = ROOT / "tests"
     host = f"import sys; sys.path.append({str(folder)!r}); import cuda_host; from privtuner import cuda\n"
-    stand_in = "" if cuda.available() else host + "cuda.devices = lambda: [cuda_host.HostDevice()]\n"
+    stand_in = "" if cuda.available() else host + "cuda.devices = lambda *_: [cuda_host.HostDevice()]\n"
     (off,) = map(float, re.findall(r"[\d.]+e-\d+", run(stand_in + SCRIPTS[5], tmp_path)))
     assert off < 1e-3
 

@@ -1,4 +1,4 @@
-"""Whatever circuit is drawn: results within the predicted error, the dry run equal to the run."""
+"""Whatever circuit is drawn: results within the predicted error, the dry run and the clear run equal to the run."""
 
 import numpy as np
 import pytest
@@ -13,19 +13,22 @@ SECRET = ckks.SecretKey(PARAMETERS)
 STEPS = (1, 7, -2, 100)
 ENGINE = ckks.Evaluator(PARAMETERS, SECRET.evaluation_keys(rotations=STEPS, conjugation=True))
 DRY = ckks.Evaluator(PARAMETERS)
+CLEAR = ckks.ClearEvaluator(PARAMETERS)
+NOISY = ckks.ClearEvaluator(PARAMETERS, noise=1)
 SLOTS = PARAMETERS.slots
 LARGEST = 100.0  # bounds stay below it, so that values times the scale fit the ten bits beyond it at level 0
 
 MESSAGE = SECRET.encrypt(np.linspace(-1, 1, 5), level=1).to_bytes()
+EXPECTED = ckks.Evaluator(PARAMETERS).planned(5, 1, level=1)
 
 NUMBERS = st.floats(-2, 2).map(lambda x: round(x, 6))
 
 
 class Value:
-    """One tensor three times: encrypted, planned, and in clear (complex, all slots)."""
+    """One tensor by every evaluator, and in clear as NumPy has it (complex, all slots)."""
 
-    def __init__(self, real, planned, clear):
-        self.real, self.planned, self.clear = real, planned, clear
+    def __init__(self, real, planned, exact, noisy, clear):
+        self.real, self.planned, self.exact, self.noisy, self.clear = real, planned, exact, noisy, clear
 
     @property
     def features(self):
@@ -33,9 +36,17 @@ class Value:
 
 
 def apply(operation, clear, *values):
-    real = operation(ENGINE, *(v.real for v in values))
-    planned = operation(DRY, *(v.planned for v in values))
-    return Value(real, planned, clear)
+    results, refusals = [], []
+    for engine, kind in ((ENGINE, "real"), (DRY, "planned"), (CLEAR, "exact"), (NOISY, "noisy")):
+        try:
+            results.append(operation(engine, *(getattr(value, kind) for value in values)))
+        except CkksError as refusal:
+            refusals.append(str(refusal))
+    if refusals:
+        assert len(refusals) == 4
+        assert len(set(refusals)) == 1
+        raise CkksError(refusals[0])
+    return Value(*results, clear)
 
 
 def fresh(data, rng):
@@ -46,7 +57,11 @@ def fresh(data, rng):
     if data.draw(st.booleans(), "complex"):
         clear = bound * np.exp(2j * np.pi * rng.uniform(size=(SLOTS, features))) * 0.999
     return Value(
-        SECRET.encrypt(clear, bound=bound, level=level), DRY.planned(SLOTS, features, bound=bound, level=level), clear
+        SECRET.encrypt(clear, bound=bound, level=level),
+        DRY.planned(SLOTS, features, bound=bound, level=level),
+        CLEAR.tensor(clear, bound=bound, level=level),
+        NOISY.tensor(clear, bound=bound, level=level),
+        clear,
     )
 
 
@@ -117,12 +132,13 @@ def one_operand(data, x, rng):
 
 
 def check(value):
-    real, planned = value.real, value.planned
+    real = value.real
     assert not real.planned
-    assert planned.planned
-    assert (real.shape, real.level, real.bound) == (planned.shape, planned.level, planned.bound)
-    assert (real.scale == planned.scale).all()
-    assert real.budget() == planned.budget()
+    assert value.planned.planned
+    for other in (value.planned, value.exact, value.noisy):
+        assert (real.shape, real.level, real.bound) == (other.shape, other.level, other.bound)
+        assert (real.scale == other.scale).all()
+        assert real.budget() == other.budget()
     assert real.level >= 0
     assert real.shape == value.clear.shape
     assert np.abs(value.clear).max() <= real.bound * (1 + 1e-9)
@@ -130,6 +146,8 @@ def check(value):
     allowed = real.budget().error
     assert np.abs((found - value.clear).real).max() <= allowed
     assert np.abs((found - value.clear).imag).max() <= allowed
+    np.testing.assert_allclose(value.exact.values, value.clear, rtol=1e-9, atol=1e-12 * max(1.0, real.bound))
+    assert np.abs((value.noisy.values - value.clear).real).max() <= allowed
 
 
 @given(st.data(), st.integers(0, 2**32 - 1))
@@ -185,9 +203,10 @@ def test_damaged_messages(data):
         message[data.draw(st.integers(0, len(message) - 1))] ^= data.draw(st.integers(1, 255))
     if message != MESSAGE:
         with pytest.raises(MessageError):
-            ckks.EncryptedTensor.from_bytes(PARAMETERS, message)
+            ckks.EncryptedTensor.from_bytes(PARAMETERS, message, EXPECTED)
     begin = data.draw(st.integers(0, len(message) - 1))
+    cut = MESSAGE[:begin] + MESSAGE[begin + data.draw(st.integers(1, 99)) :]
     with pytest.raises(MessageError):
-        ckks.EncryptedTensor.from_bytes(PARAMETERS, MESSAGE[:begin] + MESSAGE[begin + data.draw(st.integers(1, 99)) :])
+        ckks.EncryptedTensor.from_bytes(PARAMETERS, cut, EXPECTED)
     with pytest.raises(MessageError):
-        ckks.EncryptedTensor.from_bytes(PARAMETERS, data.draw(st.binary(max_size=200)))
+        ckks.EncryptedTensor.from_bytes(PARAMETERS, data.draw(st.binary(max_size=200)), EXPECTED)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 from numpy.polynomial import chebyshev
 
+from loops import each
 from privtuner.ckks import Polynomial, approximate, fit
 from privtuner.ckks.functions import FUNCTIONS
 from privtuner.errors import InputError
@@ -70,8 +71,7 @@ def dense(domain: tuple[float, float], points: int = 20001) -> Array:
     return np.unique(np.concatenate([np.linspace(low, high, points), cosines]))
 
 
-@pytest.mark.parametrize("method", ["remez", "chebyshev"])
-@pytest.mark.parametrize(("name", "domain", "degree"), CASES)
+@each(("name", "domain", "degree"), CASES, method=["remez", "chebyshev"])
 def test_stated_error_is_the_measured_one(name, domain, degree, method):
     p = approximate(name, domain, degree, method)
     x = dense(p.domain)
@@ -81,7 +81,7 @@ def test_stated_error_is_the_measured_one(name, domain, degree, method):
     assert p.bound <= 1.01 * np.abs(p(x)).max()
 
 
-@pytest.mark.parametrize(("name", "domain", "degree"), CASES)
+@each(("name", "domain", "degree"), CASES)
 def test_remez_is_level(name, domain, degree):
     p = approximate(name, domain, degree)
     assert p.max_error <= approximate(name, domain, degree, "chebyshev").max_error
@@ -105,7 +105,7 @@ def test_remez_agrees_with_a_known_best_approximation():
     assert r.max_error == pytest.approx((1 - 0.5) ** 2 / 2, rel=2e-3)
 
 
-@pytest.mark.parametrize("name", ["gelu", "silu", "relu"])
+@each(name=["gelu", "silu", "relu"])
 def test_gated_functions_are_half_the_argument_and_even_powers(name):
     p = approximate(name, None, 27)
     assert p.degree == 26
@@ -114,8 +114,7 @@ def test_gated_functions_are_half_the_argument_and_even_powers(name):
     assert not odd[1:].any()
 
 
-@pytest.mark.parametrize(("name", "constant"), [("tanh", 0.0), ("sigmoid", 0.5)])
-@pytest.mark.parametrize("method", ["remez", "chebyshev"])
+@each(("name", "constant"), [("tanh", 0.0), ("sigmoid", 0.5)], method=["remez", "chebyshev"])
 def test_odd_functions_get_odd_polynomials(name, constant, method):
     p = approximate(name, None, 28, method)
     assert p.degree == 27
@@ -124,8 +123,7 @@ def test_odd_functions_get_odd_polynomials(name, constant, method):
     assert not even[1:].any()
 
 
-@pytest.mark.parametrize("name", ["gelu", "silu", "relu", "tanh", "sigmoid", "exp", "inverse", "inverse_sqrt"])
-@pytest.mark.parametrize("degree", [1, 2, 8, 63, 255])
+@each(name=["gelu", "silu", "relu", "tanh", "sigmoid", "exp", "inverse", "inverse_sqrt"], degree=[1, 2, 8, 63, 255])
 def test_every_degree(name, degree):
     p = approximate(name, None, degree, "chebyshev")
     assert p.degree <= degree
@@ -153,8 +151,7 @@ def test_relative_fit_levels_the_relative_error():
     assert relative < 0.1 * absolute
 
 
-@pytest.mark.parametrize("name", SLOPE)
-@pytest.mark.parametrize("method", ["remez", "chebyshev"])
+@each(name=SLOPE, method=["remez", "chebyshev"])
 def test_derivative(name, method):
     degree = 27 if name != "exp" else 12
     p = approximate(name, None, degree, method)
@@ -179,7 +176,7 @@ def test_power_basis():
     assert Polynomial((3.0,), "power").derivative().coefficients == (0.0,)
 
 
-@pytest.mark.parametrize(
+@each(
     ("degree", "depth"), [(0, 0), (1, 1), (2, 2), (3, 2), (4, 3), (7, 3), (8, 4), (27, 5), (63, 6), (64, 7), (255, 8)]
 )
 def test_depth(degree, depth):
@@ -225,7 +222,7 @@ def test_no_module_has_two_functions():
     assert len(modules) == len(set(modules))
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "message"),
     [
         ({"coefficients": ()}, "empty"),
@@ -245,7 +242,7 @@ def test_bad_polynomials(arguments, message):
         Polynomial(**arguments)
 
 
-@pytest.mark.parametrize(
+@each(
     ("call", "message"),
     [
         (lambda: fit(np.exp, (0, 1), 256), "degree 256"),

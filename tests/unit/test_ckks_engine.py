@@ -265,18 +265,84 @@ def test_tensors_travel():
         ENGINE.linear(X, np.eye(2)),
         ENGINE.select(X, slice(1, 2)),
     ):
-        data = x.to_bytes()
+        data, expected = x.to_bytes(), planned(x)
         assert len(data) == x.message_bytes
         for kind in (bytes, bytearray, memoryview):
-            y = ckks.EncryptedTensor.from_bytes(PARAMETERS, kind(data))
+            y = ckks.EncryptedTensor.from_bytes(PARAMETERS, kind(data), expected)
             assert (y.shape, y.level, y.bound, y.planned) == (x.shape, x.level, x.bound, False)
             assert (y.scale == x.scale).all()
             assert y.budget() == x.budget()
             assert y.to_bytes() == data
         assert (SECRET.decrypt(y) == SECRET.decrypt(x)).all()
     # 50 bits in 7 bytes, 40 in 5; a fresh tensor carries one component and a seed.
-    assert len(X.to_bytes()) == 88 + 32 + 2 * 16 + 2 * 1024 * (7 + 3 * 5)
-    assert len(ENGINE.add(X, X).to_bytes()) == 88 + 2 * 16 + 2 * 2 * 1024 * (7 + 3 * 5)
+    assert len(X.to_bytes()) == 72 + 8 + 32 + 2 * 1024 * (7 + 3 * 5)
+    assert len(ENGINE.add(X, X).to_bytes()) == 72 + 8 + 2 * 2 * 1024 * (7 + 3 * 5)
+
+
+def planned(x):
+    """What a reader expects who knows all about this tensor."""
+    return ckks.EncryptedTensor(x._core.as_planned(), PARAMETERS)
+
+
+def test_a_reader_expects_what_a_dry_run_gives():
+    x = np.linspace(-1, 1, 2 * TOKENS).reshape(TOKENS, 2)
+
+    def circuit(engine, a):
+        return engine.square(engine.linear(a, np.array([[0.5, -1.0], [2.0, 0.25], [0.0, 1.0]])))
+
+    dry = ckks.plan(circuit, (TOKENS, 2), parameters=PARAMETERS)
+    request = SECRET.encrypt(x).to_bytes()
+    reply = circuit(ENGINE, ckks.EncryptedTensor.from_bytes(PARAMETERS, request)).to_bytes()
+    y = ckks.EncryptedTensor.from_bytes(PARAMETERS, reply, dry.outputs[0])
+    want = circuit(ENGINE, SECRET.encrypt(x))
+    assert (y.budget(), y.bound) == (want.budget(), want.bound)
+    exact = (x @ np.array([[0.5, -1.0], [2.0, 0.25], [0.0, 1.0]]).T) ** 2
+    assert np.abs(SECRET.decrypt(y) - exact).max() < 0.05  # 8-bit weights
+    for wrong in (
+        ENGINE.planned(TOKENS, 3),
+        ENGINE.planned(TOKENS, 2, level=2),
+        ENGINE.planned(TOKENS - 1, 3, level=2),
+    ):
+        with pytest.raises(MessageError, match=r"shape \(6, 3\) at level 2 where .* is expected"):
+            ckks.EncryptedTensor.from_bytes(PARAMETERS, reply, wrong)
+    with pytest.raises(MessageError, match="its reader must say what it expects"):
+        ckks.EncryptedTensor.from_bytes(PARAMETERS, reply)
+    with pytest.raises(CkksError, match="not a planned tensor of"):
+        ckks.EncryptedTensor.from_bytes(PARAMETERS, reply, want)
+
+
+def test_by_default_a_default_encryption_is_expected():
+    y = ckks.EncryptedTensor.from_bytes(PARAMETERS, SECRET.encrypt(np.ones((2, 3))).to_bytes())
+    default = SECRET.encrypt(np.ones((2, 3)))
+    assert (y.shape, y.level, y.bound, y.budget()) == (default.shape, default.level, 1.0, default.budget())
+    with pytest.raises(MessageError, match=r"shape \(2, 3\) at level 1 where \(2, 3\) at level 3 is expected"):
+        ckks.EncryptedTensor.from_bytes(PARAMETERS, SECRET.encrypt(np.ones((2, 3)), level=1).to_bytes())
+    public = SECRET.public_key().encrypt(np.ones((2, 3)))
+    with pytest.raises(MessageError, match="encrypted with a public key"):
+        ckks.EncryptedTensor.from_bytes(PARAMETERS, public.to_bytes())
+    expected = ENGINE.planned(2, 3, public_key=True)
+    assert ckks.EncryptedTensor.from_bytes(PARAMETERS, public.to_bytes(), expected).budget() == public.budget()
+
+
+def test_expected_errors_may_be_given():
+    expected = ENGINE.planned(2, 3, level=1, bound=4.0, scale=2.0**30, noise=2.0**12)
+    assert (expected.noise == 2.0**12).all()
+    assert expected.budget().error > 2.0**-18
+    for noise in (-1.0, np.nan, np.inf):
+        with pytest.raises(InputError, match="noise must be finite, not negative"):
+            ENGINE.planned(2, 3, noise=noise)
+
+
+def test_what_is_kept_is_kept_whole():
+    """A pickle is for oneself and holds scale, bound and predicted error; a message is for others and does not."""
+    tensor = ENGINE.select(ENGINE.concatenate([ENGINE.add(X, X), ENGINE.assume(ENGINE.add(X, X), 3.0)]), slice(1, 4))
+    again = pickle.loads(pickle.dumps(tensor))
+    assert again.budget() == tensor.budget()
+    assert (again.level, again.bound, again.shape) == (tensor.level, 3.0, tensor.shape)
+    for name in ("scale", "noise"):
+        assert (getattr(again, name) == getattr(tensor, name)).all()
+    assert (again._core.shared == tensor._core.shared).all()
+    assert ENGINE.assume(tensor, 5.0).to_bytes() == tensor.to_bytes() == again.to_bytes()
 
 
 @pytest.mark.parametrize("read", [ckks.EncryptedTensor, ckks.EvaluationKeys, ckks.PublicKey])

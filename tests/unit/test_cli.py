@@ -305,7 +305,7 @@ def test_openfhe_that_is_missing(arguments, capsys, monkeypatch):
     monkeypatch.setattr(library, "_module", look)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     line = ["train", "--server", "127.0.0.1:1", "--scheme", "openfhe", *flat(arguments, data="nowhere.csv")]
-    assert "the OpenFHE engine is not available: looked for in no place; install it" in failed(capsys, 1, line)
+    assert "OpenFHE is not available: looked for in no place; install it" in failed(capsys, 1, line)
     assert policies == ["PASSIVE"]  # before its threads start
 
 

@@ -518,6 +518,8 @@ def test_tensors_that_are_elsewhere(party, operands):
     ):
         with pytest.raises(InputError, match="expected a tensor on cuda:0, got EncryptedTensor; upload it first"):
             operation()
+    with pytest.raises(InputError, match=r"expected an encrypted tensor, got .*\.DeviceTensor; download it first"):
+        party.native.negate(engine.upload(x))
     other = CudaEvaluator(HostDevice("cuda:1"), party.parameters)
     with pytest.raises(InputError, match="a tensor on cuda:1 cannot be used on cuda:0: download it there"):
         engine.add(engine.upload(x), other.upload(x))

@@ -128,7 +128,7 @@ def test_the_longest_sum_of_the_largest_terms(word):
     """-128 * 255 * 65536 is within 0.4 % of what 32 bits hold; the host's instruction traps beyond."""
     weight = -128
     q = 4294967295 if word == np.uint32 else (1 << 60) - 1  # odd, and q - 1 is all ones but for the last bit
-    depth = gemm.MAX_DEPTH
+    depth = _core.MAX_DEPTH
     weights = np.full((1, depth), weight, np.int8)
     residues = np.full((depth, 1, 1), q - 1, word)
     residues[::2] = q - 256  # low byte 255
@@ -137,7 +137,7 @@ def test_the_longest_sum_of_the_largest_terms(word):
 
 
 def test_the_longest_sum_of_long_weights():
-    depth, q, weight = gemm.MAX_DEPTH, Q32, 32639
+    depth, q, weight = _core.MAX_DEPTH, Q32, 32639
     residues = np.full((depth, 1, 1), q - 1, np.uint32)
     got = product(NumpyDevice(), np.full((depth, 1), weight, np.int16), True, residues, [q])
     assert got.item() == -weight * depth % q
@@ -145,7 +145,7 @@ def test_the_longest_sum_of_long_weights():
 
 def test_every_16_bit_weight(device):
     """Its two bytes are signed and give it back: the identity."""
-    weights = np.arange(-gemm.MAX_WEIGHT16, gemm.MAX_WEIGHT16 + 1, dtype=np.int16).reshape(-1, 1)
+    weights = np.arange(-_core.MAX_WEIGHT_16, _core.MAX_WEIGHT_16 + 1, dtype=np.int16).reshape(-1, 1)
     held = gemm.Weights(device, weights)
     low, high = device.download(held.planes).astype(np.int64)
     np.testing.assert_array_equal(256 * high + low, weights)

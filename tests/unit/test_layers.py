@@ -28,26 +28,26 @@ CPP_LAYERS = {
 """C++ layer -> the layers it may include besides itself."""
 
 PYTHON_LAYERS = {
-    "errors": set(),
     "_core": set(),
+    "errors": set(),
     "copies": {"errors"},
     "packages": {"errors"},
     "paths": {"errors"},
     "security": {"errors"},
-    "system": {"_core", "errors"},
-    "wire": {"_core", "errors"},
-    "linear": {"copies", "_core", "errors"},
+    "system": {"errors", "_core"},
+    "wire": {"errors", "_core"},
+    "linear": {"copies", "errors", "_core"},
     "wireless": {"security", "paths", "errors"},
-    "ckks": {"system", "copies", "_core", "errors"},
+    "ckks": {"wire", "system", "copies", "errors", "_core"},
     "calibration": {"ckks", "wireless", "linear", "system", "errors"},
     "parties": {"ckks", "linear"},
-    "sealed": {"ckks", "errors"},
+    "sealed": {"ckks", "wire", "errors", "_core"},
     "cpu": {"parties", "linear", "wire"},
-    "cuda": {"parties", "ckks", "linear", "packages", "copies", "_core", "errors"},
-    "openfhe": {"parties", "ckks", "linear", "paths", "packages", "copies", "_core", "errors"},
+    "cuda": {"parties", "ckks", "linear", "packages", "copies", "errors", "_core"},
+    "openfhe": {"parties", "ckks", "linear", "wire", "paths", "packages", "copies", "errors", "_core"},
     "schemes": {"openfhe", "cuda", "cpu", "sealed", "parties", "linear", "wire", "errors"},
     "nn": {"schemes", "cuda", "sealed", "parties", "ckks", "linear", "copies", "errors"},
-    "service": {"nn", "schemes", "linear", "wire", "copies", "_core", "errors"},
+    "service": {"nn", "schemes", "linear", "wire", "copies", "errors", "_core"},
     "train": {"nn", "paths", "errors"},
     "commands": {
         "train",
@@ -61,11 +61,11 @@ PYTHON_LAYERS = {
         "system",
         "paths",
         "packages",
-        "_core",
         "errors",
+        "_core",
     },
-    "held": {"train", "service", "nn", "sealed", "ckks", "copies", "errors"},
-    "cli": {"commands", "packages", "_core", "errors"},
+    "held": {"train", "service", "nn", "sealed", "ckks", "wire", "copies", "errors"},
+    "cli": {"commands", "packages", "errors", "_core"},
     "__init__": {
         "held",
         "train",
@@ -83,8 +83,8 @@ PYTHON_LAYERS = {
         "system",
         "security",
         "packages",
-        "_core",
         "errors",
+        "_core",
     },
     "__main__": {"cli"},
 }
@@ -268,6 +268,12 @@ def test_optional_packages_stay_in_their_folders(package):
             users.add(path if path in NEEDS[package] else layer_of(file))
     assert users
     assert users <= NEEDS[package]
+
+
+def test_only_its_commands_and_calibration_import_the_allocator():
+    outside = [file for file in python_files() if layer_of(file) not in ("wireless", "__init__")]  # the face names all
+    users = {file.name for file in outside if any(name.startswith("privtuner.wireless") for name in imports(file))}
+    assert users == {"calibration.py", "allocate.py", "calibrate.py"}
 
 
 def test_other_third_party_packages_are_not_imported():

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loops import each
 from nn_cases import CountingTransport, weight_in_force
 from privtuner import linear
 from privtuner.errors import InputError, WeightWithheldError
@@ -60,9 +61,11 @@ def assert_backward(prepared: linear.Prepared, g: torch.Tensor, grad: torch.Tens
     assert np.all(np.abs(got - product) <= error + unit * (np.abs(product) + error) + tiny)
 
 
-@pytest.mark.parametrize("preset", linear.PRESETS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("leading", [(), (1,), (5,), (2, 3), (2, 1, 4)])
+@each(
+    preset=linear.PRESETS,
+    dtype=[torch.float32, torch.bfloat16, torch.float16],
+    leading=[(), (1,), (5,), (2, 3), (2, 1, 4)],
+)
 def test_forward_and_backward_keep_the_bound(preset: str, dtype: torch.dtype, leading: tuple[int, ...]) -> None:
     layer, prepared, transport = make_layer(preset=preset)
     x = random_input(*leading, 9, dtype=dtype).requires_grad_()
@@ -141,7 +144,7 @@ def test_bias_trains_when_asked_to() -> None:
     assert transport.calls == ["fc"], "the gradient of the bias needs no request"
 
 
-@pytest.mark.parametrize("leading", [(0,), (0, 5), (3, 0)])
+@each(leading=[(0,), (0, 5), (3, 0)])
 def test_no_tokens_no_request(leading: tuple[int, ...]) -> None:
     layer, _, transport = make_layer()
     x = torch.zeros(*leading, 9, requires_grad=True)
@@ -191,14 +194,14 @@ def test_second_derivatives_are_refused() -> None:
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bool])
+@each(dtype=[torch.float64, torch.int64, torch.bool])
 def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
     layer, _, _ = make_layer()
     with pytest.raises(InputError, match=rf"layer 'fc': input has dtype {dtype}; cast it to float32"):
         layer(torch.zeros(2, 9, dtype=dtype))
 
 
-@pytest.mark.parametrize("shape", [(), (8,), (2, 10), (9, 2)])
+@each(shape=[(), (8,), (2, 10), (9, 2)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     layer, _, _ = make_layer()
     with pytest.raises(InputError, match=r"layer 'fc': input has shape .*; its last dimension must be 9"):
@@ -233,9 +236,8 @@ def test_freezing_the_weight_is_nothing_new_and_training_it_is_refused() -> None
             train()
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
+@each(
+    use=[
         lambda layer: layer.weight.data,
         lambda layer: layer.weight + 1.0,
         lambda layer: layer.weight.clone(),
@@ -299,7 +301,7 @@ def test_local_transport_checks_its_layers() -> None:
         LocalTransport({"fc": prepared}, block_bytes=0)
 
 
-@pytest.mark.parametrize("cache", [None, 0, 1 << 20])
+@each(cache=[None, 0, 1 << 20])
 def test_mask_products_are_asked_for_once(cache: int | None) -> None:
     rng = np.random.default_rng(3)
     prepared = linear.prepare(rng.normal(size=(6, 9)))

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from family_cases import tiny_model
+from loops import each
 from nn_cases import RecordingTransport, clear_twin, probing, tiny_bert, tiny_gpt2, tiny_llama, tokens
 from privtuner.errors import InputError
 from privtuner.nn import Session, Split, build, split, visible_only
@@ -117,9 +118,8 @@ def sent(transport: RecordingTransport) -> set[tuple[str, int]]:
     return {(way, count) for layer, way, count in transport.seen if layer != "pooler.dense"}
 
 
-@pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("learnt", LEARNT)
 @pytest.mark.parametrize("family", TINY)
+@each(kind=MASKS, learnt=LEARNT)
 def test_steps_are_those_of_the_clear_model(parts: dict[str, Split], family: str, learnt: str, kind: str) -> None:
     """With every kind of checkpointing in turn."""
     model, transport = built(parts[family], learnt, causal=family != "bert")
@@ -135,8 +135,7 @@ def test_steps_are_those_of_the_clear_model(parts: dict[str, Split], family: str
     assert sent(transport) == {("forward", count), ("backward", count)}
 
 
-@pytest.mark.parametrize("kind", ["right", "left"])
-@pytest.mark.parametrize("model_type", sorted(set(PADDING_SAFE) - set(TINY)))
+@each(kind=["right", "left"], model_type=sorted(set(PADDING_SAFE) - set(TINY)))
 def test_classifiers_of_other_families(model_type: str, kind: str) -> None:
     # ALBERT calls one layer again and again, and the bounds follow one call of each.
     parts = split(tiny_model(model_type, num_hidden_layers=1))
@@ -165,8 +164,7 @@ def tainted(model: PreTrainedModel, mask: torch.Tensor, batch: dict[str, torch.T
     return states[mask != 0]
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("model_type", PADDING_SAFE)
+@each(attention=["eager", "sdpa"], model_type=PADDING_SAFE)
 def test_hidden_positions_never_reach_visible_ones(model_type: str, attention: str) -> None:
     model = tiny_model(model_type)
     model.set_attn_implementation(attention)
@@ -328,7 +326,7 @@ def own_checkpoint(model: PreTrainedModel, reentrant: bool) -> None:
     layer.forward = lambda *args: checkpoint(forward, *args, use_reentrant=reentrant)
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
+@each(reentrant=[False, True])
 def test_checkpoints_of_the_callers_own(parts: dict[str, Split], reentrant: bool) -> None:
     """Right where nothing hidden is read; refused where only the caller's word says so."""
     batch = batch_of("right")

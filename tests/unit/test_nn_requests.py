@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, SwitchTransformersConfig, SwitchTransf
 from transformers.models.auto import modeling_auto
 
 from family_cases import tiny_model
+from loops import each
 from nn_cases import RecordingTransport, tiny_bert, tiny_llama, tokens
 from privtuner.ckks import Parameters
 from privtuner.errors import InputError
@@ -42,7 +43,7 @@ def step(model: PreTrainedModel, ids: torch.Tensor, **arguments: Any) -> None:
     loss.backward()
 
 
-@pytest.mark.parametrize("model_type", sorted(REGULAR))
+@each(model_type=sorted(REGULAR))
 def test_two_texts_of_one_length_ask_for_the_same(model_type: str) -> None:
     task = task_of(model_type)
     sizes = {"embedding_size": 16} if model_type == "mobilebert" else {}
@@ -205,3 +206,14 @@ def test_a_sealed_block_takes_the_sizes_of_the_pass() -> None:
     model.embeddings.register_forward_hook(lambda *_: block(torch.randn(5, 32)))
     with pytest.raises(InputError, match="is asked for tokens that the model chose"):
         model(tokens(2, 6))
+
+
+def test_what_one_model_of_a_session_may_send_no_other_may() -> None:
+    parts = split(tiny_bert())
+    session = Session(LocalTransport(parts.server))
+    strict = build(parts.bundle, session)
+    build(parts.bundle, session, allow_data_dependent_requests=True)
+    layer = strict.encoder.layer[0].attention.self.query
+    strict.encoder.register_forward_pre_hook(lambda *_: layer(torch.zeros(3, 1, layer.in_features)))
+    with pytest.raises(InputError, match="asked for tokens that the model chose by their values"):
+        strict(tokens(2, 6))

@@ -64,7 +64,7 @@ def test_every_use_is_refused(missing):
         openfhe.OpenFheClient,
         lambda: scheme("openfhe").client(),
     ):
-        with pytest.raises(EngineError, match="the OpenFHE engine is not available: "):
+        with pytest.raises(EngineError, match="OpenFHE is not available: "):
             use()
 
 

@@ -1,7 +1,7 @@
 """Messages that carry OpenFHE ciphertexts, and the server's half of the product: neither needs OpenFHE."""
 
 import struct
-import zlib
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from message_cases import resealed
 from openfhe_cases import apply_blocks
-from privtuner import linear
+from privtuner import linear, wire
 from privtuner.errors import MessageError
 from privtuner.openfhe import messages
 from privtuner.openfhe.messages import BLOCK, REQUEST, Head
@@ -29,24 +30,15 @@ def residues(head: Head, seed: int = 0) -> np.ndarray:
     return words
 
 
-def patched(data: bytes, at: int, form: str, value: object) -> bytes:
-    """``data`` with a field changed and a checksum that fits."""
-    changed = bytearray(data)
-    struct.pack_into(form, changed, at, value)
-    changed[-4:] = zlib.crc32(changed[:-4]).to_bytes(4, "little")
-    return bytes(changed)
-
-
 def test_the_format_byte_by_byte():
     head = Head(REQUEST, "backward", b"L" * 16, b"R" * 16, N, (12289,), 1, 1)
     words = np.arange(2 * N, dtype=np.uint64)
     data = messages.write(head, [words])
-    assert data[:8] == b"PVOR" + bytes([1, 0, 1, 1])
-    assert data[8:40] == b"L" * 16 + b"R" * 16
-    assert data[40:64] == struct.pack("<6I", N, 1, 1, 1, 0, 0)
-    assert data[64:72] == (12289).to_bytes(8, "little")
-    assert data[72:-4] == words.tobytes()
-    assert data[-4:] == zlib.crc32(data[:-4]).to_bytes(4, "little")
+    length = 16 + 8 + 8 * len(words)
+    assert wire.peek(data) == ("openfhe_request", "backward", 0, b"L" * 16, b"R" * 16, 1, 1, length)
+    assert data[72:88] == struct.pack("<4I", N, 1, 0, 0)
+    assert data[88:96] == (12289).to_bytes(8, "little")
+    assert data[96:] == words.tobytes()
 
 
 def test_requests_and_blocks_travel():
@@ -78,10 +70,16 @@ REPLY = messages.write(replace(SMALL, kind=BLOCK, total=1), [residues(SMALL)])
 
 def test_truncation_anywhere():
     for size in [*range(90), len(DATA) // 2, len(DATA) - 1]:
-        with pytest.raises(MessageError, match=r"request: .*(truncated|bytes)"):
+        with pytest.raises(MessageError, match="truncated"):
             messages.read(DATA[:size], REQUEST)
-    with pytest.raises(MessageError, match=f"request: {len(DATA) + 1} bytes where {len(DATA)} are due"):
+    body = len(DATA) - wire.HEAD_BYTES
+    for size in (0, 15, 23, 24, body - 1, body - 8):
+        with pytest.raises(MessageError, match="request: .*truncated"):
+            messages.read(resealed(DATA, cut=size), REQUEST)
+    with pytest.raises(MessageError, match="1 bytes too many"):
         messages.read(DATA + b"x", REQUEST)
+    with pytest.raises(MessageError, match=f"request: {body + 1} bytes where {body} are due"):
+        messages.read(resealed(DATA, (body, b"x")), REQUEST)
 
 
 @given(st.integers(0, len(DATA) - 1), st.integers(0, 7))
@@ -93,43 +91,52 @@ def test_a_flipped_bit_is_seen(at, bit):
 
 
 @pytest.mark.parametrize(
-    ("at", "form", "value", "message"),
+    ("at", "value", "message"),
     [
-        (0, "4s", b"PVLR", "this is no message of the OpenFHE engine; use the same --scheme on both sides"),
-        (4, "<H", 2, "message version 2, this build speaks version 1: install the same privtuner"),
-        (6, "B", 3, "kind 3 or direction 0 is unknown"),
-        (7, "B", 2, "kind 1 or direction 2 is unknown"),
-        (40, "<I", 512, "ring dimension 512 is not a power of two from 1024 to 65536"),
-        (40, "<I", 1536, "ring dimension 1536 is not a power of two"),
-        (40, "<I", 1 << 17, "ring dimension 131072 is not a power of two"),
-        (44, "<I", 0, "0 towers; from 1 to 64 are possible"),
-        (44, "<I", 65, "65 towers; from 1 to 64 are possible"),
-        (48, "<I", 0, "0 tokens; from 1 to 16777216"),
-        (48, "<I", (1 << 24) + 1, "16777217 tokens"),
-        (52, "<I", 0, "0 features; from 1 to 65536"),
-        (52, "<I", 65537, "65537 features"),
-        (56, "<I", 1, "it carries a range of features, which only replies have"),
-        (60, "<I", 1, "it carries a range of features"),
-        (64, "<Q", 12288, "modulus 12288 is not 1 modulo 2 N = 2048"),
-        (64, "<Q", (1 << 60) + 1, "or not below 2\\^60"),
+        (0, 512, "ring dimension 512 is not a power of two from 1024 to 65536"),
+        (0, 1536, "ring dimension 1536 is not a power of two"),
+        (0, 1 << 17, "ring dimension 131072 is not a power of two"),
+        (4, 0, "0 towers; from 1 to 64 are possible"),
+        (4, 65, "65 towers; from 1 to 64 are possible"),
+        (8, 1, "it carries a range of features, which only replies have"),
+        (12, 1, "it carries a range of features"),
+        (16, 12288, "modulus 12288 is not 1 modulo 2 N = 2048"),
+        (20, 1 << 28, "or not below 2\\^60"),
     ],
 )
-def test_fields_of_a_request(at, form, value, message):
+def test_fields_of_a_request(at, value, message):
     with pytest.raises(MessageError, match=message):
-        messages.read(patched(DATA, at, form, value), REQUEST)
+        messages.read(resealed(DATA, (at, struct.pack("<I", value))), REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tokens": 0}, "0 tokens; from 1 to 16777216"),
+        ({"tokens": (1 << 24) + 1}, "16777217 tokens"),
+        ({"features": 0}, "0 features; from 1 to 65536"),
+        ({"features": 65537}, "65537 features"),
+        ({"parameters": 1}, "parameters 1 or direction forward are not used here"),
+        ({"direction": "step"}, "parameters 0 or direction step are not used here"),
+        ({"kind": "request"}, "expected a message of kind openfhe request, got request"),
+    ],
+)
+def test_heads_of_a_request(fields, message):
+    with pytest.raises(MessageError, match=message):
+        messages.read(resealed(DATA, **fields), REQUEST)
 
 
 @pytest.mark.parametrize(("first", "total"), [(0, 0), (1, 1), (0, 65537)])
 def test_ranges_of_a_reply(first, total):
     messages.read(REPLY, BLOCK)
     with pytest.raises(MessageError, match=f"reply: features {first} to {first + 1} of {total}"):
-        messages.read(patched(patched(REPLY, 56, "<I", first), 60, "<I", total), BLOCK)
+        messages.read(resealed(REPLY, (8, struct.pack("<II", first, total))), BLOCK)
 
 
 def test_kinds_are_not_mixed_up():
-    with pytest.raises(MessageError, match="request: kind 2"):
+    with pytest.raises(MessageError, match="expected a message of kind openfhe request, got openfhe reply"):
         messages.read(REPLY, REQUEST)
-    with pytest.raises(MessageError, match="reply: kind 1"):
+    with pytest.raises(MessageError, match="expected a message of kind openfhe reply, got openfhe request"):
         messages.read(DATA, BLOCK)
 
 
@@ -140,10 +147,19 @@ def test_the_same_modulus_twice():
 
 
 def test_announced_sizes_take_no_memory():
-    huge = patched(patched(patched(DATA, 40, "<I", 65536), 48, "<I", 1 << 24), 52, "<I", 65536)
-    huge = patched(huge, 64, "<Q", 786433)
+    fields = struct.pack("<IIIIQ", 65536, 1, 0, 0, 786433)
+    huge = resealed(DATA, (0, fields), tokens=1 << 24, features=65536)
+    tracemalloc.start()
     with pytest.raises(MessageError, match="bytes where .* are due"):
         messages.read(huge, REQUEST)
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+
+
+def test_what_anybody_reads_of_the_head():
+    head = wire.peek(DATA)
+    assert (head.kind, head.direction, head.tokens, head.features) == ("openfhe_request", "forward", 2, 1)
+    assert (head.length - 16 - 8) // head.features == 16 * N
 
 
 # The server's half
@@ -209,5 +225,5 @@ def test_requests_that_do_not_fit_the_layer():
     composite = 2048 * 3 + 1
     with pytest.raises(MessageError, match=f"request: .*{composite}"):
         answer(asked("forward", moduli=(composite,)))
-    with pytest.raises(MessageError, match="no message of the OpenFHE engine"):
+    with pytest.raises(MessageError, match="expected a message of kind openfhe request, got request"):
         apply_blocks(PREPARED, linear.encrypt(np.ones((2, 5), np.float32), PREPARED.public)[0])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from message_cases import resealed
 from nn_cases import tiny_bert, tokens, weight_in_force
 from openfhe_cases import BITS, ClearOwner, N, apply_blocks
 from privtuner import _core, ckks, linear, openfhe
@@ -103,7 +104,7 @@ def test_residues_are_packed_once_and_multiplied_block_by_block(monkeypatch):
 def test_a_fault_is_found_before_any_block():
     damaged = bytearray(request_of())
     damaged[-5] ^= 1
-    with pytest.raises(MessageError, match="the checksum does not fit"):
+    with pytest.raises(MessageError, match="checksum mismatch"):
         apply_blocks(PREPARED, bytes(damaged))
 
 
@@ -264,18 +265,16 @@ def test_requests_of_the_other_scheme_are_refused():
 
 def test_a_server_survives_requests_that_are_none():
     request = request_of()
-    longer = bytearray(request)
-    longer[48:52] = (1 << 24).to_bytes(4, "little")
     with connected("openfhe") as (server, transport):
         for wrong, reason in (
-            (b"", "shorter than a head"),
+            (b"", "shorter than its head"),
             (request[:70], "truncated"),
-            (request[:-1], f"{len(request) - 1} bytes where {len(request)} are due"),
-            (bytes(longer), "bytes where .* are due"),
-            (request[:-4] + bytes(4), "the checksum does not fit"),
-            (next(apply_blocks(PREPARED, request)), "kind 2"),
+            (request[:-1], "truncated"),
+            (resealed(request, tokens=1 << 24), "bytes where .* are due"),
+            (request[:64] + bytes(8) + request[72:], "checksum mismatch"),
+            (next(apply_blocks(PREPARED, request)), "expected a message of kind openfhe request, got openfhe reply"),
         ):
-            with pytest.raises(ServiceError, match=f"refused layer 'fc': request: .*{reason}"):
+            with pytest.raises(ServiceError, match=f"refused layer 'fc': .*{reason}"):
                 list(transport.apply("fc", wrong))
         other = linear.prepare(np.ones((D_OUT, D_IN)))
         with pytest.raises(ServiceError, match="meant for another layer, or for other weights"):

@@ -31,7 +31,7 @@ def test_parts_are_reached_through_the_package():
 
 
 def test_every_part_is_named():
-    inner = {"cli", "commands", "copies", "demo", "errors", "info", "linear", "packages", "paths", "system"}
+    inner = {"cli", "commands", "copies", "errors", "linear", "packages", "parties", "paths", "wire"}
     found = {
         path.stem
         for path in Path(privtuner.__file__).parent.iterdir()

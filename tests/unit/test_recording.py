@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from privtuner import _core, ckks
+from privtuner._core import steps
 from privtuner.errors import CkksError, InputError
 
 PARAMETERS = ckks.Parameters.INSECURE(3, 35)._core
@@ -102,37 +103,36 @@ class Replay:
     """Runs steps on words [feature][component][limb][N] by storage, and checks what every step names."""
 
     def __init__(self, inputs: dict[str, Tensor], planned: dict[str, Tensor]) -> None:
-        self.words = {planned[name].ref[0]: inputs[name].words().astype(object) for name in inputs}
+        self.words = {planned[name].ref.storage: inputs[name].words().astype(object) for name in inputs}
 
-    def get(self, ref: tuple[int, int, int, int]) -> Rows:
-        storage, first, features, level = ref
-        words = self.words[storage]
-        assert features >= 1
-        assert first + features <= len(words)
-        assert words.shape[2] == level + 1
-        return words[first : first + features]
+    def get(self, ref: steps.TensorRef) -> Rows:
+        words = self.words[ref.storage]
+        assert ref.features >= 1
+        assert ref.first + ref.features <= len(words)
+        assert words.shape[2] == ref.level + 1
+        return words[ref.first : ref.first + ref.features]
 
-    def put(self, ref: tuple[int, int, int, int], words: Rows) -> None:
-        assert ref == (ref[0], 0, len(words), words.shape[2] - 1)
-        assert ref[0] not in self.words
-        self.words[ref[0]] = words
+    def put(self, ref: steps.TensorRef, words: Rows) -> None:
+        assert (ref.first, ref.features, ref.level) == (0, len(words), words.shape[2] - 1)
+        assert ref.storage not in self.words
+        self.words[ref.storage] = words
 
-    def run(self, steps: list[dict]) -> Replay:
-        for step in steps:
-            getattr(self, step["kind"])(step)
+    def run(self, recorded: list[steps._Step]) -> Replay:
+        for step in recorded:
+            getattr(self, type(step).__name__.lower())(step)
         return self
 
-    def sum_of(self, step: dict, features: int) -> Rows:
-        limbs = step["limbs"]
+    def sum_of(self, step: steps.Combine | steps.Product, features: int) -> Rows:
+        limbs = step.limbs
         total = np.zeros((features, 2, limbs, N), object)
-        for t, ref in enumerate(step["terms"]):
-            assert ref[2] in (1, features)
-            assert step["weights"].shape == (limbs, len(step["terms"]), features)
-            weights = step["weights"][:, t].T.astype(object)
+        for t, ref in enumerate(step.terms):
+            assert ref.features in (1, features)
+            assert step.weights.shape == (limbs, len(step.terms), features)
+            weights = step.weights[:, t].T.astype(object)
             total += self.get(ref)[:, :, :limbs] * weights[:, None, :, None]
-        if step["constants"] is not None:
-            assert step["constants"].shape == (limbs, features)
-            total[:, 0] += step["constants"].T.astype(object)[:, :, None]
+        if step.constants is not None:
+            assert step.constants.shape == (limbs, features)
+            total[:, 0] += step.constants.T.astype(object)[:, :, None]
         return self.reduced(total)
 
     @staticmethod
@@ -145,52 +145,52 @@ class Replay:
         rows = [[divide(dict(enumerate(component)), [last], last) for component in feature] for feature in words]
         return np.array(rows, object)
 
-    def combine(self, step: dict) -> None:
-        words = self.sum_of(step, step["out"][2])
-        self.put(step["out"], self.rescaled(words) if step["rescaled"] else words)
+    def combine(self, step: steps.Combine) -> None:
+        words = self.sum_of(step, step.out.features)
+        self.put(step.out, self.rescaled(words) if step.rescaled else words)
 
-    def add(self, step: dict) -> None:
-        x, y = self.get(step["x"]), self.get(step["y"])
+    def add(self, step: steps.Add) -> None:
+        x, y = self.get(step.x), self.get(step.y)
         assert len(x) == len(y) or 1 in (len(x), len(y))
-        self.put(step["out"], self.reduced(x - y if step["minus"] else x + y))
+        self.put(step.out, self.reduced(x - y if step.minus else x + y))
 
-    def sum(self, step: dict) -> None:
-        self.put(step["out"], self.reduced(self.get(step["x"]).sum(0, keepdims=True)))
+    def sum(self, step: steps.Sum) -> None:
+        self.put(step.out, self.reduced(self.get(step.x).sum(0, keepdims=True)))
 
-    def copy(self, step: dict) -> None:
-        self.put(step["out"], np.concatenate([self.get(part)[:, :, : step["out"][3] + 1] for part in step["parts"]]))
+    def copy(self, step: steps.Copy) -> None:
+        self.put(step.out, np.concatenate([self.get(part)[:, :, : step.out.level + 1] for part in step.parts]))
 
-    def plain(self, step: dict) -> None:
-        x, limbs = self.get(step["x"]), step["limbs"]
-        assert step["coefficients"].dtype == np.int64
-        rows = [[forward(c, i) for i in range(limbs)] for c in step["coefficients"].astype(object)]
-        self.put(step["out"], self.rescaled(self.reduced(x[:, :, :limbs] * np.array(rows, object)[:, None])))
+    def plain(self, step: steps.Plain) -> None:
+        x, limbs = self.get(step.x), step.limbs
+        assert step.coefficients.dtype == np.int64
+        rows = [[forward(c, i) for i in range(limbs)] for c in step.coefficients.astype(object)]
+        self.put(step.out, self.rescaled(self.reduced(x[:, :, :limbs] * np.array(rows, object)[:, None])))
 
-    def product(self, step: dict) -> None:
-        limbs = step["limbs"]
-        x, y = self.get(step["x"])[:, :, :limbs], self.get(step["y"])[:, :, :limbs]
+    def product(self, step: steps.Product) -> None:
+        limbs = step.limbs
+        x, y = self.get(step.x)[:, :, :limbs], self.get(step.y)[:, :, :limbs]
         d = np.stack([x[:, 0] * y[:, 0], x[:, 0] * y[:, 1] + x[:, 1] * y[:, 0], x[:, 1] * y[:, 1]], 1)
-        if step["summed"]:
+        if step.summed:
             d = d.sum(0, keepdims=True)
-        if step["multipliers"] is not None:
-            assert step["multipliers"].shape == (limbs, len(d))
-            d = d * step["multipliers"].T.astype(object)[:, None, :, None]
+        if step.multipliers is not None:
+            assert step.multipliers.shape == (limbs, len(d))
+            d = d * step.multipliers.T.astype(object)[:, None, :, None]
         d[:, :2] += self.sum_of(step, len(d))
         out = []
         for feature in self.reduced(d):
             sums = switched(feature[2], None)
             by = [*SPECIALS, limbs - 1]
             out.append([divide(raise_and_add(sums[c], feature[c]), by, limbs - 1) for c in range(2)])
-        self.put(step["out"], np.array(out, object))
+        self.put(step.out, np.array(out, object))
 
-    def matrix(self, step: dict) -> None:
-        weights = (INTEGERS.T if step["transpose"] else INTEGERS).astype(object)
-        self.put(step["out"], self.reduced(np.tensordot(weights, self.get(step["x"]), 1)))
+    def matrix(self, step: steps.Matrix) -> None:
+        weights = (INTEGERS.T if step.transpose else INTEGERS).astype(object)
+        self.put(step.out, self.reduced(np.tensordot(weights, self.get(step.x), 1)))
 
-    def galois(self, step: dict) -> None:
-        x = self.get(step["x"])
-        assert len(step["outs"]) == len(step["elements"]) > 0
-        for ref, element in zip(step["outs"], step["elements"], strict=True):
+    def galois(self, step: steps.Galois) -> None:
+        x = self.get(step.x)
+        assert len(step.outs) == len(step.elements) > 0
+        for ref, element in zip(step.outs, step.elements, strict=True):
             if element == 1:
                 self.put(ref, x)
                 continue
@@ -202,11 +202,11 @@ class Replay:
                 out.append([divide(sums[c], SPECIALS, x.shape[2])[:, index] for c in range(2)])
             self.put(ref, np.array(out, object))
 
-    def monomial(self, step: dict) -> None:
-        x = self.get(step["x"])
+    def monomial(self, step: steps.Monomial) -> None:
+        x = self.get(step.x)
         power = np.zeros(N, object)
-        power[step["power"]] = 1
-        self.put(step["out"], self.reduced(x * np.stack([forward(power, i) for i in range(x.shape[2])])))
+        power[step.power] = 1
+        self.put(step.out, self.reduced(x * np.stack([forward(power, i) for i in range(x.shape[2])])))
 
 
 # Circuits: every operation once, and those in which noise depends on what tensors have in common
@@ -294,9 +294,9 @@ def test_replayed_steps_give_the_words_of_the_run(name, batch):
     results = CIRCUITS[name](_core.CkksEvaluator(PARAMETERS, KEYS), INPUTS)
     engine, inputs = _core.CkksEvaluator(PARAMETERS, KEYS, True, batch), planned_inputs()
     outs = CIRCUITS[name](engine, inputs)
-    steps = engine.take_steps()
+    recorded = engine.take_steps()
     assert engine.take_steps() == []
-    run = Replay(INPUTS, inputs).run(steps)
+    run = Replay(INPUTS, inputs).run(recorded)
     assert len(outs) == len(results)
     for planned, result in zip(outs, results, strict=True):
         assert_same_metadata(planned, result)
@@ -312,13 +312,17 @@ def test_work_does_not_depend_on_the_batch():
         assert len(engines[0].take_steps()) > len(engines[2].take_steps())
 
 
+def fields(x: Tensor) -> tuple[int, int, int, int]:
+    return x.ref.storage, x.ref.first, x.ref.features, x.ref.level
+
+
 def test_views_record_nothing_and_share_the_storage():
     engine, x = _core.CkksEvaluator(PARAMETERS, KEYS, True), INPUTS["many"].as_planned()
-    storage = x.ref[0]
-    assert x.ref == (storage, 0, 5, 1)
-    assert engine.select(engine.select(x, 1, 5), 1, 3).ref == (storage, 2, 2, 1)
-    assert engine.assume(x, 3.0).ref == x.ref
-    assert engine.drop(x, 1).ref == x.ref
+    storage = x.ref.storage
+    assert fields(x) == (storage, 0, 5, 1)
+    assert fields(engine.select(engine.select(x, 1, 5), 1, 3)) == (storage, 2, 2, 1)
+    assert fields(engine.assume(x, 3.0)) == fields(x)
+    assert fields(engine.drop(x, 1)) == fields(x)
     assert engine.take_steps() == []
 
 
@@ -331,9 +335,9 @@ def test_errors_of_overlapping_views_meet_crosswise(planned):
 
 
 def test_storages_have_numbers_of_their_own():
-    numbers = [INPUTS["x"].as_planned().ref[0] for _ in range(100)]  # each dies before the next is made
+    numbers = [INPUTS["x"].as_planned().ref.storage for _ in range(100)]  # each dies before the next is made
     assert numbers == sorted(set(numbers))
-    assert INPUTS["x"].ref[0] != INPUTS["y"].ref[0]
+    assert INPUTS["x"].ref.storage != INPUTS["y"].ref.storage
 
 
 def test_nothing_is_recorded_unasked():
@@ -366,7 +370,7 @@ def test_missing_keys_are_named_as_by_the_run(operation, message, keys):
     with pytest.raises(CkksError) as recorded:
         operation(recording, INPUTS["x"].as_planned())
     assert str(recorded.value) == str(run.value)
-    assert not any(step["kind"] in ("product", "galois") for step in recording.take_steps())
+    assert not any(isinstance(step, steps.Product | steps.Galois) for step in recording.take_steps())
 
 
 def test_clear_values_too_large_are_refused_as_by_the_run():
@@ -403,7 +407,7 @@ def test_arrays_of_steps_outlive_the_evaluator():
     engine = _core.CkksEvaluator(PARAMETERS, KEYS, True)
     engine.multiply_plain(INPUTS["x"].as_planned(), VALUES, None)
     (step,) = engine.take_steps()
-    coefficients = step["coefficients"]
+    coefficients = step.coefficients
     before = coefficients.copy()
     del engine, step
     np.testing.assert_array_equal(coefficients, before)
@@ -440,7 +444,7 @@ def test_words_go_through_a_planned_tensor_unchanged():
     back = planned.with_words(x.words())
     assert_same_metadata(planned, back)
     np.testing.assert_array_equal(back.words(), x.words())
-    assert len({x.ref[0], planned.ref[0], back.ref[0]}) == 3
+    assert len({x.ref.storage, planned.ref.storage, back.ref.storage}) == 3
     np.testing.assert_array_equal(SECRET.decrypt(back, False), SECRET.decrypt(x, False))
     # The seed stands for component 1 of the fresh tensor only.
     assert back.message_bytes > 1.5 * x.message_bytes
@@ -519,41 +523,43 @@ def test_words_of_keys():
 
 
 @pytest.mark.parametrize(
-    ("kind", "a", "b", "expected"),
+    ("conversion", "expected"),
     [
-        ("digit", 0, 4, [0, 1]),
-        ("digit", 1, 4, [2, 3]),
-        ("digit", 1, 3, [2]),
-        ("special", 3, 0, SPECIALS),
-        ("special", 3, 1, [*SPECIALS, 2]),
-        ("last", 2, 0, [1]),
+        (PARAMETERS.digit_conversion(0, 4), [0, 1]),
+        (PARAMETERS.digit_conversion(1, 4), [2, 3]),
+        (PARAMETERS.digit_conversion(1, 3), [2]),
+        (PARAMETERS.special_conversion(3, False), SPECIALS),
+        (PARAMETERS.special_conversion(3, True), [*SPECIALS, 2]),
+        (PARAMETERS.last_conversion(2), [1]),
     ],
 )
-def test_conversions(kind, a, b, expected):
-    c = PARAMETERS.conversion(kind, a, b)
-    whole = prod(PRIMES[i] for i in expected)
-    assert c["from"] == expected
-    assert c["inverse_cofactor"].tolist() == [pow(whole // PRIMES[i], -1, PRIMES[i]) for i in expected]
-    assert c["inverse_prime"].tolist() == [1 / PRIMES[i] for i in expected]
+def test_conversions(conversion, expected):
+    c, whole = conversion, prod(PRIMES[i] for i in expected)
+    assert c.sources == expected
+    assert c.inverse_cofactor.tolist() == [pow(whole // PRIMES[i], -1, PRIMES[i]) for i in expected]
+    assert c.inverse_prime.tolist() == [1 / PRIMES[i] for i in expected]
     rows = [[whole // PRIMES[i] % q for i in expected] + [-whole % q] for q in PRIMES]
-    assert c["weights"].tolist() == rows
-    assert c["inverse_product"].tolist() == [pow(whole, -1, q) if whole % q else 0 for q in PRIMES]
+    assert c.weights.tolist() == rows
+    assert c.inverse_product.tolist() == [pow(whole, -1, q) if whole % q else 0 for q in PRIMES]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("convert", "arguments", "message"),
     [
-        (("digit", 2, 4), "digit 2 of 2"),
-        (("digit", 0, 0), "0 limbs; choose 1 to 4"),
-        (("special", 5, 0), "5 limbs; choose 1 to 4"),
-        (("special", 2, 2), "not 2"),
-        (("last", 0, 0), "0 limbs"),
-        (("first", 1, 0), "choose digit, special or last"),
+        (PARAMETERS.digit_conversion, (2, 4), "digit 2 of 2"),
+        (PARAMETERS.digit_conversion, (0, 0), "0 limbs; choose 1 to 4"),
+        (PARAMETERS.special_conversion, (5, False), "5 limbs; choose 1 to 4"),
+        (PARAMETERS.last_conversion, (0,), "0 limbs"),
     ],
 )
-def test_no_such_conversion(arguments, message):
+def test_no_such_conversion(convert, arguments, message):
     with pytest.raises(InputError, match=message):
-        PARAMETERS.conversion(*arguments)
+        convert(*arguments)
+
+
+def test_conversions_outlive_what_gave_them():
+    conversion = ckks.Parameters.INSECURE(2)._core.last_conversion(2)
+    assert conversion.sources == [1]
 
 
 def test_special_products():

@@ -5,6 +5,7 @@ import pytest
 
 from cuda_host import HostDevice
 from engine_cases import NEEDS_OPENFHE
+from loops import each
 from privtuner import _core, ckks, linear, openfhe
 from privtuner.cuda import gemm as device_gemm
 from privtuner.cuda import linear as device_linear
@@ -111,30 +112,30 @@ def keys(request):
     return Keys(request.param == "native")
 
 
-@pytest.mark.parametrize("case", LINEAR)
+@each(case=LINEAR)
 def test_batches(case):
     assert_refused_without_values(lambda: LINEAR[case](linear.encrypt))
 
 
-@pytest.mark.parametrize("case", LINEAR)
+@each(case=LINEAR)
 def test_batches_on_a_device(case):
     device = HostDevice()
     assert_refused_without_values(lambda: LINEAR[case](lambda *a, **k: device_linear.encrypt(device, *a, **k)))
 
 
 @NEEDS_OPENFHE
-@pytest.mark.parametrize("case", [case for case in LINEAR if case != "masks"])
+@each(case=[case for case in LINEAR if case != "masks"])
 def test_batches_of_openfhe(case):
     owner = openfhe.OpenFheClient()
     assert_refused_without_values(lambda: LINEAR[case](owner.encrypt))
 
 
-@pytest.mark.parametrize("case", WEIGHTS)
+@each(case=WEIGHTS)
 def test_weights(case):
     assert_refused_without_values(WEIGHTS[case])
 
 
-@pytest.mark.parametrize("case", CKKS)
+@each(case=CKKS)
 def test_values_of_ckks(case, keys):
     assert_refused_without_values(lambda: CKKS[case](keys))
 

@@ -232,6 +232,18 @@ def test_public_part_malformed(place, new, message, block):
         SealedPublic.from_bytes(resealed(block.public.to_bytes(), (PLACES[place], new)))
 
 
+def test_blocks_of_a_bundle_share_few_parameter_sets(block):
+    sets = {}
+    publics = [SealedPublic.from_bytes(block.public.to_bytes(), sets) for _ in range(20)]
+    assert len({id(public.parameters) for public in publics}) == len(sets) == 1
+    others = [replace(block.public, parameters=ckks.Parameters.INSECURE(depth=7 + i)) for i in range(4)]
+    for other in others[:3]:
+        assert SealedPublic.from_bytes(other.to_bytes(), sets) == other
+    with pytest.raises(MessageError, match="more than 4 parameter sets"):
+        SealedPublic.from_bytes(others[3].to_bytes(), sets)
+    assert SealedPublic.from_bytes(block.public.to_bytes(), sets) == block.public
+
+
 def test_public_part_with_other_heads(block):
     message = block.public.to_bytes()
     for field in ({"tokens": 1}, {"features": 1}, {"parameters": 1}, {"request": b"r" * 16}, {"direction": "step"}):
@@ -278,7 +290,7 @@ INPUT = 8 + KEYS + 8
         ({"features": 1}, "a field it does not use is not zero"),
         ({"tokens": 0}, "0 tokens, the block takes 1 to 512 at a time"),
         ({"tokens": 513}, "513 tokens, the block takes 1 to 512 at a time"),
-        ({"tokens": 4}, r"input: tensor: shape \(5, 10\) at level 5 where \(4, 10\) at level 5 is expected"),
+        ({"tokens": 4}, r"input: encrypted tensor: shape \(5, 10\) at level 5 where \(4, 10\) at level 5 is expected"),
     ],
 )
 def test_requests_with_other_heads(change, message, requests, block):
@@ -352,10 +364,10 @@ def test_tensors_the_block_does_not_take(block):
         with pytest.raises(MessageError, match=message):
             answered(block, request_of(block, secret, tensor))
     backward = public.encrypt_input(secret, x, "backward")
-    with pytest.raises(MessageError, match=r"output gradient: tensor: shape \(5, 10\)"):
+    with pytest.raises(MessageError, match=r"output gradient: encrypted tensor: shape \(5, 10\)"):
         answered(block, request_of(block, secret, backward, "backward", g=right))
     few = public.encrypt_gradient(secret, g[:3] / np.abs(g).max())
-    with pytest.raises(MessageError, match=r"output gradient: tensor: shape \(3, 7\)"):
+    with pytest.raises(MessageError, match=r"output gradient: encrypted tensor: shape \(3, 7\)"):
         answered(block, request_of(block, secret, backward, "backward", g=few))
     rotation = secret.evaluation_keys(rotations=[1], relinearisation=False)
     with pytest.raises(MessageError, match="lacks the relinearisation key"):
@@ -449,8 +461,8 @@ def test_a_server_chooses_no_threshold(block, client):
     """
     x, _ = data()
     for patch, message in [
-        ({"tokens": 4}, "reply: tensor: shape .4, 7. at level 1 where .5, 7. at level 1 is expected"),
-        ({"features": 6}, "reply: tensor: length does not fit|6 features|is expected"),
+        ({"tokens": 4}, "reply: encrypted tensor: shape .4, 7. at level 1 where .5, 7. at level 1 is expected"),
+        ({"features": 6}, "reply: encrypted tensor: length does not fit|6 features|is expected"),
         ({"features": 8}, "8 features where 1 to 7 are due"),
         ({"features": 0}, "0 features where 1 to 7 are due"),
     ]:

@@ -319,9 +319,9 @@ def test_replies_that_are_not_what_the_device_foresees():
         for level in (0, 2):
             with pytest.raises(MessageError, match=f"at level {level} where .* at level 1 is expected"):
                 ask(tampered((0, struct.pack("<I", level))), direction)
-        with pytest.raises(MessageError, match=r"reply: tensor: shape \(2, .* where \(3, .* is expected"):
+        with pytest.raises(MessageError, match=r"reply: encrypted tensor: shape \(2, .* where \(3, .* is expected"):
             ask(tampered(tokens=2), direction)
-        with pytest.raises(MessageError, match="reply: tensor: length does not fit its shape"):
+        with pytest.raises(MessageError, match="reply: encrypted tensor: length does not fit its shape"):
             ask(tampered(features=1), direction)
         with pytest.raises(MessageError, match="answers another request"):
             ask(lambda reply: resealed(reply, request=bytes(16)), direction)

@@ -24,8 +24,6 @@ STANDARD = {
 """Homomorphic Encryption Standard (2018), table 1, classical, uniform ternary secret: log2 q for 128, 192, 256 bits."""
 BOSSUAT = {4096: 106, 8192: 214, 16384: 430, 32768: 868, 65536: 1747, 131072: 3523}
 """Bossuat et al., IACR ePrint 2024/463: largest log2 q for 128 bits."""
-KYBER = {2: (3, 118), 3: (2, 182), 4: (2, 256)}
-"""Rank of Kyber512, 768, 1024 -> eta and classical core-SVP: round-3 specification, table 4."""
 STEP = 0.292  # bits that one block size is worth
 
 
@@ -35,28 +33,26 @@ def test_root_hermite_factor_of_known_block_sizes():
     assert security.root_hermite(286) == pytest.approx(1.0050, abs=1e-4)
 
 
-@each(rank=KYBER)
-def test_primal_matches_the_kyber_specification(rank):
-    # The secret has the distribution of the error.
-    eta, core_svp = KYBER[rank]
+@each(("rank", "eta", "core_svp"), [(2, 3, 118), (3, 2, 182), (4, 2, 256)])  # Kyber512, 768, 1024
+def test_primal_matches_the_kyber_specification(rank, eta, core_svp):
+    # Classical core-SVP of the round-3 specification, table 4. The secret has the distribution of the error.
     sigma = math.sqrt(eta / 2)
     estimate = security.primal(256 * rank, math.log2(3329), sigma, sigma)
     assert abs(estimate.core_svp - core_svp) <= 1
 
 
-@each(n=STANDARD, column=range(3))
-def test_the_standards_limits_are_limits(n, column):
-    level = (128, 192, 256)[column]
+@each(("column", "level"), enumerate((128, 192, 256)), n=STANDARD)
+def test_the_standards_limits_are_limits(n, column, level):
     # The largest modulus of a level, in whole bits, has that level, and one bit more has not; to one block size.
     log2_q = STANDARD[n][column]
     assert security.bits(n, log2_q, 3.19) >= level - STEP
     assert security.bits(n, log2_q + 1, 3.19) < level + STEP
 
 
-@each(n=BOSSUAT)
-def test_newer_limits_are_met(n):
+@each(("n", "log2_q"), BOSSUAT.items())
+def test_newer_limits_are_met(n, log2_q):
     # They cover attacks that this estimate leaves out, so they are below the standard's: by up to 3 % of the modulus.
-    assert 128 <= security.bits(n, BOSSUAT[n], 3.19) <= 128 * 1.035
+    assert 128 <= security.bits(n, log2_q, 3.19) <= 128 * 1.035
 
 
 rings = st.integers(10, 16).map(lambda exponent: 1 << exponent)
@@ -95,24 +91,25 @@ def test_what_no_attack_reaches_counts_as_the_largest_block_size():
     assert security.bits(1 << 20, 30.0, 3.2) > 2000
 
 
-OUT_OF_RANGE = {
-    (128, 20, 3.2): r"n = 128: .*\[256, 1048576\]",
-    (1 << 21, 20, 3.2): "n = 2097152",
-    (1024.5, 20, 3.2): "n = 1024.5",
-    (2048, 54, 0.0): "sigma = 0.0",
-    (2048, 54, 0.4): r"sigma = 0.4: must be in \[0.5, 1e\+09\]",
-    (2048, 54, math.nan): "sigma = nan",
-    (2048, 54, 3.2, math.inf): "sigma_secret = inf",
-    (2048, 3.0, 3.2): "log2_q = 3.0: must be from 4 to n = 2048",
-    (2048, 2049.0, 3.2): "log2_q = 2049.0",
-    (2048, math.nan, 3.2): "log2_q = nan",
-}
-
-
-@each(estimate=["primal", "dual", "bits"], arguments=OUT_OF_RANGE)
-def test_arguments_out_of_range(estimate, arguments):
-    with pytest.raises(InputError, match=OUT_OF_RANGE[arguments]):
-        getattr(security, estimate)(*arguments)
+@each(
+    ("arguments", "message"),
+    [
+        ((128, 20, 3.2), r"n = 128: .*\[256, 1048576\]"),
+        ((1 << 21, 20, 3.2), "n = 2097152"),
+        ((1024.5, 20, 3.2), "n = 1024.5"),
+        ((2048, 54, 0.0), "sigma = 0.0"),
+        ((2048, 54, 0.4), r"sigma = 0.4: must be in \[0.5, 1e\+09\]"),
+        ((2048, 54, math.nan), "sigma = nan"),
+        ((2048, 54, 3.2, math.inf), "sigma_secret = inf"),
+        ((2048, 3.0, 3.2), "log2_q = 3.0: must be from 4 to n = 2048"),
+        ((2048, 2049.0, 3.2), "log2_q = 2049.0"),
+        ((2048, math.nan, 3.2), "log2_q = nan"),
+    ],
+    estimate=[security.primal, security.dual, security.bits],
+)
+def test_arguments_out_of_range(estimate, arguments, message):
+    with pytest.raises(InputError, match=message):
+        estimate(*arguments)
 
 
 def test_security_md_quotes_what_the_script_prints(capsys):

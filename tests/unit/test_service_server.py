@@ -280,7 +280,9 @@ def test_counts_are_not_waited_for_without_end(split, monkeypatch):
         go_on.set()
 
 
-@pytest.mark.parametrize("answer", [b'{"protocol": 1}', b'{"protocol": 1, "model": 5, "preset": "p"}', b"[" * 100000])
+@pytest.mark.parametrize(
+    "answer", [b'{"protocol": 2}', b'{"protocol": 2, "model": 5, "scheme": "s", "preset": "p"}', b"[" * 100000]
+)
 def test_hello_that_lacks_something(answer):
     with (
         foreign_server("privtuner.Linear", Hello=answer) as address,

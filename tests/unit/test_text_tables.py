@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from loops import each
 from privtuner.errors import InputError
 from privtuner.train.dataset import TextTable, label_names, read_csv
 from text_cases import write_csv
@@ -41,14 +42,14 @@ def test_texts_stay_as_they_are(read):
     assert table.texts == tuple(texts)
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@each(end=["\n", "\r\n", "\r"])
 def test_line_ends(read, end):
     table = read(end.join(["text,label", "a,x", "", '"b', 'c",y', "d,x"]))
     assert table.texts == ("a", f"b{end}c", "d")
     assert table.lines == (2, 4, 6)
 
 
-@pytest.mark.parametrize(
+@each(
     ("encoding", "mark"),
     [
         ("utf-8", codecs.BOM_UTF8),
@@ -71,7 +72,7 @@ def test_encoding_that_is_named(read):
         read(content)
 
 
-@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+@each(delimiter=[";", "\t", "|"])
 def test_delimiter_that_is_named(read, delimiter):
     assert read(f"text{delimiter}label\na, b{delimiter}x\n", delimiter=delimiter).texts == ("a, b",)
 
@@ -80,13 +81,13 @@ def test_delimiter_by_its_word(read):
     assert read("text\tlabel\na\tx\n", delimiter="tab").texts == ("a",)
 
 
-@pytest.mark.parametrize("delimiter", ["", ";;", '"', "\n", "\r", "\0"])
+@each(delimiter=["", ";;", '"', "\n", "\r", "\0"])
 def test_delimiter_that_cannot_be(read, delimiter):
     with pytest.raises(InputError, match="delimiter is .*; give one character"):
         read("text,label\na,x\n", delimiter=delimiter)
 
 
-@pytest.mark.parametrize("encoding", ["no-such", "base64", "undefined"])
+@each(encoding=["no-such", "base64", "undefined"])
 def test_encoding_that_cannot_be(read, encoding):
     with pytest.raises(InputError, match=f"encoding is '{encoding}', which reads no text"):
         read("text,label\na,x\n", encoding=encoding)
@@ -101,7 +102,7 @@ def test_field_longer_than_the_csv_module_allows(read):
     assert csv.field_size_limit() == before
 
 
-@pytest.mark.parametrize(
+@each(
     ("content", "reason"),
     [
         ("", "no column 'text'; its columns are: none"),
@@ -221,7 +222,7 @@ def test_integers_are_in_the_order_of_numbers():
     assert label_names(table(*map(str, range(12)))) == tuple(map(str, range(12)))
 
 
-@pytest.mark.parametrize(
+@each(
     ("one", "other"),
     [
         ("lost_card", "Lost_Card"),

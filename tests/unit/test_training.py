@@ -12,6 +12,7 @@ import torch
 import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from loops import each
 from privtuner.errors import InputError, PrivtunerError
 from privtuner.nn import LocalTransport, Session, build, split_pretrained, traffic_of
 from privtuner.train.dataset import encode
@@ -82,7 +83,7 @@ def trained(model):
     return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
 
 
-@pytest.mark.parametrize(
+@each(
     ("field", "value"),
     [
         ("steps", 0),

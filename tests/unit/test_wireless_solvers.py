@@ -259,7 +259,7 @@ def test_values_are_the_least_cost_of_buying(seed):
             assert cost(bought + length * np.array([math.cos(angle), math.sin(angle)])) >= value * (1 - 1e-9)
 
 
-@each(seed=range(12))
+@each(seed=[*range(12), 40])  # of 40 the first round gains 7e-4 of the energy
 def test_alternating_falls_to_a_fixed_point(seed):
     system = random_system(seed, 2 + seed % 4, 1 + seed % 3, tight=6)
     found = allocate(system, "alternating", tolerance=1e-9)
@@ -309,9 +309,8 @@ def test_halves_do_something():
     assert (np.array(gains)[:, 3] > np.array(gains)[:, 2] + 1e-4).any()
 
 
-@each(method=["largest", "smallest"], seed=[0, 3, 5, 6, 12, 15])
-def test_extreme_rings(method, seed):
-    pick = {"largest": max, "smallest": min}[method]
+@each(("method", "pick"), [("largest", max), ("smallest", min)], seed=[0, 3, 5, 6, 12, 15])
+def test_extreme_rings(method, pick, seed):
     system = random_system(seed, 1 + seed % 5, 3, tight=6)
     found = allocate(with_deadlines(system, 4), method)
     for place, device in enumerate(found.system.devices):

@@ -1,7 +1,5 @@
 #include "privtuner/ckks/messages.hpp"
 
-#include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <string>
 

@@ -29,6 +29,11 @@ void encode(const Parameters& parameters, const Values& values, std::size_t feat
   }
 }
 
+void check_encoding(const Parameters& parameters, const Values& values, const std::vector<double>& scale) {
+  math::SecretBuffer<std::int64_t> coefficients(parameters.n());
+  for (std::size_t f = 0; f < values.features; ++f) encode(parameters, values, f, scale[f], coefficients.data());
+}
+
 std::uint64_t residue_of(double value, const math::Modulus& q) {
   int exponent = 0;
   const auto mantissa = static_cast<std::int64_t>(std::ldexp(std::frexp(value, &exponent), 53));

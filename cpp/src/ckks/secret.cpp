@@ -22,7 +22,9 @@ void small_to_row(const Parameters& parameters, std::size_t i, const std::int8_t
   parameters.prime(i).ntt.forward(out, math::active_isa());
 }
 
-void check_fresh(const Parameters& parameters, const Values& values, const Fresh& fresh) {
+}  // namespace
+
+void check_values(const Parameters& parameters, const Values& values, double bound) {
   if (values.tokens < 1 || values.tokens > parameters.slots()) {
     throw Error(std::to_string(values.tokens) + " tokens do not fit the " + std::to_string(parameters.slots()) +
                 " slots of " + parameters.name() + "; encrypt at most that many at a time");
@@ -39,23 +41,27 @@ void check_fresh(const Parameters& parameters, const Values& values, const Fresh
     }
   }
   if (!finite) throw Error("values to encrypt hold NaN or infinity; clean the data first");
-  if (largest > fresh.bound) {
-    throw Error("a value to encrypt is above the declared bound " + std::to_string(fresh.bound) +
+  if (largest > bound) {
+    throw Error("a value to encrypt is above the declared bound " + std::to_string(bound) +
                 "; pass a larger bound (it is public) or clip the data");
   }
 }
 
 // Values of any sign have to fit the modulus, or they come out as others.
-void check_room(const Parameters& parameters, int level, double bound, double scale) {
+void check_room(const Tensor& tensor) {
+  const double bound = tensor.bound, scale = *std::max_element(tensor.scale.begin(), tensor.scale.end());
   double log_modulus = 0;
-  for (std::size_t i = 0; i < parameters.limbs(level); ++i) {
-    log_modulus += std::log2(static_cast<double>(parameters.prime(i).q));
+  for (std::size_t i = 0; i < tensor.limbs(); ++i) {
+    log_modulus += std::log2(static_cast<double>(tensor.parameters->prime(i).q));
   }
   if (bound == 0 || std::log2(2 * bound) + std::log2(scale) < log_modulus) return;
   throw Error("values up to " + std::to_string(bound) + " at scale 2^" + std::to_string(std::log2(scale)) +
-              " do not fit the modulus of level " + std::to_string(level) + " (2^" + std::to_string(log_modulus) +
+              " do not fit the modulus of level " + std::to_string(tensor.level) + " (2^" +
+              std::to_string(log_modulus) +
               "); keep a level more, declare a smaller bound (assume) if you know it holds, or take larger first_bits");
 }
+
+namespace {
 
 std::shared_ptr<Tensor> fresh_tensor(const ParametersPtr& parameters, std::size_t tokens, std::size_t features,
                                      const Fresh& fresh, bool with_public_key, bool planned,
@@ -65,9 +71,9 @@ std::shared_ptr<Tensor> fresh_tensor(const ParametersPtr& parameters, std::size_
                 "] of " + parameters->name());
   }
   auto tensor = std::make_shared<Tensor>(parameters, tokens, features, fresh.level, planned, ledger);
-  check_room(*parameters, fresh.level, fresh.bound, *std::max_element(fresh.scale.begin(), fresh.scale.end()));
   tensor->bound = fresh.bound;
   tensor->scale = fresh.scale;
+  check_room(*tensor);
   std::fill(tensor->noise.begin(), tensor->noise.end(), fresh_noise(*parameters, with_public_key));
   return tensor;
 }
@@ -98,7 +104,7 @@ SecretKey::SecretKey(ParametersPtr parameters) : parameters_(std::move(parameter
 }
 
 TensorPtr SecretKey::encrypt(const Values& values, const Fresh& fresh) const {
-  check_fresh(*parameters_, values, fresh);
+  check_values(*parameters_, values, fresh.bound);
   const std::size_t n = parameters_->n();
   const auto tensor = fresh_tensor(parameters_, values.tokens, values.features, fresh, false, false, nullptr);
   tensor->seed.emplace();
@@ -132,7 +138,7 @@ void SecretKey::check_decryptable(const Tensor& tensor) const {
                 parameters_->name());
   }
   if (tensor.planned) throw Error("a planned tensor holds no ciphertext; run the circuit on an encrypted one");
-  check_room(*parameters_, tensor.level, tensor.bound, *std::max_element(tensor.scale.begin(), tensor.scale.end()));
+  check_room(tensor);
 }
 
 void SecretKey::coefficients(const Tensor& tensor, std::size_t f, double* out) const {
@@ -317,7 +323,7 @@ GaloisKey SecretKey::galois_key(std::uint32_t element) const {
 
 TensorPtr encrypt(const PublicKey& key, const Values& values, const Fresh& fresh) {
   const ParametersPtr& parameters = key.parameters;
-  check_fresh(*parameters, values, fresh);
+  check_values(*parameters, values, fresh.bound);
   const std::size_t n = parameters->n();
   const auto tensor = fresh_tensor(parameters, values.tokens, values.features, fresh, true, false, nullptr);
   const ring::Seed seed = ring::Seed::from_os();

@@ -1,7 +1,11 @@
 #include "privtuner/ckks/tensor.hpp"
 
 #include <cmath>
+#include <stdexcept>
+#include <string>
 #include <utility>
+
+#include "privtuner/math/parallel.hpp"
 
 namespace privtuner::ckks {
 
@@ -64,6 +68,34 @@ Tensor Tensor::moved(bool without_words) const {
 
 Tensor Tensor::as_planned() const { return moved(true); }
 Tensor Tensor::with_room() const { return moved(false); }
+
+Tensor Tensor::without_noise() const {
+  Tensor out = *this;
+  std::fill(out.noise.begin(), out.noise.end(), 0.0);
+  std::fill(out.shared.begin(), out.shared.end(), 0.0);
+  return out;
+}
+
+Tensor Tensor::with_room() const { return moved(false); }
+
+Tensor Tensor::with_words(const std::uint64_t* words) const {
+  Tensor out = with_room();
+  const std::size_t n = parameters->n();
+  math::parallel_for(features * 2 * limbs(), 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::uint64_t q = parameters->prime(i % limbs()).q;
+      const std::uint64_t* from = words + i * n;
+      std::uint64_t* to = out.words_ + i * n;
+      std::uint64_t over = 0;  // no branch a word
+      for (std::size_t k = 0; k < n; ++k) {
+        over |= static_cast<std::uint64_t>(from[k] >= q);
+        to[k] = from[k];
+      }
+      if (over != 0) throw std::invalid_argument("a word is not below its prime " + std::to_string(q));
+    }
+  });
+  return out;
+}
 
 double Tensor::error() const {
   double worst = 0;

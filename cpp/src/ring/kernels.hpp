@@ -44,13 +44,13 @@ struct ChaCha20Kernel {
 
 // A binomial group: 64 keystream words make 48 coefficients. See sample_binomial.
 inline constexpr std::size_t kBinomialGroup = 48, kBinomialWords = 64;
+// The first index i >= begin whose word, masked, is >= q, or n. The words before begin are masked and below q. Masks
+// words[begin, i] in place, and perhaps more (masking twice changes nothing).
+template <class Word>
+using FirstRejected = std::size_t (*)(Word* words, std::size_t begin, std::size_t n, Word mask, Word q);
 struct SamplingKernels {
-  // The first index i >= begin whose word, masked, is >= q, or n. The words before begin are masked and below q. Masks
-  // words[begin, i] in place, and perhaps more (masking twice changes nothing).
-  std::size_t (*first_rejected32)(std::uint32_t* words, std::size_t begin, std::size_t n, std::uint32_t mask,
-                                  std::uint32_t q);
-  std::size_t (*first_rejected64)(std::uint64_t* words, std::size_t begin, std::size_t n, std::uint64_t mask,
-                                  std::uint64_t q);
+  FirstRejected<std::uint32_t> first_rejected32;
+  FirstRejected<std::uint64_t> first_rejected64;
   void (*binomial)(const std::uint32_t* words, std::int8_t* out, std::size_t groups);
 };
 

@@ -1,6 +1,5 @@
-#include "privtuner/math/simd512.hpp"
-
 #include "kernels_simd.hpp"
+#include "privtuner/math/simd512.hpp"
 
 namespace privtuner::ring::kernels {
 

@@ -88,14 +88,10 @@ class Replacements {
   Word words_[kWords] = {};
 };
 
-std::size_t first_rejected(const kernels::SamplingKernels& kernels, std::uint32_t* words, std::size_t begin,
-                           std::size_t n, std::uint32_t mask, std::uint32_t q) {
-  return kernels.first_rejected32(words, begin, n, mask, q);
-}
-
-std::size_t first_rejected(const kernels::SamplingKernels& kernels, std::uint64_t* words, std::size_t begin,
-                           std::size_t n, std::uint64_t mask, std::uint64_t q) {
-  return kernels.first_rejected64(words, begin, n, mask, q);
+template <class Word>
+kernels::FirstRejected<Word> first_rejected_of(math::Isa isa) {
+  if constexpr (sizeof(Word) == 4) return kernels::kernels_of(isa).sampling.first_rejected32;
+  if constexpr (sizeof(Word) == 8) return kernels::kernels_of(isa).sampling.first_rejected64;
 }
 
 template <class Word>
@@ -105,11 +101,11 @@ void uniform(const Seed& seed, Stream stream, Word q, Word* out, std::size_t n, 
   Word mask = q;
   for (std::size_t shift = 1; shift < 8 * sizeof(Word); shift *= 2) mask = static_cast<Word>(mask | mask >> shift);
 
-  const kernels::SamplingKernels& kernels = kernels::kernels_of(isa).sampling;
+  const kernels::FirstRejected<Word> first_rejected = first_rejected_of<Word>(isa);
   const Keystream keystream(seed, stream, isa);
   keystream.prefix(out, n * sizeof(Word));
   Replacements<Word> replacements(keystream, blocks_for(n * sizeof(Word)));
-  for (std::size_t i = 0; (i = first_rejected(kernels, out, i, n, mask, q)) < n; ++i) {
+  for (std::size_t i = 0; (i = first_rejected(out, i, n, mask, q)) < n; ++i) {
     out[i] = static_cast<Word>(replacements.next([=](Word word) { return (word & mask) < q; }) & mask);
   }
 }

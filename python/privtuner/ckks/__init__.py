@@ -17,6 +17,7 @@
 """
 
 from privtuner.ckks import circuits
+from privtuner.ckks.clear import ClearEvaluator, ClearTensor
 from privtuner.ckks.evaluator import Evaluator, Matrix
 from privtuner.ckks.functions import approximate
 from privtuner.ckks.keys import EvaluationKeys, PublicKey, SecretKey
@@ -29,6 +30,8 @@ from privtuner.ckks.timing import Timings, measure_timings
 
 __all__ = [
     "Budget",
+    "ClearEvaluator",
+    "ClearTensor",
     "EncryptedTensor",
     "EvaluationKeys",
     "Evaluator",

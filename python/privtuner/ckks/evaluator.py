@@ -1,26 +1,30 @@
-"""Arithmetic on encrypted tensors by the compiled engine."""
+"""Arithmetic on encrypted tensors by the compiled core: the operations, and the evaluator on the processor."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, overload
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
-from ..copies import Immutable
-from ..errors import CkksError, InputError
-from .keys import EvaluationKeys, as_scales, as_values
-from .parameters import Parameters
-from .polynomial import Polynomial
-from .tensor import EncryptedTensor
+from privtuner import _core
+from privtuner.ckks.arguments import as_numbers, as_span, as_steps, as_weights, whole
+from privtuner.ckks.keys import EvaluationKeys, as_scales, as_values
+from privtuner.ckks.parameters import Parameters
+from privtuner.ckks.polynomial import Polynomial
+from privtuner.ckks.tensor import EncryptedTensor, Tensor
+from privtuner.copies import Immutable
+from privtuner.errors import CkksError, InputError
 
-__all__ = ["Evaluator", "Matrix"]
+__all__ = ["Evaluator", "Matrix", "Operations", "called"]
+
+T = TypeVar("T", bound=Tensor)
 
 
 class Matrix(Immutable):
-    """A clear matrix in small integers, ready for :meth:`Evaluator.linear`: ``weight[k] ~ delta[k] * W_int[k]``.
+    """A clear matrix in small integers, ready for `Evaluator.linear`: ``weight[k] ~ delta[k] * W_int[k]``.
 
     Args:
         weight: float array (d_out, d_in).
@@ -44,11 +48,16 @@ class Matrix(Immutable):
             raise InputError("weight holds NaN or infinity")
         if bits not in (8, 16):
             raise InputError(f"bits {bits}; choose 8 or 16")
-        largest, kind = (127, np.int8) if bits == 8 else (32639, np.int16)
+        largest, kind = (127, np.int8) if bits == 8 else (_core.MAX_WEIGHT_16, np.int16)
         peak = np.abs(array).max(axis=1) if per_row else np.full(len(array), np.abs(array).max())
         peak[peak == 0] = 1.0
         delta = peak / largest
         self._hold(np.ascontiguousarray(np.rint(array / delta[:, None]), kind), delta)
+
+    @classmethod
+    def of(cls, weights: Matrix | npt.ArrayLike) -> Matrix:
+        """A matrix as it is, or an array quantised to 8 bits with a scale for each row."""
+        return weights if isinstance(weights, Matrix) else cls(weights)
 
     @classmethod
     def of_integers(cls, integers: npt.NDArray[Any], delta: float) -> Matrix:
@@ -82,19 +91,161 @@ class Matrix(Immutable):
         return f"Matrix(shape={self.shape}, bits={8 * self._core.bytes_per_weight})"
 
 
-def _core_of(x: EncryptedTensor) -> _core.CkksTensor:
-    """Its ciphertexts. The core's own refusal of another type would show all arguments, and so clear values."""
-    if not isinstance(x, EncryptedTensor):
-        raise InputError(f"expected an encrypted tensor of this engine, got {type(x).__module__}.{type(x).__name__}")
-    return x._core
-
-
-class Evaluator:
-    """The native :class:`privtuner.ckks.protocol.EvaluatorProtocol`.
+class Operations(ABC, Generic[T]):
+    """The operations of the compiled evaluator, on tensors whose words are wherever a subclass has them.
 
     Every operation returns a new tensor and carries level, scale, bound and predicted error. A product of two tensors
-    is relinearised and rescaled at once. Operations on planned tensors (`planned`) compute nothing else: `plan` uses
-    them to know a circuit before any key exists.
+    is relinearised and rescaled at once. All operations go through `_run`.
+    """
+
+    name: str
+
+    def __init__(
+        self, parameters: Parameters, keys: EvaluationKeys | None, *, record: bool = False, batch: int = 1
+    ) -> None:
+        self.parameters = parameters
+        self.keys = keys
+        self.slots = parameters.slots
+        keys_core = None if keys is None else keys._core
+        self._core = _core.CkksEvaluator(parameters._core, keys_core, record=record, batch=batch)
+
+    @abstractmethod
+    def _core_of(self, x: object) -> _core.CkksTensor:
+        """Check that ``x`` is a tensor of this evaluator's and return what the compiled evaluator takes for it.
+
+        That one's own refusal of another type would show all arguments, and so clear values.
+        """
+
+    @abstractmethod
+    def _run(self, inputs: Sequence[T], operation: Callable[..., Any], *arguments: Any) -> list[T]:
+        """Return what an operation of the compiled evaluator makes of ``inputs`` and the clear arguments after them.
+
+        ``inputs`` is a list where the operation takes a list, and a tuple where it takes its tensors one by one.
+        """
+
+    def _one(self, inputs: Sequence[T], operation: Callable[..., _core.CkksTensor], *arguments: Any) -> T:
+        return self._run(inputs, operation, *arguments)[0]
+
+    def _cores(self, inputs: Sequence[T]) -> Sequence[_core.CkksTensor]:
+        """Return `_core_of` all inputs, in a list for a list and in a tuple for a tuple."""
+        cores = [self._core_of(x) for x in inputs]
+        return cores if isinstance(inputs, list) else tuple(cores)
+
+    def add(self, x: T, y: T | npt.ArrayLike) -> T:
+        """The sum x + y; y a tensor, a number, or numbers of shape (features,). No level, unless scales need one."""
+        if isinstance(y, Tensor):
+            return self._one((x, y), self._core.add)
+        return self._one((x,), self._core.add_constant, as_numbers(y))
+
+    def subtract(self, x: T, y: T | npt.ArrayLike) -> T:
+        """The difference x - y, as `add`."""
+        if isinstance(y, Tensor):
+            return self._one((x, y), self._core.subtract)
+        return self._one((x,), self._core.add_constant, -as_numbers(y))
+
+    def negate(self, x: T) -> T:
+        """The negative, -x. No level."""
+        return self._one((x,), self._core.negate)
+
+    def multiply(self, x: T, y: T | npt.ArrayLike) -> T:
+        """The product x y, slot by slot; y a tensor, a number, or numbers of shape (features,). One level."""
+        if isinstance(y, Tensor):
+            return self._one((x, y), self._core.multiply)
+        return self._one((x,), self._core.multiply_constant, as_numbers(y))
+
+    def square(self, x: T) -> T:
+        """The square x x. One level."""
+        return self.multiply(x, x)
+
+    def multiply_plain(self, x: T, values: npt.ArrayLike) -> T:
+        """The product of x and clear values of shape (tokens,) or (tokens, features), slot by slot. One level."""
+        return self._one((x,), self._core.multiply_plain, *as_values(values))
+
+    def dot(self, x: T, y: T) -> T:
+        """The sum over features of x y, one feature: one relinearisation for all of them. One level."""
+        return self._one((x, y), self._core.dot)
+
+    def sum_features(self, x: T) -> T:
+        """The sum over features, one feature. No level."""
+        return self._one((x,), self._core.sum_features)
+
+    def concatenate(self, tensors: Sequence[T]) -> T:
+        """The features of all tensors, one after the other, at the lowest level among them. No level."""
+        return self._one(list(tensors), self._core.concatenate)
+
+    def select(self, x: T, features: slice) -> T:
+        """Some neighbouring features, without a copy. No level."""
+        return self._one((x,), self._core.select, *as_span(features, x.shape[1]))
+
+    def linear(self, x: T, weights: Matrix | npt.ArrayLike, *, transpose: bool = False) -> T:
+        """The product x W^T (x W if ``transpose``) for a clear matrix, or an array, which is quantised to 8 bits here.
+
+        An exact integer product modulo every prime: no level, no rotation. The outputs' scales carry 1 / delta.
+        """
+        return self._one((x,), self._core.linear, Matrix.of(weights), transpose)
+
+    def linear_combination(self, tensors: Sequence[T], weights: npt.ArrayLike, constant: npt.ArrayLike = 0.0) -> T:
+        """The sum constant + sum_t weights[t] tensors[t]; weights of shape (t,) or (t, features). One level."""
+        rows = as_weights(weights, len(tensors)).tolist()
+        return self._one(list(tensors), self._core.linear_combination, rows, as_numbers(constant).tolist())
+
+    def polynomial(self, x: T, polynomial: Polynomial) -> T:
+        """The value p(x) in every slot. The polynomial's depth, one level more if x's scale is large for the domain."""
+        coefficients = np.asarray(polynomial.coefficients, np.float64)
+        return self._one((x,), self._core.polynomial, polynomial.basis, coefficients, *polynomial.domain)
+
+    def rescale(self, x: T) -> T:
+        """The same values with scale and error divided by the level's prime. One level."""
+        return self._one((x,), self._core.rescale)
+
+    def drop_to(self, x: T, level: int) -> T:
+        """The same values at a lower level and the same scale: smaller and faster, no more exact."""
+        return self._one((x,), self._core.drop, whole("level", level))
+
+    @overload
+    def rotate(self, x: T, steps: int) -> T: ...
+    @overload
+    def rotate(self, x: T, steps: Sequence[int]) -> list[T]: ...
+    def rotate(self, x: T, steps: Sequence[int] | int) -> T | list[T]:
+        """Slot i takes slot i + steps (cyclic over all slots), as ``numpy.roll(x, -steps)``. No level.
+
+        Several steps are hoisted: the decomposition of x is computed once, and a list comes back.
+        """
+        wanted, several = as_steps(steps)
+        results = self._run((x,), self._core.rotate, wanted)
+        return results if several else results[0]
+
+    def conjugate(self, x: T) -> T:
+        """The complex conjugate of every slot. No level."""
+        return self._one((x,), self._core.conjugate)
+
+    def sum_slots(self, x: T) -> T:
+        """The sum over all slots, in every slot: rotations by 1, 2, 4, ... slots / 2. No level."""
+        return self._one((x,), self._core.sum_slots)
+
+    def pack_slot_sums(self, x: T) -> T:
+        """The sums over all slots of every feature, packed as the coefficients of ceil(features / N) ciphertexts.
+
+        One automorphism a feature and no level (Chen, Dai, Kim, Song, "Efficient Homomorphic Conversion Between (Ring)
+        LWE Ciphertexts", 2021). Only for `SecretKey.decrypt_sums`: slots of the result mean nothing. Slots beyond the
+        tokens count too: they hold zero unless a constant was added. Needs keys made with ``packing``.
+        """
+        return self._one((x,), self._core.pack_slot_sums)
+
+    def assume(self, x: T, bound: float) -> T:
+        """The same tensor with the caller's promise that |value| <= bound. No copy, no level.
+
+        Raises:
+            CkksError: the bound is not a positive number.
+        """
+        return self._one((x,), self._core.assume, bound)
+
+
+class Evaluator(Operations[EncryptedTensor]):
+    """The native `privtuner.ckks.protocol.EvaluatorProtocol`: it computes on the processor, on tensors in memory.
+
+    Operations on planned tensors (`planned`) compute nothing else than what is known of the result: `plan` uses them to
+    know a circuit before any key exists.
 
     Args:
         parameters: the set in force.
@@ -104,16 +255,10 @@ class Evaluator:
     name = "native"
 
     def __init__(self, parameters: Parameters, keys: EvaluationKeys | None = None) -> None:
-        self.parameters = parameters
-        self.keys = keys
-        self.slots = parameters.slots
-        self._core = _core.CkksEvaluator(parameters._core, None if keys is None else keys._core)
+        super().__init__(parameters, keys)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Evaluator, (self.parameters, self.keys))
-
-    def _wrap(self, core: _core.CkksTensor) -> EncryptedTensor:
-        return EncryptedTensor(core, self.parameters)
 
     def planned(
         self,
@@ -140,151 +285,36 @@ class Evaluator:
         if not 1 <= tokens <= self.slots:
             raise CkksError(f"{tokens} tokens do not fit the {self.slots} slots of {self.parameters.name}")
         at = self.parameters.depth if level is None else level
-        return self._wrap(self._core.planned(tokens, features, at, bound, as_scales(scale), public_key, noise))
+        core = self._core.planned(tokens, features, at, bound, as_scales(scale), public_key, noise)
+        return EncryptedTensor(core, self.parameters)
 
     def upload(self, x: EncryptedTensor) -> EncryptedTensor:
-        """What this evaluator computes on: the tensor itself. Evaluators of other devices copy it there."""
+        """The tensor itself, which is where this evaluator computes."""
         return x
 
     def download(self, x: EncryptedTensor) -> EncryptedTensor:
-        """The tensor that can be serialised and decrypted: the tensor itself."""
+        """The tensor itself."""
         return x
 
-    def add(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
-        """X + y; y a tensor, a number, or numbers of shape (features,). No level, unless the scales need one."""
-        if isinstance(y, EncryptedTensor):
-            return self._wrap(self._core.add(_core_of(x), _core_of(y)))
-        return self._wrap(self._core.add_constant(_core_of(x), as_numbers(y)))
+    def _core_of(self, x: object) -> _core.CkksTensor:
+        if not isinstance(x, EncryptedTensor):
+            hint = "; download it first" if isinstance(x, Tensor) else ""
+            raise InputError(f"expected an encrypted tensor, got {type(x).__module__}.{type(x).__name__}{hint}")
+        return x._core
 
-    def subtract(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
-        """X - y, as `add`."""
-        if isinstance(y, EncryptedTensor):
-            return self._wrap(self._core.subtract(_core_of(x), _core_of(y)))
-        return self._wrap(self._core.add_constant(_core_of(x), -as_numbers(y)))
-
-    def negate(self, x: EncryptedTensor) -> EncryptedTensor:
-        """-x. No level."""
-        return self._wrap(self._core.negate(_core_of(x)))
-
-    def multiply(self, x: EncryptedTensor, y: EncryptedTensor | npt.ArrayLike) -> EncryptedTensor:
-        """X y slot by slot; y a tensor, a number, or numbers of shape (features,). One level."""
-        if isinstance(y, EncryptedTensor):
-            return self._wrap(self._core.multiply(_core_of(x), _core_of(y)))
-        return self._wrap(self._core.multiply_constant(_core_of(x), as_numbers(y)))
-
-    def square(self, x: EncryptedTensor) -> EncryptedTensor:
-        """X x. One level."""
-        return self.multiply(x, x)
-
-    def multiply_plain(self, x: EncryptedTensor, values: npt.ArrayLike) -> EncryptedTensor:
-        """X times clear values of shape (tokens,) or (tokens, features), slot by slot. One level."""
-        re, im = as_values(values)
-        return self._wrap(self._core.multiply_plain(_core_of(x), re, im))
-
-    def dot(self, x: EncryptedTensor, y: EncryptedTensor) -> EncryptedTensor:
-        """The sum over features of x y, one feature: one relinearisation for all of them. One level."""
-        return self._wrap(self._core.dot(_core_of(x), _core_of(y)))
-
-    def sum_features(self, x: EncryptedTensor) -> EncryptedTensor:
-        """The sum over features, one feature. No level."""
-        return self._wrap(self._core.sum_features(_core_of(x)))
-
-    def concatenate(self, tensors: Sequence[EncryptedTensor]) -> EncryptedTensor:
-        """The features of all tensors, one after the other, at the lowest level among them. No level."""
-        return self._wrap(self._core.concatenate([_core_of(x) for x in tensors]))
-
-    def select(self, x: EncryptedTensor, features: slice) -> EncryptedTensor:
-        """Some neighbouring features, without a copy. No level."""
-        begin, end, step = features.indices(x.shape[1])
-        if step != 1:
-            raise InputError(f"features {features}: choose neighbouring ones, step 1")
-        return self._wrap(self._core.select(_core_of(x), begin, end))
-
-    def linear(
-        self, x: EncryptedTensor, weights: Matrix | npt.ArrayLike, *, transpose: bool = False
-    ) -> EncryptedTensor:
-        """X W^T (x W if ``transpose``) for a clear matrix, as a `Matrix` or an array (quantised to 8 bits here).
-
-        An exact integer product modulo every prime: no level, no rotation. The outputs' scales carry 1 / delta.
-        """
-        matrix = weights if isinstance(weights, Matrix) else Matrix(weights)
-        return self._wrap(self._core.linear(_core_of(x), matrix._core, transpose))
-
-    def linear_combination(
-        self, tensors: Sequence[EncryptedTensor], weights: npt.ArrayLike, constant: npt.ArrayLike = 0.0
-    ) -> EncryptedTensor:
-        """Constant + sum_t weights[t] tensors[t]; weights of shape (t,) or (t, features). One level."""
-        rows = np.asarray(weights, np.float64)
-        if rows.ndim == 1:
-            rows = rows[:, None]
-        if rows.ndim != 2 or len(rows) != len(tensors):
-            raise InputError(f"weights of shape {rows.shape} for {len(tensors)} tensors; pass (t,) or (t, features)")
-        core = self._core.linear_combination(
-            [_core_of(x) for x in tensors], rows.tolist(), np.atleast_1d(as_numbers(constant)).tolist()
-        )
-        return self._wrap(core)
-
-    def polynomial(self, x: EncryptedTensor, polynomial: Polynomial) -> EncryptedTensor:
-        """p(x) in every slot. The polynomial's depth in levels, one more if x's scale is large for the domain."""
-        low, high = polynomial.domain
-        coefficients = np.asarray(polynomial.coefficients, np.float64)
-        return self._wrap(self._core.polynomial(_core_of(x), polynomial.basis, coefficients, low, high))
-
-    def rescale(self, x: EncryptedTensor) -> EncryptedTensor:
-        """Divide scale and error by the level's prime. One level."""
-        return self._wrap(self._core.rescale(_core_of(x)))
-
-    def drop_to(self, x: EncryptedTensor, level: int) -> EncryptedTensor:
-        """X at a lower level and the same scale: smaller and faster, no more exact."""
-        return self._wrap(self._core.drop(_core_of(x), level))
-
-    @overload
-    def rotate(self, x: EncryptedTensor, steps: int) -> EncryptedTensor: ...
-    @overload
-    def rotate(self, x: EncryptedTensor, steps: Sequence[int]) -> list[EncryptedTensor]: ...
-    def rotate(self, x: EncryptedTensor, steps: Sequence[int] | int) -> EncryptedTensor | list[EncryptedTensor]:
-        """Slot i takes slot i + steps (cyclic over all slots), as ``numpy.roll(x, -steps)``. No level.
-
-        Several steps are hoisted: the decomposition of x is computed once, and a list comes back.
-        """
-        if isinstance(steps, (int, np.integer)):
-            return self._wrap(self._core.rotate(_core_of(x), [int(steps)])[0])
-        return [self._wrap(core) for core in self._core.rotate(_core_of(x), [int(step) for step in steps])]
-
-    def conjugate(self, x: EncryptedTensor) -> EncryptedTensor:
-        """The complex conjugate of every slot. No level."""
-        return self._wrap(self._core.conjugate(_core_of(x)))
-
-    def sum_slots(self, x: EncryptedTensor) -> EncryptedTensor:
-        """The sum over all slots, in every slot: rotations by 1, 2, 4, ... slots / 2. No level."""
-        return self._wrap(self._core.sum_slots(_core_of(x)))
-
-    def pack_slot_sums(self, x: EncryptedTensor) -> EncryptedTensor:
-        """The sums over all slots of every feature, packed as the coefficients of ceil(features / N) ciphertexts.
-
-        One automorphism a feature and no level (Chen, Dai, Kim, Song, "Efficient Homomorphic Conversion Between (Ring)
-        LWE Ciphertexts", 2021). Only for :meth:`SecretKey.decrypt_sums`: slots of the result mean nothing. Slots
-        beyond the tokens count too: they hold zero unless a constant was added. Needs keys made with ``packing``.
-        """
-        return self._wrap(self._core.pack_slot_sums(_core_of(x)))
-
-    def assume(self, x: EncryptedTensor, bound: float) -> EncryptedTensor:
-        """X with the caller's promise that |value| <= bound. No copy, no level.
-
-        Raises:
-            CkksError: the bound is not a positive number.
-        """
-        return self._wrap(self._core.assume(_core_of(x), bound))
+    def _run(
+        self, inputs: Sequence[EncryptedTensor], operation: Callable[..., Any], *arguments: Any
+    ) -> list[EncryptedTensor]:
+        return [EncryptedTensor(core, self.parameters) for core in called(operation, self._cores(inputs), arguments)]
 
     def __repr__(self) -> str:
         return f"<CKKS evaluator of {self.parameters.name}, keys: {self.keys!r}>"
 
 
-def as_numbers(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """A number, or numbers of shape (features,), as finite float64 of one dimension."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub" or array.ndim > 1:
-        raise InputError(f"expected a number or numbers of shape (features,), got {array.dtype} of shape {array.shape}")
-    if not np.isfinite(array.astype(np.float64)).all():
-        raise CkksError("a constant is NaN or infinity")
-    return np.atleast_1d(array.astype(np.float64))
+def called(
+    operation: Callable[..., Any], cores: Sequence[_core.CkksTensor], arguments: Sequence[Any]
+) -> list[_core.CkksTensor]:
+    """Call an operation of the compiled evaluator, with a list of tensors as one argument and a tuple as several."""
+    clear = [argument._core if isinstance(argument, Matrix) else argument for argument in arguments]
+    made = operation(cores, *clear) if isinstance(cores, list) else operation(*cores, *clear)
+    return made if isinstance(made, list) else [made]

@@ -38,20 +38,20 @@ def as_scales(scale: npt.ArrayLike | None) -> Array:
     return np.zeros(0) if scale is None else np.atleast_1d(np.asarray(scale, np.float64))
 
 
-def _encrypted(
-    key: PublicKey | SecretKey, values: npt.ArrayLike, bound: float, level: int | None, scale: npt.ArrayLike | None
-) -> EncryptedTensor:
+def as_fresh(
+    parameters: Parameters, values: npt.ArrayLike, bound: float, level: int | None, scale: npt.ArrayLike | None
+) -> tuple[Array, Array | None, int, float, Array]:
+    """Clear values, level, bound and scales of a fresh tensor, as the core takes them."""
     re, im = as_values(values)
-    depth = key.parameters.depth
     # What has the wrong type is found here: the core's own refusal would show all arguments, and so the values.
     if not isinstance(bound, (int, float, np.integer, np.floating)):
         raise InputError(f"bound is of type {type(bound).__name__}: give a number")
     if not isinstance(level, (int, np.integer, type(None))):
         raise InputError(f"level is of type {type(level).__name__}: give a whole number")
-    at = depth if level is None else int(level)
-    if not 0 <= at <= depth:
-        raise CkksError(f"level {at} is outside [0, {depth}] of {key.parameters.name}")
-    return EncryptedTensor(key._core.encrypt(re, im, at, float(bound), as_scales(scale)), key.parameters)
+    at = parameters.depth if level is None else int(level)
+    if not 0 <= at <= parameters.depth:
+        raise CkksError(f"level {at} is outside [0, {parameters.depth}] of {parameters.name}")
+    return re, im, at, float(bound), as_scales(scale)
 
 
 class EvaluationKeys(Immutable):
@@ -121,7 +121,8 @@ class PublicKey(Immutable):
         scale: npt.ArrayLike | None = None,
     ) -> EncryptedTensor:
         """As :meth:`SecretKey.encrypt`."""
-        return _encrypted(self, values, bound, level, scale)
+        fresh = as_fresh(self.parameters, values, bound, level, scale)
+        return EncryptedTensor(self._core.encrypt(*fresh), self.parameters)
 
     def to_bytes(self) -> bytes:
         """Serialise, with a version, a parameter hash, lengths and a checksum."""
@@ -168,7 +169,8 @@ class SecretKey:
             CkksError: a value above the bound or not finite, more tokens than slots, a level that does not exist.
             InputError: unusable shape, dtype, bound or scale.
         """
-        return _encrypted(self, values, bound, level, scale)
+        fresh = as_fresh(self.parameters, values, bound, level, scale)
+        return EncryptedTensor(self._core.encrypt(*fresh), self.parameters)
 
     def decrypt(self, tensor: EncryptedTensor, *, complex: bool = False) -> Array:
         """Return the values, float64 (or complex128) of shape (tokens, features).
@@ -198,7 +200,8 @@ class SecretKey:
         """Decrypt real values that others will see: with noise from the operating system that drowns the error.
 
         Uniform noise of up to ``2^flood_bits`` times the predicted worst error is added: a value then says at most
-        2^-flood_bits (in statistical distance) about the error under it.
+        2^-flood_bits (in statistical distance) about the error under it. The prediction is this side's: what
+        `EncryptedTensor.from_bytes` expected.
 
         Args:
             tensor: what to decrypt.

@@ -99,8 +99,9 @@ class Polynomial:
         return peak(lambda x: np.abs(self(x)), self.domain)
 
     def __call__(self, x: npt.ArrayLike) -> Any:
-        """Evaluate in double precision (Clenshaw, Horner), at any shape; a number gives a number."""
-        values = np.asarray(x, np.float64)
+        """Evaluate in double precision (Clenshaw, Horner) at real or complex x of any shape; a number gives one."""
+        values = np.asarray(x)
+        values = values if values.dtype.kind == "c" else values.astype(np.float64)
         if self.basis == "power":
             return polynomial.polyval(values, np.array(self.coefficients))
         low, high = self.domain

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from numpy.typing import ArrayLike
+
+from privtuner.ckks.evaluator import Matrix
+from privtuner.ckks.polynomial import Polynomial
 
 __all__ = ["EvaluatorProtocol", "Tensor", "TensorProtocol"]
 
@@ -37,9 +40,9 @@ class EvaluatorProtocol(Protocol[Tensor]):
 
     Circuits (`privtuner.ckks.circuits`) are written against this protocol alone. A tensor is what `TensorProtocol`
     says; its bound is declared or derived. No operation changes its inputs. Two tensors may differ in level: the higher
-    one is brought down. A tensor of one feature combines with one of any number of features, the same feature with each.
+    one is brought down. A tensor of one feature combines with one of any number of features, the same with each.
 
-    Every operation raises :class:`privtuner.errors.CkksError` when it cannot be done: not enough levels, scales that
+    Every operation raises `privtuner.errors.CkksError` when it cannot be done: not enough levels, scales that
     do not agree, tensors of other parameters or shapes, a rotation without its key.
     """
 
@@ -47,23 +50,27 @@ class EvaluatorProtocol(Protocol[Tensor]):
     slots: int
 
     def add(self, x: Tensor, y: Tensor | ArrayLike) -> Tensor:
-        """X + y; y a tensor, a number, or numbers of shape (features,). No level."""
+        """The sum x + y; y a tensor, a number, or numbers of shape (features,). No level."""
         ...
 
     def subtract(self, x: Tensor, y: Tensor | ArrayLike) -> Tensor:
-        """X - y, as :meth:`add`. No level."""
+        """The difference x - y, as `add`. No level."""
         ...
 
     def negate(self, x: Tensor) -> Tensor:
-        """-x. No level."""
+        """The negative, -x. No level."""
         ...
 
     def multiply(self, x: Tensor, y: Tensor | ArrayLike) -> Tensor:
-        """X y slot by slot; y a tensor, a number, or numbers of shape (features,). One level."""
+        """The product x y, slot by slot; y a tensor, a number, or numbers of shape (features,). One level."""
+        ...
+
+    def square(self, x: Tensor) -> Tensor:
+        """The square x x. One level."""
         ...
 
     def multiply_plain(self, x: Tensor, values: ArrayLike) -> Tensor:
-        """X times clear values of shape (tokens,) or (tokens, features), slot by slot. One level."""
+        """The product of x and clear values of shape (tokens,) or (tokens, features), slot by slot. One level."""
         ...
 
     def dot(self, x: Tensor, y: Tensor) -> Tensor:
@@ -82,16 +89,20 @@ class EvaluatorProtocol(Protocol[Tensor]):
         """Some of the features. No level."""
         ...
 
-    def linear(self, x: Tensor, weights: Any, *, transpose: bool = False) -> Tensor:
-        """X W^T (x W if ``transpose``) for clear weights, prepared or as an array. No level."""
+    def linear(self, x: Tensor, weights: Matrix | ArrayLike, *, transpose: bool = False) -> Tensor:
+        """The product x W^T (x W if ``transpose``) for a clear matrix. No level."""
         ...
 
     def linear_combination(self, tensors: Sequence[Tensor], weights: ArrayLike, constant: ArrayLike = 0.0) -> Tensor:
-        """Constant + sum_t weights[t] tensors[t]; weights of shape (t,) or (t, features). One level."""
+        """The sum constant + sum_t weights[t] tensors[t]; weights of shape (t,) or (t, features). One level."""
         ...
 
-    def polynomial(self, x: Tensor, polynomial: Any) -> Tensor:
-        """A :class:`privtuner.ckks.Polynomial` of every slot, at the depth the polynomial states."""
+    def polynomial(self, x: Tensor, polynomial: Polynomial) -> Tensor:
+        """The polynomial's value in every slot. The depth it states."""
+        ...
+
+    def drop_to(self, x: Tensor, level: int) -> Tensor:
+        """The same values at a lower level: smaller and faster, no more exact."""
         ...
 
     def rotate(self, x: Tensor, steps: Sequence[int] | int) -> Tensor | list[Tensor]:
@@ -114,5 +125,5 @@ class EvaluatorProtocol(Protocol[Tensor]):
         ...
 
     def assume(self, x: Tensor, bound: float) -> Tensor:
-        """X with the caller's promise that |value| <= bound in every slot."""
+        """The same tensor with the caller's promise that |value| <= bound in every slot."""
         ...

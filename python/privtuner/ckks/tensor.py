@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from privtuner import _core, wire
 from privtuner.ckks.parameters import BytesLike, Parameters
 from privtuner.copies import Immutable
 
-__all__ = ["Budget", "EncryptedTensor"]
+__all__ = ["Budget", "EncryptedTensor", "Tensor"]
 
 
 class Budget(NamedTuple):
@@ -28,16 +29,18 @@ class Budget(NamedTuple):
     """log2(bound / error): correct bits of a value as large as the bound."""
 
 
-class EncryptedTensor(Immutable):
-    """An encrypted array of shape (tokens, features). Immutable.
+class Tensor(ABC):
+    """What is known of an encrypted array of shape (tokens, features) wherever its words are. Immutable.
 
     Attributes:
         shape: (tokens, features).
         level: multiplications left.
         bound: |value| <= bound in every slot, as declared on encryption, derived, or promised by ``assume``.
         planned: True in a dry run, where the tensor has everything but ciphertexts.
-        nbytes: in memory; ``len(to_bytes())`` is less.
+        nbytes: of its words in memory.
     """
+
+    planned: bool
 
     def __init__(self, core: _core.CkksTensor, parameters: Parameters) -> None:
         self._core = core
@@ -45,7 +48,6 @@ class EncryptedTensor(Immutable):
         self.shape: tuple[int, int] = (core.tokens, core.features)
         self.level: int = core.level
         self.bound: float = core.bound
-        self.planned: bool = core.planned
         self.nbytes: int = core.nbytes
 
     @property
@@ -58,16 +60,35 @@ class EncryptedTensor(Immutable):
         """float64 (features,): predicted standard deviation of the slots' errors."""
         return self._core.noise
 
-    @property
-    def message_bytes(self) -> int:
-        """Length of ``to_bytes()``: a fresh tensor carries a 32-byte seed instead of half of its words."""
-        return self._core.message_bytes
-
     def budget(self) -> Budget:
         """Level, scale and predicted error."""
         error = self._core.worst_error
         bits = math.inf if error == 0 else math.log2(self.bound / error) if self.bound > 0 else -math.inf
         return Budget(self.level, math.log2(float(self.scale.max())), error, bits)
+
+    @abstractmethod
+    def _place(self) -> str:
+        """Say in a word where the words are."""
+
+    def __repr__(self) -> str:
+        budget = self.budget()
+        return (
+            f"<{self._place()} tensor {self.shape}, level {budget.level}, scale 2^{budget.scale_bits:.1f}, "
+            f"|value| <= {self.bound:.4g}, {budget.bits:.1f} bits>"
+        )
+
+
+class EncryptedTensor(Tensor, Immutable):
+    """An encrypted array of shape (tokens, features) in this process. Immutable."""
+
+    def __init__(self, core: _core.CkksTensor, parameters: Parameters) -> None:
+        super().__init__(core, parameters)
+        self.planned = core.planned
+
+    @property
+    def message_bytes(self) -> int:
+        """Length of ``to_bytes()``: a fresh tensor carries a 32-byte seed instead of half of its words."""
+        return self._core.message_bytes
 
     def residues(self, limb: int) -> npt.NDArray[np.uint64]:
         """Residues modulo ``parameters.primes[limb]``: uint64 (features, 2, N), transformed (NTT).
@@ -119,10 +140,5 @@ class EncryptedTensor(Immutable):
         rows = (row.tobytes() for row in (self._core.scale, self._core.noise, self._core.shared))
         return (EncryptedTensor._restore, (self.parameters, self.to_bytes(), self.level, self.bound, *rows))
 
-    def __repr__(self) -> str:
-        kind = "planned" if self.planned else "encrypted"
-        budget = self.budget()
-        return (
-            f"<{kind} tensor {self.shape}, level {budget.level}, scale 2^{budget.scale_bits:.1f}, "
-            f"|value| <= {self.bound:.4g}, {budget.bits:.1f} bits>"
-        )
+    def _place(self) -> str:
+        return "planned" if self.planned else "encrypted"

@@ -1,7 +1,10 @@
-"""The GPU engine: the same schemes and the same bytes on the wire, by CUDA kernels through CuPy."""
+"""GPUs as devices: the same schemes and the same bytes on the wire, by CUDA kernels through CuPy."""
 
 from __future__ import annotations
 
-from .device import Device, available, devices, status
+from privtuner.cuda.client import CudaClient
+from privtuner.cuda.device import Device, Status, available, devices, status
+from privtuner.cuda.evaluator import CudaEvaluator
+from privtuner.cuda.server import CudaServer
 
-__all__ = ["Device", "available", "devices", "status"]
+__all__ = ["CudaClient", "CudaEvaluator", "CudaServer", "Device", "Status", "available", "devices", "status"]

@@ -19,7 +19,7 @@ class CudaClient(LinearClient, Stays):
 
     Args:
         device: from :func:`privtuner.cuda.devices`.
-        mask_cache_bytes: device memory for mask products, None for what is left of it; see `privtuner.linear.MaskCache`.
+        mask_cache_bytes: device memory for mask products, None for what work leaves of it; see `linear.MaskCache`.
 
     Raises:
         privtuner.errors.InputError: ``mask_cache_bytes`` is negative.

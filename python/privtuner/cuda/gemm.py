@@ -13,15 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
-from .device import Device, constant
+from privtuner import _core
+from privtuner.cuda.device import Device, constant
+from privtuner.errors import InputError
 
-__all__ = ["MAX_DEPTH", "MAX_WEIGHT16", "Packed", "Weights", "multiply", "pack", "packed_bytes", "workspace_bytes"]
-
-MAX_DEPTH = 65536
-"""Longest sum: 65536 * 128 * 255 < 2^31."""
-MAX_WEIGHT16 = 127 * 256 + 127
-"""Largest size of a 16-bit weight: its low and its high byte are both signed."""
+__all__ = ["Packed", "Weights", "multiply", "pack", "packed_bytes", "workspace_bytes"]
 
 # Of kernels/gemm.cu.
 _TILE_ROWS = 128
@@ -55,15 +51,19 @@ class Weights:
         """
         if integers.dtype not in (np.int8, np.int16):
             raise InputError(f"weights are {integers.dtype}; give int8 or int16")
-        if integers.ndim != 2 or not all(1 <= length <= MAX_DEPTH for length in integers.shape):
-            raise InputError(f"weights have shape {integers.shape}; give a matrix of 1 to {MAX_DEPTH} rows and columns")
+        if integers.ndim != 2 or not all(1 <= length <= _core.MAX_DEPTH for length in integers.shape):
+            raise InputError(
+                f"weights have shape {integers.shape}; give a matrix of 1 to {_core.MAX_DEPTH} rows and columns"
+            )
         self.device = device
         self.rows, self.cols = integers.shape
         self.bytes_per_weight = integers.dtype.itemsize
         planes = [integers]
         if self.bytes_per_weight == 2:
-            if integers.min() < -MAX_WEIGHT16 or integers.max() > MAX_WEIGHT16:
-                raise InputError(f"a weight is outside [-{MAX_WEIGHT16}, {MAX_WEIGHT16}], where 16-bit ones are")
+            if integers.min() < -_core.MAX_WEIGHT_16 or integers.max() > _core.MAX_WEIGHT_16:
+                raise InputError(
+                    f"a weight is outside [-{_core.MAX_WEIGHT_16}, {_core.MAX_WEIGHT_16}], where 16-bit ones are"
+                )
             planes = [integers.astype(np.int8), ((integers + np.int16(128)) >> 8).astype(np.int8)]  # low: modulo 256
         self.planes = device.upload(np.stack(planes).astype(np.int8), "a weight matrix")
 
@@ -199,10 +199,10 @@ def packed_bytes(depth: int, batch: int, columns: int, word_bytes: int, bits: in
     Raises:
         InputError: as `pack`.
     """
-    if not (1 <= depth <= MAX_DEPTH and 1 <= batch <= _MAX_BATCH and columns >= 1):
+    if not (1 <= depth <= _core.MAX_DEPTH and 1 <= batch <= _MAX_BATCH and columns >= 1):
         raise InputError(
             f"residues of shape ({depth}, {batch}, {columns}); give (depth, batch, columns) of at least 1 each, depth "
-            f"up to {MAX_DEPTH}, batch up to {_MAX_BATCH}"
+            f"up to {_core.MAX_DEPTH}, batch up to {_MAX_BATCH}"
         )
     tile = _TILE_COLUMNS[word_bytes]
     return batch * _ceil(columns, tile) * tile * _ceil(depth, _STEP) * _STEP * _planes(word_bytes, bits)

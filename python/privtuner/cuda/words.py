@@ -223,10 +223,10 @@ class Words:
         key: Array,
         *,
         summed: bool,
-        multipliers: npt.NDArray[np.uint64] | None = None,
-        terms: Sequence[Array] = (),
-        weights: npt.NDArray[np.uint64] | None = None,
-        constants: npt.NDArray[np.uint64] | None = None,
+        multipliers: npt.NDArray[np.uint64] | None,
+        terms: Sequence[Array],
+        weights: npt.NDArray[np.uint64],
+        constants: npt.NDArray[np.uint64] | None,
     ) -> None:
         """Products times multipliers, plus a sum as that of `combine`; relinearised and divided by the last prime.
 
@@ -238,8 +238,8 @@ class Words:
             summed: the sum over the features of x and y is the one feature of out.
             multipliers: (limbs, features), residues; None: 1.
             terms: added before the division, see `combine`.
-            weights: of the terms.
-            constants: of the sum.
+            weights: (limbs, terms, features), residues.
+            constants: (limbs, features), residues; None: no constants.
         """
         features, _, kept, n = out.shape
         limbs = kept + 1
@@ -261,12 +261,11 @@ class Words:
                 *(_step(a), _step(b), a.shape[2], b.shape[2], int(multipliers is not None)),
             )
             if terms or constants is not None:
-                none = np.empty((limbs, 0, features), np.uint64)
                 self._add_up(
                     degree,
                     degree,
                     [_chunk(term, begin, end) for term in terms],
-                    (none if weights is None else weights)[:, :, begin:end],
+                    weights[:, :, begin:end],
                     None if constants is None else constants[:, begin:end],
                     limbs,
                     3 * limbs,
@@ -367,19 +366,19 @@ class Words:
         primes = [*range(limbs), *range(self._max_limbs, len(self._primes))]
         parts = []
         for digit in range(-(-limbs // self._core.digit_limbs)):
-            constants = self._core.conversion("digit", digit, limbs)
-            parts.append((constants, [prime for prime in primes if prime not in constants["from"]]))
+            constants = self._core.digit_conversion(digit, limbs)
+            parts.append((constants, [prime for prime in primes if prime not in constants.sources]))
         return _Conversion.of(self._device, self._transforms, parts)
 
     def _make_division(self, kind: str, limbs: int) -> _Division:
         """By what is divided out ("last": limb `limbs` - 1, "special": the special primes, "special_last": both)."""
         if kind == "last":
-            constants = self._core.conversion("last", limbs, 0)
+            constants = self._core.last_conversion(limbs)
         else:
-            constants = self._core.conversion("special", limbs, int(kind == "special_last"))
+            constants = self._core.special_conversion(limbs, kind == "special_last")
         kept = limbs if kind == "special" else limbs - 1
         conversion = _Conversion.of(self._device, self._transforms, [(constants, list(range(kept)))])
-        inverse = [int(word) for word in constants["inverse_product"][:kept]]
+        inverse = [int(word) for word in constants.inverse_product[:kept]]
         pairs = [(word, (word << 64) // prime) for word, prime in zip(inverse, self._primes[:kept], strict=True)]
         return _Division(**vars(conversion), factors=self._device.upload(np.array(pairs, np.uint64)))
 
@@ -428,25 +427,25 @@ class _Conversion:
 
     @classmethod
     def of(
-        cls, device: Device, transforms: Transforms, parts: Sequence[tuple[Mapping[str, Any], list[int]]]
+        cls, device: Device, transforms: Transforms, parts: Sequence[tuple[_core.BaseConversion, list[int]]]
     ) -> _Conversion:
         """Several conversions beside each other: the constants of each and the primes it leads to."""
-        sources = [int(prime) for constants, _ in parts for prime in constants["from"]]
-        cofactors = [int(word) for constants, _ in parts for word in constants["inverse_cofactor"]]
+        sources = [int(prime) for constants, _ in parts for prime in constants.sources]
+        cofactors = [int(word) for constants, _ in parts for word in constants.inverse_cofactor]
         order = sorted(sources)
-        width = 1 + max(len(constants["from"]) for constants, _ in parts)
+        width = 1 + max(len(constants.sources) for constants, _ in parts)
         groups: list[tuple[int, int, int, int]] = []
         targets: list[int] = []
         weights: list[npt.NDArray[np.uint64]] = []
         first = 0
         for constants, primes in parts:
-            count = len(constants["from"])
+            count = len(constants.sources)
             for begin in range(0, len(primes), _TARGETS):
                 groups.append((first, count, len(targets) + begin, min(_TARGETS, len(primes) - begin)))
             first += count
             targets += primes
-            weights += [np.pad(constants["weights"][prime], (0, width - 1 - count)) for prime in primes]
-        inverses = np.concatenate([constants["inverse_prime"] for constants, _ in parts])
+            weights += [np.pad(row, (0, width - 1 - count)) for row in constants.weights[primes]]
+        inverses = np.concatenate([constants.inverse_prime for constants, _ in parts])
         return cls(
             order=device.upload(np.array(order, np.uint32)),
             scales=transforms.scales(order, [cofactors[sources.index(prime)] for prime in order]),

@@ -1,8 +1,8 @@
 """LoRA adapters that the server holds, as in PrivTuner: one linear layer, many devices.
 
 **Only for a server that is trusted to follow the protocol.** The device decrypts what comes in the place of a gradient
-and sends it back in the clear: a server that deviates reads the device's inputs, or its secret key, within a few steps.
-See "Adapters held by the server" in SECURITY.md.
+and sends it back in the clear: a server that deviates reads the device's inputs. See "Adapters held by the
+server" in SECURITY.md.
 
 The device keeps its data and labels, the server weight and adapters::
 
@@ -122,7 +122,8 @@ class HeldPublic:
             raise MessageError("held adapter: its public part uses a field of the head that it has no use for")
         if len(body) < _HELD.size:
             raise MessageError(f"held adapter: a public part of {len(body)} bytes is truncated; fetch it again")
-        d_in, d_out, r, adam, *numbers, seed = _HELD.unpack_from(body)
+        d_in, d_out, r, adam, lr, factor, bound, largest, seed = _HELD.unpack_from(body)
+        numbers = (lr, factor, bound, largest)
         if not (1 <= d_in <= 65536 and 1 <= d_out <= 65536 and 1 <= r <= max(d_in, d_out) and adam <= 1 and seed >= 0):
             raise MessageError(f"held adapter: shape ({d_out}, {d_in}), rank {r} or another field is impossible")
         if not all(math.isfinite(number) and number > 0 for number in numbers):
@@ -130,7 +131,7 @@ class HeldPublic:
         parameters = Parameters.from_bytes(body[_HELD.size :])
         if parameters.depth < 2:
             raise MessageError(f"held adapter: {parameters.name} has no two levels")
-        return cls(head.subject, parameters, d_in, d_out, r, bool(adam), *numbers, seed)
+        return cls(head.subject, parameters, d_in, d_out, r, bool(adam), *numbers, seed=seed)
 
 
 class LoraAdapter:

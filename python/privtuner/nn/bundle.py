@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from privtuner import linear
+from privtuner.ckks import Parameters
 from privtuner.errors import InputError, MessageError
 from privtuner.nn.sealed import SealedSpec
 from privtuner.sealed.blocks import SealedPublic
@@ -208,11 +209,12 @@ class OwnerBundle:
         config = describing_entries(config)
         publics = {name: tensor.numpy().tobytes() for name, tensor in load(bytes(files[_PUBLICS])).items()}
         sealed = {}
+        sets: dict[bytes, Parameters] = {}
         for name, spec in manifest["sealed"].items():
             if spec["kind"] not in ("linear", "conv1d"):
                 raise MessageError(f"bundle: sealed block '{name}' is of unknown kind {spec['kind']!r}")
             first, activation, second = map(str, spec["modules"])
-            public = SealedPublic.from_bytes(publics.pop(name))
+            public = SealedPublic.from_bytes(publics.pop(name), sets)
             sealed[name] = SealedSpec(spec["kind"], first, activation, second, public)
         return cls(
             config=config,

@@ -1,4 +1,4 @@
-"""OpenFHE's CKKS as a second engine: its keys, ciphertexts and parameters, privtuner's products and training on them.
+"""CKKS of OpenFHE: its keys, ciphertexts and parameters, and privtuner's products and training on them.
 
 The same names and the same steps as :mod:`privtuner.ckks`::
 
@@ -20,6 +20,7 @@ from .context import Context
 from .evaluator import Evaluator
 from .keys import EvaluationKeys, PublicKey, SecretKey
 from .library import available, num_threads, set_num_threads, status
+from .server import OpenFheServer
 from .tensor import EncryptedTensor
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "EvaluationKeys",
     "Evaluator",
     "OpenFheClient",
+    "OpenFheServer",
     "PublicKey",
     "SecretKey",
     "available",

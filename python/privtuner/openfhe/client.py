@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CkksError, InputError, MessageError, SecretError
-from ..linear import Direction, Public, as_batch
+from ..linear import Direction, Public, as_batch, require_finite
 from ..parties import LinearClient
 from . import messages
 from .context import Context
@@ -79,15 +79,11 @@ class OpenFheClient(LinearClient):
             InputError: wrong shape or dtype, a value that is not finite in float32, or no tokens.
         """
         batch = as_batch(x, public, direction).astype(np.float64)
-        if not np.isfinite(batch).all():
-            place = tuple(int(i) for i in np.argwhere(~np.isfinite(batch))[0])
-            raise InputError(f"x[{place[0]}, {place[1]}] is {batch[place]}: every value must be finite")
+        require_finite("x", batch)
         norm = public._core.norm_forward
         if direction == "backward":
             batch, norm = batch * public.delta, public._core.norm_backward
         tokens, features = batch.shape
-        if tokens > messages.MAX_TOKENS:
-            raise InputError(f"x has {tokens} tokens: a request carries 1 to {messages.MAX_TOKENS}")
         length = np.linalg.norm(batch, axis=1)
         slots, modulus = self.context.slots, self.context.moduli[0]
         # |sum_j W[k, j] e_j| <= |W[k]| sqrt(features) |e|, for every coefficient.

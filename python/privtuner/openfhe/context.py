@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..ckks import Parameters
+from ..ckks.arguments import whole
 from ..copies import Immutable
 from ..errors import CkksError, InputError, MessageError
-from .library import Saved, library, read, whole
+from .library import Saved, library, read
 
 __all__ = ["Context"]
 

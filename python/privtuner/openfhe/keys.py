@@ -14,25 +14,13 @@ from ..ckks.keys import as_values
 from ..copies import Immutable
 from ..errors import CkksError, InputError, SecretError
 from .context import BytesLike, Context, require_message, same_context
+from .estimate import SIGMA, Estimate, slot_noise
 from .library import Saved, library, read, write
 from .tensor import EncryptedTensor
 
 __all__ = ["EvaluationKeys", "PublicKey", "SecretKey"]
 
 Array = npt.NDArray[Any]
-
-SIGMA = 3.19
-"""Standard deviation of OpenFHE's errors."""
-
-
-def slot_noise(context: Context, coefficient: float, scale: float) -> float:
-    """Standard deviation of a slot's real part, of one of each coefficient."""
-    return coefficient * math.sqrt(context.ring_dimension / 2) / scale
-
-
-def rounding_noise(context: Context) -> float:
-    """Of a coefficient, after a division: uniform rounding times (1, s), s uniform ternary."""
-    return math.sqrt((1 + context.ring_dimension * 2 / 3) / 12)
 
 
 def _encrypted(
@@ -60,7 +48,8 @@ def _encrypted(
     noise = slot_noise(context, math.hypot(fresh, math.sqrt(1 / 12)), core.scaling_factor)
     # Doubles and OpenFHE's transform of them.
     bias = bound * 2.0**-44
-    return EncryptedTensor(core, context, len(re), bound, slot_bound=bound, noise=noise, bias=bias, independent=True)
+    estimate = Estimate.of_slots(bound, re.shape[1], noise, bias, independent=True)
+    return EncryptedTensor(core, context, len(re), estimate)
 
 
 class EvaluationKeys(Immutable):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import operator
 import os
 import tempfile
 from abc import ABC, abstractmethod
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import _core
+from ..ckks.arguments import whole
 from ..errors import EngineError, InputError
 from ..packages import CHECKOUT
 from ..paths import writing
@@ -42,11 +42,11 @@ def _module() -> Any:
     except ModuleNotFoundError:
         return f"{_core.openfhe_status}; {_INSTALL}"
     except ImportError as error:
-        return f"the engine was built, but its libraries do not load ({error}): put OpenFHE back, or build again"
+        return f"privtuner was built with it, but its libraries do not load ({error}): put OpenFHE back, or build again"
 
 
 def status() -> Status:
-    """Say whether the engine is there, which OpenFHE it is, and why not."""
+    """Say whether OpenFHE can be used, which one it is, and why not."""
     module = _module()
     if isinstance(module, str):
         return Status(False, "", module)
@@ -54,7 +54,7 @@ def status() -> Status:
 
 
 def available() -> bool:
-    """Whether the engine can be used."""
+    """Whether OpenFHE can be used."""
     return status().available
 
 
@@ -66,7 +66,7 @@ def library() -> Any:
     """
     module = _module()
     if isinstance(module, str):
-        raise EngineError(f"the OpenFHE engine is not available: {module}")
+        raise EngineError(f"OpenFHE is not available: {module}")
     return module
 
 
@@ -85,17 +85,6 @@ def set_num_threads(n: int) -> None:
         EngineError: a child of a ``fork`` at which another thread used OpenFHE. So does every operation.
     """
     library().set_num_threads(whole("num_threads", n))
-
-
-def whole(name: str, value: object) -> int:
-    """A whole number of 31 bits, or InputError."""
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise InputError(f"{name} is {value!r}; give a whole number") from None
-    if abs(number) >= 1 << 31:
-        raise InputError(f"{name} is {number}; give a number below 2^31 in size")
-    return number
 
 
 class Saved(ABC):

@@ -20,22 +20,20 @@ from typing import TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from privtuner import wire
+from privtuner import _core, wire
 from privtuner.errors import MessageError
 from privtuner.linear import Direction
 
-__all__ = ["BLOCK", "MAX_TOKENS", "REQUEST", "Head", "read", "write"]
+__all__ = ["BLOCK", "REQUEST", "Head", "read", "write"]
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 Residues: TypeAlias = npt.NDArray[np.uint64]
 
 REQUEST, BLOCK = "openfhe_request", "openfhe_reply"
-MAX_TOKENS = 1 << 24
-"""In one request."""
 
 _PREFIX = struct.Struct("<IIII")
 _NAMES = {REQUEST: "request", BLOCK: "reply"}
-_LARGEST = {"towers": 64, "tokens": MAX_TOKENS, "features": 1 << 16, "total": 1 << 16}
+_LARGEST = {"towers": 64, "tokens": _core.MAX_TOKENS, "features": 1 << 16, "total": 1 << 16}
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from privtuner import wire
+from privtuner.ckks.arguments import whole
 from privtuner.ckks.tensor import Budget
 from privtuner.copies import Immutable
 from privtuner.errors import CkksError, InputError, MessageError
 from privtuner.openfhe.context import BytesLike, Context, require_message
-from privtuner.openfhe.library import Saved, library, read, whole, write
+from privtuner.openfhe.estimate import Estimate
+from privtuner.openfhe.library import Saved, library, read, write
 
 __all__ = ["EncryptedTensor"]
 
@@ -34,37 +36,22 @@ class EncryptedTensor(Immutable, Saved):
         shape: (tokens, features). level: multiplications left.
         bound: |value| <= bound in every slot, as declared on encryption, derived, or promised by ``assume``.
         factor: float64 (features,).
+        estimate: all that is predicted of the values.
         nbytes: in memory.
     """
 
-    def __init__(
-        self,
-        core: Any,
-        context: Context,
-        tokens: int,
-        bound: float,
-        *,
-        slot_bound: float,
-        noise: float,
-        bias: float = 0.0,
-        factor: Array | None = None,
-        independent: bool = False,
-    ) -> None:
-        self._core, self.context = core, context
+    def __init__(self, core: Any, context: Context, tokens: int, estimate: Estimate) -> None:
+        self._core, self.context, self.estimate = core, context, estimate
         self.shape: tuple[int, int] = (tokens, core.features)
-        self.bound = float(bound)
-        self.factor = np.ones(core.features) if factor is None else factor
+        self.bound, self.factor = estimate.bound, estimate.factor
         self.level: int = context.level_of(core.level, core.noise_scale_degree)
         self.nbytes: int = core.nbytes
-        # Of what slots hold: bound, standard deviation of the random error, the systematic error.
-        self._slot_bound, self._noise, self._bias = float(slot_bound), float(noise), float(bias)
-        self._independent = independent  # whether the errors of the features are
         if self.level < 0:
             raise CkksError(f"the operation takes {-self.level} more levels than are left; choose a larger depth")
         room = sum(math.log2(q) for q in core.moduli) - 1 - math.log2(core.scaling_factor)
-        if self._slot_bound > 0 and math.log2(self._slot_bound) >= room:
+        if estimate.slots > 0 and math.log2(estimate.slots) >= room:
             raise CkksError(
-                f"values up to {self._slot_bound:.3g} in the slots outgrow the modulus left at level {self.level}, "
+                f"values up to {estimate.slots:.3g} in the slots outgrow the modulus left at level {self.level}, "
                 f"which holds 2^{room:.1f}; declare a smaller bound, or do this at a higher level"
             )
 
@@ -85,8 +72,8 @@ class EncryptedTensor(Immutable, Saved):
         # OpenFHE's added noise has at least N^(1/2) / 8 in every coefficient, at the scale it decodes at.
         scale = 2.0**self.context.scale_bits if len(self.moduli) > 1 else float(self._core.scaling_factor)
         floor = 0.125 * math.sqrt(n) * math.sqrt(n / 2) / scale
-        spread = math.sqrt(2) * math.hypot(self._noise, floor)
-        worst = math.sqrt(2 * math.log(2e6 * count)) * spread + self._bias
+        spread = math.sqrt(2) * math.hypot(self.estimate.noise, floor)
+        worst = math.sqrt(2 * math.log(2e6 * count)) * spread + self.estimate.bias
         error = worst * float(np.abs(self.factor).max())
         bits = math.log2(self.bound / error) if self.bound > 0 else -math.inf
         return Budget(self.level, math.log2(self._core.scaling_factor), error, bits)
@@ -106,10 +93,11 @@ class EncryptedTensor(Immutable, Saved):
         Not for others: of a circuit with secret weights, factors and errors tell the weights. Send `to_openfhe`, whose
         reader says itself what to expect.
         """
-        fields = _FIELDS.pack(int(self._independent), self.bound, self._slot_bound, self._noise, self._bias)
+        e = self.estimate
+        fields = _FIELDS.pack(int(e.independent), e.bound, e.slots, e.noise, e.bias)
         tokens, features = self.shape
-        parts = [fields, self.factor.astype("<f8"), self.to_openfhe()]
-        return wire.seal("openfhe_tensor", parts, tokens=tokens, features=features)
+        body = [fields, self.factor.astype("<f8").tobytes(), self.to_openfhe()]
+        return wire.seal("openfhe_tensor", body, tokens=tokens, features=features)
 
     @classmethod
     def from_bytes(cls, context: Context, data: BytesLike) -> EncryptedTensor:
@@ -132,18 +120,8 @@ class EncryptedTensor(Immutable, Saved):
         core = library().Ciphertexts.from_bytes(context._core, bytes(body[start:]))
         if core.features != features or not 1 <= tokens <= core.slots or not (np.isfinite(factor) & (factor > 0)).all():
             raise MessageError(f"tensor: shape ({tokens}, {features}) does not fit its {core.features} ciphertexts")
-        bound, slot_bound, noise, bias = numbers
-        return cls(
-            core,
-            context,
-            tokens,
-            bound,
-            slot_bound=slot_bound,
-            noise=noise,
-            bias=bias,
-            factor=factor,
-            independent=bool(flag),
-        )
+        bound, slots, noise, bias = numbers
+        return cls(core, context, tokens, Estimate(bound, factor, slots, noise, bias, bool(flag)))
 
     @classmethod
     def load(cls, context: Context, path: str | Path) -> EncryptedTensor:
@@ -186,7 +164,7 @@ class EncryptedTensor(Immutable, Saved):
             raise InputError(f"tokens {used}: the ciphertexts have {core.slots} slots")
         if not (math.isfinite(bound) and bound > 0 and math.isfinite(error) and error >= 0):
             raise InputError(f"bound {bound} must be a positive number and error {error} not negative")
-        return cls(core, context, used, bound, slot_bound=bound, noise=0.0, bias=error)
+        return cls(core, context, used, Estimate.of_slots(bound, core.features, 0.0, float(error)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (EncryptedTensor.from_bytes, (self.context, self.to_bytes()))

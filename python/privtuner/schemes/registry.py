@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from privtuner import cuda, openfhe
 from privtuner.cpu import CpuClient, CpuServer
-from privtuner.cuda.device import Status
 from privtuner.errors import InputError
-from privtuner.openfhe.server import OpenFheServer
 from privtuner.parties import LinearClient, LinearServer
-
-if TYPE_CHECKING:
-    from privtuner.cuda import Device
 
 __all__ = ["SCHEMES", "Backend", "Scheme", "scheme"]
 
@@ -29,8 +24,8 @@ class Backend(NamedTuple):
     """
 
     server: Callable[[str, int | None], LinearServer]
-    client: Callable[[str | Device, int | None], LinearClient]
-    status: Callable[[], Status | openfhe.library.Status]
+    client: Callable[[str | cuda.Device, int | None], LinearClient]
+    status: Callable[[], cuda.Status | openfhe.library.Status]
     ready: Callable[[int | None], object] = lambda _: None
 
 
@@ -62,7 +57,7 @@ class Scheme(NamedTuple):
         """
         return self._backend(device).server(device, memory_bytes)
 
-    def client(self, device: str | Device = "cpu", mask_cache_bytes: int | None = None) -> LinearClient:
+    def client(self, device: str | cuda.Device = "cpu", mask_cache_bytes: int | None = None) -> LinearClient:
         """Return the data owner's half, with fresh keys where it has any.
 
         Args:
@@ -87,7 +82,7 @@ class Scheme(NamedTuple):
         """
         self._backend(device).ready(threads)
 
-    def _backend(self, device: str | Device) -> Backend:
+    def _backend(self, device: str | cuda.Device) -> Backend:
         kind = device.partition(":")[0] if isinstance(device, str) else "cuda"
         if kind in self.backends:
             return self.backends[kind]
@@ -96,18 +91,10 @@ class Scheme(NamedTuple):
         raise InputError(f"the scheme {self.name} does not run on {device!r}: choose {hint}")
 
 
-def _cuda_server(device: str, memory_bytes: int | None) -> LinearServer:
-    from privtuner.cuda.server import CudaServer
-
-    return CudaServer(cuda.devices(device, memory_bytes))
-
-
-def _cuda_client(device: str | Device, mask_cache_bytes: int | None) -> LinearClient:
-    from privtuner.cuda.client import CudaClient
-
+def _cuda_client(device: str | cuda.Device, mask_cache_bytes: int | None) -> LinearClient:
     if isinstance(device, str):
         device = cuda.devices("cuda:0" if device == "cuda" else device)[0]
-    return CudaClient(device, mask_cache_bytes)
+    return cuda.CudaClient(device, mask_cache_bytes)
 
 
 def _openfhe_ready(threads: int | None) -> None:
@@ -125,9 +112,13 @@ SCHEMES: Mapping[str, Scheme] = {
             "cpu": Backend(
                 server=lambda *_: CpuServer(),
                 client=lambda _, masks: CpuClient(masks),
-                status=lambda: Status(True, "built in"),
+                status=lambda: cuda.Status(True, "built in"),
             ),
-            "cuda": Backend(server=_cuda_server, client=_cuda_client, status=lambda: cuda.status()),
+            "cuda": Backend(
+                server=lambda device, memory: cuda.CudaServer(cuda.devices(device, memory)),
+                client=_cuda_client,
+                status=lambda: cuda.status(),
+            ),
         },
     ),
     "openfhe": Scheme(
@@ -136,7 +127,7 @@ SCHEMES: Mapping[str, Scheme] = {
         request="openfhe_request",
         backends={
             "cpu": Backend(
-                server=lambda *_: OpenFheServer(),
+                server=lambda *_: openfhe.OpenFheServer(),
                 client=lambda *_: openfhe.OpenFheClient(),
                 status=lambda: openfhe.status(),
                 ready=_openfhe_ready,

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from privtuner import wire
+from privtuner import _core, wire
 from privtuner.ckks.evaluator import Evaluator, Matrix
 from privtuner.ckks.keys import SecretKey
 from privtuner.ckks.parameters import BytesLike, Parameters, require_secure
@@ -33,6 +33,7 @@ from privtuner.ckks.polynomial import Polynomial
 from privtuner.ckks.tensor import EncryptedTensor
 from privtuner.errors import CkksError, InputError, MessageError
 from privtuner.sealed.exchange import (
+    LAYOUT_BYTES,
     Block,
     Layout,
     MakeEvaluator,
@@ -52,7 +53,7 @@ __all__ = ["SealedClient", "SealedMLP", "SealedPublic"]
 Array = npt.NDArray[np.float64]
 
 _PUBLIC = struct.Struct("<IIdddII")
-_LARGEST = 32639  # of a 16-bit weight
+_MOST_SETS = 4  # of parameters in a bundle
 
 
 @dataclass(frozen=True)
@@ -128,16 +129,21 @@ class SealedPublic:
         return wire.seal("sealed_public", parts, subject=self.id)
 
     @classmethod
-    def from_bytes(cls, data: BytesLike) -> SealedPublic:
+    def from_bytes(cls, data: BytesLike, sets: dict[bytes, Parameters] | None = None) -> SealedPublic:
         """Read what `to_bytes` wrote.
 
+        Args:
+            data: the message.
+            sets: the parameter sets of a bundle's blocks by their messages, filled here: 24 bytes of a message become
+                up to some 100 MB, so blocks share them, and there may be at most 4.
+
         Raises:
-            MessageError: malformed, of another version, or with values that no block has.
+            MessageError: malformed, of another version, or with values that no block has; a fifth parameter set.
         """
         head, body = wire.open("sealed_public", data)
         if head != wire.Head("sealed_public", "forward", 0, head.subject, bytes(16), 0, 0, len(body)):
             raise MessageError("sealed block: its public part uses a field of the head that it has no use for")
-        starts = (_PUBLIC.size, _PUBLIC.size + Layout.BYTES, _PUBLIC.size + 2 * Layout.BYTES)
+        starts = (_PUBLIC.size, _PUBLIC.size + LAYOUT_BYTES, _PUBLIC.size + 2 * LAYOUT_BYTES)
         if len(body) < starts[-1]:
             raise MessageError(f"sealed block: a public part of {len(body)} bytes is truncated; fetch it again")
         d_in, d_out, bound, unit, gradient, forward, backward = _PUBLIC.unpack_from(body)
@@ -147,10 +153,13 @@ class SealedPublic:
             raise MessageError(
                 f"sealed block: bound and units {bound}, {unit}, {gradient} must be positive numbers; fetch it again"
             )
-        parameters = Parameters.from_bytes(body[starts[-1] :])
+        sets, encoded = {} if sets is None else sets, bytes(body[starts[-1] :])
+        if encoded not in sets and len(sets) == _MOST_SETS:
+            raise MessageError(f"sealed block: the bundle's blocks have more than {_MOST_SETS} parameter sets")
+        parameters = sets[encoded] = sets.get(encoded) or Parameters.from_bytes(encoded)
         if not all(2 <= level <= parameters.depth for level in (forward, backward)):
             raise MessageError(f"sealed block: levels {forward}, {backward} are impossible in {parameters.name}")
-        replies = [Layout.from_bytes(body[start : start + Layout.BYTES], parameters) for start in starts[:2]]
+        replies = [Layout.from_bytes(body[start : start + LAYOUT_BYTES], parameters) for start in starts[:2]]
         return cls(head.subject, parameters, d_in, d_out, bound, unit, gradient, forward, backward, *replies)
 
     def __repr__(self) -> str:
@@ -243,14 +252,15 @@ class SealedMLP(Block):
             forward_reply=nothing,
             backward_reply=nothing,
         )
-        self.public = replace(self.public, **self._dry_run())
+        forward_reply, backward_reply = self._dry_run()
+        self.public = replace(self.public, forward_reply=forward_reply, backward_reply=backward_reply)
 
-    def _dry_run(self) -> dict[str, Layout]:
+    def _dry_run(self) -> tuple[Layout, Layout]:
         """What replies are like: of the weights, powers of two from above for all features alone."""
         engine, public = Evaluator(self.public.parameters), self.public
         y = self.forward(engine, public.expected_input(1, "forward"))
         gx = self.backward(engine, public.expected_input(1, "backward"), public.expected_gradient(1))
-        return {"forward_reply": Layout.of(y), "backward_reply": Layout.of(gx)}
+        return Layout.of(y), Layout.of(gx)
 
     def answer(self, request: BytesLike, evaluator: MakeEvaluator = Evaluator) -> Iterator[bytes]:
         """Yield the reply to ``request``, see `Block`."""
@@ -412,7 +422,7 @@ def _quantised(name: str, weight: npt.ArrayLike) -> tuple[npt.NDArray[np.int16],
         raise InputError(f"{name} has shape {array.shape}; pass a matrix")
     if not np.isfinite(array).all():
         raise InputError(f"{name} holds NaN or infinity")
-    delta = (float(np.abs(array).max()) or 1.0) / _LARGEST
+    delta = (float(np.abs(array).max()) or 1.0) / _core.MAX_WEIGHT_16
     return np.rint(array / delta).astype(np.int16), delta
 
 

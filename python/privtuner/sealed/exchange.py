@@ -31,6 +31,7 @@ from privtuner.ckks.tensor import EncryptedTensor
 from privtuner.errors import CkksError, InputError, MessageError, SecretError
 
 __all__ = [
+    "LAYOUT_BYTES",
     "Block",
     "Layout",
     "MakeEvaluator",
@@ -51,6 +52,8 @@ _LENGTH = struct.Struct("<Q")
 _RANGE = struct.Struct("<II")
 _LAYOUT = struct.Struct("<Idii")
 _MOST_PARTS = 4
+LAYOUT_BYTES = _LAYOUT.size
+"""Length of a serialised `Layout`."""
 _BLOCK_BYTES = 4 << 20  # about the size of one message of a reply
 
 # One request at a time in a process: each uses all threads, and memory by the gigabyte.
@@ -95,8 +98,6 @@ class Layout(NamedTuple):
             scale=self.scale,
             noise=math.ldexp(1, self.noise_bits),
         )
-
-    BYTES = _LAYOUT.size
 
     def to_bytes(self) -> bytes:
         """Serialise."""
@@ -207,7 +208,8 @@ def read_request(data: BytesLike, block: bytes) -> tuple[str, bytes, int, list[m
         raise MessageError("the request is meant for another block, or for other weights; fetch the bundle again")
     if (head.parameters, head.features) != (0, 0):
         raise MessageError("sealed_request: a field it does not use is not zero")
-    at, parts = 0, []
+    at = 0
+    parts: list[memoryview] = []
     while at < len(body):
         start = at + _LENGTH.size
         if len(parts) == _MOST_PARTS or start > len(body):
@@ -264,16 +266,19 @@ def computed(run: Callable[[], EncryptedTensor]) -> EncryptedTensor:
 
 def write_reply(result: EncryptedTensor | None, direction: str, block: bytes, request: bytes) -> Iterator[bytes]:
     """Yield the messages of a reply, some features in each; a single one without features for None."""
-    fields = {"direction": direction, "subject": block, "request": request}
+
+    def seal(*parts: bytes) -> bytes:
+        return wire.seal("sealed_reply", parts, direction=direction, subject=block, request=request)
+
     if result is None:
-        yield wire.seal("sealed_reply", [], **fields)
+        yield seal()
         return
     features = result.shape[1]
     width = max(1, _BLOCK_BYTES * features // result.message_bytes)
     engine = Evaluator(result.parameters)
     for first in range(0, features, width):
         some = engine.select(result, slice(first, min(first + width, features)))
-        yield wire.seal("sealed_reply", [_RANGE.pack(first, features), some.to_bytes()], **fields)
+        yield seal(_RANGE.pack(first, features), some.to_bytes())
 
 
 def read_reply(blocks: Iterable[BytesLike], pending: Pending) -> Iterator[tuple[int, EncryptedTensor]]:

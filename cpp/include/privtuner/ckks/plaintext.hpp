@@ -21,6 +21,9 @@ struct Values {
 void encode(const Parameters& parameters, const Values& values, std::size_t feature, double scale,
             std::int64_t* coefficients);
 
+// Throws Error where encode would, for any feature; scale: one a feature.
+void check_encoding(const Parameters& parameters, const Values& values, const std::vector<double>& scale);
+
 // value modulo q; value a whole number of any size a double holds.
 std::uint64_t residue_of(double value, const math::Modulus& q);
 

@@ -23,6 +23,11 @@ double fresh_noise(const Parameters& parameters, bool with_public_key);
 TensorPtr planned_tensor(const ParametersPtr& parameters, std::size_t tokens, std::size_t features, const Fresh& fresh,
                          bool with_public_key, const std::shared_ptr<Ledger>& ledger);
 
+// Throws Error if the values cannot be encrypted: too many tokens, one that is not finite or above the bound.
+void check_values(const Parameters& parameters, const Values& values, double bound);
+// Throws Error if values as large as the tensor's bound do not fit its modulus.
+void check_room(const Tensor& tensor);
+
 // A uniform ternary secret. Never copied, never serialised; wiped when released.
 class SecretKey {
  public:

@@ -118,17 +118,18 @@ def reciprocal(
     checked_steps(newton_steps)
     start = scaled(approximate("inverse", domain, checked_degree(degree), "chebyshev"), checked_gain(gain))
     x = evaluator.assume(x, domain[1])
-    y = evaluator.polynomial(x, start)
-    inside = gain / domain[0] * (1 + reciprocal_error(domain, degree, 0))
-    bound = (1 + SLACK) * max(inside, abs(float(start(0.0))) * 2**newton_steps)
+    inside, outside = gain / domain[0] * (1 + reciprocal_error(domain, degree, 0)), abs(float(start(0.0)))
+    y = evaluator.assume(evaluator.polynomial(x, start), (1 + SLACK) * max(inside, outside))
     if newton_steps:
         # While the polynomial is evaluated the level of x is idle: the gain is divided out of it at no cost.
         product = evaluator.multiply(x if gain == 1 else evaluator.multiply(x, 1 / gain), y)
         e = evaluator.assume(evaluator.add(evaluator.negate(product), 1.0), 1 + SLACK)
         for step in range(newton_steps):
             e = evaluator.multiply(e, e) if step else e
-            y = evaluator.assume(evaluator.multiply(y, evaluator.add(e, 1.0)), bound)
-    return evaluator.assume(y, bound)
+            outside *= 2  # where x is 0, e is 1
+            y = evaluator.multiply(y, evaluator.add(e, 1.0))
+            y = evaluator.assume(y, (1 + SLACK) * max(inside, outside))
+    return y
 
 
 def reciprocal_depth(degree: int = 15, newton_steps: int = 0) -> int:

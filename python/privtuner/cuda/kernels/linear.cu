@@ -9,8 +9,8 @@
 namespace pt {
 
 constexpr unsigned kTileRows = 32, kTileTokens = 128, kTileThreads = 256;
-constexpr unsigned kTileStride = kTileRows + 1;  // floats of a token in shared memory: no two lanes share a bank
-constexpr unsigned kNormLanes = 8;               // partial sums of a token's norm
+constexpr unsigned kTileStride = kTileRows + 1;        // floats of a token in shared memory: no two lanes share a bank
+constexpr unsigned kNormLanes = 8;                     // partial sums of a token's norm
 constexpr double kRoundingShift = 6755399441055744.0;  // 1.5 * 2^52
 constexpr i64 kRoundingBits = 0x4338000000000000;      // of that double
 
@@ -229,12 +229,14 @@ PT_FN void linear_shorten64(const Block& block, u8* reply, const u64* product, u
 PT_FN void linear_reveal32(const Block& block, float* y, const u8* reply, const u32* product, const double* weight,
                            const double* inverse_scale, u64 q, u32 dropped_bits, u32 reply_bytes, u32 n, u32 tokens,
                            u32 outputs, u32 first, u32 rows) {
-  reveal(block, y, reply, product, weight, inverse_scale, q, dropped_bits, reply_bytes, n, tokens, outputs, first, rows);
+  reveal(block, y, reply, product, weight, inverse_scale, q, dropped_bits, reply_bytes, n, tokens, outputs, first,
+         rows);
 }
 PT_FN void linear_reveal64(const Block& block, float* y, const u8* reply, const u64* product, const double* weight,
                            const double* inverse_scale, u64 q, u32 dropped_bits, u32 reply_bytes, u32 n, u32 tokens,
                            u32 outputs, u32 first, u32 rows) {
-  reveal(block, y, reply, product, weight, inverse_scale, q, dropped_bits, reply_bytes, n, tokens, outputs, first, rows);
+  reveal(block, y, reply, product, weight, inverse_scale, q, dropped_bits, reply_bytes, n, tokens, outputs, first,
+         rows);
 }
 
 }  // namespace pt

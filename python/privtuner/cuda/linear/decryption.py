@@ -92,9 +92,7 @@ class Decryption:
             self._reply.taken(rows)
             data, memory = data[rows.size :], memory[rows.size :]
 
-    def _decrypt_rows(
-        self, first: int, count: int, data: npt.NDArray[np.uint8], masks: npt.NDArray[np.uint8]
-    ) -> None:
+    def _decrypt_rows(self, first: int, count: int, data: npt.NDArray[np.uint8], masks: npt.NDArray[np.uint8]) -> None:
         """Decrypt ``count`` rows from ``first`` on, with their mask products where these were not known before."""
         secret, ring = self._secret, self._ring
         data_bytes, mask_bytes = data.size // count, ring.n * ring.word_bytes

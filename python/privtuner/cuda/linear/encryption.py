@@ -274,10 +274,10 @@ def _batch(device: Device, x: Any, public: Public, direction: Direction) -> tupl
 
 
 def _require_finite_tokens(device: Device, name: str, x: Any) -> None:
-    _require_finite(device, name, x, device.download(device.xp.isfinite(x)).all(axis=1))
+    _require_finite(device, name, x, np.all(device.download(device.xp.isfinite(x)), axis=1))
 
 
-def _require_finite(device: Device, name: str, x: Any, finite: npt.NDArray[np.bool_]) -> None:
+def _require_finite(device: Device, name: str, x: Any, finite: npt.NDArray[Any]) -> None:
     """Refuse the first value that is not finite, in the first of the tokens that are not ``finite``."""
     if not finite.all():
         token = int(finite.argmin())

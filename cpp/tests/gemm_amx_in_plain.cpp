@@ -1,0 +1,3 @@
+#include "avx512_emulation.hpp"  // first: it hides the intrinsics
+
+#include "../src/gemm/gemm_amx.cpp"
