@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine_cases import NEEDS_OPENFHE
+from evaluators import NEEDS_OPENFHE
 from openfhe_cases import apply_blocks
 from privtuner import linear, openfhe
 from privtuner.errors import InputError, MessageError, SecretError, ServiceError

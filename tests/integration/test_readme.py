@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine_cases import NEEDS_OPENFHE
+from evaluators import NEEDS_OPENFHE
 from integration._minilm import find_minilm
 from privtuner import cuda
 

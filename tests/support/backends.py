@@ -12,7 +12,7 @@ import pytest
 import openfhe_cases
 from cuda_arrays import host
 from cuda_host import ON_GPU, HostDevice
-from engine_cases import NEEDS_OPENFHE
+from evaluators import NEEDS_OPENFHE
 from privtuner import _core, cuda, linear, schemes
 from privtuner.cpu import CpuClient, CpuServer
 from privtuner.cuda import linear as device_linear

@@ -1,4 +1,4 @@
-"""OpenFHE's engine: what belongs to it alone. What both engines do is in tests/integration/test_engines_parity.py."""
+"""OpenFHE's engine: what belongs to it alone. What both engines do is in tests/ckks/test_contract_evaluators.py."""
 
 import copy
 import gc
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine_cases import NEEDS_OPENFHE
+from evaluators import NEEDS_OPENFHE
 from privtuner import ckks, openfhe
 from privtuner.errors import CkksError, EngineError, InputError, MessageError, SecretError
 from privtuner.openfhe import library

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from engine_cases import NEEDS_OPENFHE
+from evaluators import NEEDS_OPENFHE
 from privtuner import ckks, openfhe
 from privtuner.errors import EngineError, InputError
 from privtuner.openfhe import library

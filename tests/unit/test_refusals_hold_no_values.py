@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cuda_host import HostDevice
-from engine_cases import NEEDS_OPENFHE
+from evaluators import NEEDS_OPENFHE
 from loops import each
 from privtuner import _core, ckks, linear, openfhe
 from privtuner.cuda import gemm as device_gemm
