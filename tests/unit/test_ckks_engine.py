@@ -66,7 +66,7 @@ def test_an_insecure_set_says_so():
     ],
 )
 def test_wishes_out_of_range(arguments, message):
-    for make in (ckks.parameters, ckks.Parameters.INSECURE):
+    for make in (ckks.Parameters.secure, ckks.Parameters.INSECURE):
         with pytest.raises(InputError, match=message):
             make(**arguments)
 

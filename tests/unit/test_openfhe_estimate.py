@@ -100,6 +100,7 @@ def test_errors_of_operations_add_up():
         (X.rounded(errors), 1e-4, 0.0),
         (X.rescaled(errors), 1e-4, 1e-5 * X.slots),
         (X.switched(errors, 2.0), 1e-3, 2e-3),
+        (X.relinearised(errors), 1e-4 + 2e-3 / 2.0**60, 1e-5 * X.slots + 4e-3 / 2.0**60),
         (X.off(noise=0.5, bias=0.25), 0.5, 0.25),
     ):
         assert found.noise == pytest.approx(X.noise + noise)

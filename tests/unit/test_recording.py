@@ -450,7 +450,7 @@ def test_words_go_through_a_planned_tensor_unchanged():
     assert back.message_bytes > 1.5 * x.message_bytes
     other = planned.with_words(np.zeros_like(x.words()))
     for tensor in (back, other):
-        again = Tensor.from_bytes(PARAMETERS, tensor.to_bytes())
+        again = Tensor.from_bytes(PARAMETERS, tensor.to_bytes(), planned)
         np.testing.assert_array_equal(again.words(), tensor.words())
     for words in (planned.words, planned.to_bytes, lambda: planned.residues(0)):
         with pytest.raises(CkksError, match="planned tensor holds no"):

@@ -76,8 +76,6 @@ Tensor Tensor::without_noise() const {
   return out;
 }
 
-Tensor Tensor::with_room() const { return moved(false); }
-
 Tensor Tensor::with_words(const std::uint64_t* words) const {
   Tensor out = with_room();
   const std::size_t n = parameters->n();

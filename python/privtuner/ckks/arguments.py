@@ -46,7 +46,7 @@ def as_span(features: slice, count: int) -> tuple[int, int]:
     if step != 1:
         raise InputError(f"features {features}: choose neighbouring ones, step 1")
     if begin >= end:
-        raise CkksError(f"features {features} of {count}: there are none")
+        raise CkksError(f"features {features} of {count}: there are none; choose a range inside")
     return begin, end
 
 

@@ -72,6 +72,11 @@ class Estimate:
         """After a key switch at a scale."""
         return self.off(noise=errors.switch / scale, bias=errors.lift / scale)
 
+    def relinearised(self, errors: Errors) -> Estimate:
+        """After the key switch of a product, at the square of the scale, and its rescaling."""
+        square = errors.unit**2
+        return self.off(noise=errors.switch / square).rescaled(errors).off(bias=errors.lift / square)
+
     def plus(self, other: Estimate) -> Estimate:
         """The sum with a tensor of the same factors, or its difference. One feature serves all of the other's."""
         factor = np.broadcast_arrays(self.factor, other.factor)[0 if len(self.factor) > 1 else 1].copy()

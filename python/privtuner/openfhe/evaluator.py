@@ -80,9 +80,9 @@ class Evaluator:
             return self._multiply_constant(x, as_numbers(y))
         self._check(x, y)
         self._need_level("a product", x, y)
-        x, y = self._met(x, y)
+        x, y = self._bring_down(x, y)
         core = self._lib.multiply(x._core, y._core, self._keys)
-        return self._tensor(x, core, self._relinearised(self._ready(x).product(self._ready(y))))
+        return self._tensor(x, core, self._ready(x).product(self._ready(y)).relinearised(self._errors))
 
     def square(self, x: EncryptedTensor) -> EncryptedTensor:
         """The square x x. One level."""
@@ -123,10 +123,10 @@ class Evaluator:
             raise CkksError(
                 "the features of a dot product have different scales; multiply by 1.0 first (takes a level)"
             )
-        x, y = self._met(x, y)
+        x, y = self._bring_down(x, y)
         core = self._lib.dot(x._core, y._core, self._keys)
-        product = self._relinearised(self._ready(x).product(self._ready(y), x.shape[1]))
-        return self._tensor(x, core, product.features(0, 1))
+        products = self._ready(x).product(self._ready(y), x.shape[1]).relinearised(self._errors)
+        return self._tensor(x, core, products.features(0, 1))
 
     def sum_features(self, x: EncryptedTensor) -> EncryptedTensor:
         """The sum over features, one feature. No level."""
@@ -141,7 +141,7 @@ class Evaluator:
             raise CkksError("no tensors to concatenate; give at least one")
         self._check(*tensors)
         level = min(x.level for x in tensors)
-        parts = [self._settled(self.drop_to(x, level)) for x in tensors]
+        parts = [self._settle(self.drop_to(x, level)) for x in tensors]
         core = self._lib.Ciphertexts.concatenate([x._core for x in parts])
         return self._tensor(parts[0], core, joined([x.estimate for x in parts]))
 
@@ -201,7 +201,7 @@ class Evaluator:
         features = max(rows.shape[1], *(x.shape[1] for x in tensors))
         if any(x.shape[1] not in (1, features) for x in tensors) or rows.shape[1] not in (1, features):
             raise CkksError(f"tensors of {[x.shape[1] for x in tensors]} features do not combine with {rows.shape}")
-        tensors = self._met(*tensors)
+        tensors = self._bring_down(*tensors)
         scaled = [np.broadcast_to(row * x.factor, (features,)) for row, x in zip(rows, tensors, strict=True)]
         core = self._lib.linear_combination([x._core for x in tensors], [row.tolist() for row in scaled])
         scale = self._scale(tensors[0])
@@ -261,7 +261,7 @@ class Evaluator:
             raise CkksError(f"a tensor of level {x.level} cannot be brought to level {level}")
         if level == x.level:
             return x
-        x = self._settled(x)
+        x = self._settle(x)
         core = self._lib.drop(x._core, self.context._top - level)
         return self._tensor(x, core, x.estimate.rounded(self._errors))
 
@@ -276,13 +276,13 @@ class Evaluator:
         """
         self._check(x)
         wanted, several = as_steps(steps)
-        results = [self._switched(x, core) for core in self._lib.rotate(x._core, wanted, self._keys)]
+        results = [self._after_switch(x, core) for core in self._lib.rotate(x._core, wanted, self._keys)]
         return results if several else results[0]
 
     def conjugate(self, x: EncryptedTensor) -> EncryptedTensor:
         """The complex conjugate of every slot. No level."""
         self._check(x)
-        return self._switched(x, self._lib.conjugate(x._core, self._keys))
+        return self._after_switch(x, self._lib.conjugate(x._core, self._keys))
 
     def sum_slots(self, x: EncryptedTensor) -> EncryptedTensor:
         """The sum over all slots, in every slot: rotations by 1, 2, 4, ... slots / 2. No level."""
@@ -359,23 +359,17 @@ class Evaluator:
         """The estimate of a factor: automatic scaling rescales it first if that was put off."""
         return x.estimate if x._core.noise_scale_degree == 1 else x.estimate.rounded(self._errors)
 
-    def _settled(self, x: EncryptedTensor) -> EncryptedTensor:
+    def _settle(self, x: EncryptedTensor) -> EncryptedTensor:
         """The tensor with the rescaling done that was put off."""
         if x._core.noise_scale_degree == 1:
             return x
         return self._tensor(x, self._lib.settle(x._core), self._ready(x))
 
-    def _switched(self, x: EncryptedTensor, core: Any) -> EncryptedTensor:
+    def _after_switch(self, x: EncryptedTensor, core: Any) -> EncryptedTensor:
         """The tensor after an automorphism."""
         return self._tensor(x, core, x.estimate.switched(self._errors, float(core.scaling_factor)))
 
-    def _relinearised(self, product: Estimate) -> Estimate:
-        """The estimate of a product once its key is switched, at the square of the scale, and it is rescaled."""
-        square = self._errors.unit**2
-        switched = product.off(noise=self._errors.switch / square)
-        return switched.rescaled(self._errors).off(bias=self._errors.lift / square)
-
-    def _met(self, *tensors: EncryptedTensor) -> list[EncryptedTensor]:
+    def _bring_down(self, *tensors: EncryptedTensor) -> list[EncryptedTensor]:
         """The tensors at the lowest level among them: OpenFHE 1.5.1 does not bring them there under FIXEDAUTO."""
         level = min(x.level for x in tensors)
         return [self.drop_to(x, level) for x in tensors]
@@ -386,7 +380,7 @@ class Evaluator:
             raise CkksError(f"tensors of {x.shape[1]} and {y.shape[1]} features do not fit")
         if not x.estimate.shares_factors(y.estimate):
             x, y = (self._multiply_constant(tensor, np.ones(1)) for tensor in (x, y))
-        x, y = self._met(x, y)
+        x, y = self._bring_down(x, y)
         total = self._ready(x).plus(self._ready(y)).rounded(self._errors)
         return self._tensor(x, run(x._core, y._core), total)
 

@@ -81,8 +81,6 @@ struct Tensor {
   TensorRef ref() const;
   // A tensor of its own that knows all about these words but has none.
   Tensor as_planned() const;
-  // A tensor of its own with all that this one knows, and room for its words.
-  Tensor with_room() const;
   // The same words without their error: what an operation adds is the error of its result.
   Tensor without_noise() const;
   // A tensor of its own with all that this planned one knows, and uninitialised words.
