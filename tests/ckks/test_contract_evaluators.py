@@ -34,7 +34,7 @@ def values(case) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="module")
 def tensors(case, values):
     x, y = values
-    return case.encrypt(x), case.encrypt(y, public=True)
+    return case.encrypt(x), case.encrypt(y, with_public_key=True)
 
 
 def expect(case: Case, tensor, want, level: int | None = None) -> None:

@@ -61,11 +61,11 @@ class Case:
             return CudaEvaluator(device_of(self.name), self.parameters, keys)
         return (openfhe if self.name == "openfhe" else ckks).Evaluator(self.parameters, keys)
 
-    def encrypt(self, values: Any, public: bool = False, **options: Any) -> Any:
+    def encrypt(self, values: Any, with_public_key: bool = False, **options: Any) -> Any:
         """A tensor for the evaluator."""
         if self.name == "clear":
             return self.evaluator.tensor(values, **options)
-        tensor = (self.secret.public_key() if public else self.secret).encrypt(values, **options)
+        tensor = (self.secret.public_key() if with_public_key else self.secret).encrypt(values, **options)
         return self.evaluator.upload(tensor) if self.name in ("host", "gpu") else tensor
 
     def decrypt(self, tensor: Any, complex: bool = False) -> np.ndarray:
