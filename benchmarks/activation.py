@@ -81,7 +81,7 @@ def sealed(task: Task, threads: int) -> Iterator[Record]:
             isa=system.active_isa(),
             note=f"{len(request) / 1e6:.0f} MB up, {sum(map(len, reply)) / 1e6:.0f} MB down, peak {peak:.2f} GB, "
             f"worst error {error:.1e} of the largest value; the time does not depend on the tokens, up to "
-            f"{spec.public.parameters.slots}",
+            f"{spec.spec.parameters.slots}",
         )
 
 

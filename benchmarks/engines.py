@@ -195,10 +195,10 @@ def primitives(threads: int, runs: int) -> Iterator[Record]:
 def operations(e: Any, s: Any, values: object, polynomial: object) -> dict[str, Callable[[], object]]:
     """The primitives of one engine by name."""
     x, y = s.encrypt(values), s.encrypt(values)
-    public = s.public_key()
+    spec = s.public_key()
     runs: dict[str, Callable[[], object]] = {
         "encrypt, secret key": lambda: s.encrypt(values),
-        "encrypt, public key": lambda: public.encrypt(values),
+        "encrypt, public key": lambda: spec.encrypt(values),
         "decrypt": lambda: s.decrypt(x),
         "add": lambda: e.add(x, y),
         "multiply by a number, rescale": lambda: e.multiply(x, 0.3),
@@ -225,17 +225,17 @@ def layer(threads: int, runs: int) -> Iterator[Record]:
         NATIVE: (scheme("linear").client(mask_cache_bytes=0), scheme("linear").server()),
         OPENFHE: (scheme("openfhe").client(), scheme("openfhe").server()),
     }
-    made = {name: owner.encrypt(x, prepared.public, "forward") for name, (owner, _) in sides.items()}
+    made = {name: owner.encrypt(x, prepared.spec, "forward") for name, (owner, _) in sides.items()}
     replies = {name: list(server.answer(prepared, made[name][0])) for name, (_, server) in sides.items()}
 
     def decrypting(name: str) -> float:
         owner, server = sides[name]
-        request, secret = owner.encrypt(x, prepared.public, "forward")
+        request, secret = owner.encrypt(x, prepared.spec, "forward")
         blocks = list(server.answer(prepared, request))
         return seconds(lambda: owner.decrypt(blocks, secret))
 
     steps = {
-        "encrypt": {n: (lambda o=o: o.encrypt(x, prepared.public, "forward")) for n, (o, _) in sides.items()},
+        "encrypt": {n: (lambda o=o: o.encrypt(x, prepared.spec, "forward")) for n, (o, _) in sides.items()},
         "apply": {n: (lambda s=s, n=n: list(s.answer(prepared, made[n][0]))) for n, (_, s) in sides.items()},
     }
     results = {step: paired(candidates, runs) for step, candidates in steps.items()}

@@ -122,9 +122,7 @@ class Layer:
 
     def encrypt(self, direction: Any) -> tuple[Any, Any]:
         """The owner's encryption of a batch on the device: words and what decrypts them."""
-        return kernels.encrypt_words(
-            self.gpu.device, self.x[direction], self.prepared.public, direction, mask_seed=SEED
-        )
+        return kernels.encrypt_words(self.gpu.device, self.x[direction], self.prepared.spec, direction, mask_seed=SEED)
 
     def milliseconds(self, direction: Any, mask: bool) -> float:
         """Of the server's product, with the product of the mask or without it (the owner knows it)."""
@@ -177,7 +175,7 @@ def check_linear(gpu: Gpu, size: int, block_rows: int = 32) -> None:
     layer = Layer(gpu, size, size, tokens=256)
     for direction in ("forward", "backward"):
         x = gpu.device.download(layer.x[direction])
-        request, secret = linear.encrypt(x, layer.prepared.public, direction=direction)
+        request, secret = linear.encrypt(x, layer.prepared.spec, direction=direction)
         reply = list(kernels.apply_blocks(layer.layer, request, block_rows))
         expected = list(linear.apply_blocks(layer.prepared, request, block_rows))
         assert reply == expected, f"{direction}: the replies differ"
@@ -250,7 +248,7 @@ class _Exchange(NamedTuple):
 
 def _exchange(engine: CudaServer, owner: CudaClient, layer: Layer, direction: Any) -> _Exchange:
     start = time.perf_counter()
-    request, secret = owner.encrypt(layer.x[direction], layer.prepared.public, direction)
+    request, secret = owner.encrypt(layer.x[direction], layer.prepared.spec, direction)
     sent = time.perf_counter()
     blocks = list(engine.apply_blocks(layer.prepared, request))
     answered = time.perf_counter()

@@ -44,7 +44,7 @@ class Layer:
         self.clear = torch.from_numpy(self.x), torch.from_numpy(self.weight)
         self.clear_bf16 = tuple(tensor.bfloat16() for tensor in self.clear)
         self.masks = linear.MaskCache()
-        request, secret = linear.encrypt(self.x, self.prepared.public, masks=self.masks)
+        request, secret = linear.encrypt(self.x, self.prepared.spec, masks=self.masks)
         linear.decrypt(linear.apply(self.prepared, request), secret)
 
     def float32(self) -> None:
@@ -70,8 +70,8 @@ def server(layer: Layer, runs: int) -> Iterator[Record]:
     """Server's time on every usable path, with and without the mask half."""
     usable = [path["name"] for path in info.collect()["isa"]["paths"] if path["usable"]]
     best = system.active_isa()
-    full, _ = linear.encrypt(layer.x, layer.prepared.public)
-    data_only, _ = linear.encrypt(layer.x, layer.prepared.public, masks=layer.masks)
+    full, _ = linear.encrypt(layer.x, layer.prepared.spec)
+    data_only, _ = linear.encrypt(layer.x, layer.prepared.spec, masks=layer.masks)
     for isa in reversed(usable):
         progress(f"apply on {isa}")
         system.set_isa(isa)
@@ -109,7 +109,7 @@ def owner(layer: Layer, runs: int) -> Iterator[Record]:
             start = time.perf_counter()
             layer.float32()
             middle = time.perf_counter()
-            request, secret = linear.encrypt(layer.x, layer.prepared.public, masks=masks)
+            request, secret = linear.encrypt(layer.x, layer.prepared.spec, masks=masks)
             end = time.perf_counter()
             reply = linear.apply(layer.prepared, request)
             begin = time.perf_counter()
@@ -141,7 +141,7 @@ def shapes(runs: int, quick: bool) -> Iterator[Record]:
         layer = Layer(d_out, d_in, 2048, preset)
 
         def product(layer: Layer = layer) -> None:
-            request, secret = linear.encrypt(layer.x, layer.prepared.public, masks=layer.masks)
+            request, secret = linear.encrypt(layer.x, layer.prepared.spec, masks=layer.masks)
             linear.decrypt(linear.apply(layer.prepared, request), secret)
 
         seconds = paired({"float32": layer.float32, "product": product}, runs)
@@ -157,9 +157,9 @@ def shapes(runs: int, quick: bool) -> Iterator[Record]:
 
 def traffic(layer: Layer) -> Iterator[Record]:
     """Bytes of one request and its reply."""
-    request, _ = linear.encrypt(layer.x, layer.prepared.public)
+    request, _ = linear.encrypt(layer.x, layer.prepared.spec)
     reply = linear.apply(layer.prepared, request)
-    known, _ = linear.encrypt(layer.x, layer.prepared.public, masks=layer.masks)
+    known, _ = linear.encrypt(layer.x, layer.prepared.spec, masks=layer.masks)
     short = linear.apply(layer.prepared, known)
     yield layer.record("upload an input element", len(request) / layer.x.size, "bytes", target=4.1)
     yield layer.record("reply an output element", len(reply) / (layer.tokens * layer.d_out), "bytes")

@@ -108,7 +108,7 @@ class _NoStream:
 
 
 class HostDevice:
-    """A :class:`privtuner.cuda.device.Device` without a GPU. Memory: ``memory_bytes`` at most in one array.
+    """A `privtuner.cuda.device.Device` without a GPU. Memory: ``memory_bytes`` at most in one array.
 
     ``backwards`` runs blocks and threads in the other order, which must change nothing.
     """

@@ -25,7 +25,7 @@ Q = {preset: info["q"] for preset, info in _INFO.items()}
 LARGEST = {preset: info["max_weight"] for preset, info in _INFO.items()}
 
 
-def layer(d_out: int = 40, d_in: int = 24, preset: str = "linear-w8", seed: int = 0) -> linear.Prepared:
+def layer(d_out: int = 40, d_in: int = 24, preset: str = "linear-w8", seed: int = 0) -> linear.QuantisedWeight:
     return linear.prepare(np.random.default_rng(seed).standard_normal((d_out, d_in)), preset)
 
 
@@ -33,18 +33,20 @@ def batch(tokens: int, features: int, seed: int = 1) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((tokens, features)).astype(np.float32)
 
 
-def features_in(prepared: linear.Prepared, direction: str) -> int:
-    return prepared.public.d_in if direction == "forward" else prepared.public.d_out
+def features_in(prepared: linear.QuantisedWeight, direction: str) -> int:
+    return prepared.spec.d_in if direction == "forward" else prepared.spec.d_out
 
 
-def features_out(prepared: linear.Prepared, direction: str) -> int:
-    return prepared.public.d_out if direction == "forward" else prepared.public.d_in
+def features_out(prepared: linear.QuantisedWeight, direction: str) -> int:
+    return prepared.spec.d_out if direction == "forward" else prepared.spec.d_in
 
 
-def product(prepared: linear.Prepared, x: npt.ArrayLike, direction: str = "forward") -> npt.NDArray[np.longdouble]:
+def product(
+    prepared: linear.QuantisedWeight, x: npt.ArrayLike, direction: str = "forward"
+) -> npt.NDArray[np.longdouble]:
     """The product with the quantised weight: exact integers, times scales with 64 bits of mantissa."""
     wide, weight = np.asarray(x).astype(np.float32).astype(np.float64), prepared.quantised()
-    delta = prepared.public.delta.astype(np.longdouble)
+    delta = prepared.spec.scale.astype(np.longdouble)
     if direction == "forward":
         return exact_product(wide, weight.T) * delta
     scaled = wide * delta
@@ -71,43 +73,47 @@ def exact_product(x: npt.NDArray[np.float64], weight: npt.NDArray[Any]) -> npt.N
     return result
 
 
-def blocks_of(server: LinearServer, prepared: linear.Prepared, request: Any, block_rows: int) -> Iterator[Any]:
+def blocks_of(server: LinearServer, prepared: linear.QuantisedWeight, request: Any, block_rows: int) -> Iterator[Any]:
     """The blocks of a server's reply, so many outputs each."""
     return server.answer(prepared, request, block_rows * 4 * wire.peek(request).tokens)
 
 
-def check_blocks(engine: Any, owner: Any, prepared: linear.Prepared, tokens: int, block_rows: int, host: Any) -> None:
+def check_blocks(
+    engine: Any, owner: Any, prepared: linear.QuantisedWeight, tokens: int, block_rows: int, host: Any
+) -> None:
     """An engine and an owner, three times in both directions: its replies are the core's in blocks of that size, block
     by block, and its results right; ``host`` brings these to NumPy."""
     for direction in DIRECTIONS:
         x = batch(tokens, features_in(prepared, direction))
         for _ in range(3):  # from the second one on with the product of the mask
-            request, secret = owner.encrypt(x, prepared.public, direction)
+            request, secret = owner.encrypt(x, prepared.spec, direction)
             reply = list(blocks_of(engine, prepared, request, block_rows))
             assert reply == list(linear.apply_blocks(prepared, request, block_rows))
             check_result(prepared, x, host(owner.decrypt(reply, secret)), direction)
 
 
 def exchange(
-    prepared: linear.Prepared,
+    prepared: linear.QuantisedWeight,
     x: npt.ArrayLike,
     direction: linear.Direction = "forward",
     masks: linear.MaskCache | None = None,
     on: Any = linear,
 ) -> npt.NDArray[np.float32]:
     """What comes back decrypted; ``on``: the module of the four functions, or a `backends.Backend`."""
-    request, secret = on.encrypt(x, prepared.public, direction, masks)
+    request, secret = on.encrypt(x, prepared.spec, direction, masks)
     return on.decrypt(on.apply(prepared, request), secret)
 
 
-def check_result(prepared: linear.Prepared, x: Any, y: npt.NDArray[np.float32], direction: linear.Direction) -> None:
+def check_result(
+    prepared: linear.QuantisedWeight, x: Any, y: npt.NDArray[np.float32], direction: linear.Direction
+) -> None:
     """Every output is within the guaranteed error."""
     assert y.dtype == np.float32
-    assert_within(product(prepared, x, direction), y, linear.error_bound(prepared.public, x, direction))
+    assert_within(product(prepared, x, direction), y, linear.error_bound(prepared.spec, x, direction))
 
 
 def check_exchange(
-    prepared: linear.Prepared,
+    prepared: linear.QuantisedWeight,
     x: Any,
     direction: linear.Direction = "forward",
     masks: linear.MaskCache | None = None,

@@ -119,9 +119,9 @@ class RecordingTransport(LocalTransport):
         return super().apply(layer, request)
 
 
-def weight_in_force(prepared: linear.Prepared) -> np.ndarray:
+def weight_in_force(prepared: linear.QuantisedWeight) -> np.ndarray:
     """The quantised weight the server multiplies by, float64 (d_out, d_in)."""
-    return prepared.public.delta[:, None] * prepared.quantised().astype(np.float64)
+    return prepared.spec.scale[:, None] * prepared.quantised().astype(np.float64)
 
 
 def clear_twin(
@@ -211,17 +211,17 @@ class NoiseProbe:
         self.step(scalar)
         total = 0.0
         for call in self._calls:
-            public = self._split.server[call.wire].public
+            spec = self._split.server[call.wire].spec
             noises = list(call.outputs.values())
             slopes = torch.autograd.grad(scalar, noises, retain_graph=True, allow_unused=True)
             slope = torch.cat(
                 [torch.zeros_like(n) if s is None else s for n, s in zip(noises, slopes, strict=True)], -1
             )
-            total += _weighed(slope, linear.error_bound(public, _rows(call.x)))
+            total += _weighed(slope, linear.error_bound(spec, _rows(call.x)))
             if call.backward is not None and call.gradient is not None:
                 (back,) = torch.autograd.grad(scalar, [call.backward], retain_graph=True, allow_unused=True)
                 if back is not None:
-                    total += _weighed(back, linear.error_bound(public, _rows(call.gradient), "backward"))
+                    total += _weighed(back, linear.error_bound(spec, _rows(call.gradient), "backward"))
         return total
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ BITS = 24
 """Of the integers: with 8-bit weights and up to 65,536 features, products stay below half the modulus."""
 
 
-def apply_blocks(prepared: linear.Prepared, request: bytes, block_rows: int = 256) -> Iterator[bytes]:
+def apply_blocks(prepared: linear.QuantisedWeight, request: bytes, block_rows: int = 256) -> Iterator[bytes]:
     """The blocks of a server's reply, so many outputs each."""
     head, residues = messages.read(request, REQUEST)
     return OpenFheServer().answer(prepared, request, block_rows * (residues.nbytes // head.features))
@@ -38,24 +38,22 @@ class ClearOwner(LinearClient):
     scheme = "openfhe"
 
     def encrypt(
-        self, x: np.ndarray, public: linear.Public, direction: linear.Direction = "forward"
+        self, x: np.ndarray, spec: linear.LayerSpec, direction: linear.Direction = "forward"
     ) -> tuple[bytes, Any]:
-        batch = linear.as_batch(x, public, direction).astype(np.float64)
+        batch = linear.as_batch(x, spec, direction).astype(np.float64)
         if direction == "backward":
-            batch = batch * public.delta
+            batch = batch * spec.scale
         unit = max(np.abs(batch).max(), 1e-300) / 2**BITS
         integers = np.rint(batch / unit).astype(np.int64) % MODULUS
-        head = Head(
-            REQUEST, direction, public.id, secrets.token_bytes(16), N, (MODULUS,), batch.shape[0], batch.shape[1]
-        )
+        head = Head(REQUEST, direction, spec.id, secrets.token_bytes(16), N, (MODULUS,), batch.shape[0], batch.shape[1])
         words = np.zeros(head.shape, np.uint64)
         for group, start in enumerate(range(0, head.tokens, N // 2)):
             some = integers[start : start + N // 2]
             words[group, 0, :, :, : len(some)] = some.T[:, None, :]
-        return messages.write(head, [words]), (public, head, unit)
+        return messages.write(head, [words]), (spec, head, unit)
 
     def decrypt(self, blocks: Iterable[bytes], secret: Any) -> np.ndarray:
-        public, asked, unit = secret
+        spec, asked, unit = secret
         parts = []
         for data in blocks:
             head, words = messages.read(data, BLOCK)
@@ -64,6 +62,6 @@ class ClearOwner(LinearClient):
             slots = words[:, 0, :, 0, : N // 2].transpose(0, 2, 1).reshape(-1, head.features)[: head.tokens]
             values = np.where(slots > MODULUS // 2, slots.astype(np.int64) - MODULUS, slots.astype(np.int64)) * unit
             if head.direction == "forward":
-                values *= public.delta[head.first : head.first + head.features]
+                values *= spec.scale[head.first : head.first + head.features]
             parts.append(values)
         return np.hstack(parts).astype(np.float32)

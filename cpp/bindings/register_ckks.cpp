@@ -555,7 +555,7 @@ void register_ckks(py::module_& module) {
       .def_property_readonly("rows", &ckks::Matrix::rows)
       .def_property_readonly("cols", &ckks::Matrix::cols)
       .def_property_readonly("bytes_per_weight", [](const ckks::Matrix& m) { return m.weights().bytes_per_weight(); })
-      .def_property_readonly("delta", [](const ckks::Matrix& m) { return array_of(m.delta()); });
+      .def_property_readonly("scale", [](const ckks::Matrix& m) { return array_of(m.delta()); });
 
   register_evaluator(module);
 }

@@ -115,7 +115,7 @@ void register_gemm(py::module_& module) {
     product.def(std::move(constructor), py::arg("weights"), py::arg("transpose"), py::arg("residues").noconvert(),
                 py::arg("modulus"), py::keep_alive<1, 2>());
   };
-  add_constructor(from<linear::Prepared>());
+  add_constructor(from<linear::QuantisedWeight>());
   add_constructor(from<ckks::Matrix>());
   product.def_property_readonly("rows", &ResidueProduct::rows)
       .def_property_readonly("columns", &ResidueProduct::columns)

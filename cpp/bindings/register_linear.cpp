@@ -34,8 +34,8 @@ Direction direction_of(const std::string& name) {
 linear::LayerId layer_id(const py::bytes& id) { return fixed<16>(id, "a layer id"); }
 
 template <class T>
-std::unique_ptr<linear::Prepared> make_prepared(const linear::Preset& preset, const linear::LayerId& id,
-                                                const py::array& weights, const double* delta) {
+std::unique_ptr<linear::QuantisedWeight> make_prepared(const linear::Preset& preset, const linear::LayerId& id,
+                                                       const py::array& weights, const double* delta) {
   const auto w = py::cast<Array<T>>(weights);
   const auto rows = static_cast<std::size_t>(w.shape(0)), cols = static_cast<std::size_t>(w.shape(1));
   if (rows > gemm::kMaxDepth || cols > gemm::kMaxDepth) {
@@ -43,11 +43,11 @@ std::unique_ptr<linear::Prepared> make_prepared(const linear::Preset& preset, co
                                 "): both dimensions must be at most " + std::to_string(gemm::kMaxDepth));
   }
   const py::gil_scoped_release release;
-  return std::make_unique<linear::Prepared>(preset, id, gemm::Weights(w.data(), rows, cols), delta);
+  return std::make_unique<linear::QuantisedWeight>(preset, id, gemm::Weights(w.data(), rows, cols), delta);
 }
 
-std::unique_ptr<linear::Prepared> prepare(const std::string& preset_name, const py::bytes& id, const py::array& weights,
-                                          const Array<double>& delta) {
+std::unique_ptr<linear::QuantisedWeight> prepare(const std::string& preset_name, const py::bytes& id,
+                                                 const py::array& weights, const Array<double>& delta) {
   if (weights.ndim() != 2 || delta.ndim() != 1 || delta.shape(0) != weights.shape(0)) {
     throw std::invalid_argument("weights must be (d_out, d_in) and delta (d_out,)");
   }
@@ -61,7 +61,7 @@ std::unique_ptr<linear::Prepared> prepare(const std::string& preset_name, const 
   throw std::invalid_argument("weights must be a contiguous array of int8 or int16");
 }
 
-py::array quantised(const linear::Prepared& prepared) {
+py::array quantised(const linear::QuantisedWeight& prepared) {
   const gemm::Weights& w = prepared.weights();
   const auto fill = [&](auto zero) {
     using T = decltype(zero);
@@ -79,7 +79,7 @@ py::array quantised(const linear::Prepared& prepared) {
 class PyDecryption {
  public:
   explicit PyDecryption(py::object secret)
-      : secret_(std::move(secret)), decryption_(make(py::cast<linear::Secret&>(secret_), out_)) {}
+      : secret_(std::move(secret)), decryption_(make(py::cast<linear::OneTimeKey&>(secret_), out_)) {}
 
   void feed(const py::buffer& block) {
     const Bytes bytes(block);
@@ -92,7 +92,7 @@ class PyDecryption {
   }
 
  private:
-  static std::unique_ptr<linear::Decryption> make(linear::Secret& secret, py::array_t<float>& out) {
+  static std::unique_ptr<linear::Decryption> make(linear::OneTimeKey& secret, py::array_t<float>& out) {
     const linear::Reply& reply = secret.reply();
     out = py::array_t<float>({std::size_t{reply.tokens()}, std::size_t{reply.features_out()}});
     return std::make_unique<linear::Decryption>(secret, out.mutable_data());
@@ -128,7 +128,7 @@ std::size_t block_bytes(const std::string& preset, std::uint32_t rows, std::uint
   return linear::block_bytes(linear::preset(preset), rows, tokens, mask);
 }
 
-py::tuple encrypt(const std::shared_ptr<const linear::Public>& layer, const std::string& direction_text,
+py::tuple encrypt(const std::shared_ptr<const linear::LayerSpec>& layer, const std::string& direction_text,
                   const Array<float>& x, std::shared_ptr<linear::MaskCache> masks) {
   const Direction direction = direction_of(direction_text);
   const std::uint32_t features = layer->features_in(direction);
@@ -141,15 +141,15 @@ py::tuple encrypt(const std::shared_ptr<const linear::Public>& layer, const std:
   const std::size_t size = request_bytes(layer->preset->name, features, tokens);
   std::uint8_t* message = nullptr;
   py::bytes request = new_bytes(size, message);
-  std::unique_ptr<linear::Secret> secret;
+  std::unique_ptr<linear::OneTimeKey> secret;
   {
     const py::gil_scoped_release release;
     std::array<std::uint8_t, 32> mask_seed;
     linear::RequestId id;
     ring::os_random(mask_seed.data(), mask_seed.size());
     ring::os_random(id.data(), id.size());
-    secret = std::make_unique<linear::Secret>(linear::encrypt(layer, direction, x.data(), tokens, std::move(masks),
-                                                              ring::Seed::from_os(), mask_seed, id, message, size));
+    secret = std::make_unique<linear::OneTimeKey>(linear::encrypt(layer, direction, x.data(), tokens, std::move(masks),
+                                                                  ring::Seed::from_os(), mask_seed, id, message, size));
   }
   return py::make_tuple(request, std::move(secret));
 }
@@ -294,7 +294,7 @@ const std::string& device_place(const std::string& place) {
 }
 
 void register_masks(py::module_& module) {
-  using linear::MaskCache, linear::Public;
+  using linear::MaskCache, linear::LayerSpec;
   py::class_<MaskCache, std::shared_ptr<MaskCache>>(module, "MaskCache")
       .def(py::init<std::size_t>(), py::arg("max_bytes"))
       .def_property_readonly("bytes", &MaskCache::bytes)
@@ -302,7 +302,7 @@ void register_masks(py::module_& module) {
       .def_property_readonly("seed", [](const MaskCache& masks) { return bytes_of(masks.seed()); })
       .def(
           "find",
-          [](const MaskCache& masks, const Public& layer, const std::string& direction,
+          [](const MaskCache& masks, const LayerSpec& layer, const std::string& direction,
              const std::string& place) -> py::object {
             const MaskCache::Product found = masks.find(layer, direction_of(direction), device_place(place));
             return found == nullptr ? py::none() : *static_cast<const py::object*>(found.get());
@@ -310,13 +310,13 @@ void register_masks(py::module_& module) {
           py::arg("public"), py::arg("direction"), py::arg("place"))
       .def(
           "fits",
-          [](const MaskCache& masks, const Public& layer, const std::string& direction) {
+          [](const MaskCache& masks, const LayerSpec& layer, const std::string& direction) {
             return masks.fits(layer, direction_of(direction));
           },
           py::arg("public"), py::arg("direction"))
       .def(
           "insert",
-          [](MaskCache& masks, const Public& layer, const std::string& direction, const std::string& place,
+          [](MaskCache& masks, const LayerSpec& layer, const std::string& direction, const std::string& place,
              py::object product) {
             masks.insert(layer, direction_of(direction), device_place(place), hold(std::move(product)));
           },
@@ -342,8 +342,8 @@ void register_reply(py::module_& module) {
       .def_property_readonly("data", [](const Reply::Rows& rows) { return slice_of(rows.data, rows.data_bytes); })
       .def_property_readonly("mask", [](const Reply::Rows& rows) { return slice_of(rows.mask, rows.mask_bytes); });
   reply
-      .def(py::init([](std::shared_ptr<const linear::Public> layer, const std::string& direction, std::uint32_t tokens,
-                       const py::bytes& request, bool mask_known) {
+      .def(py::init([](std::shared_ptr<const linear::LayerSpec> layer, const std::string& direction,
+                       std::uint32_t tokens, const py::bytes& request, bool mask_known) {
              return Reply(std::move(layer), direction_of(direction), tokens, fixed<16>(request, "a request id"),
                           mask_known);
            }),
@@ -374,38 +374,38 @@ void register_reply(py::module_& module) {
 }  // namespace
 
 void register_linear(py::module_& module) {
-  py::class_<linear::Public, std::shared_ptr<linear::Public>>(module, "Public")
+  py::class_<linear::LayerSpec, std::shared_ptr<linear::LayerSpec>>(module, "LayerSpec")
       .def_static(
           "from_bytes",
           [](const py::buffer& buffer) {
             const Bytes bytes(buffer);
-            return std::make_shared<linear::Public>(linear::Public::from_bytes(bytes.data(), bytes.size()));
+            return std::make_shared<linear::LayerSpec>(linear::LayerSpec::from_bytes(bytes.data(), bytes.size()));
           },
           py::arg("data"))
       .def("to_bytes",
-           [](const linear::Public& p) {
+           [](const linear::LayerSpec& p) {
              const auto bytes = p.to_bytes();
              return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
            })
-      .def_property_readonly("preset", [](const linear::Public& p) { return p.preset->name; })
+      .def_property_readonly("preset", [](const linear::LayerSpec& p) { return p.preset->name; })
       .def_property_readonly(
           "id",
-          [](const linear::Public& p) { return py::bytes(reinterpret_cast<const char*>(p.id.data()), p.id.size()); })
-      .def_readonly("d_out", &linear::Public::d_out)
-      .def_readonly("d_in", &linear::Public::d_in)
-      .def_readonly("norm_forward", &linear::Public::norm_forward)
-      .def_readonly("norm_backward", &linear::Public::norm_backward)
-      .def_property_readonly("delta", [](const linear::Public& p) {
+          [](const linear::LayerSpec& p) { return py::bytes(reinterpret_cast<const char*>(p.id.data()), p.id.size()); })
+      .def_readonly("d_out", &linear::LayerSpec::d_out)
+      .def_readonly("d_in", &linear::LayerSpec::d_in)
+      .def_readonly("norm_forward", &linear::LayerSpec::norm_forward)
+      .def_readonly("norm_backward", &linear::LayerSpec::norm_backward)
+      .def_property_readonly("scale", [](const linear::LayerSpec& p) {
         return py::array_t<double>(static_cast<py::ssize_t>(p.delta.size()), p.delta.data());
       });
 
-  py::class_<linear::Prepared>(module, "Prepared")
+  py::class_<linear::QuantisedWeight>(module, "QuantisedWeight")
       .def(py::init(&prepare), py::arg("preset"), py::arg("id"), py::arg("weights"), py::arg("delta"))
-      .def("public", [](const linear::Prepared& p) { return std::make_shared<linear::Public>(p.public_part()); })
+      .def("spec", [](const linear::QuantisedWeight& p) { return std::make_shared<linear::LayerSpec>(p.spec()); })
       .def("quantised", &quantised);
 
   py::class_<linear::Job>(module, "Job")
-      .def(py::init([](const linear::Prepared& prepared, const py::buffer& request) {
+      .def(py::init([](const linear::QuantisedWeight& prepared, const py::buffer& request) {
              const Bytes bytes(request);
              const py::gil_scoped_release release;
              return std::make_unique<linear::Job>(prepared, bytes.data(), bytes.size());
@@ -432,13 +432,13 @@ void register_linear(py::module_& module) {
   register_masks(module);
   register_reply(module);
 
-  py::class_<linear::Secret>(module, "Secret")
-      .def("wipe", &linear::Secret::wipe)
-      .def_property_readonly("used", [](const linear::Secret& s) { return s.reply().used(); })
-      .def_property_readonly("tokens", [](const linear::Secret& s) { return s.reply().tokens(); })
+  py::class_<linear::OneTimeKey>(module, "OneTimeKey")
+      .def("wipe", &linear::OneTimeKey::wipe)
+      .def_property_readonly("used", [](const linear::OneTimeKey& s) { return s.reply().used(); })
+      .def_property_readonly("tokens", [](const linear::OneTimeKey& s) { return s.reply().tokens(); })
       .def("__repr__",
-           [](const linear::Secret& s) { return "<privtuner.linear.Secret of " + s.reply().describe() + ">"; })
-      .def("__reduce_ex__", [](const linear::Secret&, int) { refuse_copy(); });
+           [](const linear::OneTimeKey& s) { return "<privtuner.linear.OneTimeKey of " + s.reply().describe() + ">"; })
+      .def("__reduce_ex__", [](const linear::OneTimeKey&, int) { refuse_copy(); });
 
   py::class_<PyDecryption>(module, "Decryption")
       .def(py::init<py::object>(), py::arg("secret"))
@@ -449,7 +449,7 @@ void register_linear(py::module_& module) {
   module.def("encrypt", &encrypt, py::arg("public"), py::arg("direction"), py::arg("x"), py::arg("masks"));
   module.def(
       "token_room",
-      [](const linear::Public& layer, const std::string& direction) {
+      [](const linear::LayerSpec& layer, const std::string& direction) {
         return linear::token_room(layer, direction_of(direction));
       },
       py::arg("public"), py::arg("direction"));

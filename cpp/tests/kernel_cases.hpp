@@ -87,12 +87,13 @@ void check_rejection(Kernel got, Word q, Word mask) {
       for (std::size_t i = bad; i < n; i += 5) words[i] = static_cast<Word>(q | ~mask);
       std::vector<Word> want = words;
       for (auto& word : want) word &= mask;
-      std::size_t i = 0;
-      for (std::size_t next = bad; (i = got(words.data(), i, n, mask, q)) < n; ++i, next += 5) {
+      std::size_t i = 0, next = bad;
+      for (; (i = got(words.data(), i, n, mask, q)) < n; ++i, next += 5) {
         CHECK_EQ(i, next);
         CHECK(std::equal(words.begin(), words.begin() + static_cast<std::ptrdiff_t>(i) + 1, want.begin()));
         words[i] = want[i] = 0;  // a replacement
       }
+      CHECK_LE(n, next);  // all were found
       CHECK(words == want);
     }
   }

@@ -23,8 +23,8 @@ inline const std::vector<const char*> kPresetNames = [] {
 
 struct Layer {
   std::vector<int> weights;  // row-major (d_out, d_in)
-  std::unique_ptr<Prepared> prepared;
-  std::shared_ptr<const Public> owner;  // the public part as the owner has it
+  std::unique_ptr<QuantisedWeight> prepared;
+  std::shared_ptr<const LayerSpec> owner;  // the public part as the owner has it
 
   int weight(std::size_t row, std::size_t col) const { return weights[row * owner->d_in + col]; }
   // Of the matrix that is applied: W forward, its transpose backward.
@@ -55,16 +55,16 @@ inline Layer make_layer(const Preset& preset, std::uint32_t d_out, std::uint32_t
   id[15] = 0xee;
   auto weights = preset.weight_bytes == 1 ? narrow<std::int8_t>(layer.weights, d_out, d_in)
                                           : narrow<std::int16_t>(layer.weights, d_out, d_in);
-  layer.prepared = std::make_unique<Prepared>(preset, id, std::move(weights), delta.data());
-  layer.owner = std::make_shared<const Public>(layer.prepared->public_part());
+  layer.prepared = std::make_unique<QuantisedWeight>(preset, id, std::move(weights), delta.data());
+  layer.owner = std::make_shared<const LayerSpec>(layer.prepared->spec());
   return layer;
 }
 
 inline Layer make_layer(const char* preset_name, std::uint32_t d_out, std::uint32_t d_in, std::uint64_t seed,
                         std::uint8_t id_byte = 1) {
   Layer layer = make_layer(privtuner::linear::preset(preset_name), d_out, d_in, seed, id_byte);
-  const Bytes bytes = layer.prepared->public_part().to_bytes();
-  layer.owner = std::make_shared<const Public>(Public::from_bytes(bytes.data(), bytes.size()));
+  const Bytes bytes = layer.prepared->spec().to_bytes();
+  layer.owner = std::make_shared<const LayerSpec>(LayerSpec::from_bytes(bytes.data(), bytes.size()));
   return layer;
 }
 
@@ -85,7 +85,7 @@ inline std::vector<float> make_batch(std::size_t tokens, std::size_t features, s
 // A request with fixed randomness, and what decrypts its reply.
 struct Sent {
   Bytes request;
-  Secret secret;
+  OneTimeKey secret;
 };
 
 inline privtuner::ring::Seed fixed_seed(std::uint8_t value) {
@@ -101,8 +101,9 @@ inline Sent send(const Layer& layer, Direction direction, const std::vector<floa
   Bytes request(request_bytes(*layer.owner->preset, features, tokens));
   RequestId id{};
   id.fill(seed);
-  Secret secret = encrypt(layer.owner, direction, x.data(), tokens, std::move(masks), fixed_seed(seed),
-                          fixed_seed(static_cast<std::uint8_t>(seed + 100)).bytes, id, request.data(), request.size());
+  OneTimeKey secret =
+      encrypt(layer.owner, direction, x.data(), tokens, std::move(masks), fixed_seed(seed),
+              fixed_seed(static_cast<std::uint8_t>(seed + 100)).bytes, id, request.data(), request.size());
   return {std::move(request), std::move(secret)};
 }
 
@@ -120,7 +121,7 @@ inline std::vector<Bytes> answer(const Layer& layer, const Bytes& request, std::
   return blocks;
 }
 
-inline std::vector<float> receive(Secret& secret, const std::vector<Bytes>& blocks) {
+inline std::vector<float> receive(OneTimeKey& secret, const std::vector<Bytes>& blocks) {
   std::vector<float> y(std::size_t{secret.reply().tokens()} * secret.reply().features_out());
   Decryption decryption(secret, y.data());
   for (const Bytes& block : blocks) decryption.feed(block.data(), block.size());

@@ -34,11 +34,11 @@ TEST(every_layer_has_kernels_for_the_paths_of_the_build_and_for_no_other) {
   for (const auto& [isa, name, base] : privtuner::math::kIsaPaths) {
     if (privtuner::math::isa_usable(isa)) {
       CHECK(kernel_cases::kernels::kernels_of(isa).residues.permute != nullptr);
-      CHECK(privtuner::linear::elements(isa).gather != nullptr);
+      CHECK(privtuner::linear::elements<std::uint32_t>(isa).gather != nullptr);
     } else if (!privtuner::math::isa_compiled(isa)) {
       CHECK_THROWS(std::logic_error, kernel_cases::kernels::kernels_of(isa),
                    "ring has no kernels for the path " + std::string(name));
-      CHECK_THROWS(std::logic_error, privtuner::linear::elements(isa),
+      CHECK_THROWS(std::logic_error, privtuner::linear::path_elements(isa),
                    "linear has no kernels for the path " + std::string(name));
       const std::uint32_t word = 0;
       CHECK_THROWS(std::logic_error, privtuner::gemm::PackedResidues<std::uint32_t>(&word, 1, 1, 1, isa),

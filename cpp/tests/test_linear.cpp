@@ -70,7 +70,7 @@ double applied_norm(const Layer& layer, Direction direction) {
 
 // Delta_t of every token, from the formula of the design: (q / 2 - noise) / (norm |x_t|).
 std::vector<double> token_scales(const Layer& layer, Direction direction, const std::vector<float>& x) {
-  const Public& owner = *layer.owner;
+  const LayerSpec& owner = *layer.owner;
   const std::size_t features = owner.features_in(direction), tokens = x.size() / features;
   const double norm = applied_norm(layer, direction);
   const double room = static_cast<double>(owner.preset->q) / 2 - noise_bound(*owner.preset, features, norm);
@@ -169,7 +169,7 @@ void check_request(const Preset& preset, Direction direction) {
 template <class Word>
 void check_reply(const Preset& preset, Direction direction) {
   const Layer layer = make_layer(preset, 37, 6, 21);
-  const Public& owner = *layer.owner;
+  const LayerSpec& owner = *layer.owner;
   const std::size_t inputs = owner.features_in(direction), outputs = owner.features_out(direction), tokens = 5;
   const Sent sent = send(layer, direction, make_batch(tokens, inputs, 22));
   const Bytes block = answer(layer, sent.request).at(0);
@@ -213,7 +213,7 @@ void check_reply(const Preset& preset, Direction direction) {
 
 // Every output within the guaranteed error of the exact product.
 void check_results(const Layer& layer, Direction direction, const std::vector<float>& x, const std::vector<float>& y) {
-  const Public& owner = *layer.owner;
+  const LayerSpec& owner = *layer.owner;
   const std::size_t inputs = owner.features_in(direction), outputs = owner.features_out(direction);
   const std::size_t tokens = x.size() / inputs;
   const std::vector<double> scales = token_scales(layer, direction, x);
@@ -278,9 +278,9 @@ TEST(noise_bound_by_hand) {
 TEST(norms_by_hand) {
   const std::int8_t w[] = {3, 4, 0, -5, 12, 0};
   const double delta[] = {1, 2};
-  const Prepared prepared(preset("linear-w8"), LayerId{}, Weights(w, 2, 3), delta);
-  CHECK_EQ(prepared.public_part().norm_forward, 13.0);
-  CHECK_EQ(prepared.public_part().norm_backward, std::sqrt(160.0));
+  const QuantisedWeight prepared(preset("linear-w8"), LayerId{}, Weights(w, 2, 3), delta);
+  CHECK_EQ(prepared.spec().norm_forward, 13.0);
+  CHECK_EQ(prepared.spec().norm_backward, std::sqrt(160.0));
 }
 
 TEST(the_request_is_the_scaled_batch_under_small_noise) {
@@ -361,8 +361,8 @@ TEST(messages_may_stand_at_any_address) {
       Bytes request(want.request.size() + shift);
       RequestId id;
       id.fill(1);
-      Secret secret = encrypt(layer.owner, Direction::forward, x.data(), 6, nullptr, fixed_seed(1),
-                              fixed_seed(101).bytes, id, request.data() + shift, request.size() - shift);
+      OneTimeKey secret = encrypt(layer.owner, Direction::forward, x.data(), 6, nullptr, fixed_seed(1),
+                                  fixed_seed(101).bytes, id, request.data() + shift, request.size() - shift);
       CHECK(std::equal(want.request.begin(), want.request.end(), request.begin() + static_cast<std::ptrdiff_t>(shift)));
       const Job job(*layer.prepared, request.data() + shift, request.size() - shift);
       std::vector<float> y(want.y.size());
@@ -386,8 +386,8 @@ TEST(a_batch_of_zeros_and_a_weight_of_zeros) {
   const double delta[2] = {0, 1};
   Layer zeros;
   zeros.weights.assign(6, 0);
-  zeros.prepared = std::make_unique<Prepared>(preset("linear-w8"), LayerId{}, Weights(w, 2, 3), delta);
-  zeros.owner = std::make_shared<const Public>(zeros.prepared->public_part());
+  zeros.prepared = std::make_unique<QuantisedWeight>(preset("linear-w8"), LayerId{}, Weights(w, 2, 3), delta);
+  zeros.owner = std::make_shared<const LayerSpec>(zeros.prepared->spec());
   // Noise alone cannot come through weights of zero; the bits left out of the reply can.
   const std::vector<float> y = exchange(zeros, Direction::forward, {1, 2, 3}, 32).y;
   CHECK_EQ(y[0], 0.0f);
@@ -485,7 +485,7 @@ TEST(a_secret_serves_one_decryption) {
   std::vector<float> y(5 * 40);
   Sent sent = send(layer, Direction::forward, x);
   const std::vector<Bytes> reply = answer(layer, sent.request, 32);
-  const auto refused = [&](Secret& secret) {
+  const auto refused = [&](OneTimeKey& secret) {
     CHECK(secret.reply().used());
     CHECK_THROWS(SecretError, receive(secret, reply), "used already: a secret decrypts one reply");
   };
@@ -596,7 +596,7 @@ TEST(prepared_rejects) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const auto make = [&](const std::int8_t* w, double first, double second) {
     const double delta[] = {first, second};
-    return Prepared(w8, LayerId{}, Weights(w, 2, 1), delta).public_part().d_out;
+    return QuantisedWeight(w8, LayerId{}, Weights(w, 2, 1), delta).spec().d_out;
   };
   CHECK_EQ(make(bytes, 1, kMaxScale), 2u);
   CHECK_THROWS(std::invalid_argument, make(bytes, -1, 1), "the scale of row 0 is no float32 from 0 on");
@@ -605,9 +605,9 @@ TEST(prepared_rejects) {
   CHECK_THROWS(std::invalid_argument, make(bytes, 1, 0), "scale of row 1 is 0, its weights are not");
   CHECK_THROWS(std::invalid_argument, make(low, 1, 1), "the weight at (1, 0) is beyond 127");
   const double one[] = {1, 1};
-  CHECK_THROWS(std::invalid_argument, Prepared(w8, LayerId{}, Weights(words, 2, 1), one),
+  CHECK_THROWS(std::invalid_argument, QuantisedWeight(w8, LayerId{}, Weights(words, 2, 1), one),
                "linear-w8 takes weights of 1 bytes");
-  CHECK_THROWS(std::invalid_argument, Prepared(w16, LayerId{}, Weights(bytes, 2, 1), one),
+  CHECK_THROWS(std::invalid_argument, QuantisedWeight(w16, LayerId{}, Weights(bytes, 2, 1), one),
                "linear-w16 takes weights of 2 bytes");
 }
 

@@ -254,7 +254,7 @@ TEST(layers) {
        reasons({"bytes too many", "layer: truncated", "unknown parameters", "does not use", "dimension",
                 "length does not fit", "norm", "scale"}),
        [&](const Exact& message, std::size_t) {
-         const auto read = std::make_shared<const Public>(Public::from_bytes(message.data(), message.size()));
+         const auto read = std::make_shared<const LayerSpec>(LayerSpec::from_bytes(message.data(), message.size()));
          const Bytes again = read->to_bytes();
          CHECK_EQ(again.size(), message.size());
          CHECK(std::memcmp(again.data(), message.data(), again.size()) == 0);

@@ -44,7 +44,7 @@ struct Case {
   std::vector<Bytes> reply;
 };
 
-void read_public(const Bytes& message) { Public::from_bytes(message.data(), message.size()); }
+void read_public(const Bytes& message) { LayerSpec::from_bytes(message.data(), message.size()); }
 
 // Where `reads` accepts `message`, it refuses every change of one bit, every shorter message and every longer one.
 template <class Read>
@@ -74,10 +74,10 @@ void check_integrity(const Bytes& message, Read reads) {
 TEST(layer_round_trip) {
   for (const char* name : kPresetNames) {
     const Layer layer = make_layer(name, 40, 3, 1);
-    const Public& before = layer.prepared->public_part();
+    const LayerSpec& before = layer.prepared->spec();
     const Bytes message = before.to_bytes();
     CHECK_EQ(message.size(), 96u + 8 * 40);
-    const Public after = Public::from_bytes(message.data(), message.size());
+    const LayerSpec after = LayerSpec::from_bytes(message.data(), message.size());
     CHECK(after.preset == before.preset && after.id == before.id && after.delta == before.delta);
     CHECK_EQ(after.d_out, 40u);
     CHECK_EQ(after.d_in, 3u);

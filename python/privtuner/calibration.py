@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from . import ckks, linear
-from .errors import InputError
-from .system import active_isa, cpuinfo, get_num_threads, processor_name, set_num_threads
-from .wireless import Tier
-from .wireless.model import check_integer
+from privtuner import ckks, linear
+from privtuner.errors import InputError
+from privtuner.system import active_isa, cpuinfo, get_num_threads, processor_name, set_num_threads
+from privtuner.wireless import Tier
+from privtuner.wireless.model import check_integer
 
 __all__ = ["Workload", "describe", "measure", "processor_frequency"]
 
@@ -171,7 +171,7 @@ def _linear_costs(preset: str, weight: Any, batch: Any, runs: Iterable[None]) ->
     prepared, masks = linear.prepare(weight, preset), linear.MaskCache()
 
     def encrypt(direction: linear.Direction) -> tuple[bytes, Callable[[bytes], Any]]:
-        request, secret = linear.encrypt(batch, prepared.public, direction, masks)
+        request, secret = linear.encrypt(batch, prepared.spec, direction, masks)
         return request, lambda reply: linear.decrypt(reply, secret)
 
     return _costs(encrypt, lambda request, _: linear.apply(prepared, request), runs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, NoReturn
 
-from .errors import InputError
+from privtuner.errors import InputError
 
 __all__ = ["Immutable", "Stays"]
 

@@ -1,6 +1,6 @@
 """Every exception privtuner raises on purpose.
 
-All derive from :class:`PrivtunerError`, so one ``except`` clause separates them from bugs. Each also derives from the
+All derive from `PrivtunerError`, so one ``except`` clause separates them from bugs. Each also derives from the
 built-in that Python code expects in its place (`ValueError` for bad values, `RuntimeError` for bad states,
 `ModuleNotFoundError` for packages that are not installed).
 Messages name the offending value and what to do about it, and never contain key material or clear activations.

@@ -13,7 +13,7 @@ over features is one integer matrix product modulo q (Bae, Cheon, Hanrot, Park, 
 Multiplication and FHE Bootstrapping: Fast and Fused", CRYPTO 2024). Secrets serve one request. Decryption cannot fail:
 each token is scaled so that no output can leave the range of the modulus, whatever its values.
 
-The quantisation of the weight is the only loss a user can see: the product is that of ``delta[:, None] * W_int``, in
+The quantisation of the weight is the only loss a user can see: the product is that of ``scale[:, None] * W_int``, in
 both directions, up to `error_bound`.
 """
 
@@ -26,18 +26,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
-from .copies import Immutable
-from .errors import InputError
+from privtuner import _core
+from privtuner.copies import Immutable
+from privtuner.errors import InputError
 
 __all__ = [
     "DEFAULT_BLOCK_ROWS",
     "PRESETS",
     "Direction",
+    "LayerSpec",
     "MaskCache",
-    "Prepared",
-    "Public",
-    "Secret",
+    "OneTimeKey",
+    "QuantisedWeight",
     "apply",
     "apply_blocks",
     "decrypt",
@@ -53,7 +53,7 @@ BytesLike = bytes | bytearray | memoryview
 PRESETS: tuple[str, ...] = _core.PRESETS
 """Names of the parameter sets: ``linear-w8`` (8-bit weights, log2 q = 32) and ``linear-w16`` (16-bit, log2 q = 50)."""
 
-Secret = _core.Secret
+OneTimeKey = _core.OneTimeKey
 """What decrypts the reply to one request. Never copied or pickled; wiped when its decryption ends, however it
 ends, or by ``wipe()``."""
 
@@ -61,24 +61,24 @@ DEFAULT_BLOCK_ROWS = 256
 """Output features in one block of a reply: small enough to overlap decryption with the product that follows."""
 
 
-class Public(Immutable):
+class LayerSpec(Immutable):
     """What the data owner must know of a layer: shape, preset, scales. Not the weight.
 
     Attributes:
         id: 16 bytes that name the layer and its weights; every message carries it.
         preset: name of the parameter set.
         d_out, d_in: shape of the weight.
-        delta: float64 (d_out,), the scale of each row: ``weight[k] ~ delta[k] * W_int[k]``.
+        scale: float64 (d_out,), of each row: ``weight[k] ~ scale[k] * W_int[k]``.
     """
 
-    def __init__(self, core: _core.Public) -> None:
+    def __init__(self, core: _core.LayerSpec) -> None:
         self._core = core
         self.id: bytes = core.id
         self.preset: str = core.preset
         self.d_out: int = core.d_out
         self.d_in: int = core.d_in
-        self.delta: npt.NDArray[np.float64] = core.delta
-        self.delta.setflags(write=False)
+        self.scale: npt.NDArray[np.float64] = core.scale
+        self.scale.setflags(write=False)
 
     def features(self, direction: Direction) -> tuple[int, int]:
         """Features of the input and of the output of a product in that direction.
@@ -95,51 +95,51 @@ class Public(Immutable):
         return self._core.to_bytes()
 
     @classmethod
-    def from_bytes(cls, data: BytesLike) -> Public:
+    def from_bytes(cls, data: BytesLike) -> LayerSpec:
         """Read what `to_bytes` wrote.
 
         Raises:
             MessageError: malformed, truncated, corrupted, or of another version or unknown parameters.
         """
-        return cls(_core.Public.from_bytes(data))
+        return cls(_core.LayerSpec.from_bytes(data))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Public.from_bytes, (self.to_bytes(),))
+        return (LayerSpec.from_bytes, (self.to_bytes(),))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Public) and self.to_bytes() == other.to_bytes()
+        return isinstance(other, LayerSpec) and self.to_bytes() == other.to_bytes()
 
     def __hash__(self) -> int:
         return hash((self.id, self.preset))
 
     def __repr__(self) -> str:
-        return f"Public(preset={self.preset!r}, d_out={self.d_out}, d_in={self.d_in}, id={self.id.hex()})"
+        return f"LayerSpec(preset={self.preset!r}, d_out={self.d_out}, d_in={self.d_in}, id={self.id.hex()})"
 
 
-class Prepared(Immutable):
+class QuantisedWeight(Immutable):
     """A quantised weight at the model owner's, ready for `apply`: one byte a weight (two for ``linear-w16``).
 
     A pickled one holds the weight.
     """
 
-    def __init__(self, core: _core.Prepared) -> None:
+    def __init__(self, core: _core.QuantisedWeight) -> None:
         self._core = core
-        self.public = Public(core.public())
+        self.spec = LayerSpec(core.spec())
 
     def quantised(self) -> npt.NDArray[np.int8] | npt.NDArray[np.int16]:
-        """The integers W_int, (d_out, d_in), int8 or int16: the weight in force is ``delta[:, None] * W_int``."""
+        """The integers W_int, (d_out, d_in), int8 or int16: the weight in force is ``scale[:, None] * W_int``."""
         return self._core.quantised()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        public = self.public
-        return (Prepared._of, (public.preset, public.id, self.quantised(), public.delta))
+        spec = self.spec
+        return (QuantisedWeight._of, (spec.preset, spec.id, self.quantised(), spec.scale))
 
     @classmethod
-    def _of(cls, *parts: Any) -> Prepared:
-        return cls(_core.Prepared(*parts))
+    def _of(cls, *parts: Any) -> QuantisedWeight:
+        return cls(_core.QuantisedWeight(*parts))
 
     def __repr__(self) -> str:
-        return f"Prepared({self.public!r})"
+        return f"QuantisedWeight({self.spec!r})"
 
 
 class MaskCache:
@@ -195,10 +195,10 @@ def _preset_info(preset: str) -> dict[str, Any]:
     return _core.preset_info(preset)
 
 
-def prepare(weight: npt.ArrayLike, preset: str = "linear-w8") -> Prepared:
+def prepare(weight: npt.ArrayLike, preset: str = "linear-w8") -> QuantisedWeight:
     """Quantise a weight for encrypted products (model owner).
 
-    Symmetric, per output row: ``delta[k] = max|weight[k]| / 127`` (32639 for ``linear-w16``), rounded to nearest even.
+    Symmetric, per output row: ``scale[k] = max|weight[k]| / 127`` (32639 for ``linear-w16``), rounded to nearest even.
 
     Args:
         weight: (d_out, d_in) of a floating dtype, every value finite in float32; both dimensions in [1, 65536].
@@ -228,18 +228,18 @@ def prepare(weight: npt.ArrayLike, preset: str = "linear-w8") -> Prepared:
     identity = hashlib.sha256(f"{preset}|{w.shape[0]}|{w.shape[1]}|".encode())
     identity.update(delta.tobytes())
     identity.update(integers.tobytes())
-    return Prepared(_core.Prepared(preset, identity.digest()[:16], integers, delta))
+    return QuantisedWeight(_core.QuantisedWeight(preset, identity.digest()[:16], integers, delta))
 
 
 def encrypt(
-    x: npt.ArrayLike, public: Public, direction: Direction = "forward", masks: MaskCache | None = None
-) -> tuple[bytes, Secret]:
+    x: npt.ArrayLike, spec: LayerSpec, direction: Direction = "forward", masks: MaskCache | None = None
+) -> tuple[bytes, OneTimeKey]:
     """Encrypt a batch for one layer (data owner).
 
     Args:
         x: activations (tokens, d_in) forward, or output gradients (tokens, d_out) backward; float16, float32 or
             float64 (used as float32), every value finite; 1 to 2**24 tokens.
-        public: of the layer that will answer.
+        spec: of the layer that will answer.
         direction: ``"forward"`` for ``x @ W.T``, ``"backward"`` for ``x @ W``.
         masks: the owner's cache of mask products; without one the request has a public mask of its own.
 
@@ -250,14 +250,16 @@ def encrypt(
     Raises:
         InputError: wrong shape or dtype, a value that is not finite in float32, or no tokens.
     """
-    for name, value, kind in (("public", public, Public), ("masks", masks, (MaskCache, type(None)))):
+    for name, value, kind in (("spec", spec, LayerSpec), ("masks", masks, (MaskCache, type(None)))):
         if not isinstance(value, kind):  # the core's own refusal would show all arguments, and so the batch
             raise InputError(f"{name} is of type {type(value).__name__}: see encrypt")
     cache = None if masks is None else masks._core
-    return _core.encrypt(public._core, direction, as_batch(x, public, direction), cache)
+    return _core.encrypt(spec._core, direction, as_batch(x, spec, direction), cache)
 
 
-def apply_blocks(prepared: Prepared, request: BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[bytes]:
+def apply_blocks(
+    prepared: QuantisedWeight, request: BytesLike, block_rows: int = DEFAULT_BLOCK_ROWS
+) -> Iterator[bytes]:
     """Answer a request in blocks of ``block_rows`` outputs, as they are computed (model owner).
 
     Args:
@@ -288,16 +290,16 @@ def row_step(block_rows: int) -> int:
     return -(-block_rows // _core.ROW_STEP) * _core.ROW_STEP
 
 
-def apply(prepared: Prepared, request: BytesLike) -> bytes:
+def apply(prepared: QuantisedWeight, request: BytesLike) -> bytes:
     """Answer a request (model owner): the blocks of `apply_blocks` as one message.
 
     Raises:
         MessageError: the request is malformed, truncated, corrupted, or meant for another layer.
     """
-    return b"".join(apply_blocks(prepared, request, prepared.public.d_out + prepared.public.d_in))
+    return b"".join(apply_blocks(prepared, request, prepared.spec.d_out + prepared.spec.d_in))
 
 
-def decrypt(reply: BytesLike | Iterable[BytesLike], secret: Secret) -> npt.NDArray[np.float32]:
+def decrypt(reply: BytesLike | Iterable[BytesLike], secret: OneTimeKey) -> npt.NDArray[np.float32]:
     """Decrypt a reply (data owner). Uses up the secret, whatever comes of it: a second reply needs a new request.
 
     Args:
@@ -312,7 +314,7 @@ def decrypt(reply: BytesLike | Iterable[BytesLike], secret: Secret) -> npt.NDArr
         SecretError: the secret was used or wiped.
         InputError: ``secret`` is no secret.
     """
-    if not isinstance(secret, Secret):
+    if not isinstance(secret, OneTimeKey):
         raise InputError(f"secret is of type {type(secret).__name__}: expected the Secret that encrypt returned")
     decryption = _core.Decryption(secret)
     try:
@@ -323,16 +325,16 @@ def decrypt(reply: BytesLike | Iterable[BytesLike], secret: Secret) -> npt.NDArr
         secret.wipe()
 
 
-def error_bound(public: Public, x: npt.ArrayLike, direction: Direction = "forward") -> npt.NDArray[np.float64]:
+def error_bound(spec: LayerSpec, x: npt.ArrayLike, direction: Direction = "forward") -> npt.NDArray[np.float64]:
     """Guaranteed largest encryption error of each output, for any randomness.
 
-    The difference between the decrypted output and ``x @ (delta[:, None] * W_int).T`` (backward: ``x @ (...)``)
+    The difference between the decrypted output and ``x @ (scale[:, None] * W_int).T`` (backward: ``x @ (...)``)
     in exact arithmetic: noise, rounding of the input, bits left out of the reply, and the rounding of the float32
     result. The quantisation of the weight is not part of it. By Cauchy-Schwarz over |error| <= 21: a worst case,
     from which typical errors are far.
 
     Args:
-        public: of the layer.
+        spec: of the layer.
         x: the batch, as for `encrypt`.
         direction: as for `encrypt`.
 
@@ -342,17 +344,17 @@ def error_bound(public: Public, x: npt.ArrayLike, direction: Direction = "forwar
     Raises:
         InputError: as for `encrypt`.
     """
-    batch = as_batch(x, public, direction).astype(np.float64)
+    batch = as_batch(x, spec, direction).astype(np.float64)
     require_finite("x", batch)
     forward = direction == "forward"
     if not forward:
-        batch = batch * public.delta
-    norm = public._core.norm_forward if forward else public._core.norm_backward
-    noise = _core.noise_bound(public.preset, batch.shape[1], max(norm, 1.0))
+        batch = batch * spec.scale
+    norm = spec._core.norm_forward if forward else spec._core.norm_backward
+    noise = _core.noise_bound(spec.preset, batch.shape[1], max(norm, 1.0))
     length = np.sqrt((batch * batch).sum(axis=1))
     # One unit of the scaled integers, slightly enlarged for the rounding of the scales themselves.
-    unit = length / _core.token_room(public._core, direction) * (1 + 2**-30)
-    scale = public.delta if forward else np.ones(public.d_in)
+    unit = length / _core.token_room(spec._core, direction) * (1 + 2**-30)
+    scale = spec.scale if forward else np.ones(spec.d_in)
     tiny = float(np.finfo(np.float32).smallest_subnormal)
     rounding = (length * norm)[:, None] * scale * 2**-23 + tiny
     bound: npt.NDArray[np.float64] = unit[:, None] * scale * noise + rounding
@@ -371,13 +373,13 @@ def require_finite(name: str, values: npt.NDArray[Any], at: tuple[int, ...] = ()
         raise InputError(f"{name}{[*at, *place]} is {values[place]}: every value must be finite")
 
 
-def check_batch(x: Any, public: Public, direction: Direction) -> None:
+def check_batch(x: Any, spec: LayerSpec, direction: Direction) -> None:
     """Refuse what is no batch for a layer: the same of NumPy's arrays and of a device's.
 
     Raises:
         InputError: an unknown direction, a dtype that is not floating, another shape, or too many tokens.
     """
-    features, _ = public.features(direction)
+    features, _ = spec.features(direction)
     if x.dtype not in (np.float16, np.float32, np.float64):
         raise InputError(f"x has dtype {x.dtype}: expected float16, float32 or float64")
     if x.ndim != 2 or x.shape[1] != features or x.shape[0] == 0:
@@ -389,14 +391,14 @@ def check_batch(x: Any, public: Public, direction: Direction) -> None:
         raise InputError(f"x has {x.shape[0]} tokens: a request carries 1 to {_core.MAX_TOKENS}")
 
 
-def as_batch(x: npt.ArrayLike, public: Public, direction: Direction) -> npt.NDArray[np.float32]:
+def as_batch(x: npt.ArrayLike, spec: LayerSpec, direction: Direction) -> npt.NDArray[np.float32]:
     """Bring a batch of the host to float32, contiguous; ``x`` itself where it is that.
 
     Raises:
         InputError: as `check_batch`, or a float64 that is not finite, in float64 or in float32.
     """
     batch = np.asarray(x)
-    check_batch(batch, public, direction)
+    check_batch(batch, spec, direction)
     if batch.dtype == np.float64:
         require_finite("x", batch)
         with np.errstate(over="ignore"):  # an overflow is found just below and named

@@ -5,7 +5,7 @@ privtuner itself is on no package index, so that ``pip install 'privtuner[...]'`
 
 from __future__ import annotations
 
-from .errors import MissingPackageError
+from privtuner.errors import MissingPackageError
 
 __all__ = ["CHECKOUT", "advice", "missing"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from privtuner.ckks import EvaluationKeys, Evaluator, Parameters
-from privtuner.linear import DEFAULT_BLOCK_ROWS, BytesLike, Direction, Prepared, Public
+from privtuner.linear import DEFAULT_BLOCK_ROWS, BytesLike, Direction, LayerSpec, QuantisedWeight
 
 __all__ = ["BLOCK_BYTES", "LinearClient", "LinearServer", "Transport", "rows_of"]
 
@@ -28,7 +28,7 @@ class Transport(Protocol):
         """Return the blocks of the reply to ``request``, in order, possibly as they are computed.
 
         Args:
-            layer: wire name of the layer, as in the bundle's ``publics``.
+            layer: wire name of the layer, as in the bundle's ``specs``.
             request: what a `LinearClient` or a `privtuner.sealed.blocks.SealedClient` encrypted. From a client on a GPU
                 it is a read-only memoryview, of memory that is used again once nothing refers to the view or a part of
                 it; ``bytes(request)`` is a copy.
@@ -50,7 +50,7 @@ class LinearServer(ABC):
 
     scheme: ClassVar[str]
 
-    def load(self, layers: Iterable[Prepared]) -> Mapping[str, int]:  # noqa: ARG002 - for those with memories
+    def load(self, layers: Iterable[QuantisedWeight]) -> Mapping[str, int]:  # noqa: ARG002 - for those with memories
         """Get ready for ``layers``, all that will be asked for: a device with a memory of its own copies them there.
 
         Returns:
@@ -61,7 +61,7 @@ class LinearServer(ABC):
         """
         return {}
 
-    def gather(self, prepared: Prepared, parts: Sequence[bytes]) -> BytesLike:  # noqa: ARG002 - as above
+    def gather(self, prepared: QuantisedWeight, parts: Sequence[bytes]) -> BytesLike:  # noqa: ARG002 - as above
         """Return the request to ``prepared`` that arrived in ``parts``, where `answer` reads it without another copy.
 
         Raises:
@@ -70,7 +70,9 @@ class LinearServer(ABC):
         return b"".join(parts)
 
     @abstractmethod
-    def answer(self, prepared: Prepared, request: BytesLike, block_bytes: int = BLOCK_BYTES) -> Iterator[BytesLike]:
+    def answer(
+        self, prepared: QuantisedWeight, request: BytesLike, block_bytes: int = BLOCK_BYTES
+    ) -> Iterator[BytesLike]:
         """Yield the reply to ``request`` in blocks of about ``block_bytes`` bytes, 32 to 256 outputs each.
 
         On a GPU they are read-only memoryviews, of memory that is used again once nothing refers to them.
@@ -102,12 +104,12 @@ class LinearClient(ABC):
     on_device: ClassVar[bool] = False
 
     @abstractmethod
-    def encrypt(self, x: Any, public: Public, direction: Direction = "forward") -> tuple[BytesLike, Any]:
+    def encrypt(self, x: Any, spec: LayerSpec, direction: Direction = "forward") -> tuple[BytesLike, Any]:
         """Return the request for ``x @ W.T`` (forward) or ``x @ W`` (backward), and what decrypts its reply.
 
         Args:
             x: float32 (tokens, features), a NumPy array, or if ``on_device`` anything with ``__dlpack__``.
-            public: of the layer that will answer.
+            spec: of the layer that will answer.
             direction: "forward" or "backward".
 
         Raises:

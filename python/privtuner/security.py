@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InputError
+from privtuner.errors import InputError
 
 __all__ = ["SIGMA_TERNARY", "Estimate", "bits", "dual", "primal", "root_hermite"]
 

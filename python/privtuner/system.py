@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from . import _core
-from .errors import EngineError, InputError
+from privtuner import _core
+from privtuner.errors import EngineError, InputError
 
 __all__ = ["active_isa", "cpuinfo", "get_num_threads", "processor_name", "set_isa", "set_num_threads"]
 

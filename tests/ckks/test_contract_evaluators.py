@@ -111,8 +111,8 @@ OPERATIONS: dict[str, tuple[Callable, Callable, int]] = {
     "rotate, hoisted": (lambda e, x, y: e.rotate(x, [1, 16])[1], lambda x, y: np.roll(x, -16, 0), 0),
     "conjugate": (lambda e, x, y: e.conjugate(x), lambda x, y: x, 0),
     "sum_slots": (lambda e, x, y: e.sum_slots(x), lambda x, y: np.broadcast_to(x.sum(0), x.shape), 0),
-    "drop_to": (lambda e, x, y: e.drop_to(x, 1), lambda x, y: x, 4),
-    "drop a product": (lambda e, x, y: e.drop_to(e.multiply(x, y), 2), lambda x, y: x * y, 3),
+    "drop_level": (lambda e, x, y: e.drop_level(x, 1), lambda x, y: x, 4),
+    "drop a product": (lambda e, x, y: e.drop_level(e.multiply(x, y), 2), lambda x, y: x * y, 3),
     "assume": (lambda e, x, y: e.assume(x, 1.5), lambda x, y: x, 0),
 }
 
@@ -203,15 +203,15 @@ ENCRYPTION = {
 }
 
 MISUSE = {
-    "no level for a product": (CkksError, lambda c, x: c.evaluator.multiply(c.evaluator.drop_to(x, 0), x)),
-    "no level for a number": (CkksError, lambda c, x: c.evaluator.multiply(c.evaluator.drop_to(x, 0), 0.5)),
+    "no level for a product": (CkksError, lambda c, x: c.evaluator.multiply(c.evaluator.drop_level(x, 0), x)),
+    "no level for a number": (CkksError, lambda c, x: c.evaluator.multiply(c.evaluator.drop_level(x, 0), 0.5)),
     "no level for clear values": (
         CkksError,
-        lambda c, x: c.evaluator.multiply_plain(c.evaluator.drop_to(x, 0), [[0.5]]),
+        lambda c, x: c.evaluator.multiply_plain(c.evaluator.drop_level(x, 0), [[0.5]]),
     ),
     "no level for a polynomial": (
         CkksError,
-        lambda c, x: c.evaluator.polynomial(c.evaluator.drop_to(x, 1), ckks.approximate("gelu")),
+        lambda c, x: c.evaluator.polynomial(c.evaluator.drop_level(x, 1), ckks.approximate("gelu")),
     ),
     "a domain that is too small": (
         CkksError,
@@ -219,7 +219,7 @@ MISUSE = {
     ),
     "no level for a combination": (
         CkksError,
-        lambda c, x: c.evaluator.linear_combination([c.evaluator.drop_to(x, 0)], [1]),
+        lambda c, x: c.evaluator.linear_combination([c.evaluator.drop_level(x, 0)], [1]),
     ),
     "an engine of other parameters": (CkksError, lambda c, x: _other(c).evaluator.add(x, x)),
     "a tensor of other parameters": (CkksError, lambda c, x: c.evaluator.add(x, _other(c).encrypt([0.5]))),
@@ -241,8 +241,8 @@ MISUSE = {
     "row scales of a transpose": (CkksError, lambda c, x: c.evaluator.linear(x, SKEWED, transpose=True)),
     "one weight for two tensors": (InputError, lambda c, x: c.evaluator.linear_combination([x, x], [1.0])),
     "features with a step": (InputError, lambda c, x: c.evaluator.select(x, slice(0, 4, 2))),
-    "a level above": (CkksError, lambda c, x: c.evaluator.drop_to(c.evaluator.drop_to(x, 1), 2)),
-    "a level below zero": (CkksError, lambda c, x: c.evaluator.drop_to(x, -1)),
+    "a level above": (CkksError, lambda c, x: c.evaluator.drop_level(c.evaluator.drop_level(x, 1), 2)),
+    "a level below zero": (CkksError, lambda c, x: c.evaluator.drop_level(x, -1)),
     "a promise of nothing": (CkksError, lambda c, x: c.evaluator.assume(x, 0.0)),
     "a broken promise": (CkksError, lambda c, x: c.decrypt(c.evaluator.assume(x, 0.1))),
 }
@@ -343,6 +343,6 @@ def test_native_ciphertexts_multiplied_by_both():
         for component in range(2):
             builder.set(tower, component, 0, np.ascontiguousarray(x.residues(tower)[:, component]))
     theirs = lib.textbook_integers(builder.finish(), MATRIX.integers.astype(np.int64))
-    product_of_theirs = openfhe.EncryptedTensor(theirs, context, 1, Estimate.of_slots(1.0, len(MATRIX.delta), 0.0))
+    product_of_theirs = openfhe.EncryptedTensor(theirs, context, 1, Estimate.of_slots(1.0, len(MATRIX.scale), 0.0))
     for tower in range(3):
         assert (product_of_theirs.residues(tower) == product.residues(tower)).all()

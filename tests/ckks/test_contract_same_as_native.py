@@ -142,14 +142,14 @@ def test_chunks_change_nothing(name):
 WIDE = np.full((TOKENS, FEATURES), 0.5)
 DEEP = ckks.fit(np.tanh, (-1, 1), 31)
 REFUSED = {
-    "no level for a number": lambda e, x, low, new: e.multiply(e.drop_to(x, 0), 0.5),
-    "no level for a product": lambda e, x, low, new: e.square(e.drop_to(x, 0)),
-    "no level for clear values": lambda e, x, low, new: e.multiply_plain(e.drop_to(x, 0), WIDE),
+    "no level for a number": lambda e, x, low, new: e.multiply(e.drop_level(x, 0), 0.5),
+    "no level for a product": lambda e, x, low, new: e.square(e.drop_level(x, 0)),
+    "no level for clear values": lambda e, x, low, new: e.multiply_plain(e.drop_level(x, 0), WIDE),
     "no level for a polynomial": lambda e, x, low, new: e.polynomial(low, ckks.Polynomial((0.0, 0.1, 0.2), "power")),
     "no level for a deep polynomial": lambda e, x, low, new: e.polynomial(x, DEEP),
     "a rescale that leaves nothing": lambda e, x, low, new: e.rescale(e.rescale(x)),
-    "a higher level": lambda e, x, low, new: e.drop_to(low, 3),
-    "a negative level": lambda e, x, low, new: e.drop_to(low, -1),
+    "a higher level": lambda e, x, low, new: e.drop_level(low, 3),
+    "a negative level": lambda e, x, low, new: e.drop_level(low, -1),
     "tokens": lambda e, x, low, new: e.add(x, new(WIDE[:2])),
     "features": lambda e, x, low, new: e.add(x, e.select(x, slice(0, 2))),
     "features of a product": lambda e, x, low, new: e.multiply(x, new(WIDE[:, :2])),
@@ -170,7 +170,7 @@ REFUSED = {
     "clear values that are too large": lambda e, x, low, new: e.multiply_plain(x, np.full(TOKENS, 1e12)),
     "clear values that are too large, each": lambda e, x, low, new: e.multiply_plain(x, 1e12 * WIDE),
     "a polynomial's domain": lambda e, x, low, new: e.polynomial(x, ckks.Polynomial((0.0, 0.5), "power", (-0.5, 0.5))),
-    "no room": lambda e, x, low, new: e.multiply(e.assume(e.drop_to(x, 1), 1e4), 1.0),
+    "no room": lambda e, x, low, new: e.multiply(e.assume(e.drop_level(x, 1), 1e4), 1.0),
     "values above the bound": lambda e, x, low, new: new(WIDE, bound=0.25),
     "values above the scale": lambda e, x, low, new: new(np.full(PARAMETERS.slots, 0.9), scale=2.0**66),
     "values of NaN": lambda e, x, low, new: new(np.full((2, 2), np.nan)),

@@ -48,7 +48,7 @@ def test_messages_lie_in_memory_that_is_used_again(device):
     engine, owner = CudaServer([device]), CudaClient(device)
     places, kept = [], []
     for turn in range(6):
-        request, secret = owner.encrypt(cases.batch(400, 900, turn), prepared.public, "forward")
+        request, secret = owner.encrypt(cases.batch(400, 900, turn), prepared.spec, "forward")
         blocks = list(cases.blocks_of(engine, prepared, request, 64))
         owner.decrypt(blocks, secret)
         places.append(np.frombuffer(request, np.uint8).ctypes.data)
@@ -85,15 +85,15 @@ def test_ciphertexts_are_the_native_ones(device):
 def test_tensors_are_exchanged_without_a_copy(device):
     prepared = cases.layer()
     owner, engine = CudaClient(device), CudaServer([device])
-    x = torch.randn(5, prepared.public.d_in, device="cuda:0")
+    x = torch.randn(5, prepared.spec.d_in, device="cuda:0")
     with device.active():
         assert device.xp.from_dlpack(x).data.ptr == x.data_ptr()
-    request, secret = owner.encrypt(x, prepared.public, "forward")
+    request, secret = owner.encrypt(x, prepared.spec, "forward")
     y = owner.decrypt(engine.answer(prepared, request), secret)
     tensor = torch.from_dlpack(y)
     assert (tensor.data_ptr(), tensor.device.type) == (y.data.ptr, "cuda")
     error = np.abs(tensor.cpu().numpy() - cases.product(prepared, x.cpu().numpy()))
-    assert (error <= linear.error_bound(prepared.public, x.cpu().numpy())).all()
+    assert (error <= linear.error_bound(prepared.spec, x.cpu().numpy())).all()
     engine.close()
 
 

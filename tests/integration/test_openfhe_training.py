@@ -24,7 +24,7 @@ pytestmark = [
 
 RNG = np.random.default_rng(0)
 PREPARED = linear.prepare(RNG.standard_normal((70, 33)))
-WEIGHT = PREPARED.public.delta[:, None] * PREPARED.quantised()
+WEIGHT = PREPARED.spec.scale[:, None] * PREPARED.quantised()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,7 +55,7 @@ def test_the_owners_keys(owner):
 @pytest.mark.parametrize("tokens", [1, 3, 1024, 1025, 2500])
 def test_products(owner, direction, tokens):
     x = batch(tokens, direction)
-    request, secret = owner.encrypt(x, PREPARED.public, direction)
+    request, secret = owner.encrypt(x, PREPARED.spec, direction)
     y = owner.decrypt(apply_blocks(PREPARED, request, 32), secret)
     exact = x.astype(np.float64) @ (WEIGHT.T if direction == "forward" else WEIGHT)
     assert y.dtype == np.float32
@@ -67,7 +67,7 @@ def test_precision_against_theory(owner):
     """OpenFHE's error of an output is sigma |W_k| a coefficient, and as much again that it adds on decryption."""
     tokens = 1024
     x = batch(tokens)
-    request, secret = owner.encrypt(x, PREPARED.public, "forward")
+    request, secret = owner.encrypt(x, PREPARED.spec, "forward")
     # The same in double precision: what decrypt rounds to float32.
     blocks = list(apply_blocks(PREPARED, request))
     slots = []
@@ -93,7 +93,7 @@ def test_any_values_stay_inside_the_modulus(owner):
         np.eye(33, dtype=np.float32) * 1e20,
         np.sign(WEIGHT[:5]).astype(np.float32),
     ):
-        request, secret = owner.encrypt(x, PREPARED.public, "forward")
+        request, secret = owner.encrypt(x, PREPARED.spec, "forward")
         with np.errstate(over="ignore"):
             y = owner.decrypt(apply_blocks(PREPARED, request), secret)
         exact = x.astype(np.longdouble) @ WEIGHT.T
@@ -114,12 +114,12 @@ def test_any_values_stay_inside_the_modulus(owner):
 )
 def test_batches_that_are_refused(owner, x, message):
     with pytest.raises(InputError, match=message):
-        owner.encrypt(x, PREPARED.public, "forward")
+        owner.encrypt(x, PREPARED.spec, "forward")
 
 
 def test_replies_that_are_refused(owner):
     def exchange():
-        request, secret = owner.encrypt(batch(3), PREPARED.public, "forward")
+        request, secret = owner.encrypt(batch(3), PREPARED.spec, "forward")
         return request, secret, list(apply_blocks(PREPARED, request, 32))
 
     def damaged(block):
@@ -165,7 +165,7 @@ def test_replies_that_are_refused(owner):
 
 
 def test_nothing_secret_travels(owner):
-    _, secret = owner.encrypt(batch(3), PREPARED.public, "forward")
+    _, secret = owner.encrypt(batch(3), PREPARED.spec, "forward")
     with pytest.raises(SecretError):
         pickle.dumps(owner)
     assert "unit" not in repr(secret)  # it tells of the values
@@ -173,7 +173,7 @@ def test_nothing_secret_travels(owner):
 
 def test_gradients_are_those_of_the_rounded_weight():
     layer = EncryptedLinear.single(
-        "fc", PREPARED.public, Session(LocalTransport({"fc": PREPARED}, server=OpenFheServer()), scheme="openfhe")
+        "fc", PREPARED.spec, Session(LocalTransport({"fc": PREPARED}, server=OpenFheServer()), scheme="openfhe")
     )
     x = torch.from_numpy(batch(5)).requires_grad_()
     y = layer(x)
@@ -218,7 +218,7 @@ def test_schemes_that_do_not_match(model):
     split = split_pretrained(model)
     layer = split.server["pooler.dense"]
     x = np.ones((2, 32), np.float32)
-    request = scheme("openfhe").client().encrypt(x, layer.public, "forward")[0]
+    request = scheme("openfhe").client().encrypt(x, layer.spec, "forward")[0]
     with Server(split) as server, RemoteTransport(server.address) as transport:
         assert transport.hello()["scheme"] == "linear"
         with pytest.raises(ServiceError, match="this server speaks the scheme linear, .*serve --scheme openfhe"):
@@ -226,4 +226,4 @@ def test_schemes_that_do_not_match(model):
     with Server(split, server=OpenFheServer()) as server, RemoteTransport(server.address) as transport:
         assert transport.hello()["scheme"] == "openfhe"
         with pytest.raises(ServiceError, match="this server speaks the scheme openfhe, the request carries linear"):
-            list(transport.apply("pooler.dense", linear.encrypt(x, layer.public)[0]))
+            list(transport.apply("pooler.dense", linear.encrypt(x, layer.spec)[0]))

@@ -296,5 +296,5 @@ def test_minilm_forward_and_one_step() -> None:
 
 
 def _width(parts: Split, key: tuple[str, str]) -> int:
-    public: linear.Public = parts.server[key[0]].public
-    return public.d_in if key[1] == "forward" else public.d_out
+    spec: linear.LayerSpec = parts.server[key[0]].spec
+    return spec.d_in if key[1] == "forward" else spec.d_out

@@ -92,12 +92,12 @@ def test_reply_of_another_process_is_right(model, address):
     prepared = split_pretrained(model).server["pooler.dense"]
     x = np.random.default_rng(0).standard_normal((5, 32)).astype(np.float32)
     with RemoteTransport(address) as transport:
-        public = transport.fetch_bundle().publics["pooler.dense"]
-        assert public == prepared.public
-        request, secret = linear.encrypt(x, public)
+        spec = transport.fetch_bundle().specs["pooler.dense"]
+        assert spec == prepared.spec
+        request, secret = linear.encrypt(x, spec)
         y = linear.decrypt(transport.apply("pooler.dense", request), secret)
-    exact = x.astype(np.float64) @ (prepared.public.delta[:, None] * prepared.quantised()).T
-    assert (np.abs(y - exact) <= linear.error_bound(public, x)).all()
+    exact = x.astype(np.float64) @ (prepared.spec.scale[:, None] * prepared.quantised()).T
+    assert (np.abs(y - exact) <= linear.error_bound(spec, x)).all()
 
 
 def test_owners_do_not_disturb_each_other(address):
@@ -158,8 +158,8 @@ def stopped(server, number):
 def test_server_that_stands_still_is_noticed(model):
     with server_process(model) as (server, address):
         with RemoteTransport(address, keepalive_seconds=0.5) as transport:
-            public = transport.fetch_bundle().publics["pooler.dense"]
-            request, _ = linear.encrypt(np.ones((1, 32), np.float32), public)
+            spec = transport.fetch_bundle().specs["pooler.dense"]
+            request, _ = linear.encrypt(np.ones((1, 32), np.float32), spec)
             os.kill(server.pid, signal.SIGSTOP)
             while Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
                 time.sleep(0.01)  # on a busy machine its threads run on for a while

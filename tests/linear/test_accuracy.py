@@ -69,17 +69,17 @@ def test_error_bound_by_hand():
     noise = 21.5 * math.sqrt(2) * 127 * math.sqrt(2) + 128
     unit = 5 * 127 * math.sqrt(2) / (Q["linear-w8"] / 2 - noise)
     want = noise * unit / 127 + 5 * math.sqrt(2) * 2**-23
-    np.testing.assert_allclose(linear.error_bound(prepared.public, [[3.0, 4.0]]), [[want]], rtol=1e-8)
+    np.testing.assert_allclose(linear.error_bound(prepared.spec, [[3.0, 4.0]]), [[want]], rtol=1e-8)
 
 
 def test_error_bound_scales_with_the_token():
     prepared = layer(6, 9)
     x = batch(5, 9)
     x[2] = 0
-    bound = linear.error_bound(prepared.public, x)
+    bound = linear.error_bound(prepared.spec, x)
     assert bound.shape == (5, 6)
     assert bound.dtype == np.float64
     assert (bound > 0).all()
     assert (bound[2] < 1e-44).all()
-    np.testing.assert_allclose(linear.error_bound(prepared.public, 1024 * x), 1024 * bound, rtol=1e-12, atol=1e-40)
-    assert linear.error_bound(prepared.public, batch(5, 6), "backward").shape == (5, 9)
+    np.testing.assert_allclose(linear.error_bound(prepared.spec, 1024 * x), 1024 * bound, rtol=1e-12, atol=1e-40)
+    assert linear.error_bound(prepared.spec, batch(5, 6), "backward").shape == (5, 9)

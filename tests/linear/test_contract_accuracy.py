@@ -98,12 +98,12 @@ def test_token_counts_around_the_groups(backend, tokens, preset):
 
 def test_both_directions_apply_the_same_quantised_weight(backend):
     prepared = layer(30, 50, "linear-w16")
-    clear = prepared.public.delta[:, None] * prepared.quantised()
+    clear = prepared.spec.scale[:, None] * prepared.quantised()
     rng = np.random.default_rng(5)
     x, g = (rng.standard_normal((64, d)).astype(np.float32) for d in (50, 30))
     # The guaranteed error of a 16-bit weight, in bits of the largest output.
     for direction, batch_, want in (("forward", x, x @ clear.T), ("backward", g, g @ clear)):
-        bound = linear.error_bound(prepared.public, batch_, direction).max()
+        bound = linear.error_bound(prepared.spec, batch_, direction).max()
         min_bits = -math.log2(bound / np.abs(want).max())
         assert min_bits > 14
         assert_precision(want, exchange(prepared, batch_, direction, on=backend), min_bits)
@@ -125,7 +125,7 @@ def test_noise_has_the_size_of_theory(backend, preset, direction):
     prepared = linear.prepare(weight if direction == "forward" else weight.T, preset)
     x = np.repeat(rng.standard_normal((tokens, depth // 2)), 2, axis=1)
     x[:, 1::2] *= -1
-    integers, delta = prepared.quantised().astype(np.float64), prepared.public.delta
+    integers, delta = prepared.quantised().astype(np.float64), prepared.spec.scale
     if direction == "backward":
         # Rows of the transpose are scaled alike, in pairs: opposite gradients stay opposite.
         assert (delta[::2] == delta[1::2]).all()
@@ -147,7 +147,7 @@ def test_noise_has_the_size_of_theory(backend, preset, direction):
     assert abs(z.mean()) < 6 * math.sqrt(np.abs(correlations).sum()) / (outputs * math.sqrt(tokens))
     # Nothing like the tails of a normal variable is cut off: 2,048 x 16 of them reach 3.5 but not 7.
     assert 3.5 < np.abs(z).max() < 7
-    assert (np.abs(y) <= linear.error_bound(prepared.public, x, direction)).all()
+    assert (np.abs(y) <= linear.error_bound(prepared.spec, x, direction)).all()
 
 
 def test_a_token_of_zeros_gives_zeros(backend):

@@ -21,12 +21,12 @@ from privtuner.errors import InputError, MessageError
 
 
 def product_bytes(prepared, direction):
-    return features_out(prepared, direction) * N * WORD[prepared.public.preset]
+    return features_out(prepared, direction) * N * WORD[prepared.spec.preset]
 
 
 def send(backend, prepared, masks, direction="forward", seed=1):
     x = batch(3, features_in(prepared, direction), seed)
-    request, secret = backend.encrypt(x, prepared.public, direction, masks)
+    request, secret = backend.encrypt(x, prepared.spec, direction, masks)
     return x, backend.apply(prepared, request), secret
 
 
@@ -62,7 +62,7 @@ def test_token_counts_may_change_from_request_to_request(backend):
     for tokens in (3, 1, 2049, 4096, 2):
         for direction in DIRECTIONS:
             x = batch(tokens, features_in(prepared, direction))
-            request, secret = backend.encrypt(x, prepared.public, direction, masks)
+            request, secret = backend.encrypt(x, prepared.spec, direction, masks)
             receive(backend, prepared, x, backend.apply(prepared, request), secret, direction)
 
 
@@ -70,7 +70,7 @@ def test_without_a_cache_every_request_has_a_mask_of_its_own(backend):
     prepared = layer()
     seeds = set()
     for _ in range(3):
-        request, _ = backend.encrypt(batch(1, 24), prepared.public)
+        request, _ = backend.encrypt(batch(1, 24), prepared.spec)
         seeds.add(bytes(request[MASK_SEED]))
     assert len(seeds) == 3
 
@@ -83,7 +83,7 @@ def test_a_cache_keeps_one_public_seed_and_caches_do_not_share_it(backend):
             for prepared in (layer(), layer(seed=1))
             for direction in DIRECTIONS
             for x in [batch(1, features_in(prepared, direction))]
-            for request, _ in [backend.encrypt(x, prepared.public, direction, masks)]
+            for request, _ in [backend.encrypt(x, prepared.spec, direction, masks)]
         }
         for masks in caches
     ]
@@ -96,7 +96,7 @@ def test_requests_under_one_mask_have_secrets_of_their_own(backend):
     prepared, masks = layer(), linear.MaskCache()
     x = batch(64, 24)
     first, second = (
-        np.frombuffer(backend.encrypt(x, prepared.public, masks=masks)[0], np.uint32, offset=REQUEST_PREFIX)
+        np.frombuffer(backend.encrypt(x, prepared.spec, masks=masks)[0], np.uint32, offset=REQUEST_PREFIX)
         for _ in range(2)
     )
     difference = (first.astype(np.int64) - second).astype(np.int64)
@@ -157,7 +157,7 @@ def test_two_layers_on_their_way_where_one_fits(backend):
 def test_a_reply_that_was_dropped_halfway_leaves_the_cache_unfilled(backend):
     prepared, masks = layer(70, 24), linear.MaskCache()
     x = batch(3, 24)
-    request, secret = backend.encrypt(x, prepared.public, masks=masks)
+    request, secret = backend.encrypt(x, prepared.spec, masks=masks)
     blocks = list(backend.blocks(prepared, request))
     with pytest.raises(MessageError, match="ends after output 32 of 70"):
         backend.decrypt(blocks[:1], secret)

@@ -25,7 +25,7 @@ from privtuner.errors import InputError, MessageError, SecretError
 def test_sizes_of_replies(backend, preset, direction):
     prepared = layer(40, 24, preset)
     tokens, outputs = 5, features_out(prepared, direction)
-    request, _ = backend.encrypt(batch(tokens, features_in(prepared, direction)), prepared.public, direction)
+    request, _ = backend.encrypt(batch(tokens, features_in(prepared, direction)), prepared.spec, direction)
     assert len(backend.apply(prepared, request)) == BLOCK_PREFIX + outputs * (
         OUTPUT[preset] * tokens + WORD[preset] * N
     )
@@ -38,7 +38,7 @@ def test_sizes_of_replies(backend, preset, direction):
 def test_block_rows_are_rounded_up(backend, block_rows, rows):
     prepared = layer(100, 8)
     x = batch(3, 8)
-    request, secret = backend.encrypt(x, prepared.public)
+    request, secret = backend.encrypt(x, prepared.spec)
     blocks = list(backend.blocks(prepared, request, block_rows))
     assert [len(block) for block in blocks] == [BLOCK_PREFIX + r * (3 * 3 + 4 * N) for r in rows]
     check_result(prepared, x, backend.decrypt(blocks, secret), "forward")
@@ -47,14 +47,14 @@ def test_block_rows_are_rounded_up(backend, block_rows, rows):
 @pytest.mark.parametrize("block_rows", [0, -1])
 def test_block_rows_are_refused(backend, block_rows):
     prepared = layer()
-    request, _ = backend.encrypt(batch(1, 24), prepared.public)
+    request, _ = backend.encrypt(batch(1, 24), prepared.spec)
     with pytest.raises(InputError, match=f"block_rows = {block_rows}: must be positive"):
         backend.blocks(prepared, request, block_rows)
 
 
 def test_the_default_block_is_256_rows():
     prepared = layer(600, 4)
-    request, _ = linear.encrypt(batch(1, 4), prepared.public)
+    request, _ = linear.encrypt(batch(1, 4), prepared.spec)
     blocks = list(linear.apply_blocks(prepared, request))
     assert blocks == list(linear.apply_blocks(prepared, request, 256))
     assert len(blocks) == 3
@@ -63,7 +63,7 @@ def test_the_default_block_is_256_rows():
 def test_blocks_are_decrypted_as_they_arrive(backend, monkeypatch):
     prepared = layer(64, 8)
     x = batch(3, 8)
-    request, secret = backend.encrypt(x, prepared.public)
+    request, secret = backend.encrypt(x, prepared.spec)
     module, name = backend.decryption
     genuine, events = getattr(module, name), []
 
@@ -102,14 +102,14 @@ def test_blocks_are_decrypted_as_they_arrive(backend, monkeypatch):
 def test_forms_of_a_reply(backend, form):
     prepared = layer(40, 8)
     x = batch(3, 8)
-    request, secret = backend.encrypt(x, prepared.public)
+    request, secret = backend.encrypt(x, prepared.spec)
     check_result(prepared, x, backend.decrypt(form(backend.apply(prepared, request)), secret), "forward")
 
 
 def test_the_whole_reply_may_be_joined_from_blocks(backend):
     prepared = layer(70, 8)
     x = batch(3, 8)
-    request, secret = backend.encrypt(x, prepared.public)
+    request, secret = backend.encrypt(x, prepared.spec)
     reply = b"".join(backend.reply(prepared, request))
     check_result(prepared, x, backend.decrypt(reply, secret), "forward")
 
@@ -145,14 +145,14 @@ WHOLE = [
 
 def check_refused(backend, arrange, message):
     prepared, x = layer(70, 8), batch(3, 8)
-    request, secret = backend.encrypt(x, prepared.public)
+    request, secret = backend.encrypt(x, prepared.spec)
     blocks = backend.reply(prepared, request)
     with pytest.raises(MessageError, match=message):
         backend.decrypt(arrange(blocks), secret)
     assert secret.used
     with pytest.raises(SecretError, match="encrypt again"):
         backend.decrypt(blocks, secret)
-    request, secret = backend.encrypt(x, prepared.public)
+    request, secret = backend.encrypt(x, prepared.spec)
     assert backend.decrypt(backend.apply(prepared, request), secret).shape == (3, 70)
 
 
@@ -169,17 +169,17 @@ def test_whole_replies_that_are_damaged_are_refused_and_end_the_secret(backend, 
 def test_replies_to_others_are_refused(any_backend):
     prepared, other = layer(40, 40), layer(40, 40, seed=5)
     x = batch(3, 40)
-    for public, by, direction, message in (
-        (prepared.public, prepared, "forward", "answers another request"),
-        (other.public, other, "forward", "comes from another layer|answers another request"),
-        (prepared.public, prepared, "backward", "answers another request"),
+    for spec, by, direction, message in (
+        (prepared.spec, prepared, "forward", "answers another request"),
+        (other.spec, other, "forward", "comes from another layer|answers another request"),
+        (prepared.spec, prepared, "backward", "answers another request"),
     ):
-        foreign, _ = any_backend.encrypt(x, public, direction)
-        _, secret = any_backend.encrypt(x, prepared.public)
+        foreign, _ = any_backend.encrypt(x, spec, direction)
+        _, secret = any_backend.encrypt(x, prepared.spec)
         with pytest.raises(MessageError, match=message):
             any_backend.decrypt(any_backend.reply(by, foreign), secret)
         assert secret.used
-    request, secret = any_backend.encrypt(x, prepared.public)
+    request, secret = any_backend.encrypt(x, prepared.spec)
     with pytest.raises(MessageError, match="kind"):
         any_backend.decrypt(request, secret)
 
@@ -188,7 +188,7 @@ def sealed_block(prepared, request, direction="forward", tokens=3, features=40, 
     """A block in order that answers this request, but for what is given."""
     message = np.zeros(_core.linear_block_bytes("linear-w8", rows, tokens, mask), np.uint8)
     block = (message, bytes(request[32:48]), tokens, 0, rows, mask)
-    _core.linear_seal_blocks("linear-w8", direction, prepared.public.id, features, [block])
+    _core.linear_seal_blocks("linear-w8", direction, prepared.spec.id, features, [block])
     return message.tobytes()
 
 
@@ -202,7 +202,7 @@ def sealed_block(prepared, request, direction="forward", tokens=3, features=40, 
 )
 def test_blocks_of_other_requests_are_refused_under_the_right_name(backend, changed, message):
     prepared = layer(40, 11)
-    request, secret = backend.encrypt(batch(3, 11), prepared.public)
+    request, secret = backend.encrypt(batch(3, 11), prepared.spec)
     with pytest.raises(MessageError, match=message):
         backend.decrypt(sealed_block(prepared, request, **changed), secret)
     assert secret.used
@@ -210,9 +210,9 @@ def test_blocks_of_other_requests_are_refused_under_the_right_name(backend, chan
 
 def test_a_mask_product_nobody_asked_for_is_refused(backend):
     prepared, masks = layer(40, 11), linear.MaskCache()
-    request, secret = backend.encrypt(batch(3, 11), prepared.public, masks=masks)
+    request, secret = backend.encrypt(batch(3, 11), prepared.spec, masks=masks)
     backend.decrypt(backend.apply(prepared, request), secret)
-    request, secret = backend.encrypt(batch(3, 11), prepared.public, masks=masks)
+    request, secret = backend.encrypt(batch(3, 11), prepared.spec, masks=masks)
     with pytest.raises(MessageError, match="carries a mask product nobody asked for"):
         backend.decrypt(sealed_block(prepared, request), secret)
 
@@ -220,10 +220,10 @@ def test_a_mask_product_nobody_asked_for_is_refused(backend):
 @pytest.mark.parametrize("bad", ["text", 5, None, np.zeros((30, 30), np.uint8), memoryview(b"ab" * 100)[::2]])
 def test_what_is_no_bytes_is_refused(backend, bad):
     prepared = layer()
-    _, secret = backend.encrypt(batch(1, 24), prepared.public)
+    _, secret = backend.encrypt(batch(1, 24), prepared.spec)
     for read in (
         lambda: backend.apply(prepared, bad),
-        lambda: linear.Public.from_bytes(bad),
+        lambda: linear.LayerSpec.from_bytes(bad),
         lambda: backend.decrypt([bad], secret),
     ):
         with pytest.raises((TypeError, BufferError)):
@@ -234,7 +234,7 @@ def test_what_is_no_bytes_is_refused(backend, bad):
 def test_requests_of_many_layers_do_not_mix(backend, preset):
     layers = [layer(33, 20, preset, seed) for seed in range(4)]
     x = [batch(3, 20, seed) for seed in range(4)]
-    sent = [backend.encrypt(x[i], layers[i].public) for i in range(4)]
+    sent = [backend.encrypt(x[i], layers[i].spec) for i in range(4)]
     replies = [backend.apply(layers[i], sent[i][0]) for i in reversed(range(4))][::-1]
     for i in (2, 0, 3, 1):
         check_result(layers[i], x[i], backend.decrypt(replies[i], sent[i][1]), "forward")

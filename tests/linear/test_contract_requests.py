@@ -40,25 +40,25 @@ BATCHES = [
 def test_batches_are_refused(any_backend, x, message):
     for given in any_backend.forms(x):
         with pytest.raises(InputError, match=message):
-            any_backend.encrypt(given, layer().public)
+            any_backend.encrypt(given, layer().spec)
 
 
 @pytest.mark.parametrize(("x", "message"), BATCHES)
 def test_error_bound_refuses_the_same_batches(x, message):
     with pytest.raises(InputError, match=message):
-        linear.error_bound(layer().public, x)
+        linear.error_bound(layer().spec, x)
 
 
 def test_batches_are_refused_backward(any_backend):
-    public = layer().public
+    spec = layer().spec
     with pytest.raises(InputError, match=r"expected \(tokens, 40\) with at least one token \(backward direction\)"):
-        any_backend.encrypt(batch(2, 24), public, "backward")
+        any_backend.encrypt(batch(2, 24), spec, "backward")
     with pytest.raises(InputError, match=r"x\[1, 39\] is nan"):
-        any_backend.encrypt(changed((3, 40), (1, 39), np.nan), public, "backward")
+        any_backend.encrypt(changed((3, 40), (1, 39), np.nan), spec, "backward")
     with pytest.raises(InputError, match=r"expected \(tokens, 40\)"):
-        linear.error_bound(public, batch(2, 24), "backward")
+        linear.error_bound(spec, batch(2, 24), "backward")
     # Not even where the scale of the row is zero.
-    zeros = linear.prepare(np.zeros((2, 3))).public
+    zeros = linear.prepare(np.zeros((2, 3))).spec
     for bad in (np.nan, np.inf):
         with pytest.raises(InputError, match=r"x\[0, 1\] is"):
             any_backend.encrypt(changed((1, 2), (0, 1), bad), zeros, "backward")
@@ -66,10 +66,10 @@ def test_batches_are_refused_backward(any_backend):
 
 @pytest.mark.parametrize("direction", ["", "Forward", "both", None, 0])
 def test_directions_are_refused(any_backend, direction):
-    public, x = layer().public, batch(2, 24)
+    spec, x = layer().spec, batch(2, 24)
     for refuse in (
-        lambda: any_backend.encrypt(x, public, direction),
-        lambda: linear.error_bound(public, x, direction),
+        lambda: any_backend.encrypt(x, spec, direction),
+        lambda: linear.error_bound(spec, x, direction),
     ):
         with pytest.raises(InputError, match=f"direction {direction!r}: choose 'forward' or 'backward'"):
             refuse()
@@ -80,7 +80,7 @@ def test_refusals_are_of_one_family_and_show_no_other_value(any_backend):
     x[0] = 1234.5
     for given in any_backend.forms(x):
         with pytest.raises(PrivtunerError) as caught:
-            any_backend.encrypt(given, layer().public)
+            any_backend.encrypt(given, layer().spec)
         assert isinstance(caught.value, ValueError)
         assert "1234" not in str(caught.value)
 
@@ -90,7 +90,7 @@ def test_refusals_are_of_one_family_and_show_no_other_value(any_backend):
 def test_sizes_of_requests(backend, preset, direction):
     prepared = layer(40, 24, preset)
     tokens, inputs = 5, features_in(prepared, direction)
-    request, _ = backend.encrypt(batch(tokens, inputs), prepared.public, direction)
+    request, _ = backend.encrypt(batch(tokens, inputs), prepared.spec, direction)
     assert len(request) == REQUEST_PREFIX + WORD[preset] * tokens * inputs
     assert isinstance(request, bytes) or request.readonly
 
@@ -98,13 +98,13 @@ def test_sizes_of_requests(backend, preset, direction):
 @pytest.mark.parametrize("form", [bytes, bytearray, memoryview])
 def test_forms_of_a_request(any_backend, form):
     prepared = layer(40, 8)
-    request, _ = any_backend.encrypt(batch(3, 8), prepared.public)
+    request, _ = any_backend.encrypt(batch(3, 8), prepared.spec)
     assert any_backend.apply(prepared, form(request)) == any_backend.apply(prepared, request)
 
 
 def test_a_request_may_be_answered_again(any_backend):
     prepared = layer(40, 8)
-    request, secret = any_backend.encrypt(batch(3, 8), prepared.public)
+    request, secret = any_backend.encrypt(batch(3, 8), prepared.spec)
     replies = [any_backend.apply(prepared, request) for _ in range(2)]
     assert replies[0] == replies[1]
     # A second server with the same weights has the same layer.
@@ -114,9 +114,9 @@ def test_a_request_may_be_answered_again(any_backend):
 
 def test_a_public_part_from_bytes_encrypts(backend):
     prepared = layer()
-    public = linear.Public.from_bytes(prepared.public.to_bytes())
+    spec = linear.LayerSpec.from_bytes(prepared.spec.to_bytes())
     x = batch(3, 24)
-    request, secret = backend.encrypt(x, public)
+    request, secret = backend.encrypt(x, spec)
     check_result(prepared, x, backend.decrypt(backend.apply(prepared, request), secret), "forward")
 
 
@@ -125,14 +125,14 @@ def sealed_request(prepared, features, word=0):
     message = np.zeros(_core.linear_request_bytes("linear-w8", features, 1), np.uint8)
     message[-4:] = np.array([word], np.uint32).view(np.uint8)
     _core.linear_seal_request(
-        "linear-w8", message, "forward", prepared.public.id, bytes(16), bytes(32), 1, features, True
+        "linear-w8", message, "forward", prepared.spec.id, bytes(16), bytes(32), 1, features, True
     )
     return message.tobytes()
 
 
 def test_foreign_and_damaged_requests_are_refused_before_the_first_block_is_asked_for(backend):
     prepared = layer(40, 24)
-    request = bytes(backend.encrypt(batch(3, 24), prepared.public)[0])
+    request = bytes(backend.encrypt(batch(3, 24), prepared.spec)[0])
     for bad, message in (
         (b"", "of 0 bytes is shorter than its head"),
         (request[:50], "shorter than its head"),
@@ -141,11 +141,11 @@ def test_foreign_and_damaged_requests_are_refused_before_the_first_block_is_aske
         (request[:-1] + bytes([request[-1] ^ 1]), "checksum mismatch"),
         (b"x" * 500, "not a privtuner message"),
         (
-            backend.encrypt(batch(3, 24), layer(40, 24, seed=5).public)[0],
+            backend.encrypt(batch(3, 24), layer(40, 24, seed=5).spec)[0],
             "meant for another layer, or other weights of this one",
         ),
         (
-            backend.encrypt(batch(3, 24), layer(40, 24, "linear-w16").public)[0],
+            backend.encrypt(batch(3, 24), layer(40, 24, "linear-w16").spec)[0],
             "made with other parameters than this layer's linear-w8",
         ),
         (sealed_request(prepared, 12), "request: 12 features, this layer takes 24 in the forward direction"),
@@ -158,8 +158,8 @@ def test_foreign_and_damaged_requests_are_refused_before_the_first_block_is_aske
 
 def test_foreign_and_damaged_requests_are_refused_by_every_scheme(any_backend):
     prepared = layer(40, 24)
-    request = bytes(any_backend.encrypt(batch(3, 24), prepared.public)[0])
-    other, _ = any_backend.encrypt(batch(3, 24), layer(40, 24, seed=5).public)
+    request = bytes(any_backend.encrypt(batch(3, 24), prepared.spec)[0])
+    other, _ = any_backend.encrypt(batch(3, 24), layer(40, 24, seed=5).spec)
     reply = any_backend.apply(prepared, request)
     for bad in (b"", request[:50], request[:-1], request[:-1] + bytes([request[-1] ^ 1]), b"x" * 500, other, reply):
         with pytest.raises(MessageError):
@@ -170,4 +170,4 @@ def test_a_batch_on_another_device_is_refused(backend):
     if backend.name == "cpu":
         pytest.skip("arrays on the processor lie in one place")
     with pytest.raises(InputError, match="x lies on cuda:1 and is to be encrypted on cuda:0: move it there"):
-        backend.encrypt(OnDevice(batch(5, 24), (2, 1)), layer().public)
+        backend.encrypt(OnDevice(batch(5, 24), (2, 1)), layer().spec)

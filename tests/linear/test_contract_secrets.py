@@ -63,7 +63,7 @@ def test_requests_look_uniform(backend, preset, direction):
         "ordinary": batch(2048, 64),
     }
     for x in batches.values():
-        request, _ = backend.encrypt(x, prepared.public, direction)
+        request, _ = backend.encrypt(x, prepared.spec, direction)
         assert_uniform(words(request, preset), Q[preset])
 
 
@@ -71,7 +71,7 @@ def test_requests_look_uniform(backend, preset, direction):
 def test_two_requests_of_one_batch_have_nothing_in_common(backend, preset):
     prepared, x, q = layer(8, 64, preset), batch(2048, 64), Q[preset]
     for masks in (None, linear.MaskCache()):
-        first, second = (words(backend.encrypt(x, prepared.public, masks=masks)[0], preset) for _ in range(2))
+        first, second = (words(backend.encrypt(x, prepared.spec, masks=masks)[0], preset) for _ in range(2))
         # 2^17 words: chance makes 2^17 / q of them equal in place.
         assert np.count_nonzero(first == second) <= 2
         difference = (first.astype(object) - second.astype(object)) % q
@@ -81,19 +81,19 @@ def test_two_requests_of_one_batch_have_nothing_in_common(backend, preset):
 def test_groups_of_tokens_have_secrets_of_their_own(backend):
     # Two groups of 2,048 equal tokens under one mask.
     prepared, q = layer(8, 64), Q["linear-w8"]
-    columns = words(backend.encrypt(np.ones((4096, 64), np.float32), prepared.public)[0], "linear-w8").reshape(64, 4096)
+    columns = words(backend.encrypt(np.ones((4096, 64), np.float32), prepared.spec)[0], "linear-w8").reshape(64, 4096)
     difference = (columns[:, :2048].astype(np.int64) - columns[:, 2048:]) % q
     assert_uniform(difference.reshape(-1).astype(np.uint64), q)
 
 
 def test_request_ids_do_not_repeat(any_backend):
     prepared, x = layer(), batch(1, 24)
-    assert len({bytes(any_backend.encrypt(x, prepared.public)[0][32:48]) for _ in range(50)}) == 50
+    assert len({bytes(any_backend.encrypt(x, prepared.spec)[0][32:48]) for _ in range(50)}) == 50
 
 
 def test_a_secret_serves_one_decryption(any_backend):
     prepared, x = layer(), batch(3, 24)
-    request, secret = any_backend.encrypt(x, prepared.public)
+    request, secret = any_backend.encrypt(x, prepared.spec)
     reply = any_backend.apply(prepared, request)
     assert not secret.used
     assert any_backend.decrypt(reply, secret).shape == (3, 40)
@@ -105,7 +105,7 @@ def test_a_secret_serves_one_decryption(any_backend):
 
 def test_a_secret_knows_its_tokens_and_can_be_wiped(backend):
     prepared = layer()
-    request, secret = backend.encrypt(batch(3, 24), prepared.public)
+    request, secret = backend.encrypt(batch(3, 24), prepared.spec)
     for _ in range(2):
         assert secret.tokens == 3
         secret.wipe()
@@ -118,7 +118,7 @@ def test_a_secret_that_is_wiped_or_used_meanwhile_decrypts_nothing(backend):
     prepared, x = layer(70, 24), batch(3, 24)
     for masks in (None, linear.MaskCache(), filled_cache(backend, prepared)):
         for interfere in (lambda secret, blocks: secret.wipe(), lambda secret, blocks: backend.decrypt(blocks, secret)):
-            request, secret = backend.encrypt(x, prepared.public, masks=masks)
+            request, secret = backend.encrypt(x, prepared.spec, masks=masks)
             blocks = list(backend.blocks(prepared, request))
 
             def interrupted(secret=secret, blocks=blocks, interfere=interfere):
@@ -132,7 +132,7 @@ def test_a_secret_that_is_wiped_or_used_meanwhile_decrypts_nothing(backend):
 
 def filled_cache(backend, prepared):
     masks = linear.MaskCache()
-    request, secret = backend.encrypt(batch(1, 24), prepared.public, masks=masks)
+    request, secret = backend.encrypt(batch(1, 24), prepared.spec, masks=masks)
     backend.decrypt(backend.apply(prepared, request), secret)
     return masks
 
@@ -141,7 +141,7 @@ def test_threads_cannot_use_one_secret_twice(backend):
     prepared, x = layer(256, 24), batch(50, 24)
     masks = filled_cache(backend, prepared)
     for _ in range(20 if backend.name == "cpu" else 5):
-        request, secret = backend.encrypt(x, prepared.public, masks=masks)
+        request, secret = backend.encrypt(x, prepared.spec, masks=masks)
         blocks = list(backend.blocks(prepared, request))
         results, refused = [], []
 
@@ -173,7 +173,7 @@ def test_threads_cannot_use_one_secret_twice(backend):
 )
 def test_a_secret_is_never_copied_or_pickled(any_backend, leave):
     prepared, x = layer(), batch(3, 24)
-    request, secret = any_backend.encrypt(x, prepared.public)
+    request, secret = any_backend.encrypt(x, prepared.spec)
     with pytest.raises(SecretError, match="never copied or pickled"):
         leave(secret)
     assert any_backend.decrypt(any_backend.apply(prepared, request), secret).shape == (3, 40)
@@ -181,7 +181,7 @@ def test_a_secret_is_never_copied_or_pickled(any_backend, leave):
 
 def test_a_secret_shows_and_holds_nothing_to_python(backend):
     prepared = layer()
-    request, secret = backend.encrypt(batch(3, 24), prepared.public, "forward")
+    request, secret = backend.encrypt(batch(3, 24), prepared.spec, "forward")
     assert repr(secret) == str(secret) == f"<{backend.title} of one forward request, 3 tokens>"
     backend.decrypt(backend.apply(prepared, request), secret)
     assert repr(secret) == f"<{backend.title} of one forward request, 3 tokens, used>"
@@ -208,7 +208,7 @@ def test_decrypt_needs_a_secret(any_backend, what):
 @pytest.mark.parametrize("arrived", [0, 1, 2])
 def test_an_error_in_the_source_of_blocks_ends_the_secret(any_backend, error, arrived):
     prepared = layer(70, 8)
-    request, secret = any_backend.encrypt(batch(3, 8), prepared.public)
+    request, secret = any_backend.encrypt(batch(3, 8), prepared.spec)
     blocks = list(any_backend.blocks(prepared, request))
 
     def broken():
@@ -224,7 +224,7 @@ def test_an_error_in_the_source_of_blocks_ends_the_secret(any_backend, error, ar
 @pytest.mark.parametrize("arrived", [0, 1])
 def test_a_decryption_that_is_given_up_ends_the_secret(backend, arrived):
     prepared = layer(70, 8)
-    request, secret = backend.encrypt(batch(3, 8), prepared.public)
+    request, secret = backend.encrypt(batch(3, 8), prepared.spec)
     blocks = list(backend.blocks(prepared, request))
     decryption = backend.begin(secret)
     for block in blocks[:arrived]:
@@ -238,7 +238,7 @@ def test_a_decryption_that_is_given_up_ends_the_secret(backend, arrived):
 
 def test_a_refused_block_ends_a_decryption(backend):
     prepared = layer(70, 8)
-    request, secret = backend.encrypt(batch(3, 8), prepared.public)
+    request, secret = backend.encrypt(batch(3, 8), prepared.spec)
     blocks = list(backend.blocks(prepared, request))
     decryption = backend.begin(secret)
     decryption.feed(blocks[0])
@@ -250,7 +250,7 @@ def test_a_refused_block_ends_a_decryption(backend):
 
 def test_a_decryption_outlives_the_names_of_what_it_uses(backend):
     prepared, x = layer(70, 24), batch(3, 24)
-    request, secret = backend.encrypt(x, prepared.public)
+    request, secret = backend.encrypt(x, prepared.spec)
     job = backend.blocks(layer(70, 24), request)
     blocks = []
     for block in job:

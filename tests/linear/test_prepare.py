@@ -70,8 +70,8 @@ def test_ring_of_a_preset():
 def test_the_largest_weight_and_dimension_are_accepted():
     largest = float(np.finfo(np.float32).max)
     assert linear.prepare([[largest, -largest]]).quantised().tolist() == [[127, -127]]
-    assert linear.prepare(np.ones((1, 65536), np.float32)).public.d_in == 65536
-    assert linear.prepare(np.ones((65536, 1), np.float32)).public.d_out == 65536
+    assert linear.prepare(np.ones((1, 65536), np.float32)).spec.d_in == 65536
+    assert linear.prepare(np.ones((65536, 1), np.float32)).spec.d_out == 65536
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -79,7 +79,7 @@ def test_quantisation(preset):
     weight = np.random.default_rng(4).standard_normal((30, 50)) * np.logspace(-8, 8, 30)[:, None]
     weight[7] = 0
     prepared = linear.prepare(weight, preset)
-    integers, delta = prepared.quantised(), prepared.public.delta
+    integers, delta = prepared.quantised(), prepared.spec.scale
     assert integers.dtype == (np.int8 if preset == "linear-w8" else np.int16)
     np.testing.assert_array_equal(delta, np.abs(weight).max(axis=1) / LARGEST[preset])
     nonzero = delta > 0
@@ -90,54 +90,54 @@ def test_quantisation(preset):
 
 def test_public_part_round_trips():
     for preset in PRESETS:
-        public = layer(40, 24, preset).public
-        data = public.to_bytes()
+        spec = layer(40, 24, preset).spec
+        data = spec.to_bytes()
         assert len(data) == 96 + 8 * 40
         for again in (
-            linear.Public.from_bytes(data),
-            linear.Public.from_bytes(bytearray(data)),
-            linear.Public.from_bytes(memoryview(data)),
-            pickle.loads(pickle.dumps(public)),
-            copy.copy(public),
-            copy.deepcopy(public),
+            linear.LayerSpec.from_bytes(data),
+            linear.LayerSpec.from_bytes(bytearray(data)),
+            linear.LayerSpec.from_bytes(memoryview(data)),
+            pickle.loads(pickle.dumps(spec)),
+            copy.copy(spec),
+            copy.deepcopy(spec),
         ):
-            assert again == public
-            assert hash(again) == hash(public)
+            assert again == spec
+            assert hash(again) == hash(spec)
             assert again.to_bytes() == data
-            assert (again.id, again.preset, again.d_out, again.d_in) == (public.id, preset, 40, 24)
-            np.testing.assert_array_equal(again.delta, public.delta)
+            assert (again.id, again.preset, again.d_out, again.d_in) == (spec.id, preset, 40, 24)
+            np.testing.assert_array_equal(again.scale, spec.scale)
 
 
 def test_public_parts_are_told_apart():
     weight = np.random.default_rng(0).standard_normal((4, 6))
-    public = linear.prepare(weight).public
-    assert linear.prepare(weight).public == public
+    spec = linear.prepare(weight).spec
+    assert linear.prepare(weight).spec == spec
     changed = weight.copy()
     changed[2, 3] *= 1.5
     others = [linear.prepare(changed), linear.prepare(2 * weight), linear.prepare(weight, "linear-w16")]
-    ids = {public.id, *(other.public.id for other in others)}
+    ids = {spec.id, *(other.spec.id for other in others)}
     assert len(ids) == 4
     assert all(len(identity) == 16 for identity in ids)
-    assert public not in [other.public for other in others]
-    assert public != public.to_bytes()
+    assert spec not in [other.spec for other in others]
+    assert spec != spec.to_bytes()
 
 
 def test_the_public_part_cannot_be_changed_by_accident():
-    public = layer().public
+    spec = layer().spec
     with pytest.raises(ValueError, match="read-only"):
-        public.delta[0] = 1
+        spec.scale[0] = 1
 
 
 def test_the_public_part_does_not_hold_the_weight():
     prepared = layer(30, 50)
-    data = prepared.public.to_bytes() + pickle.dumps(prepared.public)
+    data = prepared.spec.to_bytes() + pickle.dumps(prepared.spec)
     integers = prepared.quantised()
-    assert len(prepared.public.to_bytes()) < integers.nbytes
+    assert len(prepared.spec.to_bytes()) < integers.nbytes
     assert not any(integers[k, :8].tobytes() in data for k in range(30))
 
 
 def test_damaged_public_parts_are_refused():
-    data = layer().public.to_bytes()
+    data = layer().spec.to_bytes()
     for damaged, message in (
         (data[:-1], "truncated"),
         (data + b"\0", "1 bytes too many"),
@@ -145,14 +145,14 @@ def test_damaged_public_parts_are_refused():
         (b"", "shorter than its head"),
     ):
         with pytest.raises(MessageError, match=message):
-            linear.Public.from_bytes(damaged)
+            linear.LayerSpec.from_bytes(damaged)
 
 
 def test_reprs():
     prepared = layer()
-    text = f"Public(preset='linear-w8', d_out=40, d_in=24, id={prepared.public.id.hex()})"
-    assert repr(prepared.public) == text
-    assert repr(prepared) == f"Prepared({text})"
+    text = f"LayerSpec(preset='linear-w8', d_out=40, d_in=24, id={prepared.spec.id.hex()})"
+    assert repr(prepared.spec) == text
+    assert repr(prepared) == f"QuantisedWeight({text})"
 
 
 def test_error_classes_serve_plain_python_too():

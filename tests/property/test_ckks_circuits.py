@@ -128,7 +128,7 @@ def one_operand(data, x, rng):
     if kind == "dot":
         return apply(lambda e, a: e.dot(a, a), (x.clear**2).sum(1, keepdims=True), x)
     level = data.draw(st.integers(0, x.real.level))
-    return apply(lambda e, a: e.drop_to(a, level), x.clear, x)
+    return apply(lambda e, a: e.drop_level(a, level), x.clear, x)
 
 
 def check(value):

@@ -43,7 +43,7 @@ def test_results_of_full_range_weights_are_within_the_guaranteed_error(case, see
 def test_quantisation_is_within_half_a_step(preset, weight):
     prepared = linear.prepare(weight, preset)
     integers = prepared.quantised().astype(np.int64)
-    delta = prepared.public.delta[:, None]
+    delta = prepared.spec.scale[:, None]
     assert np.abs(integers).max() <= LARGEST[preset]
     assert (np.abs(weight - delta * integers) <= delta * 0.5 * (1 + 1e-9)).all()
     assert ((delta == 0) == (weight == 0).all(axis=1, keepdims=True)).all()
@@ -54,7 +54,7 @@ def test_any_blocks_make_the_reply(block_rows, outputs, direction):
     weight = np.random.default_rng(outputs).standard_normal((outputs, 5))
     prepared = linear.prepare(weight if direction == "forward" else weight.T)
     x = np.random.default_rng(block_rows).standard_normal((3, 5)).astype(np.float32)
-    request, secret = linear.encrypt(x, prepared.public, direction)
+    request, secret = linear.encrypt(x, prepared.spec, direction)
     blocks = list(linear.apply_blocks(prepared, request, block_rows))
     assert len(blocks) == -(-outputs // (-(-block_rows // 32) * 32))
     whole = linear.apply(prepared, request)

@@ -10,12 +10,12 @@ from privtuner.errors import MessageError
 
 PREPARED = layer(40, 6)
 X = batch(2, 6)
-REQUEST, _ = linear.encrypt(X, PREPARED.public)
+REQUEST, _ = linear.encrypt(X, PREPARED.spec)
 
 
 def reply():
     """The blocks of a reply, and what decrypts it: once."""
-    request, secret = linear.encrypt(X, PREPARED.public)
+    request, secret = linear.encrypt(X, PREPARED.spec)
     return list(linear.apply_blocks(PREPARED, request, 32)), lambda data: linear.decrypt(data, secret)
 
 
@@ -25,7 +25,7 @@ def joined_reply():
 
 
 MESSAGES = {
-    "public": lambda: (PREPARED.public.to_bytes(), linear.Public.from_bytes),
+    "public": lambda: (PREPARED.spec.to_bytes(), linear.LayerSpec.from_bytes),
     "request": lambda: (REQUEST, lambda data: linear.apply(PREPARED, data)),
     "reply": joined_reply,
 }
@@ -77,5 +77,5 @@ def test_the_messages_were_good():
     blocks, read = reply()
     check_result(PREPARED, X, read(blocks), "forward")
     message, read = MESSAGES["public"]()
-    assert read(message) == PREPARED.public
+    assert read(message) == PREPARED.spec
     assert linear.apply(PREPARED, REQUEST)

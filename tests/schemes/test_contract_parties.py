@@ -26,7 +26,7 @@ def check(backend, prepared, x, y, direction="forward"):
     y, exact = to_host(y, backend), cases.product(prepared, x, direction)
     bound = 2.0**-20 * np.abs(exact).max()
     if backend.scheme == "linear":
-        bound = linear.error_bound(prepared.public, x, direction)
+        bound = linear.error_bound(prepared.spec, x, direction)
     assert y.dtype == np.float32
     assert (np.abs(y - exact) <= bound).all()
 
@@ -40,7 +40,7 @@ def test_replies_and_results(any_backend, server, preset, direction):
     assert client.scheme == server.scheme == any_backend.scheme
     x = cases.batch(5, cases.features_in(prepared, direction))
     for _ in range(3):  # from the second time on the product of a mask is known
-        request, secret = client.encrypt(x, prepared.public, direction)
+        request, secret = client.encrypt(x, prepared.spec, direction)
         for block_bytes in (1, 1 << 40):  # of 32 outputs, of 256
             blocks = [bytes(block) for block in server.answer(prepared, request, block_bytes)]
             assert blocks == [
@@ -50,8 +50,8 @@ def test_replies_and_results(any_backend, server, preset, direction):
 
 
 def test_a_bad_request_is_refused_before_any_block(any_backend, server):
-    request = bytes(any_backend.encrypt(cases.batch(3, 40), PREPARED.public)[0])
-    other, _ = any_backend.encrypt(cases.batch(3, 40), cases.layer(300, 40, seed=5).public)
+    request = bytes(any_backend.encrypt(cases.batch(3, 40), PREPARED.spec)[0])
+    other, _ = any_backend.encrypt(cases.batch(3, 40), cases.layer(300, 40, seed=5).spec)
     for bad in (b"", request[:-1], request[:200] + bytes([request[200] ^ 1]) + request[201:], bytes(other)):
         with pytest.raises(MessageError):
             next(iter(server.answer(PREPARED, bad)))
@@ -60,18 +60,18 @@ def test_a_bad_request_is_refused_before_any_block(any_backend, server):
 
 def test_a_reply_serves_once(any_backend, server):
     client = any_backend.client()
-    request, secret = client.encrypt(cases.batch(3, 40), PREPARED.public, "forward")
+    request, secret = client.encrypt(cases.batch(3, 40), PREPARED.spec, "forward")
     blocks = [bytes(block) for block in server.answer(PREPARED, request, 1)]
     with pytest.raises(MessageError):
         client.decrypt(blocks[::-1], secret)
     with pytest.raises(SecretError, match="encrypt again"):
         client.decrypt(blocks, secret)
     with pytest.raises(InputError, match=r"x\[0, 0\] is nan"):
-        client.encrypt(np.full((3, 40), np.nan, np.float32), PREPARED.public, "forward")
+        client.encrypt(np.full((3, 40), np.nan, np.float32), PREPARED.spec, "forward")
 
 
 def test_a_request_is_gathered_from_its_parts(any_backend, server):
-    request = bytes(any_backend.encrypt(cases.batch(9, 40), PREPARED.public)[0])
+    request = bytes(any_backend.encrypt(cases.batch(9, 40), PREPARED.spec)[0])
     whole = server.gather(PREPARED, [request[at : at + 1000] for at in range(0, len(request), 1000)])
     assert whole == server.gather(PREPARED, [request]) == request
     assert list(server.answer(PREPARED, whole)) == list(server.answer(PREPARED, request))
@@ -90,7 +90,7 @@ def test_threads_share_a_server_and_a_client(any_backend, server):
     def work(number):
         direction = cases.DIRECTIONS[number % 2]
         x = cases.batch(3 + number, cases.features_in(PREPARED, direction), number)
-        request, secret = client.encrypt(x, PREPARED.public, direction)
+        request, secret = client.encrypt(x, PREPARED.spec, direction)
         check(any_backend, PREPARED, x, client.decrypt(server.answer(PREPARED, request), secret), direction)
 
     with ThreadPoolExecutor(4) as pool:
@@ -98,7 +98,7 @@ def test_threads_share_a_server_and_a_client(any_backend, server):
 
 
 def test_a_reply_that_nobody_reads_holds_nothing_up_and_a_closed_server_answers_again(any_backend, server):
-    request, _ = any_backend.encrypt(cases.batch(3, 40), PREPARED.public)
+    request, _ = any_backend.encrypt(cases.batch(3, 40), PREPARED.spec)
     reply = iter(server.answer(PREPARED, request, 1))
     next(reply)
     del reply

@@ -75,9 +75,9 @@ def opened(kind, server=None) -> Iterator[Transport]:
         yield local if kind == "local" else Mailbox(local.host)
         local.host.close()
         return
-    groups = {name: GroupSpec("linear", {name: layer.public.d_out}) for name, layer in LAYERS.items()}
-    publics = {name: layer.public for name, layer in LAYERS.items()}
-    bundle = OwnerBundle({"model_type": "bert"}, "BertModel", "float32", groups, publics, {})
+    groups = {name: GroupSpec("linear", {name: layer.spec.d_out}) for name, layer in LAYERS.items()}
+    specs = {name: layer.spec for name, layer in LAYERS.items()}
+    bundle = OwnerBundle({"model_type": "bert"}, "BertModel", "float32", groups, specs, {})
     with (
         Server(Split(LAYERS, bundle), server=server) as running,
         Connection(running.address) as line,
@@ -103,7 +103,7 @@ def transport(request):
 
 def encrypted(tokens=9, layer="fc", direction="forward", seed=0):
     prepared = LAYERS[layer]
-    return linear.encrypt(cases.batch(tokens, cases.features_in(prepared, direction), seed), prepared.public, direction)
+    return linear.encrypt(cases.batch(tokens, cases.features_in(prepared, direction), seed), prepared.spec, direction)
 
 
 @pytest.mark.parametrize("direction", cases.DIRECTIONS)
@@ -116,7 +116,7 @@ def test_a_reply_is_that_of_the_layer_in_order(transport, direction):
 
 
 def test_a_layer_on_it_computes_counts_and_has_gradients(transport):
-    layer = EncryptedLinear.single("fc", LAYERS["fc"].public, Session(transport))
+    layer = EncryptedLinear.single("fc", LAYERS["fc"].spec, Session(transport))
     x = torch.from_numpy(cases.batch(9, 40)).requires_grad_()
     g = torch.from_numpy(cases.batch(9, 300))
     y = layer(x)
@@ -134,12 +134,12 @@ def test_a_layer_on_it_computes_counts_and_has_gradients(transport):
 def test_it_carries_every_scheme(kind, name, monkeypatch):
     monkeypatch.setattr(openfhe, "OpenFheClient", ClearOwner)
     with opened(kind, scheme(name).server()) as transport:
-        layer = EncryptedLinear.single("fc", LAYERS["fc"].public, Session(transport, scheme=name))
+        layer = EncryptedLinear.single("fc", LAYERS["fc"].spec, Session(transport, scheme=name))
         x = cases.batch(9, 40)
         y = layer(torch.from_numpy(x)).detach().numpy()
         assert np.abs(y - cases.product(LAYERS["fc"], x)).max() < 1e-2
         for other in set(SCHEMES) - {name}:
-            layer = EncryptedLinear.single("fc", LAYERS["fc"].public, Session(transport, scheme=other))
+            layer = EncryptedLinear.single("fc", LAYERS["fc"].spec, Session(transport, scheme=other))
             with pytest.raises(PrivtunerError, match=f"the scheme {name}, the request carries {other}"):
                 layer(torch.from_numpy(x))
 
@@ -226,7 +226,7 @@ def test_a_fault_of_the_server_ends_the_reply(kind):
 def test_many_threads_share_it(transport):
     def work(seed):
         x = cases.batch(9, 40, seed)
-        request, secret = linear.encrypt(x, LAYERS["fc"].public)
+        request, secret = linear.encrypt(x, LAYERS["fc"].spec)
         cases.check_result(LAYERS["fc"], x, linear.decrypt(transport.apply("fc", request), secret), "forward")
 
     with ThreadPoolExecutor(6) as pool:
@@ -236,7 +236,7 @@ def test_many_threads_share_it(transport):
 def test_nothing_in_clear_is_on_the_wire(kind):
     """No row of the batch, the result or the weight, in any of the forms they have in memory."""
     with opened(kind) as transport:
-        layer = EncryptedLinear.single("square", LAYERS["square"].public, Session(transport))
+        layer = EncryptedLinear.single("square", LAYERS["square"].spec, Session(transport))
         x = torch.from_numpy(cases.batch(9, 64))
         y = layer(x).detach()
         wire = b"".join(transport.seen)

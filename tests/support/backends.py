@@ -58,21 +58,21 @@ class Backend:
     secret: ClassVar[type]
     title: ClassVar[str] = ""
 
-    def encrypt(self, x: Any, public: Any, direction: Any = "forward", masks: Any = None) -> tuple[Any, Any]:
+    def encrypt(self, x: Any, spec: Any, direction: Any = "forward", masks: Any = None) -> tuple[Any, Any]:
         raise NotImplementedError
 
-    def blocks(self, prepared: linear.Prepared, request: Any, block_rows: int = 32) -> Iterator[Any]:
+    def blocks(self, prepared: linear.QuantisedWeight, request: Any, block_rows: int = 32) -> Iterator[Any]:
         """The reply in blocks; as the functions do, checks the request before the first one is asked for."""
         raise NotImplementedError
 
     def decrypt(self, reply: Any, secret: Any) -> np.ndarray:
         raise NotImplementedError
 
-    def apply(self, prepared: linear.Prepared, request: Any) -> bytes:
+    def apply(self, prepared: linear.QuantisedWeight, request: Any) -> bytes:
         """The reply in one message, of one block where the scheme allows."""
-        return b"".join(self.blocks(prepared, request, prepared.public.d_out + prepared.public.d_in))
+        return b"".join(self.blocks(prepared, request, prepared.spec.d_out + prepared.spec.d_in))
 
-    def reply(self, prepared: linear.Prepared, request: Any) -> list[bytes]:
+    def reply(self, prepared: linear.QuantisedWeight, request: Any) -> list[bytes]:
         """The reply in blocks of 32 outputs, to be rearranged."""
         return [bytes(block) for block in self.blocks(prepared, request)]
 
@@ -89,35 +89,35 @@ class Backend:
 
 class Cpu(Backend):
     name = "cpu"
-    secret, title = linear.Secret, "privtuner.linear.Secret"
+    secret, title = linear.OneTimeKey, "privtuner.linear.OneTimeKey"
     encrypt = staticmethod(linear.encrypt)
     decrypt = staticmethod(linear.decrypt)
     decryption = (linear._core, "Decryption")
     client = CpuClient
     server = CpuServer
 
-    def blocks(self, prepared: linear.Prepared, request: Any, block_rows: int = 32) -> Iterator[Any]:
+    def blocks(self, prepared: linear.QuantisedWeight, request: Any, block_rows: int = 32) -> Iterator[Any]:
         return linear.apply_blocks(prepared, request, block_rows)
 
-    def begin(self, secret: linear.Secret) -> Any:
+    def begin(self, secret: linear.OneTimeKey) -> Any:
         """A decryption that is fed block by block."""
         return _core.Decryption(secret)
 
 
 class Cuda(Backend):
-    secret, title = device_linear.DeviceSecret, "privtuner.cuda.linear.DeviceSecret"
+    secret, title = device_linear.DeviceOneTimeKey, "privtuner.cuda.linear.DeviceOneTimeKey"
     decryption = (decryption, "Decryption")
 
     def __init__(self, name: str, device: Any) -> None:
         self.name, self.device = name, device
 
-    def encrypt(self, x: Any, public: Any, direction: Any = "forward", masks: Any = None) -> tuple[Any, Any]:
-        return device_linear.encrypt(self.device, x, public, direction, masks=masks)
+    def encrypt(self, x: Any, spec: Any, direction: Any = "forward", masks: Any = None) -> tuple[Any, Any]:
+        return device_linear.encrypt(self.device, x, spec, direction, masks=masks)
 
     def decrypt(self, reply: Any, secret: Any) -> np.ndarray:
         return device_linear.decrypt(reply, secret)
 
-    def blocks(self, prepared: linear.Prepared, request: Any, block_rows: int = 32) -> Iterator[Any]:
+    def blocks(self, prepared: linear.QuantisedWeight, request: Any, block_rows: int = 32) -> Iterator[Any]:
         return device_linear.apply_blocks(device_linear.DeviceLayer(self.device, prepared), request, block_rows)
 
     def begin(self, secret: Any) -> Any:
@@ -142,13 +142,13 @@ class OpenFhe(Backend):
     def __init__(self) -> None:
         self._client = schemes.scheme("openfhe").client()
 
-    def encrypt(self, x: Any, public: Any, direction: Any = "forward", masks: Any = None) -> tuple[Any, Any]:
-        return self._client.encrypt(x, public, direction)
+    def encrypt(self, x: Any, spec: Any, direction: Any = "forward", masks: Any = None) -> tuple[Any, Any]:
+        return self._client.encrypt(x, spec, direction)
 
     def decrypt(self, reply: Any, secret: Any) -> np.ndarray:
         return self._client.decrypt([reply] if isinstance(reply, (bytes, bytearray, memoryview)) else reply, secret)
 
-    def blocks(self, prepared: linear.Prepared, request: Any, block_rows: int = 32) -> Iterator[Any]:
+    def blocks(self, prepared: linear.QuantisedWeight, request: Any, block_rows: int = 32) -> Iterator[Any]:
         return openfhe_cases.apply_blocks(prepared, request, block_rows)
 
     def client(self, mask_cache_bytes: int | None = None) -> LinearClient:

@@ -96,7 +96,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "add one feature": lambda e, x, y, one, low: e.add(x, one),
     "add to one feature": lambda e, x, y, one, low: e.add(one, x),
     "add a lower level": lambda e, x, y, one, low: e.add(low, x),
-    "add at another level, of the same scale": lambda e, x, y, one, low: e.add(e.drop_to(x, 2), y),
+    "add at another level, of the same scale": lambda e, x, y, one, low: e.add(e.drop_level(x, 2), y),
     "add a product": lambda e, x, y, one, low: e.add(x, e.multiply(y, 0.5)),
     "add a number": lambda e, x, y, one, low: e.add(x, 0.5),
     "add numbers": lambda e, x, y, one, low: e.add(x, NUMBERS),
@@ -125,7 +125,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "select the first": lambda e, x, y, one, low: e.select(x, slice(0, 2)),
     "assume": lambda e, x, y, one, low: e.assume(x, 0.95),
     "assume of a product": lambda e, x, y, one, low: e.assume(e.multiply(x, y), 1.0),
-    "drop_to": lambda e, x, y, one, low: e.drop_to(x, 1),
+    "drop_level": lambda e, x, y, one, low: e.drop_level(x, 1),
     "linear, 8 bits": lambda e, x, y, one, low: e.linear(x, WEIGHT),
     "linear, 16 bits": lambda e, x, y, one, low: e.linear(x, ckks.Matrix(WEIGHT, bits=16)),
     "linear, 8 bits transposed": lambda e, x, y, one, low: e.linear(

@@ -133,8 +133,8 @@ def test_attributes_of_a_tensor():
 
 
 def test_what_encryption_refuses():
-    public = SECRET.public_key()
-    for encrypt in (SECRET.encrypt, public.encrypt):
+    spec = SECRET.public_key()
+    for encrypt in (SECRET.encrypt, spec.encrypt):
         with pytest.raises(CkksError, match="513 tokens do not fit the 512 slots of .*at most that many"):
             encrypt(np.zeros((513, 1)))
         with pytest.raises(CkksError, match="above the declared bound 1.0.*larger bound"):
@@ -187,13 +187,13 @@ def test_revealed_values_drown_the_error():
     x = SECRET.encrypt(exact)
     error = x.budget().error
     for bits in (1, 12, 20):
-        noise = SECRET.reveal(x, flood_bits=bits) - exact
+        noise = SECRET.decrypt_flooded(x, flood_bits=bits) - exact
         # Of 512 uniform draws, one is in the upper half of the range, unless with probability 2^-512.
         assert error * 2.0**bits / 2 - error < np.abs(noise).max() < error * (2.0**bits + 1)
-    assert (SECRET.reveal(x) != SECRET.reveal(x)).any()
+    assert (SECRET.decrypt_flooded(x) != SECRET.decrypt_flooded(x)).any()
     for bits in (0, 41):
         with pytest.raises(InputError, match=f"flood_bits {bits} is outside \\[1, 40\\]"):
-            SECRET.reveal(x, flood_bits=bits)
+            SECRET.decrypt_flooded(x, flood_bits=bits)
 
 
 # Keys
@@ -246,10 +246,10 @@ def test_keys_that_are_missing():
 
 def test_received_keys_compute():
     keys = ckks.EvaluationKeys.from_bytes(PARAMETERS, KEYS.to_bytes())
-    public = ckks.PublicKey.from_bytes(PARAMETERS, SECRET.public_key().to_bytes())
+    spec = ckks.PublicKey.from_bytes(PARAMETERS, SECRET.public_key().to_bytes())
     x = np.linspace(-1, 1, 512)
     engine = ckks.Evaluator(PARAMETERS, keys)
-    y = engine.rotate(engine.square(public.encrypt(x)), 1)
+    y = engine.rotate(engine.square(spec.encrypt(x)), 1)
     assert np.abs(SECRET.decrypt(y)[:, 0] - np.roll(x**2, -1)).max() < y.budget().error < 1e-5
 
 
@@ -317,11 +317,11 @@ def test_by_default_a_default_encryption_is_expected():
     assert (y.shape, y.level, y.bound, y.budget()) == (default.shape, default.level, 1.0, default.budget())
     with pytest.raises(MessageError, match=r"shape \(2, 3\) at level 1 where \(2, 3\) at level 3 is expected"):
         ckks.EncryptedTensor.from_bytes(PARAMETERS, SECRET.encrypt(np.ones((2, 3)), level=1).to_bytes())
-    public = SECRET.public_key().encrypt(np.ones((2, 3)))
+    spec = SECRET.public_key().encrypt(np.ones((2, 3)))
     with pytest.raises(MessageError, match="encrypted with a public key"):
-        ckks.EncryptedTensor.from_bytes(PARAMETERS, public.to_bytes())
+        ckks.EncryptedTensor.from_bytes(PARAMETERS, spec.to_bytes())
     expected = ENGINE.planned(2, 3, public_key=True)
-    assert ckks.EncryptedTensor.from_bytes(PARAMETERS, public.to_bytes(), expected).budget() == public.budget()
+    assert ckks.EncryptedTensor.from_bytes(PARAMETERS, spec.to_bytes(), expected).budget() == spec.budget()
 
 
 def test_expected_errors_may_be_given():
@@ -426,8 +426,8 @@ def test_levels_that_are_used_up():
     ):
         ENGINE.polynomial(X, ckks.Polynomial((0.0,) * 8 + (1.0,), "power"))
     with pytest.raises(CkksError, match="a tensor at level 0 cannot be brought to level 2"):
-        ENGINE.drop_to(LOW, 2)
-    assert ENGINE.drop_to(X, 1).level == 1
+        ENGINE.drop_level(LOW, 2)
+    assert ENGINE.drop_level(X, 1).level == 1
 
 
 def test_numbers_that_are_unusable():
@@ -532,8 +532,8 @@ def test_matrices():
             assert matrix.shape == (3, 4)
             assert matrix.integers.dtype == dtype
             assert np.abs(matrix.integers).max() == largest
-            assert (np.abs(matrix.dequantised() - weight) <= matrix.delta[:, None] * 0.5 * (1 + 1e-9)).all()
-            assert (len(set(matrix.delta)) == 1) == (not per_row)
+            assert (np.abs(matrix.dequantised() - weight) <= matrix.scale[:, None] * 0.5 * (1 + 1e-9)).all()
+            assert (len(set(matrix.scale)) == 1) == (not per_row)
             assert repr(matrix) == f"Matrix(shape=(3, 4), bits={bits})"
     zero = ckks.Matrix(np.zeros((2, 2)))
     y = ENGINE.linear(X, zero)

@@ -54,7 +54,7 @@ class Case:
         yield "rotate hoisted", e.rotate(x, [1, -5])[1], np.roll(a, 5, 0)
         yield "conjugate", e.conjugate(x), a.conj()
         yield "linear combination", e.linear_combination([x, y], [0.5, -0.3], 0.1), 0.5 * a - 0.3 * b + 0.1
-        yield "drop", e.drop_to(x, 0), a
+        yield "drop", e.drop_level(x, 0), a
         if level >= 2:
             yield "multiply across levels", e.multiply(x, e.multiply(y, z)), a * b * c
 
@@ -142,7 +142,7 @@ def test_a_polynomial_after_a_matrix_costs_its_own_depth(deep):
     matrix = ckks.Matrix(rng.standard_normal((4, 16)) / 4)
     activation = ckks.approximate("gelu", (-8, 8), 15)
     # The matrix's integers and the width of the domain come off the scale beforehand.
-    scale = engine.parameters.scale(7) * float(matrix.delta.min()) / 8.0
+    scale = engine.parameters.scale(7) * float(matrix.scale.min()) / 8.0
     hidden = engine.assume(engine.linear(secret.encrypt(x, scale=scale), matrix), 8.0)
     y = engine.polynomial(hidden, activation)
     assert y.level == 7 - 4

@@ -48,9 +48,9 @@ def again(thing: Any) -> Any:
 def test_prepared_layers(duplicate: Callable[[Any], Any], preset: str) -> None:
     prepared = PREPARED[preset]
     other = duplicate(prepared)
-    assert other.public == duplicate(prepared.public) == prepared.public
+    assert other.spec == duplicate(prepared.spec) == prepared.spec
     assert np.array_equal(other.quantised(), prepared.quantised())
-    request, _ = linear.encrypt(X, prepared.public)
+    request, _ = linear.encrypt(X, prepared.spec)
     assert linear.apply(other, request) == linear.apply(prepared, request)
 
 
@@ -62,8 +62,8 @@ def test_ciphertexts_keys_and_matrices(duplicate: Callable[[Any], Any]) -> None:
     assert keys.to_bytes() == KEYS.to_bytes()
     assert (keys.rotations, keys.conjugation, keys.relinearisation) == (KEYS.rotations, True, True)
     assert parameters == PARAMETERS
-    public = SECRET.public_key()
-    assert duplicate(public).to_bytes() == public.to_bytes()
+    spec = SECRET.public_key()
+    assert duplicate(spec).to_bytes() == spec.to_bytes()
     assert np.array_equal(matrix.dequantised(), MATRIX.dequantised())
     # The same computation with duplicates of everything: bit for bit the same ciphertext.
     ours, theirs = ckks.Evaluator(PARAMETERS, KEYS), duplicate(ckks.Evaluator(PARAMETERS, KEYS))
@@ -73,7 +73,7 @@ def test_ciphertexts_keys_and_matrices(duplicate: Callable[[Any], Any]) -> None:
 
 def test_sealed_blocks() -> None:
     other = again(BLOCK)
-    assert other.public.to_bytes() == BLOCK.public.to_bytes()
+    assert other.spec.to_bytes() == BLOCK.public.to_bytes()
     client = blocks.SealedClient(PARAMETERS, allow_insecure=True)
     request, pending = client.request(BLOCK.public, np.full((2, 6), 0.25))
     y = client.decrypt(other.answer(request), pending)
@@ -84,13 +84,13 @@ def test_sealed_blocks() -> None:
 @pytest.mark.parametrize("duplicate", [again, copy.copy, copy.deepcopy])
 def test_caches_start_empty_with_a_mask_of_their_own(duplicate: Callable[[Any], Any]) -> None:
     prepared, owner = PREPARED["linear-w8"], CpuClient(1 << 20)
-    request, secret = owner.encrypt(X, prepared.public, "forward")
+    request, secret = owner.encrypt(X, prepared.spec, "forward")
     owner.decrypt([linear.apply(prepared, request)], secret)
     assert owner._masks.bytes > 0
     other = duplicate(owner._masks)
     assert (other.bytes, other.max_bytes) == (0, 1 << 20)
     assert again(owner)._masks.bytes == 0
-    request, secret = linear.encrypt(X, prepared.public, masks=other)
+    request, secret = linear.encrypt(X, prepared.spec, masks=other)
     assert linear.decrypt(linear.apply(prepared, request), secret).shape == (3, 6)
 
 
@@ -116,7 +116,7 @@ def test_both_parts_of_a_model_and_its_counts() -> None:
 def test_what_decrypts_stays(leave: Callable[[Any], Any]) -> None:
     client = blocks.SealedClient(PARAMETERS, allow_insecure=True)
     _, pending = client.request(BLOCK.public, np.full((2, 6), 0.25), np.ones((2, 4)))
-    for secret in (linear.encrypt(X, PREPARED["linear-w8"].public)[1], SECRET, pending):
+    for secret in (linear.encrypt(X, PREPARED["linear-w8"].spec)[1], SECRET, pending):
         with pytest.raises(SecretError, match="never copied or pickled"):
             leave(secret)
     leave(client)  # holds no secret between requests
@@ -158,7 +158,7 @@ def test_planned_tensors_have_nothing_to_pickle() -> None:
 def test_process_pools(method: str) -> None:
     """Other processes multiply, evaluate and encrypt; this one, which has the secrets, decrypts."""
     prepared = PREPARED["linear-w8"]
-    asked = [linear.encrypt(X + number, prepared.public) for number in range(4)]
+    asked = [linear.encrypt(X + number, prepared.spec) for number in range(4)]
     linear.apply(prepared, asked[0][0])  # threads have run here before
     evaluator = ckks.Evaluator(PARAMETERS, KEYS)
     with multiprocessing.get_context(method).Pool(2) as pool:
@@ -167,8 +167,8 @@ def test_process_pools(method: str) -> None:
         fresh = pool.starmap(ckks.PublicKey.encrypt, [(SECRET.public_key(), np.ones((3, 1)))] * 2)
     assert replies == [linear.apply(prepared, request) for request, _ in asked]
     for number, (reply, (_, secret)) in enumerate(zip(replies, asked, strict=True)):
-        want = (X + number) @ (prepared.quantised() * prepared.public.delta[:, None]).T
-        bound = linear.error_bound(prepared.public, X + number)
+        want = (X + number) @ (prepared.quantised() * prepared.spec.scale[:, None]).T
+        bound = linear.error_bound(prepared.spec, X + number)
         assert (np.abs(linear.decrypt(reply, secret) - want) <= bound).all()
     assert square.to_bytes() == evaluator.square(TENSOR).to_bytes()
     assert fresh[0].to_bytes() != fresh[1].to_bytes()

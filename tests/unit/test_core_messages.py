@@ -18,11 +18,11 @@ PRESETS = {"linear-w8": np.int8, "linear-w16": np.int16}
 def exchange(preset: str, direction: str = "forward", known_mask: bool = False) -> tuple[bytes, list[bytes]]:
     """A request of 5 tokens to a layer (40, 24), and the reply in two blocks."""
     weights = np.random.default_rng(3).integers(-127, 128, (40, 24)).astype(PRESETS[preset])
-    prepared = _core.Prepared(preset, bytes(range(16)), weights, np.full(40, 0.01))
-    public, masks = prepared.public(), _core.MaskCache(1 << 24)
+    prepared = _core.QuantisedWeight(preset, bytes(range(16)), weights, np.full(40, 0.01))
+    spec, masks = prepared.spec(), _core.MaskCache(1 << 24)
     x = np.random.default_rng(4).standard_normal((5, 24 if direction == "forward" else 40)).astype(np.float32)
     for _ in range(2 if known_mask else 1):
-        request, secret = _core.encrypt(public, direction, x, masks)
+        request, secret = _core.encrypt(spec, direction, x, masks)
         job, decryption = _core.Job(prepared, request), _core.Decryption(secret)
         ends = [0, 32, 40] if direction == "forward" else [0, 24]
         blocks = [job.rows(begin, end - begin) for begin, end in itertools.pairwise(ends)]

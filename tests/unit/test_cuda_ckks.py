@@ -189,7 +189,7 @@ def test_views_share_words(party):
     x = engine.upload(party.encrypt())
     assert np.shares_memory(host(engine.select(x, slice(1, 2)).words), host(x.words))
     assert np.shares_memory(host(engine.assume(x, 0.5).words), host(x.words))
-    assert engine.drop_to(x, x.level).words.shape == x.words.shape
+    assert engine.drop_level(x, x.level).words.shape == x.words.shape
 
 
 def test_the_protocol(party):

@@ -32,7 +32,7 @@ def engine():
 
 def request_for(prepared, tokens=3, direction="forward", seed=1):
     x = cases.batch(tokens, cases.features_in(prepared, direction), seed)
-    return linear.encrypt(x, prepared.public, direction=direction)
+    return linear.encrypt(x, prepared.spec, direction=direction)
 
 
 def test_layers_go_where_memory_is_left():
@@ -56,7 +56,7 @@ def test_layers_go_where_memory_is_left():
     engine = CudaServer(devices)
     placed = engine.load(layers.values())
     assert set(placed) == {"cuda:0", "cuda:1"}
-    assert sum(placed.values()) == sum(layer.public.d_out * layer.public.d_in for layer in layers.values())
+    assert sum(placed.values()) == sum(layer.spec.d_out * layer.spec.d_in for layer in layers.values())
     assert abs(placed["cuda:1"] - placed["cuda:0"]) <= 4096 + 32 * 192
     assert engine.load(layers.values()) == placed  # again: they lie there already
     for name, prepared in layers.items():
@@ -283,7 +283,7 @@ def test_tensors_of_the_device_go_through_a_layer_and_back():
     transport = LocalTransport({"fc": prepared})
     results = []
     for device in ("cpu", HostDevice()):
-        layer = EncryptedLinear.single("fc", prepared.public, Session(transport, device=device))
+        layer = EncryptedLinear.single("fc", prepared.spec, Session(transport, device=device))
         assert layer.group.session.on_device == (device != "cpu")
         x = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(1), requires_grad=True)
         y = layer(x)
@@ -301,7 +301,7 @@ def test_misuse_of_the_owner():
     owner = scheme("linear").client(device=HostDevice("cuda:3"))
     assert (owner.scheme, owner.on_device, owner.device.name) == ("linear", True, "cuda:3")
     prepared = cases.layer()
-    x = cases.batch(3, prepared.public.d_in)
+    x = cases.batch(3, prepared.spec.d_in)
     x[1, 2] = np.nan
     with pytest.raises(InputError, match=r"x\[1, 2\] is nan"):
-        owner.encrypt(x, prepared.public, "forward")
+        owner.encrypt(x, prepared.spec, "forward")

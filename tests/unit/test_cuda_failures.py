@@ -45,22 +45,22 @@ class FailingDevice(CountingDevice):
 
 
 def encrypting(device, prepared, x, masks):
-    return lambda: kernels.encrypt(device, x, prepared.public, masks=masks, seed=SEED), None
+    return lambda: kernels.encrypt(device, x, prepared.spec, masks=masks, seed=SEED), None
 
 
 def encrypting_words(device, prepared, x, masks):
     x = device.upload(x)
-    return lambda: kernels.encrypt_words(device, x, prepared.public, mask_seed=MASK, seed=SEED), None
+    return lambda: kernels.encrypt_words(device, x, prepared.spec, mask_seed=MASK, seed=SEED), None
 
 
 def decrypting(device, prepared, x, masks):
-    request, secret = kernels.encrypt(device, x, prepared.public, masks=masks, seed=SEED)
+    request, secret = kernels.encrypt(device, x, prepared.spec, masks=masks, seed=SEED)
     reply = b"".join(linear.apply_blocks(prepared, request, block_rows=32))
     return lambda: kernels.decrypt(reply, secret), secret
 
 
 def decrypting_there(device, prepared, x, masks):
-    request, secret = kernels.encrypt(device, x, prepared.public, masks=masks, seed=SEED)
+    request, secret = kernels.encrypt(device, x, prepared.spec, masks=masks, seed=SEED)
     blocks = list(linear.apply_blocks(prepared, request, block_rows=32))
     return lambda: kernels.decrypt(blocks, secret, on_device=True), secret
 
@@ -100,5 +100,5 @@ def test_a_failure_at_any_call_leaves_no_secret_and_lends_no_memory(work, masked
         gc.collect()
         assert device.lent == 0, at
     assert failures > 10
-    request, secret = kernels.encrypt(device, x, prepared.public, masks=known)
+    request, secret = kernels.encrypt(device, x, prepared.spec, masks=known)
     cases.check_result(prepared, x, kernels.decrypt(linear.apply(prepared, request), secret), "forward")

@@ -66,7 +66,7 @@ def test_the_same_seeds_give_the_bytes_and_floats_of_the_core(preset, direction,
     x = pattern(tokens, features_in(prepared, direction), 4001)
     x[0] = 0
     request, secret = device_linear.encrypt(
-        device, x, prepared.public, direction, seed=SEED, mask_seed=MASK, request=REQUEST
+        device, x, prepared.spec, direction, seed=SEED, mask_seed=MASK, request=REQUEST
     )
     y = device_linear.decrypt(linear.apply(prepared, request), secret)
     assert (digest(request), digest(y.tobytes())) == CORE[preset, direction, tokens]
@@ -82,7 +82,7 @@ def test_either_side_may_have_a_device(preset, direction):
         for mine in (True, False):
             encrypt = (lambda *a: device_linear.encrypt(device, *a)) if mine else linear.encrypt
             decrypt = device_linear.decrypt if mine else linear.decrypt
-            request, secret = encrypt(x, prepared.public, direction)
+            request, secret = encrypt(x, prepared.spec, direction)
             reply = b"".join(device_linear.apply_blocks(held, request))
             assert reply == b"".join(linear.apply_blocks(prepared, request))
             check_result(prepared, x, decrypt(reply, secret), direction)
@@ -97,7 +97,7 @@ def test_replies_are_those_of_the_core_in_blocks_of_any_size(preset, direction, 
     masks = linear.MaskCache()
     x = batch(7, features_in(prepared, direction))
     for _ in range(2):  # with the product of the mask, and without
-        request, secret = linear.encrypt(x, prepared.public, direction, masks)
+        request, secret = linear.encrypt(x, prepared.spec, direction, masks)
         for block_rows in (1, 33, 1 << 40):
             expected = list(linear.apply_blocks(prepared, request, block_rows))
             assert list(device_linear.apply_blocks(held, request, block_rows)) == expected
@@ -112,12 +112,12 @@ def test_replies_are_those_of_the_core_in_blocks_of_any_size(preset, direction, 
 def test_pieces_do_not_show_in_messages(monkeypatch):
     device, prepared = HostDevice(), layer(40, 11)
     x = batch(2049, 11)
-    whole, secret = device_linear.encrypt(device, x, prepared.public, seed=SEED, mask_seed=MASK, request=REQUEST)
+    whole, secret = device_linear.encrypt(device, x, prepared.spec, seed=SEED, mask_seed=MASK, request=REQUEST)
     reply = linear.apply(prepared, whole)
     y = device_linear.decrypt(reply, secret)
     monkeypatch.setattr(lanes, "PIECE_BYTES", 1)
     monkeypatch.setattr(lanes, "WORK_BYTES", 1)
-    request, secret = device_linear.encrypt(device, x, prepared.public, seed=SEED, mask_seed=MASK, request=REQUEST)
+    request, secret = device_linear.encrypt(device, x, prepared.spec, seed=SEED, mask_seed=MASK, request=REQUEST)
     assert request == whole
     assert device_linear.decrypt(linear.apply_blocks(prepared, request, 32), secret).tobytes() == y.tobytes()
 
@@ -129,10 +129,10 @@ def test_several_requests_as_one_product(preset, direction):
     held = device_linear.DeviceLayer(device, prepared)
     masks = linear.MaskCache()
     x = batch(3, features_in(prepared, direction))
-    request, secret = linear.encrypt(x, prepared.public, direction, masks)
+    request, secret = linear.encrypt(x, prepared.spec, direction, masks)
     linear.decrypt(linear.apply(prepared, request), secret)  # now the cache knows the product
     requests = [
-        linear.encrypt(batch(tokens, x.shape[1]), prepared.public, direction, cache)[0]
+        linear.encrypt(batch(tokens, x.shape[1]), prepared.spec, direction, cache)[0]
         for tokens, cache in ((1, None), (9, masks), (2049, None), (5, masks))
     ]
     opened = [device_linear.open_request(held, request) for request in requests]
@@ -148,8 +148,8 @@ def test_device_arrays_in_and_out(preset):
     held = device_linear.DeviceLayer(device, prepared)
     assert held.nbytes >= 70 * 9 * _core.preset_info(preset)["weight_bytes"]
     x = batch(130, 9)
-    words, secret = device_linear.encrypt_words(device, device.upload(x), prepared.public, mask_seed=MASK, seed=SEED)
-    request, _ = device_linear.encrypt(device, x, prepared.public, seed=SEED, mask_seed=MASK, request=REQUEST)
+    words, secret = device_linear.encrypt_words(device, device.upload(x), prepared.spec, mask_seed=MASK, seed=SEED)
+    request, _ = device_linear.encrypt(device, x, prepared.spec, seed=SEED, mask_seed=MASK, request=REQUEST)
     assert host(words).tobytes() == request[REQUEST_PREFIX:]
     reply = linear.apply(prepared, request)[BLOCK_PREFIX:]
     data, mask = device_linear.apply(held, "forward", words, MASK)
@@ -194,7 +194,7 @@ def test_requests_and_results_by_their_definition(preset, direction):
     x = batch(tokens, width)
     x[3] = 0
     request, secret = device_linear.encrypt(
-        device, x, prepared.public, direction, seed=SEED, mask_seed=MASK, request=REQUEST
+        device, x, prepared.spec, direction, seed=SEED, mask_seed=MASK, request=REQUEST
     )
     words = np.frombuffer(request, np.uint32 if WORD[preset] == 4 else np.uint64, offset=REQUEST_PREFIX)
     words = words.reshape(width, tokens)
@@ -205,7 +205,7 @@ def test_requests_and_results_by_their_definition(preset, direction):
     keys = [transform(s, roots, q) for s in host(sampling.ternary(device, seed, 0, 2, N))]
     errors = host(sampling.binomial(device, seed, 0, width, range(2), N))
     masks = host(sampling.uniform(device, MASK, sampling.MASK, 0, width, N, q, WORD[preset]))
-    delta = prepared.public.delta if direction == "backward" else np.ones(width)
+    delta = prepared.spec.scale if direction == "backward" else np.ones(width)
     squares = (x.astype(np.float64) * delta) ** 2
     sums = np.zeros((tokens, 8))
     for j in range(width):
@@ -213,7 +213,7 @@ def test_requests_and_results_by_their_definition(preset, direction):
     while sums.shape[1] > 1:
         sums = sums[:, ::2] + sums[:, 1::2]
     length = np.sqrt(sums[:, 0])
-    core = prepared.public._core
+    core = prepared.spec._core
     norm = max(core.norm_forward if direction == "forward" else core.norm_backward, 1.0)
     room = (q / 2 - _core.noise_bound(preset, width, norm)) * (1 - 2.0**-40) / norm
     scale = np.divide(room, length, out=np.zeros(tokens), where=length > 0)
@@ -233,7 +233,7 @@ def test_requests_and_results_by_their_definition(preset, direction):
     reply = linear.apply(prepared, request)
     data, mask = reply_rows(reply, preset, outputs, tokens)
     y = device_linear.decrypt(reply, secret)
-    out_delta = prepared.public.delta if direction == "forward" else np.ones(outputs)
+    out_delta = prepared.spec.scale if direction == "forward" else np.ones(outputs)
     for k in range(outputs):
         for group, part in enumerate((slice(0, N), slice(N, tokens))):
             product = transform([int(m) * s for m, s in zip(mask[k], keys[group], strict=True)], inverse_roots, q, True)
@@ -378,10 +378,10 @@ def test_secrets_as_residues(preset, backwards):
 def test_one_cache_serves_the_processor_and_devices_side_by_side(preset):
     prepared, masks = layer(40, 11, preset), linear.MaskCache()
     places = [
-        (lambda x, d=device: device_linear.encrypt(d, x, prepared.public, masks=masks), device_linear.decrypt)
+        (lambda x, d=device: device_linear.encrypt(d, x, prepared.spec, masks=masks), device_linear.decrypt)
         for device in (HostDevice("cuda:0"), HostDevice("cuda:1"))
     ]
-    places.append((lambda x: linear.encrypt(x, prepared.public, masks=masks), linear.decrypt))
+    places.append((lambda x: linear.encrypt(x, prepared.spec, masks=masks), linear.decrypt))
     product, seeds = 40 * N * WORD[preset], set()
     for turn in range(2):
         for number, (encrypt, decrypt) in enumerate(places):
@@ -400,7 +400,7 @@ def test_masks_that_do_not_fit_the_device_travel_with_every_reply():
     device = HostDevice(memory_bytes=2 * 40 * N * 4 - 1)  # half of it at most
     for _ in range(2):
         x = batch(3, 11)
-        request, secret = device_linear.encrypt(device, x, prepared.public, masks=masks)
+        request, secret = device_linear.encrypt(device, x, prepared.spec, masks=masks)
         reply = linear.apply(prepared, request)
         assert len(reply) > 40 * N * 4
         check_result(prepared, x, device_linear.decrypt(reply, secret), "forward")
@@ -409,24 +409,24 @@ def test_masks_that_do_not_fit_the_device_travel_with_every_reply():
 
 def test_a_product_is_found_by_its_layer_direction_and_place():
     device, prepared = HostDevice(), layer(40, 11)
-    masks, public = linear.MaskCache(), prepared.public._core
-    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.public, masks=masks)
+    masks, spec = linear.MaskCache(), prepared.spec._core
+    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.spec, masks=masks)
     blocks = list(linear.apply_blocks(prepared, request, 32))
     with pytest.raises(MessageError, match="truncated"):
         device_linear.decrypt(blocks[:1], secret)
     assert masks.bytes == 0
-    assert masks._core.find(public, "forward", "cuda:0") is None
-    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.public, masks=masks)
+    assert masks._core.find(spec, "forward", "cuda:0") is None
+    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.spec, masks=masks)
     device_linear.decrypt(linear.apply(prepared, request), secret)
-    assert masks._core.find(public, "forward", "cuda:0") is not None
-    assert masks._core.find(public, "backward", "cuda:0") is None
-    assert masks._core.find(public, "forward", "cuda:1") is None
-    longer = _core.Prepared("linear-w8", public.id, np.zeros((41, 11), np.int8), np.zeros(41)).public()
+    assert masks._core.find(spec, "forward", "cuda:0") is not None
+    assert masks._core.find(spec, "backward", "cuda:0") is None
+    assert masks._core.find(spec, "forward", "cuda:1") is None
+    longer = _core.QuantisedWeight("linear-w8", spec.id, np.zeros((41, 11), np.int8), np.zeros(41)).spec()
     assert masks._core.find(longer, "forward", "cuda:0") is None
 
 
 def test_a_full_cache_takes_no_late_product():
-    masks, small, large = _core.MaskCache(4 * N * 4), layer(2, 5).public._core, layer(3, 5).public._core
+    masks, small, large = _core.MaskCache(4 * N * 4), layer(2, 5).spec._core, layer(3, 5).spec._core
     assert masks.fits(large, "forward")
     masks.insert(small, "forward", "cuda:0", "first")
     assert not masks.fits(large, "forward")
@@ -437,8 +437,8 @@ def test_a_full_cache_takes_no_late_product():
 
 
 def test_products_on_the_processor_are_out_of_reach():
-    masks, public = _core.MaskCache(1 << 20), layer(2, 5).public._core
-    for reach in (lambda: masks.find(public, "forward", "cpu"), lambda: masks.insert(public, "forward", "cpu", b"")):
+    masks, spec = _core.MaskCache(1 << 20), layer(2, 5).spec._core
+    for reach in (lambda: masks.find(spec, "forward", "cpu"), lambda: masks.insert(spec, "forward", "cpu", b"")):
         with pytest.raises(InputError, match="products on the processor are found and kept by encrypt and Decryption"):
             reach()
 
@@ -447,11 +447,11 @@ def test_a_product_goes_with_its_cache():
     class Product:
         pass
 
-    masks, public, product = _core.MaskCache(1 << 20), layer(2, 5).public._core, Product()
+    masks, spec, product = _core.MaskCache(1 << 20), layer(2, 5).spec._core, Product()
     gone = weakref.ref(product)
-    masks.insert(public, "forward", "cuda:0", product)
-    masks.insert(public, "forward", "cuda:0", Product())  # the first one stays
-    assert masks.find(public, "forward", "cuda:0") is product
+    masks.insert(spec, "forward", "cuda:0", product)
+    masks.insert(spec, "forward", "cuda:0", Product())  # the first one stays
+    assert masks.find(spec, "forward", "cuda:0") is product
     del product
     assert gone() is not None
     del masks

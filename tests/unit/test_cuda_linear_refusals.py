@@ -18,7 +18,7 @@ def test_requests_of_both_directions_are_not_answered_together():
     device, prepared = HostDevice(), layer(11, 11)
     held = device_linear.DeviceLayer(device, prepared)
     both = [
-        device_linear.open_request(held, linear.encrypt(batch(1, 11), prepared.public, direction)[0])
+        device_linear.open_request(held, linear.encrypt(batch(1, 11), prepared.spec, direction)[0])
         for direction in DIRECTIONS
     ]
     for refused in (both, []):
@@ -27,24 +27,24 @@ def test_requests_of_both_directions_are_not_answered_together():
 
 
 def test_too_many_tokens_are_refused():
-    device, public = HostDevice(), layer(40, 1).public
+    device, spec = HostDevice(), layer(40, 1).spec
     x = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), ((1 << 24) + 1, 1), (0, 4))
     with pytest.raises(InputError, match="x has 16777217 tokens: a request carries 1 to 16777216"):
-        device_linear.encrypt_words(device, x, public, mask_seed=MASK)
+        device_linear.encrypt_words(device, x, spec, mask_seed=MASK)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_batches_that_lie_on_the_device(dtype, monkeypatch):
     device, prepared = HostDevice(), layer(40, 11)
     x = batch(5, 11).astype(dtype)
-    expected, _ = device_linear.encrypt(device, x, prepared.public, seed=SEED, mask_seed=MASK, request=REQUEST)
+    expected, _ = device_linear.encrypt(device, x, prepared.spec, seed=SEED, mask_seed=MASK, request=REQUEST)
     before = x.copy()
     taken = []
     with monkeypatch.context() as patch:
         launch = device.launch
         patch.setattr(device, "launch", lambda *a, **k: (taken.append(a), launch(*a, **k)))
         request, secret = device_linear.encrypt(
-            device, OnDevice(x), prepared.public, seed=SEED, mask_seed=MASK, request=REQUEST
+            device, OnDevice(x), prepared.spec, seed=SEED, mask_seed=MASK, request=REQUEST
         )
     assert request == expected
     assert np.array_equal(x, before)  # what is not ours is not overwritten
@@ -55,7 +55,7 @@ def test_batches_that_lie_on_the_device(dtype, monkeypatch):
     check_result(prepared, x, host(y), "forward")
     apart = OnDevice(np.asfortranarray(x))
     assert device_linear.encrypt(
-        device, apart, prepared.public, seed=SEED, mask_seed=MASK, request=REQUEST
+        device, apart, prepared.spec, seed=SEED, mask_seed=MASK, request=REQUEST
     )[0] == expected  # fmt: skip
 
 
@@ -71,19 +71,19 @@ def test_device_arrays_are_checked():
     for begin, count in ((1, 1), (-32, 1), (32, 9), (0, 0), (64, None)):
         with pytest.raises(InputError, match="must start at a multiple of 32 and end by 40"):
             device_linear.apply(held, "forward", words, None, begin, count)
-    words, secret = device_linear.encrypt_words(device, device.upload(batch(3, 11)), prepared.public, mask_seed=MASK)
+    words, secret = device_linear.encrypt_words(device, device.upload(batch(3, 11)), prepared.spec, mask_seed=MASK)
     data, mask = device_linear.apply(held, "forward", words, MASK)
     with pytest.raises(InputError, match=r"data is uint8 \(39, 9\); it must be uint8 \(40, 9\)"):
         device_linear.decrypt_words(data[1:], mask, secret)
     with pytest.raises(InputError, match=r"mask is int64 \(40, 2048\); it must be uint32 \(40, 2048\)"):
         device_linear.decrypt_words(data, device.empty(mask.shape, np.int64), secret)
     with pytest.raises(InputError, match="expected float16, float32 or float64"):
-        device_linear.encrypt_words(device, np.ones((3, 11), np.int32), prepared.public, mask_seed=MASK)
+        device_linear.encrypt_words(device, np.ones((3, 11), np.int32), prepared.spec, mask_seed=MASK)
 
 
 def test_memory_that_does_not_suffice_is_named():
     prepared = layer(40, 11)
-    request, _ = linear.encrypt(batch(3, 11), prepared.public)
+    request, _ = linear.encrypt(batch(3, 11), prepared.spec)
     device = HostDevice()
     held = device_linear.DeviceLayer(device, prepared)
     device._limit = 5000
@@ -91,4 +91,4 @@ def test_memory_that_does_not_suffice_is_named():
     with pytest.raises(EngineError, match="1 requests takes .* bytes"):
         list(blocks)
     with pytest.raises(EngineError, match="takes .* bytes"):
-        device_linear.encrypt(device, batch(3, 11), prepared.public)
+        device_linear.encrypt(device, batch(3, 11), prepared.spec)

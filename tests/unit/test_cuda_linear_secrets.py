@@ -21,7 +21,7 @@ def arrays_of(secret):
 @pytest.mark.parametrize("how", ["decrypt", "wipe", "release"])
 def test_a_secret_that_is_used_or_wiped_or_released_is_overwritten(how):
     device, prepared = HostDevice(), layer(40, 11)
-    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.public)
+    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.spec)
     arrays = arrays_of(secret)
     assert all(array.any() for array in arrays)
     if how == "decrypt":
@@ -43,10 +43,10 @@ def test_the_seed_comes_from_the_operating_system_and_is_overwritten(monkeypatch
         keys.append(out)
 
     monkeypatch.setattr(_core, "os_random", watched)
-    device_linear.encrypt(device, x, prepared.public)
-    device_linear.encrypt_words(device, device.upload(x), prepared.public, mask_seed=MASK)
+    device_linear.encrypt(device, x, prepared.spec)
+    device_linear.encrypt_words(device, device.upload(x), prepared.spec, mask_seed=MASK)
     with pytest.raises(InputError, match="is nan"):
-        device_linear.encrypt(device, np.full((3, 11), np.nan, np.float32), prepared.public)
+        device_linear.encrypt(device, np.full((3, 11), np.nan, np.float32), prepared.spec)
     assert keys == [bytearray(32)] * 3
 
 
@@ -54,7 +54,7 @@ def test_the_seed_comes_from_the_operating_system_and_is_overwritten(monkeypatch
 @pytest.mark.parametrize("arrived", [0, 1])
 def test_an_error_in_the_source_of_blocks_overwrites_the_secret(error, arrived):
     device, prepared = HostDevice(), layer(40, 11)
-    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.public)
+    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.spec)
     blocks, arrays = list(linear.apply_blocks(prepared, request, 32)), arrays_of(secret)
 
     def broken():
@@ -70,7 +70,7 @@ def test_an_error_in_the_source_of_blocks_overwrites_the_secret(error, arrived):
 
 def test_a_refused_block_overwrites_the_secret():
     device, prepared = HostDevice(), layer(40, 11)
-    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.public)
+    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.spec)
     blocks, arrays = list(linear.apply_blocks(prepared, request, 32)), arrays_of(secret)
     decryption = decryption_module.Decryption(secret)
     try:
@@ -89,7 +89,7 @@ def test_a_refused_block_overwrites_the_secret():
 def test_words_that_cannot_be_decrypted_overwrite_the_secret(monkeypatch):
     device, prepared = HostDevice(), layer(40, 11)
     held = device_linear.DeviceLayer(device, prepared)
-    words, secret = device_linear.encrypt_words(device, device.upload(batch(3, 11)), prepared.public, mask_seed=MASK)
+    words, secret = device_linear.encrypt_words(device, device.upload(batch(3, 11)), prepared.spec, mask_seed=MASK)
     data, mask = device_linear.apply(held, "forward", words, MASK)
     arrays = arrays_of(secret)
 
@@ -110,7 +110,7 @@ def test_work_memory_is_overwritten(monkeypatch):
     monkeypatch.setattr(
         device, "empty", lambda shape, dtype, what="": taken.append((empty(shape, dtype), what)) or taken[-1][0]
     )
-    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.public, seed=SEED)
+    request, secret = device_linear.encrypt(device, batch(3, 11), prepared.spec, seed=SEED)
     kept = [array.ctypes.data for array in arrays_of(secret)]
     secrets = {"secrets", "scales", "products with secrets", "errors", "a batch"}
     assert {what for _, what in taken} >= {*secrets, "a seed"}

@@ -34,7 +34,7 @@ class Exchange:
 
     def run(self, direction, seed=1, tokens=TOKENS):
         x = self.batch(direction, seed, tokens)
-        request, secret = self.owner.encrypt(x, self.prepared.public, direction)
+        request, secret = self.owner.encrypt(x, self.prepared.spec, direction)
         blocks = list(cases.blocks_of(self.engine, self.prepared, request, ROWS))
         y = self.owner.decrypt(blocks, secret)
         cases.check_result(self.prepared, host(x), host(y), direction)
@@ -56,7 +56,7 @@ def test_each_byte_is_written_once_and_read_once(preset, direction, monkeypatch)
         exchange.run(direction)
     x = exchange.batch(direction, 2)
     with counted(exchange.device, monkeypatch) as encrypting:
-        request, secret = exchange.owner.encrypt(x, exchange.prepared.public, direction)
+        request, secret = exchange.owner.encrypt(x, exchange.prepared.spec, direction)
     with counted(exchange.device, monkeypatch) as applying:
         blocks = list(cases.blocks_of(exchange.engine, exchange.prepared, request, ROWS))
     with counted(exchange.device, monkeypatch) as decrypting:
@@ -83,11 +83,11 @@ def test_pageable_messages_are_copied_once_while_they_are_read(exchange, monkeyp
     native = CpuClient()
     for turn in range(3):
         x = cases.batch(TOKENS, D_IN, turn)
-        request, secret = native.encrypt(x, exchange.prepared.public, "forward")
+        request, secret = native.encrypt(x, exchange.prepared.spec, "forward")
         with counted(exchange.device, monkeypatch) as applying:
             blocks = list(cases.blocks_of(exchange.engine, exchange.prepared, request, ROWS))
         cases.check_result(exchange.prepared, x, native.decrypt(blocks, secret), "forward")
-        mine, kept = exchange.owner.encrypt(exchange.batch("forward", turn), exchange.prepared.public, "forward")
+        mine, kept = exchange.owner.encrypt(exchange.batch("forward", turn), exchange.prepared.spec, "forward")
         reply = list(cases.blocks_of(CpuServer(), exchange.prepared, mine, ROWS))
         with counted(exchange.device, monkeypatch) as decrypting:
             exchange.owner.decrypt(reply, kept)
@@ -102,7 +102,7 @@ def test_parts_of_a_request_are_gathered_where_it_is_read(exchange, monkeypatch)
     native = CpuClient()
     for turn in range(3):
         x = cases.batch(TOKENS, D_IN, turn)
-        request, secret = native.encrypt(x, exchange.prepared.public, "forward")
+        request, secret = native.encrypt(x, exchange.prepared.spec, "forward")
         parts = [request[at : at + 1000] for at in range(0, len(request), 1000)]
         with counted(exchange.device, monkeypatch) as counts:
             whole = exchange.engine.gather(exchange.prepared, parts)
@@ -123,7 +123,7 @@ def test_few_calls_to_the_driver_a_request(exchange, monkeypatch):
     x = exchange.batch("forward", tokens=64)
     for _ in range(2):
         with counted(exchange.device, monkeypatch) as encrypting:
-            request, secret = exchange.owner.encrypt(x, exchange.prepared.public, "forward")
+            request, secret = exchange.owner.encrypt(x, exchange.prepared.spec, "forward")
         with counted(exchange.device, monkeypatch) as applying:
             blocks = list(cases.blocks_of(exchange.engine, exchange.prepared, request, 256))
         with counted(exchange.device, monkeypatch) as decrypting:
@@ -163,9 +163,9 @@ def test_what_somebody_holds_is_not_used_again(exchange, keep):
 def test_memory_comes_back_whatever_happens(exchange, monkeypatch):
     exchange.run("forward")
     x = exchange.batch("forward")
-    public, prepared, device = exchange.prepared.public, exchange.prepared, exchange.device
+    spec, prepared, device = exchange.prepared.spec, exchange.prepared, exchange.device
     for turn in range(4):
-        request, secret = exchange.owner.encrypt(x, public, "forward")
+        request, secret = exchange.owner.encrypt(x, spec, "forward")
         blocks = list(cases.blocks_of(exchange.engine, prepared, request, ROWS))
         if turn == 0:  # a reply given up half way
             reply = cases.blocks_of(exchange.engine, prepared, request, ROWS)
@@ -184,7 +184,7 @@ def test_memory_comes_back_whatever_happens(exchange, monkeypatch):
             with monkeypatch.context() as patch:
                 patch.setattr(device, "copy_out", lambda *_: (_ for _ in ()).throw(RuntimeError("it fell off the bus")))
                 with pytest.raises(RuntimeError, match="fell off the bus"):
-                    exchange.owner.encrypt(x, public, "forward")
+                    exchange.owner.encrypt(x, spec, "forward")
                 with pytest.raises(RuntimeError, match="fell off the bus"):
                     list(cases.blocks_of(exchange.engine, prepared, request, ROWS))
         del request, blocks, secret
@@ -195,12 +195,12 @@ def test_memory_comes_back_whatever_happens(exchange, monkeypatch):
 
 
 def test_page_locked_memory_that_is_not_there_is_an_answer(exchange):
-    request, secret = CpuClient().encrypt(cases.batch(TOKENS, D_IN), exchange.prepared.public, "forward")
+    request, secret = CpuClient().encrypt(cases.batch(TOKENS, D_IN), exchange.prepared.spec, "forward")
     exchange.device.page_locked_limit = 1000
     for refused in (
         lambda: list(cases.blocks_of(exchange.engine, exchange.prepared, request, ROWS)),
         lambda: exchange.engine.gather(exchange.prepared, [request, request]),
-        lambda: exchange.owner.encrypt(exchange.batch("forward"), exchange.prepared.public, "forward"),
+        lambda: exchange.owner.encrypt(exchange.batch("forward"), exchange.prepared.spec, "forward"),
     ):
         with pytest.raises(EngineError, match="page-locked memory left"):
             refused()
@@ -210,7 +210,7 @@ def test_page_locked_memory_that_is_not_there_is_an_answer(exchange):
 
 
 def test_a_reply_in_one_piece_takes_its_size_of_page_locked_memory(exchange):
-    request, secret = exchange.owner.encrypt(exchange.batch("forward"), exchange.prepared.public, "forward")
+    request, secret = exchange.owner.encrypt(exchange.batch("forward"), exchange.prepared.spec, "forward")
     reply = b"".join(linear.apply_blocks(exchange.prepared, request, block_rows=ROWS))
     before = exchange.device.counts["fresh"]
     exchange.owner.decrypt(reply, secret)
@@ -246,7 +246,7 @@ def test_a_transport_passes_messages_on_as_they_are(exchange, monkeypatch):
     x = exchange.batch("forward")
     for _ in range(3):
         with counted(exchange.device, monkeypatch) as counts:
-            request, secret = exchange.owner.encrypt(x, exchange.prepared.public, "forward")
+            request, secret = exchange.owner.encrypt(x, exchange.prepared.spec, "forward")
             exchange.owner.decrypt(transport.apply("fc", request), secret)
     assert counts["copied"] == counts["fresh"] == 0
     assert counts["memory"] < len(request) // 8
@@ -255,11 +255,11 @@ def test_a_transport_passes_messages_on_as_they_are(exchange, monkeypatch):
 def test_tables_of_a_layer_live_as_long_as_it_does():
     device = CountingDevice()
     context = kernels.lanes.context_of(device)
-    public = linear.Public.from_bytes(cases.layer().public.to_bytes())
-    delta, ones = context.weights(public)
-    assert context.weights(public)[0] is delta
-    assert np.array_equal(host(delta), public.delta)
-    assert np.array_equal(host(ones), np.ones(public.d_in))
-    del public
+    spec = linear.LayerSpec.from_bytes(cases.layer().spec.to_bytes())
+    delta, ones = context.weights(spec)
+    assert context.weights(spec)[0] is delta
+    assert np.array_equal(host(delta), spec.scale)
+    assert np.array_equal(host(ones), np.ones(spec.d_in))
+    del spec
     gc.collect()
     assert context._weights == {}

@@ -76,7 +76,7 @@ def test_the_owner_and_the_engine(preset, direction, device, piecewise):
     engine, owner = CudaServer([device]), CudaClient(device)
     for turn in range(4):  # from the second one on with the product of the mask
         x = cases.batch(9, cases.features_in(prepared, direction), seed=turn)
-        request, secret = owner.encrypt(x, prepared.public, direction)
+        request, secret = owner.encrypt(x, prepared.spec, direction)
         reply = list(cases.blocks_of(engine, prepared, request, 32))
         assert reply == list(cases.blocks_of(CpuServer(), prepared, request, 32))
         cases.check_result(prepared, x, host(owner.decrypt(reply, secret)), direction)
@@ -90,7 +90,7 @@ def test_messages_that_nobody_else_holds(of_the_core, device, piecewise):
     engine, owner = CudaServer([device]), CudaClient(device)
     for turn in range(3):
         x = cases.batch(5, 40, seed=turn)
-        request, secret = owner.encrypt(x, prepared.public, "forward")
+        request, secret = owner.encrypt(x, prepared.spec, "forward")
         request = bytes(request) if of_the_core else request
         reply = cases.blocks_of(engine, prepared, request, 32)
         del request
@@ -103,7 +103,7 @@ def test_messages_that_nobody_else_holds(of_the_core, device, piecewise):
 def test_several_requests_as_one_product(device, piecewise):
     prepared = cases.layer(70, 40)
     held = device_linear.DeviceLayer(device, prepared)
-    requests = [linear.encrypt(cases.batch(tokens, 40), prepared.public)[0] for tokens in (3, 1, 8)]
+    requests = [linear.encrypt(cases.batch(tokens, 40), prepared.spec)[0] for tokens in (3, 1, 8)]
     for _ in range(2):
         opened = [device_linear.open_request(held, request) for request in requests]
         replies = list(zip(*device_linear.answer(held, opened, 32), strict=True))
@@ -113,9 +113,9 @@ def test_several_requests_as_one_product(device, piecewise):
 def test_a_batch_that_is_not_computed_yet(device, piecewise):
     prepared = cases.layer(40, 11)
     x = cases.batch(5, 11)
-    expected, _ = device_linear.encrypt(device, x, prepared.public, seed=SEED, mask_seed=MASK, request=REQUEST)
+    expected, _ = device_linear.encrypt(device, x, prepared.spec, seed=SEED, mask_seed=MASK, request=REQUEST)
     computed = device.upload(x)  # on the stream of the caller, who has not waited for it
-    request, _ = device_linear.encrypt(device, computed, prepared.public, seed=SEED, mask_seed=MASK, request=REQUEST)
+    request, _ = device_linear.encrypt(device, computed, prepared.spec, seed=SEED, mask_seed=MASK, request=REQUEST)
     assert request == expected
 
 
@@ -124,20 +124,20 @@ def test_replies_given_up_half_way(device, piecewise):
     held = device_linear.DeviceLayer(device, prepared)
     for tokens in (3, 3, 5):
         x = cases.batch(tokens, 40, seed=tokens)
-        request, secret = device_linear.encrypt(device, x, prepared.public)
+        request, secret = device_linear.encrypt(device, x, prepared.spec)
         blocks = device_linear.apply_blocks(held, request, 32)
         next(blocks)
         blocks.close()
         with pytest.raises(Exception, match="truncated"):
             device_linear.decrypt(list(linear.apply_blocks(prepared, request, 32))[:2], secret)
-        request, secret = device_linear.encrypt(device, x, prepared.public)
+        request, secret = device_linear.encrypt(device, x, prepared.spec)
         cases.check_result(prepared, x, device_linear.decrypt(linear.apply(prepared, request), secret), "forward")
 
 
 def test_results_are_there_for_other_libraries(device):
     prepared = cases.layer(40, 11)
     owner, x = CudaClient(device), cases.batch(3, 11)
-    request, secret = owner.encrypt(x, prepared.public, "forward")
+    request, secret = owner.encrypt(x, prepared.spec, "forward")
     y = torch.from_dlpack(owner.decrypt([linear.apply(prepared, request)], secret))  # reads it at once
     cases.check_result(prepared, x, y.numpy(), "forward")
 
@@ -145,7 +145,7 @@ def test_results_are_there_for_other_libraries(device):
 def test_a_result_in_memory_that_the_caller_let_go_of(device):
     prepared = cases.layer(40, 11)
     owner, x = CudaClient(device), cases.batch(3, 11)
-    request, secret = owner.encrypt(x, prepared.public, "forward")
+    request, secret = owner.encrypt(x, prepared.spec, "forward")
     device.empty((3, 40), np.float32).fill(7)  # of the size of the result; not done yet
     y = owner.decrypt([linear.apply(prepared, request)], secret)
     cases.check_result(prepared, x, device.download(y), "forward")
@@ -156,6 +156,6 @@ def test_device_arrays_in_the_stream_of_the_caller(device, preset):
     prepared, x = cases.layer(70, 9, preset), cases.batch(30, 9)
     held = device_linear.DeviceLayer(device, prepared)
     with device.stream():
-        words, secret = device_linear.encrypt_words(device, device.upload(x), prepared.public, mask_seed=MASK)
+        words, secret = device_linear.encrypt_words(device, device.upload(x), prepared.spec, mask_seed=MASK)
         data, mask = device_linear.apply(held, "forward", words, MASK)
         cases.check_result(prepared, x, device.download(device_linear.decrypt_words(data, mask, secret)), "forward")

@@ -270,12 +270,6 @@ def test_optional_packages_stay_in_their_folders(package):
     assert users <= NEEDS[package]
 
 
-def test_only_its_commands_and_calibration_import_the_allocator():
-    outside = [file for file in python_files() if layer_of(file) not in ("wireless", "__init__")]  # the face names all
-    users = {file.name for file in outside if any(name.startswith("privtuner.wireless") for name in imports(file))}
-    assert users == {"calibration.py", "allocate.py", "calibrate.py"}
-
-
 def test_other_third_party_packages_are_not_imported():
     known = set(sys.stdlib_module_names) | {"privtuner", "numpy"} | set(NEEDS)
     strays = {name for file in python_files() for name in imports(file) if name.split(".")[0] not in known}
@@ -313,7 +307,7 @@ from privtuner import linear
 
 rng = np.random.default_rng(0)
 prepared = linear.prepare(rng.standard_normal((5, 7)))
-request, secret = linear.encrypt(rng.standard_normal((3, 7)).astype(np.float32), prepared.public)
+request, secret = linear.encrypt(rng.standard_normal((3, 7)).astype(np.float32), prepared.spec)
 print(linear.decrypt(linear.apply(prepared, request), secret).shape)
 """
     )

@@ -51,7 +51,7 @@ def test_thread_counts(threads, count):
 
 def test_replies_do_not_depend_on_the_number_of_threads(threads):
     prepared = layer(70, 90)
-    request, _ = linear.encrypt(batch(100, 90), prepared.public)
+    request, _ = linear.encrypt(batch(100, 90), prepared.spec)
     replies = set()
     for count in (1, 2, 5):
         threads(count)
@@ -73,7 +73,7 @@ def test_four_threads_at_once():
         prepared, direction = layers[number % 2], DIRECTIONS[number // 2 % 2]
         for seed in range(5):
             x = batch(30, features_in(prepared, direction), 100 * number + seed)
-            request, secret = linear.encrypt(x, prepared.public, direction, masks)
+            request, secret = linear.encrypt(x, prepared.spec, direction, masks)
             blocks = linear.apply_blocks(prepared, request, 32)
             check_result(prepared, x, linear.decrypt(blocks, secret), direction)
 
@@ -87,13 +87,13 @@ def test_four_threads_at_once():
 def test_the_interpreter_runs_on_meanwhile(step):
     prepared = layer(700, 700)
     x = batch(700, 700)
-    request, secret = linear.encrypt(x, prepared.public)
+    request, secret = linear.encrypt(x, prepared.spec)
     reply = linear.apply(prepared, request)
     core = linear._core
     integers, delta = np.ones((3000, 3000), np.int8), np.ones(3000)
     actions = {
-        "prepare": lambda: core.Prepared("linear-w8", bytes(16), integers, delta),
-        "encrypt": lambda: core.encrypt(prepared.public._core, "forward", x, None),
+        "prepare": lambda: core.QuantisedWeight("linear-w8", bytes(16), integers, delta),
+        "encrypt": lambda: core.encrypt(prepared.spec._core, "forward", x, None),
         "apply": lambda: core.Job(prepared._core, request).rows(0, 700),
         "decrypt": lambda: core.Decryption(secret).feed(reply),
     }
@@ -132,12 +132,12 @@ def test_forks_after_use():
         prepared, masks = layer(100, 60), linear.MaskCache()
         x = batch(50, 60)
         check_exchange(prepared, x, masks=masks)
-        request, secret = linear.encrypt(x, prepared.public, masks=masks)
+        request, secret = linear.encrypt(x, prepared.spec, masks=masks)
         child = os.fork()
         for direction in DIRECTIONS:
             check_exchange(prepared, batch(50, features_in(prepared, direction)), direction, masks)
         check_result(prepared, x, linear.decrypt(linear.apply(prepared, request), secret), "forward")
-        fresh = linear.encrypt(x, prepared.public, masks=masks)[0]
+        fresh = linear.encrypt(x, prepared.spec, masks=masks)[0]
         if child == 0:
             print("child", fresh[32:48].hex(), fresh[112:144].hex(), flush=True)
             os._exit(0)
@@ -207,7 +207,7 @@ def test_set_isa():
 
 def test_paths_agree_on_one_request():
     prepared = layer(70, 50)
-    request, _ = linear.encrypt(batch(30, 50), prepared.public)
+    request, _ = linear.encrypt(batch(30, 50), prepared.spec)
     before, replies = system.active_isa(), set()
     try:
         for name, path in PATHS.items():

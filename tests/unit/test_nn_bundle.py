@@ -49,7 +49,7 @@ def edited(files: dict[str, bytes], name: str, **changes: object) -> dict[str, b
 def assert_same(left: OwnerBundle, right: OwnerBundle) -> None:
     assert left.to_files().keys() == right.to_files().keys()
     assert (left.config, left.architecture, left.dtype) == (right.config, right.architecture, right.dtype)
-    assert (left.groups, left.publics, left.kept) == (right.groups, right.publics, right.kept)
+    assert (left.groups, left.specs, left.kept) == (right.groups, right.specs, right.kept)
     assert [list(spec.members) for spec in left.groups.values()] == [list(s.members) for s in right.groups.values()]
     assert left.tensors.keys() == right.tensors.keys()
     for name, tensor in left.tensors.items():
@@ -136,19 +136,19 @@ def test_contradictions_are_refused(files: dict[str, bytes]) -> None:
 
 
 def test_an_entry_of_another_kind_is_refused(parts: Split, files: dict[str, bytes]) -> None:
-    entries = {name: public.to_bytes() for name, public in parts.bundle.publics.items()}
+    entries = {name: spec.to_bytes() for name, spec in parts.bundle.specs.items()}
     assert {wire.peek(data).kind for data in entries.values()} == {"layer"}
-    public = parts.bundle.publics["pooler.dense"]
-    request, _ = linear.encrypt(np.ones((1, public.d_in), np.float32), public)
+    spec = parts.bundle.specs["pooler.dense"]
+    request, _ = linear.encrypt(np.ones((1, spec.d_in), np.float32), spec)
     for entry, message in [
         (request, "expected a message of kind layer, got request"),
         (entries["pooler.dense"] + b"0", "layer: 1 bytes too many"),
         (entries["pooler.dense"][:-1], "truncated"),
     ]:
         changed = {**entries, "pooler.dense": entry}
-        publics = save({name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in changed.items()})
+        specs = save({name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in changed.items()})
         with pytest.raises(MessageError, match=message):
-            OwnerBundle.from_files({**files, "publics.safetensors": publics})
+            OwnerBundle.from_files({**files, "publics.safetensors": specs})
 
 
 def test_damaged_bundles_raise_and_never_crash(parts: Split, files: dict[str, bytes]) -> None:
@@ -304,11 +304,11 @@ def test_wrong_options_are_refused(parts: Split) -> None:
 
 
 def with_pooler_group(parts: Split, members: dict[str, int], **changes: Any) -> OwnerBundle:
-    public = linear.prepare(np.ones((sum(members.values()), 32))).public
+    spec = linear.prepare(np.ones((sum(members.values()), 32))).spec
     return dataclasses.replace(
         parts.bundle,
         groups={**parts.bundle.groups, "pooler.dense": GroupSpec("linear", members)},
-        publics={**parts.bundle.publics, "pooler.dense": public},
+        specs={**parts.bundle.specs, "pooler.dense": spec},
         **changes,
     )
 

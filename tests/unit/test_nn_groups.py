@@ -29,7 +29,7 @@ class Attention(torch.nn.Module):
         rng = np.random.default_rng(11)
         self.prepared = linear.prepare(rng.normal(size=(sum(SIZES), D_IN)))
         self.transport = CountingTransport({"q+k+v": self.prepared})
-        group = EncryptedGroup("q+k+v", self.prepared.public, SIZES, Session(self.transport))
+        group = EncryptedGroup("q+k+v", self.prepared.spec, SIZES, Session(self.transport))
         self.members = torch.nn.ModuleList(EncryptedLinear(group, member) for member in range(3))
 
     def weights(self) -> list[torch.Tensor]:
@@ -51,7 +51,7 @@ def some_input(*, seed: int = 0, grad: bool = True, rows: int = 6) -> torch.Tens
 
 def assert_product(attention: Attention, member: int, x: torch.Tensor, y: torch.Tensor) -> None:
     rows = x.detach().reshape(-1, D_IN).double()
-    bound = linear.error_bound(attention.prepared.public, rows.numpy())
+    bound = linear.error_bound(attention.prepared.spec, rows.numpy())
     columns = np.split(bound, np.cumsum(SIZES)[:-1], axis=1)[member]
     want = rows @ attention.weights()[member].T
     assert np.all(np.abs(y.detach().reshape(want.shape).double().numpy() - want.numpy()) <= columns)
@@ -61,7 +61,7 @@ def assert_gradient(attention: Attention, grads: dict[int, torch.Tensor], got: t
     stacked = torch.cat([grads.get(k, torch.zeros(2, 6, size)) for k, size in enumerate(SIZES)], dim=-1)
     rows = stacked.reshape(-1, sum(SIZES)).double()
     want = rows @ torch.cat(attention.weights())
-    bound = linear.error_bound(attention.prepared.public, rows.numpy(), "backward")
+    bound = linear.error_bound(attention.prepared.spec, rows.numpy(), "backward")
     assert np.all(np.abs(got.reshape(want.shape).double().numpy() - want.numpy()) <= bound)
 
 
@@ -99,7 +99,7 @@ def test_a_second_round_with_the_same_tensor_runs_anew(attention: Attention) -> 
     assert x.grad is not None
     grads = {0: torch.ones(2, 6, SIZES[0]), 1: torch.ones(2, 6, SIZES[1])}
     separate = linear.error_bound(
-        attention.prepared.public, np.ones((12, sum(SIZES))), "backward"
+        attention.prepared.spec, np.ones((12, sum(SIZES))), "backward"
     )  # each request's rows are shorter than this
     want = sum(grads[k].double() @ attention.weights()[k] for k in grads)
     assert np.all(np.abs((x.grad.double() - want).reshape(12, D_IN).numpy()) <= 2 * separate + 2**-20)

@@ -28,34 +28,34 @@ ROUNDING = {
 
 def make_layer(
     d_out: int = 6, d_in: int = 9, *, bias: bool = True, preset: str = "linear-w8", seed: int = 0
-) -> tuple[EncryptedLinear, linear.Prepared, CountingTransport]:
+) -> tuple[EncryptedLinear, linear.QuantisedWeight, CountingTransport]:
     rng = np.random.default_rng(seed)
     prepared = linear.prepare(rng.normal(size=(d_out, d_in)), preset)
     transport = CountingTransport({"fc": prepared})
     offset = torch.from_numpy(rng.normal(size=d_out).astype(np.float32)) if bias else None
-    return EncryptedLinear.single("fc", prepared.public, Session(transport), bias=offset), prepared, transport
+    return EncryptedLinear.single("fc", prepared.spec, Session(transport), bias=offset), prepared, transport
 
 
 def random_input(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def assert_forward(layer: EncryptedLinear, prepared: linear.Prepared, x: torch.Tensor, y: torch.Tensor) -> None:
+def assert_forward(layer: EncryptedLinear, prepared: linear.QuantisedWeight, x: torch.Tensor, y: torch.Tensor) -> None:
     """Hold ``y`` to the clear layer of the quantised weight: encryption error, then product, bias and sum rounded."""
     rows = x.detach().float().reshape(-1, layer.in_features).double().numpy()
     product = rows @ weight_in_force(prepared).T
     bias = np.zeros(layer.out_features) if layer.bias is None else layer.bias.detach().double().numpy()
-    error = linear.error_bound(prepared.public, rows)
+    error = linear.error_bound(prepared.spec, rows)
     unit, tiny = ROUNDING[x.dtype]
     rounding = unit * (1 + unit) * 2 * (np.abs(product) + error + np.abs(bias)) + 3 * tiny
     got = y.detach().double().reshape(-1, layer.out_features).numpy()
     assert np.all(np.abs(got - product - bias) <= error + rounding)
 
 
-def assert_backward(prepared: linear.Prepared, g: torch.Tensor, grad: torch.Tensor) -> None:
-    rows = g.float().reshape(-1, prepared.public.d_out).double().numpy()
+def assert_backward(prepared: linear.QuantisedWeight, g: torch.Tensor, grad: torch.Tensor) -> None:
+    rows = g.float().reshape(-1, prepared.spec.d_out).double().numpy()
     product = rows @ weight_in_force(prepared)
-    error = linear.error_bound(prepared.public, rows, "backward")
+    error = linear.error_bound(prepared.spec, rows, "backward")
     unit, tiny = ROUNDING[g.dtype]
     got = grad.double().reshape(product.shape).numpy()
     assert np.all(np.abs(got - product) <= error + unit * (np.abs(product) + error) + tiny)
@@ -282,15 +282,15 @@ def test_members_bias_and_stack_are_checked() -> None:
         EncryptedLinear(layer.group, bias=torch.zeros(5))
     for sizes in ([], [5], [7, -1], [3, 4]):
         with pytest.raises(InputError, match="do not stack to the 6 rows"):
-            EncryptedGroup("fc", prepared.public, sizes, session)
+            EncryptedGroup("fc", prepared.spec, sizes, session)
 
 
 def test_transport_and_cache_size_are_checked() -> None:
     _, prepared, transport = make_layer()
     with pytest.raises(InputError, match="transport is a dict without an apply"):
-        EncryptedLinear.single("fc", prepared.public, Session({"fc": prepared}))  # type: ignore[arg-type]
+        EncryptedLinear.single("fc", prepared.spec, Session({"fc": prepared}))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="mask_cache_bytes = -1"):
-        EncryptedLinear.single("fc", prepared.public, Session(transport, mask_cache_bytes=-1))
+        EncryptedLinear.single("fc", prepared.spec, Session(transport, mask_cache_bytes=-1))
 
 
 def test_local_transport_checks_its_layers() -> None:
@@ -306,7 +306,7 @@ def test_mask_products_are_asked_for_once(cache: int | None) -> None:
     rng = np.random.default_rng(3)
     prepared = linear.prepare(rng.normal(size=(6, 9)))
     layer = EncryptedLinear.single(
-        "fc", prepared.public, Session(LocalTransport({"fc": prepared}), mask_cache_bytes=cache)
+        "fc", prepared.spec, Session(LocalTransport({"fc": prepared}), mask_cache_bytes=cache)
     )
     meter = traffic_of(layer)
     down = []

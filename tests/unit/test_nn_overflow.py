@@ -35,7 +35,7 @@ class SizeTransport(LocalTransport):
 @pytest.mark.parametrize("value", NOT_FINITE)
 def test_forward_says_what_to_do_and_no_value(value: float) -> None:
     prepared = linear.prepare(np.random.default_rng(0).normal(size=(6, 9)))
-    layer = EncryptedLinear.single("fc", prepared.public, Session(transport := SizeTransport({"fc": prepared})))
+    layer = EncryptedLinear.single("fc", prepared.spec, Session(transport := SizeTransport({"fc": prepared})))
     x = torch.ones(3, 9)
     x[1, 2] = value
     with pytest.raises(InputError, match=r"layer 'fc': .* not finite .*lower the learning rate.*float16") as caught:
@@ -47,7 +47,7 @@ def test_forward_says_what_to_do_and_no_value(value: float) -> None:
 @pytest.mark.parametrize("value", NOT_FINITE)
 def test_backward_passes_them_on_by_rows_and_sends_the_same(value: float) -> None:
     prepared = linear.prepare(np.random.default_rng(0).normal(size=(6, 9)))
-    layer = EncryptedLinear.single("fc", prepared.public, Session(transport := SizeTransport({"fc": prepared})))
+    layer = EncryptedLinear.single("fc", prepared.spec, Session(transport := SizeTransport({"fc": prepared})))
     gradient = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
     spoilt = gradient.clone()
     spoilt[1, 2] = value
@@ -67,13 +67,13 @@ def test_backward_passes_them_on_by_rows_and_sends_the_same(value: float) -> Non
     assert torch.equal(spoilt.nan_to_num(7.0), kept.nan_to_num(7.0)), "the caller's gradient is not written to"
     clear = spoilt.double() @ torch.from_numpy(weight_in_force(prepared))
     assert torch.equal(~clear.isfinite().all(1), lost), "as in the clear"
-    bound = torch.from_numpy(linear.error_bound(prepared.public, gradient.numpy(), "backward"))
+    bound = torch.from_numpy(linear.error_bound(prepared.spec, gradient.numpy(), "backward"))
     assert ((grads[2].double() - clear).abs() <= bound)[~lost].all()
 
 
 def test_what_is_encrypted_for_them_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = linear.prepare(np.random.default_rng(0).normal(size=(6, 9)))
-    layer = EncryptedLinear.single("fc", prepared.public, Session(LocalTransport({"fc": prepared})))
+    layer = EncryptedLinear.single("fc", prepared.spec, Session(LocalTransport({"fc": prepared})))
     batches: list[np.ndarray] = []
     owner = layer.group.session._owner
     encrypt = owner.encrypt

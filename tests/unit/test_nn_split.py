@@ -63,15 +63,15 @@ def test_wire_names(family: str) -> None:
     block, names, rest = WIRE_NAMES[family]
     expected = [block.format(index) + name for index in range(2) for name in LAYER_NAMES[names]] + rest
     assert sorted(parts.server) == sorted(expected)
-    assert set(parts.server) == set(parts.bundle.publics) == set(parts.bundle.groups)
+    assert set(parts.server) == set(parts.bundle.specs) == set(parts.bundle.groups)
 
 
 def bundle_views(bundle: OwnerBundle) -> Iterator[tuple[str, np.ndarray]]:
     """Everything of a bundle that could hold a number, as arrays."""
     for name, tensor in bundle.tensors.items():
         yield name, tensor.double().numpy()
-    for name, public in bundle.publics.items():
-        yield name, public.delta
+    for name, spec in bundle.specs.items():
+        yield name, spec.scale
 
 
 @pytest.mark.parametrize("family", list(MODELS))
@@ -103,9 +103,9 @@ def test_no_frozen_linear_weight_is_in_the_bundle(family: str) -> None:
     for name, tensor in bundle.tensors.items():
         if tensor.ndim > 1 and tensor.is_floating_point():
             assert any(table.endswith(name.removesuffix(".weight")) for table in tables), name
-    for name, public in bundle.publics.items():
+    for name, spec in bundle.specs.items():
         # Scales and a header, 8 bytes an output: the weights would take d_in bytes an output more.
-        assert len(public.to_bytes()) < 8 * public.d_out + min(256, public.d_out * public.d_in), name
+        assert len(spec.to_bytes()) < 8 * spec.d_out + min(256, spec.d_out * spec.d_in), name
 
 
 @pytest.mark.parametrize("family", list(MODELS))
@@ -145,7 +145,7 @@ def test_progress_counts_every_weight_that_is_prepared() -> None:
     calls: list[tuple[int, int, str]] = []
     parts = split(tiny_llama(), progress=lambda *call: calls.append(call))
     assert [name for *_, name in calls] == [*parts.server, ""]
-    weights = [layer.public.d_out * layer.public.d_in for layer in parts.server.values()]  # type: ignore[union-attr]
+    weights = [layer.spec.d_out * layer.spec.d_in for layer in parts.server.values()]  # type: ignore[union-attr]
     assert [done for done, *_ in calls] == [0, *itertools.accumulate(weights)]
     assert {total for _, total, _ in calls} == {sum(weights)}
 
@@ -181,7 +181,7 @@ def test_tied_heads_stay_with_their_embedding() -> None:
 
 def test_an_untied_head_goes_to_the_server() -> None:
     parts = split(tiny_llama())
-    assert parts.server["lm_head"].public.d_out == 50
+    assert parts.server["lm_head"].spec.d_out == 50
     assert "lm_head.weight" not in parts.bundle.tensors
 
 
@@ -224,7 +224,7 @@ def test_names_do_not_depend_on_the_head() -> None:
     assert list(whole.server) == list(base.server)
     assert set(whole.bundle.tensors) - set(base.bundle.tensors) == {"classifier.weight", "classifier.bias"}
     for name, prepared in base.server.items():
-        assert prepared.public.id == whole.server[name].public.id
+        assert prepared.spec.id == whole.server[name].spec.id
 
 
 def test_split_leaves_the_model_alone_and_shares_nothing() -> None:
@@ -354,7 +354,7 @@ def saved(tmp_path: Path) -> Path:
 def test_split_a_directory(saved: Path) -> None:
     parts = split_pretrained(saved)
     direct = split(tiny_bert())
-    assert {n: p.public.id for n, p in parts.server.items()} == {n: p.public.id for n, p in direct.server.items()}
+    assert {n: p.spec.id for n, p in parts.server.items()} == {n: p.spec.id for n, p in direct.server.items()}
     assert list(parts.bundle.files) == ["vocab.txt"]
     assert str(saved) not in str(parts.bundle.config)
     halved = split_pretrained(saved, dtype=torch.bfloat16)
@@ -396,5 +396,5 @@ def test_parts_are_what_they_say() -> None:
     assert repr(parts.bundle) == "OwnerBundle(BertModel, 9 served layers, 0.0 MB of tensors)"
     for wire, spec in parts.bundle.groups.items():
         quantised = parts.server[wire].quantised()
-        assert quantised.shape == (sum(spec.members.values()), parts.bundle.publics[wire].d_in)
+        assert quantised.shape == (sum(spec.members.values()), parts.bundle.specs[wire].d_in)
         assert quantised.dtype == np.int8

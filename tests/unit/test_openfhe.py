@@ -88,8 +88,8 @@ def test_the_users_own_settings(technique):
         (engine.linear(a, matrix), x @ matrix.dequantised().T, 2),
         (engine.linear(engine.multiply(a, b), matrix), (x * y) @ matrix.dequantised().T, 1),
         (engine.rotate(a, 1), np.roll(x, -1, 0), 2),
-        (engine.drop_to(a, 0), x, 0),
-        (engine.drop_to(engine.multiply(a, b), 0), x * y, 0),
+        (engine.drop_level(a, 0), x, 0),
+        (engine.drop_level(engine.multiply(a, b), 0), x * y, 0),
         (engine.concatenate([a, engine.multiply(a, b)]), np.hstack([x, x * y]), 1),
         (engine.polynomial(a, ckks.Polynomial((0.5, 0.25), "power")), 0.5 + 0.25 * x, 1),
     ]
@@ -168,7 +168,7 @@ def test_operands_of_levels_far_apart(technique):
         (engine.add(high, low), x + y),
         (engine.subtract(low, high), y - x),
         (engine.add(square, low), x * x + y),
-        (engine.multiply(high, engine.drop_to(square, 1)), x**3),
+        (engine.multiply(high, engine.drop_level(square, 1)), x**3),
         (engine.dot(high, low), (x * y).sum(1, keepdims=True)),
         (engine.linear_combination([high, low], [2.0, 0.5]), 2 * x + 0.5 * y),
     ):
@@ -407,16 +407,16 @@ def test_everything_travels(context, secret, tmp_path):
     again = openfhe.Context.load(tmp_path / "context")
     assert (again.ring_dimension, again.moduli, again.depth) == (context.ring_dimension, context.moduli, context.depth)
     assert pickle.loads(pickle.dumps(context)).moduli == context.moduli
-    public = openfhe.PublicKey.load(again, tmp_path / "public")
+    spec = openfhe.PublicKey.load(again, tmp_path / "public")
     private = openfhe.SecretKey.load(again, tmp_path / "secret")
     loaded = openfhe.EvaluationKeys.load(again, tmp_path / "mult", tmp_path / "rot")
-    assert (private.tag, public.tag, loaded.tag) == (secret.tag,) * 3
+    assert (private.tag, spec.tag, loaded.tag) == (secret.tag,) * 3
     assert (loaded.elements, loaded.relinearisation, loaded.conjugation) == (keys.elements, True, True)
     received = openfhe.EncryptedTensor.load(again, tmp_path / "tensor")
     assert (received.shape, received.level, received.bound) == (tensor.shape, tensor.level, tensor.bound)
     assert received.budget() == tensor.budget()
     engine = openfhe.Evaluator(again, loaded)
-    result = engine.rotate(engine.multiply(public.encrypt(x), received), 1)
+    result = engine.rotate(engine.multiply(spec.encrypt(x), received), 1)
     assert np.abs(private.decrypt(result) - np.roll(x * x / 2, -1, 0)).max() < result.budget().error < 1e-3
     with pytest.raises(SecretError, match="load the public key"):
         private.public_key()
@@ -599,7 +599,7 @@ def test_values_that_outgrow_the_modulus():
     context = openfhe.Context.INSECURE(multiplicative_depth=1, ring_dim=1024, scaling_mod_size=40, first_mod_size=45)
     secret = openfhe.SecretKey(context)
     engine = openfhe.Evaluator(context)
-    low = engine.drop_to(secret.encrypt(np.ones((4, 8))), 0)
+    low = engine.drop_level(secret.encrypt(np.ones((4, 8))), 0)
     with pytest.raises(CkksError, match="outgrow the modulus left at level 0"):
         engine.linear(low, np.ones((2, 8)))
     with pytest.raises(CkksError, match="outgrow the modulus"):
@@ -627,7 +627,7 @@ def test_bootstrapping():
     keys = secret.evaluation_keys(bootstrapping=True)
     engine = openfhe.Evaluator(context, keys)
     x = np.random.default_rng(3).uniform(-0.5, 0.5, (8, 1))
-    low = engine.drop_to(secret.encrypt(x), 1)
+    low = engine.drop_level(secret.encrypt(x), 1)
     result = engine.bootstrap(low, precision_bits=8)
     assert result.level > low.level + 2
     assert np.abs(secret.decrypt(result) - x).max() < result.budget().error < 2**-7

@@ -77,9 +77,9 @@ def test_errors_stay_below_the_estimate(name):
 def test_values_are_factors_times_slots():
     """The bound of values is that of slots times the factors, where nothing else was promised."""
     product = X.linear(MATRIX, False)
-    np.testing.assert_allclose(product.factor, MATRIX.delta)
+    np.testing.assert_allclose(product.factor, MATRIX.scale)
     assert product.bound == pytest.approx(X.bound * np.abs(MATRIX.dequantised()).sum(1).max())
-    np.testing.assert_allclose(X.linear(SHARED, True).factor, SHARED.delta[0])
+    np.testing.assert_allclose(X.linear(SHARED, True).factor, SHARED.scale[0])
     assert product.times(np.ones(1)).slots == product.bound
     assert (SKEWED.assumed(3.0).bound, SKEWED.assumed(3.0).slots) == (3.0, 3.0)
     assert (HALVES.assumed(3.0).bound, HALVES.assumed(3.0).slots) == (3.0, 6.0)

@@ -170,8 +170,8 @@ PREPARED = linear.prepare(RNG.standard_normal((37, 5)))
 
 
 def asked(direction: str, **changes) -> Head:
-    features = PREPARED.public.d_in if direction == "forward" else PREPARED.public.d_out
-    fields = {"layer": PREPARED.public.id, "features": features, "direction": direction} | changes
+    features = PREPARED.spec.d_in if direction == "forward" else PREPARED.spec.d_out
+    fields = {"layer": PREPARED.spec.id, "features": features, "direction": direction} | changes
     return replace(HEAD, **fields)
 
 
@@ -226,4 +226,4 @@ def test_requests_that_do_not_fit_the_layer():
     with pytest.raises(MessageError, match=f"request: .*{composite}"):
         answer(asked("forward", moduli=(composite,)))
     with pytest.raises(MessageError, match="expected a message of kind openfhe request, got request"):
-        apply_blocks(PREPARED, linear.encrypt(np.ones((2, 5), np.float32), PREPARED.public)[0])
+        apply_blocks(PREPARED, linear.encrypt(np.ones((2, 5), np.float32), PREPARED.spec)[0])

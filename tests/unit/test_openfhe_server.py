@@ -33,7 +33,7 @@ def batch(rows=9, features=D_IN):
 
 
 def request_of(rows=9, direction="forward"):
-    return ClearOwner().encrypt(batch(rows, D_IN if direction == "forward" else D_OUT), PREPARED.public, direction)[0]
+    return ClearOwner().encrypt(batch(rows, D_IN if direction == "forward" else D_OUT), PREPARED.spec, direction)[0]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_both_presets_at_the_largest_moduli(preset, direction):
     prepared = linear.prepare(np.random.default_rng(2).standard_normal((34, 3)), preset)
     weights = prepared.quantised().astype(object)
     weights = weights if direction == "forward" else weights.T
-    head = Head(REQUEST, direction, prepared.public.id, bytes(16), N, LARGE, N // 2 + 1, weights.shape[1])
+    head = Head(REQUEST, direction, prepared.spec.id, bytes(16), N, LARGE, N // 2 + 1, weights.shape[1])
     words = np.empty(head.shape, np.uint64)
     for tower, modulus in enumerate(LARGE):
         words[:, tower] = np.random.default_rng(tower).integers(0, modulus, words[:, tower].shape, np.uint64)
@@ -150,7 +150,7 @@ def close(y, exact):
 @pytest.mark.parametrize("rows", [1, N // 2, N + 1])
 def test_a_layer_forward_and_backward(rows):
     transport = LocalTransport({"fc": PREPARED}, server=OpenFheServer())
-    layer = EncryptedLinear.single("fc", PREPARED.public, Session(transport, scheme="openfhe"))
+    layer = EncryptedLinear.single("fc", PREPARED.spec, Session(transport, scheme="openfhe"))
     x, g = torch.from_numpy(batch(rows)).requires_grad_(), torch.from_numpy(batch(rows, D_OUT))
     y = layer(x)
     y.backward(g)
@@ -167,7 +167,7 @@ def test_the_session_says_which_layer_refused():
     session = Session(LocalTransport({"fc": PREPARED}, server=OpenFheServer()), scheme="openfhe")
     for direction, what in (("forward", "input"), ("backward", "output gradient")):
         with pytest.raises(InputError, match=rf"layer 'fc', {what}: x has shape \(2, 7\)"):
-            session.product("fc", PREPARED.public, batch(2, 7), direction)
+            session.product("fc", PREPARED.spec, batch(2, 7), direction)
     assert session.meter.total().requests == 0
 
 
@@ -212,7 +212,7 @@ def test_sealed_blocks_keep_their_own_messages():
 @contextmanager
 def connected(name):
     groups = {"fc": GroupSpec("linear", {"fc": D_OUT})}
-    bundle = OwnerBundle({"model_type": "bert"}, "BertModel", "float32", groups, {"fc": PREPARED.public}, {})
+    bundle = OwnerBundle({"model_type": "bert"}, "BertModel", "float32", groups, {"fc": PREPARED.spec}, {})
     server = Server(Split({"fc": PREPARED}, bundle), server=scheme(name).server())
     with server, RemoteTransport(server.address) as transport:
         yield server, transport
@@ -241,7 +241,7 @@ def test_replies_and_counts_of_a_server():
 @pytest.mark.usefixtures("clear_owner")
 def test_a_layer_through_a_server():
     with connected("openfhe") as (_, transport):
-        layer = EncryptedLinear.single("fc", PREPARED.public, Session(transport, scheme="openfhe"))
+        layer = EncryptedLinear.single("fc", PREPARED.spec, Session(transport, scheme="openfhe"))
         x = torch.from_numpy(batch())
         assert close(layer(x).detach().numpy(), x.double().numpy() @ weight_in_force(PREPARED).T)
 
@@ -259,7 +259,7 @@ def test_requests_of_the_other_scheme_are_refused():
             ServiceError,
             match="carries linear: .* serve --scheme linear', or train with --scheme openfhe",
         ):
-            list(transport.apply("fc", linear.encrypt(batch(), PREPARED.public)[0]))
+            list(transport.apply("fc", linear.encrypt(batch(), PREPARED.spec)[0]))
         assert server.counts().refused == 1
 
 
@@ -278,6 +278,6 @@ def test_a_server_survives_requests_that_are_none():
                 list(transport.apply("fc", wrong))
         other = linear.prepare(np.ones((D_OUT, D_IN)))
         with pytest.raises(ServiceError, match="meant for another layer, or for other weights"):
-            list(transport.apply("fc", ClearOwner().encrypt(batch(), other.public, "forward")[0]))
+            list(transport.apply("fc", ClearOwner().encrypt(batch(), other.spec, "forward")[0]))
         assert list(transport.apply("fc", request))
         assert server.counts().refused == 7

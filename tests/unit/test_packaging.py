@@ -142,8 +142,9 @@ def test_stubs_name_what_the_modules_have():
 
 
 def test_stubs_name_the_members_of_every_class():
-    classes = {name for name in public(dir(_core)) if isinstance(getattr(_core, name), type)}
-    declared = [node for node in stubs("__init__") if isinstance(node, ast.ClassDef)]
-    assert {stub.name for stub in declared} == classes
-    for stub in declared:
-        assert stub_names(stub.body) == public(vars(getattr(_core, stub.name))), stub.name
+    for module, file in [(_core, "__init__"), (_core.steps, "steps")]:
+        classes = {name for name in public(dir(module)) if isinstance(getattr(module, name), type)}
+        declared = [node for node in stubs(file) if isinstance(node, ast.ClassDef)]
+        assert {stub.name for stub in declared} == classes
+        for stub in declared:
+            assert stub_names(stub.body) == public(vars(getattr(module, stub.name))), stub.name

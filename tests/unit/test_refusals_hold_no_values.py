@@ -16,7 +16,7 @@ DIGITS = ("7351", "32735")
 
 NATIVE = ckks.Parameters.INSECURE(6)
 PREPARED = linear.prepare(np.random.default_rng(0).standard_normal((4, 3)))
-PUBLIC = PREPARED.public
+PUBLIC = PREPARED.spec
 
 
 def spoilt(value, dtype=np.float64, other=7351.25):
@@ -48,9 +48,9 @@ WEIGHTS = {
     "above float32": lambda: linear.prepare(np.full((2, 3), 7.351e39)),
     "NaN": lambda: linear.prepare(spoilt(np.nan)),
     "preset": lambda: linear.prepare(spoilt(1), "linear"),
-    "scale": lambda: _core.Prepared("linear-w8", bytes(16), integers(1, np.int8), np.array([-7351.25])),
-    "bytes": lambda: _core.Prepared("linear-w8", bytes(16), integers(7351, np.int16), np.ones(1)),
-    "beyond": lambda: _core.Prepared("linear-w16", bytes(16), integers(32735, np.int16), np.ones(1)),
+    "scale": lambda: _core.QuantisedWeight("linear-w8", bytes(16), integers(1, np.int8), np.array([-7351.25])),
+    "bytes": lambda: _core.QuantisedWeight("linear-w8", bytes(16), integers(7351, np.int16), np.ones(1)),
+    "beyond": lambda: _core.QuantisedWeight("linear-w16", bytes(16), integers(32735, np.int16), np.ones(1)),
     "beyond, on a device": lambda: device_gemm.Weights(HostDevice(), integers(32735, np.int16)),
     "a matrix of NaN": lambda: ckks.Matrix(spoilt(np.nan)),
     "sealed": lambda: SealedMLP(spoilt(np.nan), None, np.ones((3, 2)), None, ckks.approximate("gelu", (-6.0, 6.0), 15)),

@@ -86,7 +86,7 @@ def test_matches_python_integers(isa, bits, kind, transpose):
 def test_takes_the_weights_of_a_prepared_layer(isa, preset, kind, limit):
     weights, residues = operands(1, kind, False, 33, 20, 18, PRIMES[60])
     weights = np.maximum(weights, -limit)
-    prepared = _core.Prepared(preset, bytes(16), weights, np.ones(33))
+    prepared = _core.QuantisedWeight(preset, bytes(16), weights, np.ones(33))
     got = _core.ResidueProduct(prepared, False, residues, PRIMES[60]).multiply(0, 33)
     np.testing.assert_array_equal(got, schoolbook(weights, False, residues, PRIMES[60]), strict=True)
     turned = _core.ResidueProduct(prepared, True, np.ascontiguousarray(got), PRIMES[60]).multiply(0, 20)

@@ -25,7 +25,7 @@ class Echo(Block):
 
 
 def request(tokens=3):
-    return linear.encrypt(np.ones((tokens, 5), np.float32), PREPARED.public)[0]
+    return linear.encrypt(np.ones((tokens, 5), np.float32), PREPARED.spec)[0]
 
 
 def test_each_layer_is_answered_by_what_its_kind_decides():

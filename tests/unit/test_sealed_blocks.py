@@ -395,7 +395,7 @@ def test_what_a_client_declares_does_not_reach_the_server(block, client, monkeyp
     monkeypatch.setattr(SealedMLP, "forward", lambda self, engine, x: seen.append(x) or self_result(engine, x))
 
     def self_result(engine, x):
-        return engine.drop_to(engine.linear(x, np.ones((D_OUT, D_IN))), 1)
+        return engine.drop_level(engine.linear(x, np.ones((D_OUT, D_IN))), 1)
 
     secret, (x, _) = ckks.SecretKey(PARAMETERS), data()
     level, scale = block.public.input_layout("forward")

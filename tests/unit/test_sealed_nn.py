@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 from nn_cases import CountingTransport, tiny_bert, tiny_distilbert, tiny_gpt2, tiny_llama, tokens, weight_in_force
 from privtuner import ckks
 from privtuner.errors import CkksError, InputError, MessageError
-from privtuner.linear import Prepared
+from privtuner.linear import QuantisedWeight
 from privtuner.nn import (
     LocalTransport,
     OwnerBundle,
@@ -65,7 +65,7 @@ def clear_twin(model: PreTrainedModel, split: Split) -> PreTrainedModel:
     with torch.no_grad():
         for wire, spec in split.bundle.groups.items():
             prepared = split.server[wire]
-            assert isinstance(prepared, Prepared)
+            assert isinstance(prepared, QuantisedWeight)
             parts = torch.from_numpy(weight_in_force(prepared)).split(list(spec.members.values()))
             for member, part in zip(spec.members, parts, strict=True):
                 module = twin.get_submodule(prefix + member)
@@ -257,7 +257,7 @@ def test_classifier_keeps_its_head() -> None:
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (tiny_llama, {}, "no feed-forward block of a known form .* LlamaForCausalLM; BERT"),
+        (tiny_llama, {}, "no feed-forward block of a known form .* LlamaForCausalLM; those of BERT"),
         (tiny_bert, {"seal": "attention"}, "unknown seal 'attention'; choose 'mlp' or None"),
         (tiny_bert, {"keep": ("intermediate.dense",)}, "is to be sealed, and kept or omitted too"),
         (tiny_bert, {"seal_parameters": ckks.Parameters.INSECURE(depth=3)}, "block '.*intermediate.dense'.* 3 levels"),

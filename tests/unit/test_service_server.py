@@ -35,9 +35,9 @@ def split():
     layers = {
         name: linear.prepare(random.standard_normal(shape)) for name, shape in {"fc": (D_OUT, D_IN), **OTHER}.items()
     }
-    groups = {name: GroupSpec("linear", {name: layer.public.d_out}) for name, layer in layers.items()}
-    publics = {name: layer.public for name, layer in layers.items()}
-    bundle = OwnerBundle({"model_type": "bert"}, "BertModel", "float32", groups, publics, {}, files={"vocab.txt": b"a"})
+    groups = {name: GroupSpec("linear", {name: layer.spec.d_out}) for name, layer in layers.items()}
+    specs = {name: layer.spec for name, layer in layers.items()}
+    bundle = OwnerBundle({"model_type": "bert"}, "BertModel", "float32", groups, specs, {}, files={"vocab.txt": b"a"})
     return Split(layers, bundle)
 
 
@@ -81,7 +81,7 @@ def test_devices_on_both_sides_of_a_connection(split, monkeypatch):
     with connected(split, server=CudaServer([serving])) as (_, transport):
         for tokens in (9, 300):
             x = batch(tokens, 16)
-            request, secret = owner.encrypt(x, prepared.public, "forward")
+            request, secret = owner.encrypt(x, prepared.spec, "forward")
             y = owner.decrypt(transport.apply("fc2", request), secret)
             cases.check_result(prepared, x, host(y), "forward")
         counts = transport.counts().layers["fc2", "forward"]
@@ -114,7 +114,7 @@ def test_bundle_arrives_whole(split, transport):
 
 def test_long_request_travels_in_pieces(split, transport, monkeypatch):
     monkeypatch.setattr(client, "MESSAGE_BYTES", 200)
-    request, _ = linear.encrypt(batch(), split.server["fc"].public)
+    request, _ = linear.encrypt(batch(), split.server["fc"].spec)
     assert len(request) > 4 * 200
     assert list(transport.apply("fc", request)) == list(linear.apply_blocks(split.server["fc"], request, 256))
 
@@ -122,7 +122,7 @@ def test_long_request_travels_in_pieces(split, transport, monkeypatch):
 def test_server_counts_what_it_saw(split):
     with connected(split) as (running, transport):
         transport.fetch_bundle()
-        request, _ = linear.encrypt(batch(), split.server["fc"].public)
+        request, _ = linear.encrypt(batch(), split.server["fc"].spec)
         reply = b"".join(transport.apply("fc", request))
         with pytest.raises(ServiceError):
             list(transport.apply("fc", b"short"))
@@ -148,7 +148,7 @@ def test_unknown_layer(transport):
 
 
 def test_request_beyond_the_limit(split):
-    request, _ = linear.encrypt(batch(), split.server["fc"].public)
+    request, _ = linear.encrypt(batch(), split.server["fc"].spec)
     with (
         connected(split, max_request_bytes=len(request) - 1) as (_, transport),
         pytest.raises(ServiceError, match=f"longer than this server's limit of {len(request) - 1} bytes"),
@@ -162,7 +162,7 @@ def test_fault_of_the_server_is_logged_there_and_not_told(split, caplog):
         raise ZeroDivisionError("a secret of the server")
 
     with connected(split, server=Behaving(behave)) as (running, transport):
-        request, _ = linear.encrypt(batch(), split.server["fc"].public)
+        request, _ = linear.encrypt(batch(), split.server["fc"].spec)
         with caplog.at_level(logging.ERROR), pytest.raises(ServiceError) as caught:
             list(transport.apply("fc", request))
         assert running.counts().refused == 1
@@ -179,7 +179,7 @@ def test_server_that_stops_midway(split):
         stuck.wait(20)
 
     with connected(split, server=Behaving(behave)) as (running, transport):
-        request, secret = linear.encrypt(batch(), split.server["fc"].public)
+        request, secret = linear.encrypt(batch(), split.server["fc"].spec)
         reply = transport.apply("fc", request)
         first = next(reply)
         running.stop(0)
@@ -209,7 +209,7 @@ def test_what_ended_a_request_is_told_apart(split, then, reason):
         Connection(running.address) as wire,
         RemoteTransport(wire.address) as transport,
     ):
-        request, _ = linear.encrypt(batch(), split.server["fc"].public)
+        request, _ = linear.encrypt(batch(), split.server["fc"].spec)
         reply = transport.apply("fc", request)
         next(reply)
         wire.cut({"same": running.address, "other": second.address, "none": "127.0.0.1:1"}[then])
@@ -234,7 +234,7 @@ def test_another_thread_closes_in_the_middle_of_a_request(split):
         go_on.wait(20)
 
     with connected(split, server=Behaving(behave)) as (_, transport):
-        request, _ = linear.encrypt(batch(), split.server["fc"].public)
+        request, _ = linear.encrypt(batch(), split.server["fc"].spec)
         reply = transport.apply("fc", request)
         next(reply)
         threading.Thread(target=transport.close).start()
@@ -321,7 +321,7 @@ def test_reply_that_ends_early_is_noticed(split):
         yield next(blocks)
 
     with connected(split, server=Behaving(behave)) as (_, transport):
-        request, secret = linear.encrypt(batch(), split.server["fc"].public)
+        request, secret = linear.encrypt(batch(), split.server["fc"].spec)
         with pytest.raises(MessageError):
             linear.decrypt(transport.apply("fc", request), secret)
 
@@ -337,7 +337,7 @@ def test_call_that_nobody_reads_on_ends_at_the_server(split):
             ended.set()
 
     with connected(split, server=Behaving(behave)) as (running, transport):
-        request, _ = linear.encrypt(batch(), split.server["fc"].public)
+        request, _ = linear.encrypt(batch(), split.server["fc"].spec)
         reply = transport.apply("fc", request)
         next(reply)
         reply.close()

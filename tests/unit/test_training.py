@@ -73,7 +73,7 @@ def quantised_model(directory, parts):
     model = plain_model(directory)
     for wire, spec in parts.bundle.groups.items():
         prepared = parts.server[wire]
-        weight = torch.from_numpy(prepared.public.delta[:, None] * prepared.quantised()).float()
+        weight = torch.from_numpy(prepared.spec.scale[:, None] * prepared.quantised()).float()
         for name, rows_ in zip(spec.members, weight.split(list(spec.members.values())), strict=True):
             model.base_model.get_submodule(name).weight.data = rows_
     return model

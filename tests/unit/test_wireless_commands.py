@@ -208,7 +208,7 @@ def test_calibrated_bytes_are_those_of_the_messages():
     prepared = linear.prepare(np.eye(4), "linear-w8")
     masks, batch, sizes = linear.MaskCache(), np.ones((8, 4), np.float32), []
     for direction in ("forward", "backward", "forward", "backward"):
-        request, secret = linear.encrypt(batch, prepared.public, direction, masks)
+        request, secret = linear.encrypt(batch, prepared.spec, direction, masks)
         reply = linear.apply(prepared, request)
         linear.decrypt(reply, secret)
         sizes.append((len(request), len(reply)))

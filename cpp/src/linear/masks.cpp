@@ -6,7 +6,7 @@
 
 namespace privtuner::linear {
 
-std::size_t mask_product_bytes(const Public& layer, Direction direction) {
+std::size_t mask_product_bytes(const LayerSpec& layer, Direction direction) {
   return std::size_t{layer.features_out(direction)} * layer.preset->n *
          static_cast<std::size_t>(layer.preset->word_bytes);
 }
@@ -18,19 +18,19 @@ std::size_t MaskCache::bytes() const {
   return bytes_;
 }
 
-MaskCache::Product MaskCache::find(const Public& layer, Direction direction, const std::string& place) const {
+MaskCache::Product MaskCache::find(const LayerSpec& layer, Direction direction, const std::string& place) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto found = entries_.find({layer.id, direction, place});
   const bool fitting = found != entries_.end() && found->second.bytes == mask_product_bytes(layer, direction);
   return fitting ? found->second.product : nullptr;
 }
 
-bool MaskCache::fits(const Public& layer, Direction direction) const {
+bool MaskCache::fits(const LayerSpec& layer, Direction direction) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return mask_product_bytes(layer, direction) <= max_bytes_ - bytes_;
 }
 
-void MaskCache::insert(const Public& layer, Direction direction, const std::string& place, Product product) {
+void MaskCache::insert(const LayerSpec& layer, Direction direction, const std::string& place, Product product) {
   const std::size_t bytes = mask_product_bytes(layer, direction);
   const std::lock_guard<std::mutex> lock(mutex_);
   if (bytes > max_bytes_ - bytes_) return;

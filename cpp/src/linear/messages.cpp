@@ -90,7 +90,7 @@ void require_residues(bool below, const Preset& preset, const char* what) {
 
 const char* direction_name(Direction direction) { return wire::name(static_cast<wire::Direction>(direction)); }
 
-std::vector<std::uint8_t> Public::to_bytes() const {
+std::vector<std::uint8_t> LayerSpec::to_bytes() const {
   std::vector<std::uint8_t> message(wire::kHeadBytes + kLayerPrefix + delta.size() * sizeof(double));
   Writer out(message.data() + wire::kHeadBytes);
   out.put(d_out);
@@ -102,10 +102,10 @@ std::vector<std::uint8_t> Public::to_bytes() const {
   return message;
 }
 
-Public Public::from_bytes(const std::uint8_t* data, std::size_t size) {
+LayerSpec LayerSpec::from_bytes(const std::uint8_t* data, std::size_t size) {
   const wire::Head head = wire::open(Kind::layer, data, size);
   require(head.length >= kLayerPrefix, "layer: truncated");
-  Public result;
+  LayerSpec result;
   for (const Preset& preset : presets()) {
     if (preset.hash == head.parameters) result.preset = &preset;
   }

@@ -69,7 +69,7 @@ std::size_t task_blocks(std::size_t blocks) {
 
 }  // namespace
 
-double token_room(const Public& layer, Direction direction) {
+double token_room(const LayerSpec& layer, Direction direction) {
   const Preset& preset = *layer.preset;
   const double norm = std::max(layer.norm(direction), 1.0);
   // 2^-40 covers the rounding of the norms and of the products with the scales.
@@ -77,15 +77,15 @@ double token_room(const Public& layer, Direction direction) {
          norm;
 }
 
-Secret::Secret(Reply reply, std::shared_ptr<MaskCache> masks, std::shared_ptr<const MaskWords> mask)
+OneTimeKey::OneTimeKey(Reply reply, std::shared_ptr<MaskCache> masks, std::shared_ptr<const MaskWords> mask)
     : reply_(std::move(reply)), masks_(std::move(masks)), mask_(std::move(mask)) {}
 
-void Secret::wipe() noexcept {
+void OneTimeKey::wipe() noexcept {
   const std::lock_guard<std::mutex> lock(*mutex_);
   erase();
 }
 
-void Secret::erase() noexcept {
+void OneTimeKey::erase() noexcept {
   groups_.wipe();
   inverse_scales_.wipe();
   mask_.reset();
@@ -93,11 +93,12 @@ void Secret::erase() noexcept {
 }
 
 struct Encryptor {
-  static Secret make_secret(std::shared_ptr<const Public> layer, Direction direction, std::uint32_t tokens,
-                            std::shared_ptr<MaskCache> masks, const RequestId& request) {
-    std::shared_ptr<const Secret::MaskWords> mask;
+  static OneTimeKey make_secret(std::shared_ptr<const LayerSpec> layer, Direction direction, std::uint32_t tokens,
+                                std::shared_ptr<MaskCache> masks, const RequestId& request) {
+    std::shared_ptr<const OneTimeKey::MaskWords> mask;
     if (masks != nullptr) {
-      mask = std::static_pointer_cast<const Secret::MaskWords>(masks->find(*layer, direction, MaskCache::kProcessor));
+      mask =
+          std::static_pointer_cast<const OneTimeKey::MaskWords>(masks->find(*layer, direction, MaskCache::kProcessor));
     }
     Reply reply(std::move(layer), direction, tokens, request, mask != nullptr);
     return {std::move(reply), std::move(masks), std::move(mask)};
@@ -105,8 +106,8 @@ struct Encryptor {
 
   // Delta_t of every token; 1 / Delta_t goes into the secret.
   template <class Word>
-  static math::SecretBuffer<double> scale(Secret& secret, const float* x, const Elements<Word>& loops) {
-    const Public& layer = *secret.reply_.layer();
+  static math::SecretBuffer<double> scale(OneTimeKey& secret, const float* x, const Elements<Word>& loops) {
+    const LayerSpec& layer = *secret.reply_.layer();
     const Direction direction = secret.reply_.direction();
     const std::size_t width = layer.features_in(direction), tokens = secret.reply_.tokens();
     const double room = token_room(layer, direction);
@@ -126,9 +127,9 @@ struct Encryptor {
   }
 
   template <class Word>
-  static void run(Secret& secret, const float* x, const ring::Seed& seed, const ring::Seed& mask_seed,
+  static void run(OneTimeKey& secret, const float* x, const ring::Seed& seed, const ring::Seed& mask_seed,
                   std::uint8_t* message) {
-    const Public& layer = *secret.reply_.layer();
+    const LayerSpec& layer = *secret.reply_.layer();
     const Direction direction = secret.reply_.direction();
     const Preset& preset = *layer.preset;
     const math::Isa isa = math::active_isa();
@@ -171,11 +172,12 @@ struct Encryptor {
   }
 };
 
-Secret encrypt(std::shared_ptr<const Public> public_part, Direction direction, const float* x, std::uint32_t tokens,
-               std::shared_ptr<MaskCache> masks, const ring::Seed& seed, const std::array<std::uint8_t, 32>& mask_seed,
-               const RequestId& request, std::uint8_t* message, std::size_t size) {
-  const Preset& preset = *public_part->preset;
-  const std::uint32_t features = public_part->features_in(direction);
+OneTimeKey encrypt(std::shared_ptr<const LayerSpec> spec, Direction direction, const float* x, std::uint32_t tokens,
+                   std::shared_ptr<MaskCache> masks, const ring::Seed& seed,
+                   const std::array<std::uint8_t, 32>& mask_seed, const RequestId& request, std::uint8_t* message,
+                   std::size_t size) {
+  const Preset& preset = *spec->preset;
+  const std::uint32_t features = spec->features_in(direction);
   if (tokens < 1 || tokens > kMaxTokens) {
     throw std::invalid_argument("x has " + std::to_string(tokens) + " tokens: a request carries 1 to " +
                                 std::to_string(kMaxTokens));
@@ -183,7 +185,7 @@ Secret encrypt(std::shared_ptr<const Public> public_part, Direction direction, c
   if (size != request_bytes(preset, features, tokens)) throw std::invalid_argument("request buffer of the wrong size");
   ring::Seed mask;
   mask.bytes = masks != nullptr ? masks->seed() : mask_seed;
-  Secret secret = Encryptor::make_secret(std::move(public_part), direction, tokens, std::move(masks), request);
+  OneTimeKey secret = Encryptor::make_secret(std::move(spec), direction, tokens, std::move(masks), request);
   with_word(preset, [&](auto word) { Encryptor::run<decltype(word)>(secret, x, seed, mask, message); });
   const Reply& reply = secret.reply();
   const RequestHeader header{direction, reply.layer()->id, request, mask.bytes, tokens, features, !reply.mask_known()};
@@ -191,20 +193,20 @@ Secret encrypt(std::shared_ptr<const Public> public_part, Direction direction, c
   return secret;
 }
 
-Decryption::Decryption(Secret& secret, float* out) : secret_(&secret), out_(out) {
+Decryption::Decryption(OneTimeKey& secret, float* out) : secret_(&secret), out_(out) {
   const std::lock_guard<std::mutex> lock(*secret.mutex_);
   Reply& reply = secret.reply_;
   reply.begin();
-  const Public& layer = *reply.layer();
+  const LayerSpec& layer = *reply.layer();
   if (secret.masks_ != nullptr && !reply.mask_known() && secret.masks_->fits(layer, reply.direction())) {
-    filling_ = std::make_shared<Secret::MaskWords>(mask_product_bytes(layer, reply.direction()));
+    filling_ = std::make_shared<OneTimeKey::MaskWords>(mask_product_bytes(layer, reply.direction()));
   }
 }
 
 void Decryption::feed(const std::uint8_t* data, std::size_t size) {
   const std::lock_guard<std::mutex> lock(*secret_->mutex_);
   Reply& reply = secret_->reply_;
-  const Public& layer = *reply.layer();
+  const LayerSpec& layer = *reply.layer();
   try {
     while (size > 0) {
       const Reply::Rows rows = reply.next(data, size);
@@ -227,7 +229,7 @@ void Decryption::feed(const std::uint8_t* data, std::size_t size) {
 template <class Word>
 void Decryption::decrypt_rows(const Reply::Rows& rows, const std::uint8_t* block) {
   const Reply& reply = secret_->reply_;
-  const Public& layer = *reply.layer();
+  const LayerSpec& layer = *reply.layer();
   const Preset& preset = *layer.preset;
   const math::Isa isa = math::active_isa();
   const Elements<Word>& loops = elements<Word>(isa);

@@ -15,8 +15,8 @@ std::string shape(std::uint32_t tokens, std::uint32_t features) {
 
 }  // namespace
 
-Reply::Reply(std::shared_ptr<const Public> layer, Direction direction, std::uint32_t tokens, const RequestId& request,
-             bool mask_known)
+Reply::Reply(std::shared_ptr<const LayerSpec> layer, Direction direction, std::uint32_t tokens,
+             const RequestId& request, bool mask_known)
     : layer_(std::move(layer)), direction_(direction), request_(request), tokens_(tokens), mask_known_(mask_known) {}
 
 void Reply::begin() {

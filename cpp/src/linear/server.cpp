@@ -13,27 +13,27 @@
 
 namespace privtuner::linear {
 
-Prepared::Prepared(const Preset& preset, const LayerId& id, gemm::Weights weights, const double* delta)
+QuantisedWeight::QuantisedWeight(const Preset& preset, const LayerId& id, gemm::Weights weights, const double* delta)
     : weights_(std::move(weights)) {
   if (weights_.bytes_per_weight() != preset.weight_bytes) {
     throw std::invalid_argument(std::string(preset.name) + " takes weights of " + std::to_string(preset.weight_bytes) +
                                 " bytes, got " + std::to_string(weights_.bytes_per_weight()));
   }
-  public_.preset = &preset;
-  public_.id = id;
-  public_.d_out = static_cast<std::uint32_t>(weights_.rows());
-  public_.d_in = static_cast<std::uint32_t>(weights_.cols());
-  public_.delta.assign(delta, delta + public_.d_out);
-  for (std::uint32_t k = 0; k < public_.d_out; ++k) {
+  spec_.preset = &preset;
+  spec_.id = id;
+  spec_.d_out = static_cast<std::uint32_t>(weights_.rows());
+  spec_.d_in = static_cast<std::uint32_t>(weights_.cols());
+  spec_.delta.assign(delta, delta + spec_.d_out);
+  for (std::uint32_t k = 0; k < spec_.d_out; ++k) {
     if (!(delta[k] >= 0 && delta[k] <= kMaxScale)) {
       throw std::invalid_argument("the scale of row " + std::to_string(k) + " is no float32 from 0 on");
     }
   }
-  std::vector<std::int64_t> columns(public_.d_in, 0);
+  std::vector<std::int64_t> columns(spec_.d_in, 0);
   std::int64_t largest_row = 0;
-  for (std::uint32_t k = 0; k < public_.d_out; ++k) {
+  for (std::uint32_t k = 0; k < spec_.d_out; ++k) {
     std::int64_t row = 0;
-    for (std::uint32_t j = 0; j < public_.d_in; ++j) {
+    for (std::uint32_t j = 0; j < spec_.d_in; ++j) {
       const std::int64_t w = weights_.at(k, j);
       if (w > preset.max_weight || w < -preset.max_weight) {
         throw std::invalid_argument("the weight at (" + std::to_string(k) + ", " + std::to_string(j) + ") is beyond " +
@@ -47,8 +47,8 @@ Prepared::Prepared(const Preset& preset, const LayerId& id, gemm::Weights weight
     }
     largest_row = std::max(largest_row, row);
   }
-  public_.norm_forward = std::sqrt(static_cast<double>(largest_row));
-  public_.norm_backward = std::sqrt(static_cast<double>(*std::max_element(columns.begin(), columns.end())));
+  spec_.norm_forward = std::sqrt(static_cast<double>(largest_row));
+  spec_.norm_backward = std::sqrt(static_cast<double>(*std::max_element(columns.begin(), columns.end())));
 }
 
 // What is multiplied, whatever the word.
@@ -63,9 +63,9 @@ template <class Word>
 class Job::WordOperands final : public Operands {
  public:
   // body: of the request.
-  WordOperands(const Prepared& prepared, const RequestHeader& header, const std::uint8_t* body)
+  WordOperands(const QuantisedWeight& prepared, const RequestHeader& header, const std::uint8_t* body)
       : weights_(prepared.weights()),
-        preset_(*prepared.public_part().preset),
+        preset_(*prepared.spec().preset),
         q_(preset_.q),
         operand_(header.direction == Direction::forward ? gemm::Operand::plain : gemm::Operand::transpose),
         isa_(math::active_isa()),
@@ -124,9 +124,9 @@ class Job::WordOperands final : public Operands {
 
 Job::~Job() = default;
 
-Job::Job(const Prepared& prepared, const std::uint8_t* message, std::size_t size)
-    : prepared_(prepared), header_(open_request(*prepared.public_part().preset, message, size)) {
-  const Public& layer = prepared.public_part();
+Job::Job(const QuantisedWeight& prepared, const std::uint8_t* message, std::size_t size)
+    : prepared_(prepared), header_(open_request(*prepared.spec().preset, message, size)) {
+  const LayerSpec& layer = prepared.spec();
   if (header_.layer != layer.id) throw MessageError("request: meant for another layer, or other weights of this one");
   const std::uint32_t wanted = layer.features_in(header_.direction);
   if (header_.features != wanted) {
@@ -139,7 +139,7 @@ Job::Job(const Prepared& prepared, const std::uint8_t* message, std::size_t size
 }
 
 std::size_t Job::block_size(std::uint32_t row_count) const {
-  return block_bytes(*prepared_.public_part().preset, row_count, header_.tokens, header_.mask_wanted);
+  return block_bytes(*prepared_.spec().preset, row_count, header_.tokens, header_.mask_wanted);
 }
 
 void Job::rows(std::uint32_t row_begin, std::uint32_t row_count, std::uint8_t* out) const {
@@ -152,7 +152,7 @@ void Job::rows(std::uint32_t row_begin, std::uint32_t row_count, std::uint8_t* o
   operands_->write(row_begin, row_count, out + kBlockPrefix);
   const BlockHeader block{header_.direction, header_.layer, header_.request, header_.tokens,
                           features_out(),    row_begin,     row_count,       header_.mask_wanted};
-  seal_block(*prepared_.public_part().preset, block, out, block_size(row_count));
+  seal_block(*prepared_.spec().preset, block, out, block_size(row_count));
 }
 
 }  // namespace privtuner::linear

@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "kernels.hpp"
-#include "privtuner/math/memory.hpp"
 #include "privtuner/math/modular.hpp"
 #include "sampling_loops.hpp"
 
@@ -156,27 +155,23 @@ void quarter_round(std::uint32_t& a, std::uint32_t& b, std::uint32_t& c, std::ui
 }
 
 // RFC 8439, section 2.3.
-void chacha20_block(const std::uint32_t state[16], std::uint8_t* out) {
-  std::uint32_t x[16];
-  std::memcpy(x, state, sizeof(x));
-  for (int round = 0; round < 20; round += 2) {
-    quarter_round(x[0], x[4], x[8], x[12]);
-    quarter_round(x[1], x[5], x[9], x[13]);
-    quarter_round(x[2], x[6], x[10], x[14]);
-    quarter_round(x[3], x[7], x[11], x[15]);
-    quarter_round(x[0], x[5], x[10], x[15]);
-    quarter_round(x[1], x[6], x[11], x[12]);
-    quarter_round(x[2], x[7], x[8], x[13]);
-    quarter_round(x[3], x[4], x[9], x[14]);
-  }
-  for (int i = 0; i < 16; ++i) store_le32(out + 4 * i, x[i] + state[i]);
-}
-
 void chacha20_blocks(const std::uint32_t state[16], std::uint8_t* out, std::size_t blocks) {
-  std::uint32_t counted[16];
-  std::memcpy(counted, state, sizeof(counted));
-  for (; blocks != 0; --blocks, ++counted[12], out += 64) chacha20_block(counted, out);
-  math::secure_wipe(counted, sizeof(counted));
+  for (std::uint32_t counter = state[12]; blocks != 0; --blocks, ++counter, out += 64) {
+    std::uint32_t x[16];
+    std::memcpy(x, state, sizeof(x));
+    x[12] = counter;
+    for (int round = 0; round < 20; round += 2) {
+      quarter_round(x[0], x[4], x[8], x[12]);
+      quarter_round(x[1], x[5], x[9], x[13]);
+      quarter_round(x[2], x[6], x[10], x[14]);
+      quarter_round(x[3], x[7], x[11], x[15]);
+      quarter_round(x[0], x[5], x[10], x[15]);
+      quarter_round(x[1], x[6], x[11], x[12]);
+      quarter_round(x[2], x[7], x[8], x[13]);
+      quarter_round(x[3], x[4], x[9], x[14]);
+    }
+    for (int i = 0; i < 16; ++i) store_le32(out + 4 * i, x[i] + (i == 12 ? counter : state[i]));
+  }
 }
 
 // Without a table: the words are secret.

@@ -27,14 +27,19 @@ std::size_t first_rejected(Word* words, std::size_t begin, std::size_t n, Word m
   };
   if (n < kLanes) return first_rejected_plain(words, begin, n, mask, q);
   const Vec masks = all(mask), bound = all(q);
-  for (std::size_t i = begin; i < n; i += kLanes) {
-    if (n - i < kLanes) i = n - kLanes;  // the register reaches back to words that have passed
+  const auto rejected_from = [&](std::size_t i) __attribute__((always_inline)) {
     const Vec x = Ops::bit_and(Ops::load(words + i), masks);
     Ops::store(words + i, x);
-    const unsigned rejected = Ops::not_below(Word{}, x, bound);
-    if (rejected != 0) return i + static_cast<std::size_t>(__builtin_ctz(rejected));
+    return Ops::not_below(Word{}, x, bound);
+  };
+  std::size_t i = begin;
+  unsigned rejected = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    if ((rejected = rejected_from(i)) != 0) return i + static_cast<std::size_t>(__builtin_ctz(rejected));
   }
-  return n;
+  if (i == n) return n;
+  i = n - kLanes;  // the register reaches back to words that have passed
+  return (rejected = rejected_from(i)) != 0 ? i + static_cast<std::size_t>(__builtin_ctz(rejected)) : n;
 }
 
 template <class Ops>

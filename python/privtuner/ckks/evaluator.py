@@ -24,7 +24,7 @@ T = TypeVar("T", bound=Tensor)
 
 
 class Matrix(Immutable):
-    """A clear matrix in small integers, ready for `Evaluator.linear`: ``weight[k] ~ delta[k] * W_int[k]``.
+    """A clear matrix in small integers, ready for `Evaluator.linear`: ``weight[k] ~ scale[k] * W_int[k]``.
 
     Args:
         weight: float array (d_out, d_in).
@@ -33,7 +33,7 @@ class Matrix(Immutable):
             outputs share one scale and the transpose applies to any tensor.
 
     Attributes:
-        shape: (d_out, d_in). delta: float64 (d_out,). integers: the integer matrix.
+        shape: (d_out, d_in). scale: float64 (d_out,). integers: the integer matrix.
 
     Raises:
         InputError: not a finite two-dimensional array, or bits other than 8 or 16.
@@ -51,8 +51,8 @@ class Matrix(Immutable):
         largest, kind = (127, np.int8) if bits == 8 else (_core.MAX_WEIGHT_16, np.int16)
         peak = np.abs(array).max(axis=1) if per_row else np.full(len(array), np.abs(array).max())
         peak[peak == 0] = 1.0
-        delta = peak / largest
-        self._hold(np.ascontiguousarray(np.rint(array / delta[:, None]), kind), delta)
+        scale = peak / largest
+        self._hold(np.ascontiguousarray(np.rint(array / scale[:, None]), kind), scale)
 
     @classmethod
     def of(cls, weights: Matrix | npt.ArrayLike) -> Matrix:
@@ -60,31 +60,31 @@ class Matrix(Immutable):
         return weights if isinstance(weights, Matrix) else cls(weights)
 
     @classmethod
-    def of_integers(cls, integers: npt.NDArray[Any], delta: float) -> Matrix:
-        """The matrix ``delta * integers``: int8 or int16 up to 32639, (d_out, d_in), rounded already.
+    def of_integers(cls, integers: npt.NDArray[Any], scale: float) -> Matrix:
+        """The matrix ``scale * integers``: int8 or int16 up to 32639, (d_out, d_in), rounded already.
 
         Raises:
-            InputError: integers of another type, shape or size, or a delta that is not positive.
+            InputError: integers of another type, shape or size, or a scale that is not positive.
         """
-        return cls._of(np.ascontiguousarray(integers), np.full(len(integers), delta))
+        return cls._of(np.ascontiguousarray(integers), np.full(len(integers), scale))
 
-    def _hold(self, integers: npt.NDArray[Any], delta: npt.NDArray[np.float64]) -> None:
-        self.delta, self.integers = delta, integers
-        self._core = _core.CkksMatrix(integers, delta)
+    def _hold(self, integers: npt.NDArray[Any], scale: npt.NDArray[np.float64]) -> None:
+        self.scale, self.integers = scale, integers
+        self._core = _core.CkksMatrix(integers, scale)
         self.shape: tuple[int, int] = (self._core.rows, self._core.cols)
 
     def dequantised(self) -> npt.NDArray[np.float64]:
-        """The weight in force, delta[:, None] * integers."""
-        weight: npt.NDArray[np.float64] = self.delta[:, None] * self.integers
+        """The weight in force, scale[:, None] * integers."""
+        weight: npt.NDArray[np.float64] = self.scale[:, None] * self.integers
         return weight
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Matrix._of, (self.integers, self.delta))
+        return (Matrix._of, (self.integers, self.scale))
 
     @classmethod
-    def _of(cls, integers: npt.NDArray[Any], delta: npt.NDArray[np.float64]) -> Matrix:
+    def _of(cls, integers: npt.NDArray[Any], scale: npt.NDArray[np.float64]) -> Matrix:
         matrix = cls.__new__(cls)
-        matrix._hold(integers, delta)
+        matrix._hold(integers, scale)
         return matrix
 
     def __repr__(self) -> str:
@@ -180,7 +180,7 @@ class Operations(ABC, Generic[T]):
     def linear(self, x: T, weights: Matrix | npt.ArrayLike, *, transpose: bool = False) -> T:
         """The product x W^T (x W if ``transpose``) for a clear matrix, or an array, which is quantised to 8 bits here.
 
-        An exact integer product modulo every prime: no level, no rotation. The outputs' scales carry 1 / delta.
+        An exact integer product modulo every prime: no level, no rotation. The outputs' scales carry 1 / scale.
         """
         return self._one((x,), self._core.linear, Matrix.of(weights), transpose)
 
@@ -198,7 +198,7 @@ class Operations(ABC, Generic[T]):
         """The same values with scale and error divided by the level's prime. One level."""
         return self._one((x,), self._core.rescale)
 
-    def drop_to(self, x: T, level: int) -> T:
+    def drop_level(self, x: T, level: int) -> T:
         """The same values at a lower level and the same scale: smaller and faster, no more exact."""
         return self._one((x,), self._core.drop, whole("level", level))
 

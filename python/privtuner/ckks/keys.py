@@ -8,11 +8,11 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
-from ..copies import Immutable
-from ..errors import CkksError, InputError, SecretError
-from .parameters import BytesLike, Parameters
-from .tensor import EncryptedTensor
+from privtuner import _core
+from privtuner.ckks.parameters import BytesLike, Parameters
+from privtuner.ckks.tensor import EncryptedTensor
+from privtuner.copies import Immutable
+from privtuner.errors import CkksError, InputError, SecretError
 
 __all__ = ["EvaluationKeys", "PublicKey", "SecretKey"]
 
@@ -120,7 +120,7 @@ class PublicKey(Immutable):
         level: int | None = None,
         scale: npt.ArrayLike | None = None,
     ) -> EncryptedTensor:
-        """As :meth:`SecretKey.encrypt`."""
+        """As `SecretKey.encrypt`."""
         fresh = as_fresh(self.parameters, values, bound, level, scale)
         return EncryptedTensor(self._core.encrypt(*fresh), self.parameters)
 
@@ -176,7 +176,7 @@ class SecretKey:
         """Return the values, float64 (or complex128) of shape (tokens, features).
 
         Keep them: a decryption carries the ciphertext's error, and who sees both learns of the secret (Li,
-        Micciancio, EUROCRYPT 2021). What must be sent back goes through `reveal`.
+        Micciancio, EUROCRYPT 2021). What must be sent back goes through `decrypt_flooded`.
 
         Raises:
             CkksError: a value beyond the tensor's bound, so that an input left its declared domain or the values
@@ -185,7 +185,7 @@ class SecretKey:
         return self._core.decrypt(tensor._core, complex)
 
     def decrypt_sums(self, tensor: EncryptedTensor, count: int) -> Array:
-        """Return the sums that :meth:`Evaluator.pack_slot_sums` packed, float64 (count,).
+        """Return the sums that `Evaluator.pack_slot_sums` packed, float64 (count,).
 
         Args:
             tensor: packed sums.
@@ -196,7 +196,7 @@ class SecretKey:
         """
         return self._core.decrypt_sums(tensor._core, count)
 
-    def reveal(self, tensor: EncryptedTensor, *, sums: int | None = None, flood_bits: int = 12) -> Array:
+    def decrypt_flooded(self, tensor: EncryptedTensor, *, sums: int | None = None, flood_bits: int = 12) -> Array:
         """Decrypt real values that others will see: with noise from the operating system that drowns the error.
 
         Uniform noise of up to ``2^flood_bits`` times the predicted worst error is added: a value then says at most
@@ -237,7 +237,7 @@ class SecretKey:
             rotations: steps, any sign.
             relinearisation: for products of ciphertexts.
             conjugation: for complex conjugates.
-            packing: for :meth:`Evaluator.pack_slot_sums`, log2 N keys.
+            packing: for `Evaluator.pack_slot_sums`, log2 N keys.
         """
         core = self.parameters._core
         elements = {core.galois_element(step) for step in rotations}

@@ -101,7 +101,7 @@ class EvaluatorProtocol(Protocol[Tensor]):
         """The polynomial's value in every slot. The depth it states."""
         ...
 
-    def drop_to(self, x: Tensor, level: int) -> Tensor:
+    def drop_level(self, x: Tensor, level: int) -> Tensor:
         """The same values at a lower level: smaller and faster, no more exact."""
         ...
 

@@ -14,10 +14,10 @@ __all__ = ["CpuClient"]
 
 
 class CpuClient(LinearClient):
-    """Ring learning with errors with secrets of one request; see :mod:`privtuner.linear`.
+    """Ring learning with errors with secrets of one request; see `privtuner.linear`.
 
     Args:
-        mask_cache_bytes: memory for mask products, None for no limit; see :class:`privtuner.linear.MaskCache`.
+        mask_cache_bytes: memory for mask products, None for no limit; see `privtuner.linear.MaskCache`.
 
     Raises:
         privtuner.errors.InputError: ``mask_cache_bytes`` is negative.
@@ -29,11 +29,11 @@ class CpuClient(LinearClient):
         self._masks = linear.MaskCache() if mask_cache_bytes is None else linear.MaskCache(mask_cache_bytes)
 
     def encrypt(
-        self, x: NDArray[np.float32], public: linear.Public, direction: linear.Direction = "forward"
-    ) -> tuple[bytes, linear.Secret]:
+        self, x: NDArray[np.float32], spec: linear.LayerSpec, direction: linear.Direction = "forward"
+    ) -> tuple[bytes, linear.OneTimeKey]:
         """Encrypt a batch; see `privtuner.parties.LinearClient`."""
-        return linear.encrypt(x, public, direction=direction, masks=self._masks)
+        return linear.encrypt(x, spec, direction=direction, masks=self._masks)
 
-    def decrypt(self, blocks: Iterable[linear.BytesLike], secret: linear.Secret) -> NDArray[np.float32]:
+    def decrypt(self, blocks: Iterable[linear.BytesLike], secret: linear.OneTimeKey) -> NDArray[np.float32]:
         """Decrypt a reply; see `privtuner.parties.LinearClient`."""
         return linear.decrypt(blocks, secret)

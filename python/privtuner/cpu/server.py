@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from privtuner import linear, wire
-from privtuner.linear import BytesLike, Prepared
+from privtuner.linear import BytesLike, QuantisedWeight
 from privtuner.parties import BLOCK_BYTES, LinearServer, rows_of
 
 __all__ = ["CpuServer"]
@@ -16,6 +16,6 @@ class CpuServer(LinearServer):
 
     scheme = "linear"
 
-    def answer(self, prepared: Prepared, request: BytesLike, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+    def answer(self, prepared: QuantisedWeight, request: BytesLike, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
         """Yield the reply to ``request`` in blocks; see `privtuner.parties.LinearServer`."""
         return linear.apply_blocks(prepared, request, rows_of(block_bytes, 4 * wire.peek(request).tokens))

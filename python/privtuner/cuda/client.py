@@ -8,7 +8,7 @@ from typing import Any
 from privtuner.copies import Stays
 from privtuner.cuda import linear as kernels
 from privtuner.cuda.device import Device
-from privtuner.linear import BytesLike, Direction, MaskCache, Public
+from privtuner.linear import BytesLike, Direction, LayerSpec, MaskCache
 from privtuner.parties import LinearClient
 
 __all__ = ["CudaClient"]
@@ -18,7 +18,7 @@ class CudaClient(LinearClient, Stays):
     """The data owner's half of the linear scheme on a GPU: secrets of one request, made, used and wiped there.
 
     Args:
-        device: from :func:`privtuner.cuda.devices`.
+        device: from `privtuner.cuda.devices`.
         mask_cache_bytes: device memory for mask products, None for what work leaves of it; see `linear.MaskCache`.
 
     Raises:
@@ -34,13 +34,13 @@ class CudaClient(LinearClient, Stays):
         self._masks = MaskCache() if mask_cache_bytes is None else MaskCache(mask_cache_bytes)
 
     def encrypt(
-        self, x: Any, public: Public, direction: Direction = "forward"
-    ) -> tuple[BytesLike, kernels.DeviceSecret]:
+        self, x: Any, spec: LayerSpec, direction: Direction = "forward"
+    ) -> tuple[BytesLike, kernels.DeviceOneTimeKey]:
         """Encrypt a batch; see `privtuner.parties.LinearClient`. A CUDA tensor is taken without a copy (DLPack)."""
         with self.device.active():
-            return kernels.encrypt(self.device, x, public, direction, masks=self._masks)
+            return kernels.encrypt(self.device, x, spec, direction, masks=self._masks)
 
-    def decrypt(self, blocks: Iterable[BytesLike], secret: kernels.DeviceSecret) -> Any:
+    def decrypt(self, blocks: Iterable[BytesLike], secret: kernels.DeviceOneTimeKey) -> Any:
         """Decrypt a reply; see `privtuner.parties.LinearClient`. Returns a device array, for ``torch.from_dlpack``."""
         with self.device.active():
             return kernels.decrypt(blocks, secret, on_device=True)

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..copies import Stays
-from ..errors import EngineError, InputError
-from ..packages import advice
-from . import sources
+from privtuner.copies import Stays
+from privtuner.cuda import sources
+from privtuner.errors import EngineError, InputError
+from privtuner.packages import advice
 
 __all__ = [
     "OPTIONS",
@@ -270,7 +270,7 @@ class _CudaStream:
 
 
 class CudaDevice(Stays):
-    """An NVIDIA GPU through CuPy; see :class:`Device`. Safe to use from several threads."""
+    """An NVIDIA GPU through CuPy; see `Device`. Safe to use from several threads."""
 
     stays = "an open GPU cannot be pickled: its memory is this process's; call privtuner.cuda.devices in the other"
 
@@ -300,7 +300,7 @@ class CudaDevice(Stays):
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """See :class:`Device`."""
+        """See `Device`."""
         with self._device(), self.xp.cuda.using_allocator(self._pool.malloc):
             try:
                 yield
@@ -312,7 +312,7 @@ class CudaDevice(Stays):
         return self.xp.cuda.Device(self._index)
 
     def launch(self, kernel: str, grid: tuple[int, ...], threads: int, *arguments: Any, shared: int = 0) -> None:
-        """See :class:`Device`."""
+        """See `Device`."""
         entry = sources.kernels()[kernel]
         if threads > entry.max_threads:
             raise InputError(f"kernel {kernel} takes blocks of at most {entry.max_threads} threads, got {threads}")
@@ -337,26 +337,26 @@ class CudaDevice(Stays):
             return function
 
     def empty(self, shape: tuple[int, ...], dtype: Any, what: str = "a work array") -> Any:
-        """See :class:`Device`."""
+        """See `Device`."""
         try:
             return self.xp.empty(shape, dtype)
         except self.xp.cuda.memory.OutOfMemoryError as error:
             raise self._too_large(int(np.prod(shape)) * np.dtype(dtype).itemsize, what) from error
 
     def upload(self, array: npt.NDArray[Any], what: str = "an array") -> Any:
-        """See :class:`Device`."""
+        """See `Device`."""
         host, out = np.ascontiguousarray(array), self.empty(array.shape, array.dtype, what)
         if host.nbytes:  # pageable: CUDA has taken a copy when the call returns, and the stream orders what follows
             out.data.copy_from_host_async(host.ctypes.data, host.nbytes, self.xp.cuda.get_current_stream())
         return out
 
     def download(self, array: Any) -> npt.NDArray[Any]:
-        """See :class:`Device`."""
+        """See `Device`."""
         host: npt.NDArray[Any] = self.xp.asnumpy(array)
         return host
 
     def page_locked(self, nbytes: int) -> npt.NDArray[np.uint8]:
-        """See :class:`Device`. CuPy's pool keeps what was let go of, by powers of two."""
+        """See `Device`. CuPy's pool keeps what was let go of, by powers of two."""
         try:
             memory = self.xp.cuda.alloc_pinned_memory(max(1, nbytes))
         except self.xp.cuda.runtime.CUDARuntimeError as error:
@@ -366,21 +366,21 @@ class CudaDevice(Stays):
         return np.frombuffer(memory, np.uint8, nbytes).view(PageLocked)
 
     def copy_in(self, host: npt.NDArray[Any], array: Any) -> None:
-        """See :class:`Device`."""
+        """See `Device`."""
         stream = self.xp.cuda.get_current_stream()
         array.data.copy_from_host_async(host.ctypes.data, array.nbytes, stream)
 
     def copy_out(self, array: Any, host: npt.NDArray[Any]) -> None:
-        """See :class:`Device`."""
+        """See `Device`."""
         stream = self.xp.cuda.get_current_stream()
         array.data.copy_to_host_async(host.ctypes.data, array.nbytes, stream)
 
     def stream(self) -> Stream:
-        """See :class:`Device`."""
+        """See `Device`."""
         return _CudaStream(self.xp, self._device())
 
     def free_bytes(self) -> int:
-        """See :class:`Device`."""
+        """See `Device`."""
         with self._device():
             free = self.xp.cuda.runtime.memGetInfo()[0] + self._pool.free_bytes()
             return int(free if self._limit is None else min(free, self._limit - self._pool.used_bytes()))

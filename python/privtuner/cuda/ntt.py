@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
-from ..errors import InputError
-from .device import Device
+from privtuner import _core
+from privtuner.cuda.device import Device
+from privtuner.errors import InputError
 
 __all__ = ["Transforms"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
-from .device import Device, constant
+from privtuner.cuda.device import Device, constant
+from privtuner.errors import InputError
 
 __all__ = ["ERROR", "MASK", "MAX_SAMPLES", "SECRET", "binomial", "seed_words", "ternary", "uniform", "wipe"]
 

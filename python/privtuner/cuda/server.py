@@ -14,7 +14,7 @@ from privtuner.cuda import linear as kernels
 from privtuner.cuda.device import Device
 from privtuner.cuda.evaluator import CudaEvaluator
 from privtuner.errors import EngineError, InputError
-from privtuner.linear import BytesLike, Prepared
+from privtuner.linear import BytesLike, QuantisedWeight
 from privtuner.parties import BLOCK_BYTES, LinearServer, rows_of
 
 __all__ = ["CudaServer"]
@@ -130,7 +130,7 @@ class CudaServer(LinearServer, Stays):
     multiplied together. Replies are kept in memory until they are taken.
 
     Args:
-        devices: from :func:`privtuner.cuda.devices`.
+        devices: from `privtuner.cuda.devices`.
 
     Raises:
         privtuner.errors.InputError: no device.
@@ -147,7 +147,7 @@ class CudaServer(LinearServer, Stays):
         self._lock = threading.Lock()
         self._sealed = 0
 
-    def load(self, layers: Iterable[Prepared]) -> Mapping[str, int]:
+    def load(self, layers: Iterable[QuantisedWeight]) -> Mapping[str, int]:
         """Put every layer on a device, the largest first, each where the most memory is left.
 
         Returns:
@@ -156,17 +156,19 @@ class CudaServer(LinearServer, Stays):
         Raises:
             privtuner.errors.EngineError: they do not fit; the message says how many bytes each device has left.
         """
-        for prepared in sorted(layers, key=lambda layer: -layer.public.d_out * layer.public.d_in):
+        for prepared in sorted(layers, key=lambda layer: -layer.spec.d_out * layer.spec.d_in):
             self._resident(prepared)
         return {worker.device.name: worker.held for worker in self._workers}
 
-    def gather(self, prepared: Prepared, parts: Sequence[bytes]) -> BytesLike:
+    def gather(self, prepared: QuantisedWeight, parts: Sequence[bytes]) -> BytesLike:
         """Join a request in page-locked memory; see `privtuner.parties.LinearServer`."""
         if len(parts) > 1:
             return kernels.gather(self._resident(prepared)[0].device, parts)
         return b"".join(parts)  # of a single part, the part itself
 
-    def answer(self, prepared: Prepared, request: BytesLike, block_bytes: int = BLOCK_BYTES) -> Iterator[BytesLike]:
+    def answer(
+        self, prepared: QuantisedWeight, request: BytesLike, block_bytes: int = BLOCK_BYTES
+    ) -> Iterator[BytesLike]:
         """Yield the reply to ``request`` in blocks; see `privtuner.parties.LinearServer`."""
         worker, layer = self._resident(prepared)
         opened = kernels.open_request(layer, request)
@@ -185,15 +187,15 @@ class CudaServer(LinearServer, Stays):
         for worker in self._workers:
             worker.close()
 
-    def _resident(self, prepared: Prepared) -> tuple[_Worker, kernels.DeviceLayer]:
+    def _resident(self, prepared: QuantisedWeight) -> tuple[_Worker, kernels.DeviceLayer]:
         with self._lock:
-            found = self._placed.get(prepared.public.id)
+            found = self._placed.get(prepared.spec.id)
             if found is None:
                 worker = max(self._workers, key=lambda worker: (worker.device.free_bytes(), -worker.held))
                 with worker.device.active():
                     found = (worker, kernels.DeviceLayer(worker.device, prepared))
                 worker.held += found[1].nbytes
-                self._placed[prepared.public.id] = found
+                self._placed[prepared.spec.id] = found
             return found
 
     def evaluator(self, parameters: Parameters, keys: EvaluationKeys | None) -> CudaEvaluator:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EngineError, InputError
+from privtuner.errors import EngineError, InputError
 
 __all__ = ["Kernel", "kernels", "source", "units"]
 

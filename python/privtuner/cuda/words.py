@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
-from . import gemm
-from .device import Device
-from .ntt import Transforms
+from privtuner import _core
+from privtuner.cuda import gemm
+from privtuner.cuda.device import Device
+from privtuner.cuda.ntt import Transforms
 
 __all__ = ["Words"]
 
@@ -78,7 +78,7 @@ class Words:
     # Sums
 
     def add(self, out: Array, x: Array, y: Array, minus: bool) -> None:
-        """X + y, or x - y."""
+        """x + y, or x - y."""
         features, _, limbs, _ = out.shape
         self._launch(
             "residues_add",
@@ -168,7 +168,7 @@ class Words:
     # Products
 
     def plain(self, out: Array, x: Array, coefficients: npt.NDArray[np.int64]) -> None:
-        """X times ring elements with these coefficients (features, N), divided by the last prime."""
+        """x times ring elements with these coefficients (features, N), divided by the last prime."""
         features, _, kept, n = out.shape
         limbs = kept + 1
         division = self._division("last", limbs)
@@ -182,7 +182,7 @@ class Words:
             self._divide(out[begin:end], out[begin:end], divided, rest, division)
 
     def monomial(self, out: Array, x: Array, power: int) -> None:
-        """X times X^power."""
+        """x times X^power."""
         limbs = out.shape[2]
         rows = self._device.empty((limbs, self.n), np.uint64)
         rows[...] = 0
@@ -278,7 +278,7 @@ class Words:
     # Automorphisms
 
     def galois(self, outs: Sequence[Array], x: Array, elements: Sequence[int], keys: Mapping[int, Array]) -> None:
-        """X under the automorphisms X -> X^element; x is taken apart once for all of them.
+        """x under the automorphisms X -> X^element; x is taken apart once for all of them.
 
         Args:
             outs: one an element.

@@ -240,7 +240,7 @@ class HeldLora(Stays, Block):
             return self._adapters[device]
 
     def forward(self, engine: Evaluator, adapter: LoraAdapter, x: EncryptedTensor) -> EncryptedTensor:
-        """Y = (W + s B A) x, (tokens, d_out), at the level of x."""
+        """y = (W + s B A) x, (tokens, d_out), at the level of x."""
         effective, unit = self.weight + self.factor * adapter.b @ adapter.a, self.public.unit(adapter)
         return engine.linear(x, Matrix.of_integers(np.rint(effective / unit).astype(np.int16), unit))
 
@@ -380,7 +380,7 @@ class HeldClient:
             rows, width = [], -(-features // public.parameters.ring_dimension)
             for _ in range(public.r):
                 sums = engine.select(packed, slice(at, at + width))
-                rows.append(secret.reveal(sums, sums=features))
+                rows.append(secret.decrypt_flooded(sums, sums=features))
                 at += width
             matrices.append(largest * np.array(rows))
         return matrices[0], matrices[1].T

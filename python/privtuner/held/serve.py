@@ -21,5 +21,5 @@ def held_server(layer: HeldLora, **options: Any) -> Server:
         layer: what it serves.
         **options: ``host``, ``port`` and others of the server.
     """
-    nothing = OwnerBundle(config={}, architecture="HeldLora", dtype="float32", groups={}, publics={}, tensors={})
+    nothing = OwnerBundle(config={}, architecture="HeldLora", dtype="float32", groups={}, specs={}, tensors={})
     return Server(Split({HELD_LAYER: layer}, nothing), name="held adapters", **options)

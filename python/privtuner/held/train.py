@@ -16,7 +16,7 @@ Array = npt.NDArray[np.float64]
 
 
 class Device(Protocol):
-    """What training needs of an adapter: :class:`privtuner.held.layer.HeldClient`, or its clear twin."""
+    """What training needs of an adapter: `privtuner.held.layer.HeldClient`, or its clear twin."""
 
     def forward(self, x: npt.ArrayLike) -> Array:
         """Outputs (rows, d_out) of inputs (rows, d_in)."""

@@ -43,8 +43,8 @@ _NOT_DESCRIBING = frozenset({"auto_map", "custom_pipelines", "quantization_confi
 
 _FORMAT = 2
 _CONFIG, _MANIFEST = "config.json", "privtuner.json"
-_TENSORS, _PUBLICS = "owner.safetensors", "publics.safetensors"
-_OWN_FILES = (_CONFIG, _MANIFEST, _TENSORS, _PUBLICS)
+_TENSORS, _LAYERS = "owner.safetensors", "layers.safetensors"
+_OWN_FILES = (_CONFIG, _MANIFEST, _TENSORS, _LAYERS)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class GroupSpec:
     """One prepared layer of the server and the modules it stands for.
 
     Attributes:
-        kind: "linear" for :class:`torch.nn.Linear`, "conv1d" for the ``Conv1D`` of ``transformers``.
+        kind: "linear" for `torch.nn.Linear`, "conv1d" for the ``Conv1D`` of ``transformers``.
         members: module name -> output features, in the order of the stacked rows.
     """
 
@@ -84,7 +84,7 @@ class OwnerBundle:
     architecture: str
     dtype: str
     groups: Mapping[str, GroupSpec]
-    publics: Mapping[str, linear.Public]
+    specs: Mapping[str, linear.LayerSpec]
     tensors: Mapping[str, torch.Tensor]
     kept: frozenset[str] = frozenset()
     omitted: frozenset[str] = frozenset()
@@ -92,15 +92,15 @@ class OwnerBundle:
     sealed: Mapping[str, SealedSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if set(self.groups) != set(self.publics):
+        if set(self.groups) != set(self.specs):
             raise MessageError(
-                f"bundle: groups and publics differ in {sorted(set(self.groups) ^ set(self.publics))}; fetch it again"
+                f"bundle: groups and layers differ in {sorted(set(self.groups) ^ set(self.specs))}; fetch it again"
             )
         for name, spec in self.groups.items():
-            if sum(spec.members.values()) != self.publics[name].d_out:
+            if sum(spec.members.values()) != self.specs[name].d_out:
                 raise MessageError(
                     f"bundle: the members of '{name}' have {sum(spec.members.values())} output features and its "
-                    f"public part {self.publics[name].d_out}; fetch the bundle again"
+                    f"public part {self.specs[name].d_out}; fetch the bundle again"
                 )
         both = sorted(set(self.sealed) & set(self.groups))
         if both:
@@ -156,20 +156,20 @@ class OwnerBundle:
             "kept": sorted(self.kept),
             "omitted": sorted(self.omitted),
         }
-        encoded = {name: public.to_bytes() for name, public in self.publics.items()}
+        encoded = {name: spec.to_bytes() for name, spec in self.specs.items()}
         encoded |= {name: spec.public.to_bytes() for name, spec in self.sealed.items()}
-        publics = {name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in encoded.items()}
+        specs = {name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in encoded.items()}
         return {
             _CONFIG: self._config_bytes(),
             _MANIFEST: json.dumps(manifest, indent=1).encode(),
             _TENSORS: save({name: tensor.contiguous() for name, tensor in self.tensors.items()}),
-            _PUBLICS: save(publics),
+            _LAYERS: save(specs),
             **self.files,
         }
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> OwnerBundle:
-        """Return the bundle that :meth:`to_files` wrote.
+        """Return the bundle that `to_files` wrote.
 
         Args:
             files: file name -> contents. Nothing in them is executed, and names are not used as paths.
@@ -207,21 +207,21 @@ class OwnerBundle:
         if not isinstance(config, dict):
             raise MessageError(f"bundle: {_CONFIG} holds a {type(config).__name__} instead of an object")
         config = describing_entries(config)
-        publics = {name: tensor.numpy().tobytes() for name, tensor in load(bytes(files[_PUBLICS])).items()}
+        specs = {name: tensor.numpy().tobytes() for name, tensor in load(bytes(files[_LAYERS])).items()}
         sealed = {}
         sets: dict[bytes, Parameters] = {}
         for name, spec in manifest["sealed"].items():
             if spec["kind"] not in ("linear", "conv1d"):
                 raise MessageError(f"bundle: sealed block '{name}' is of unknown kind {spec['kind']!r}")
             first, activation, second = map(str, spec["modules"])
-            public = SealedPublic.from_bytes(publics.pop(name), sets)
+            public = SealedPublic.from_bytes(specs.pop(name), sets)
             sealed[name] = SealedSpec(spec["kind"], first, activation, second, public)
         return cls(
             config=config,
             architecture=str(manifest["architecture"]),
             dtype=str(manifest["dtype"]),
             groups=groups,
-            publics={name: linear.Public.from_bytes(public) for name, public in publics.items()},
+            specs={name: linear.LayerSpec.from_bytes(spec) for name, spec in specs.items()},
             sealed=sealed,
             tensors=load(bytes(files[_TENSORS])),
             kept=frozenset(map(str, manifest["kept"])),

@@ -66,7 +66,7 @@ class EncryptedGroup(LiveResource):
 
     Args:
         name: wire name of the prepared layer.
-        public: its public part, of shape (sum of ``out_features``, in_features).
+        spec: its public part, of shape (sum of ``out_features``, in_features).
         out_features: output features of each member, in the order of the stacked rows.
         session: transport and counters.
 
@@ -74,25 +74,25 @@ class EncryptedGroup(LiveResource):
         privtuner.errors.InputError: ``out_features`` is empty, not positive, or does not add up to ``public.d_out``.
     """
 
-    def __init__(self, name: str, public: linear.Public, out_features: Sequence[int], session: Session) -> None:
+    def __init__(self, name: str, spec: linear.LayerSpec, out_features: Sequence[int], session: Session) -> None:
         self.name = name
-        self.public = public
+        self.spec = spec
         self.out_features = tuple(out_features)
         self.session = session
         self._shared: _Shared | None = None
-        if not self.out_features or min(self.out_features) < 1 or sum(self.out_features) != public.d_out:
+        if not self.out_features or min(self.out_features) < 1 or sum(self.out_features) != spec.d_out:
             raise InputError(
                 f"group '{name}': members of {list(self.out_features)} output features do not stack to the "
-                f"{public.d_out} rows of the prepared layer"
+                f"{spec.d_out} rows of the prepared layer"
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EncryptedGroup:
-        return EncryptedGroup(self.name, self.public, self.out_features, self.session)
+        return EncryptedGroup(self.name, self.spec, self.out_features, self.session)
 
     @property
     def in_features(self) -> int:
         """Features of the shared input."""
-        return int(self.public.d_in)
+        return int(self.spec.d_in)
 
     def take(self, member: int, x: torch.Tensor) -> torch.Tensor:
         """Return ``x @ W_member.T``, sharing one request between the members.
@@ -106,7 +106,7 @@ class EncryptedGroup(LiveResource):
 
         Raises:
             privtuner.errors.InputError: wrong dtype or shape, a NaN or infinity in ``x``, or a number of tokens that
-                does not follow from the shapes of the model's inputs; see :class:`privtuner.nn.passes.PassTracker`.
+                does not follow from the shapes of the model's inputs; see `privtuner.nn.passes.PassTracker`.
         """
         self._check(x)
         rows = self.session.passes.admit(self.name, x.shape[:-1])
@@ -153,7 +153,7 @@ class EncryptedGroup(LiveResource):
         """
         tokens = int(torch.Size(leading).numel()) if rows is None else rows.visible.numel()
         where = device if self.session.on_device else "cpu"
-        stacked = torch.zeros(tokens, int(self.public.d_out), dtype=torch.float32, device=where)
+        stacked = torch.zeros(tokens, int(self.spec.d_out), dtype=torch.float32, device=where)
         start = 0
         for features, grad in zip(self.out_features, grads, strict=True):
             if grad is not None:
@@ -170,11 +170,11 @@ class EncryptedGroup(LiveResource):
     def _run(self, flat: torch.Tensor, direction: linear.Direction) -> torch.Tensor:
         """Return the product of ``flat`` (tokens, features) as float32, where it is computed; no tokens, no request."""
         if flat.shape[0] == 0:
-            features = self.public.d_out if direction == "forward" else self.public.d_in
+            features = self.spec.d_out if direction == "forward" else self.spec.d_in
             return torch.zeros(0, int(features))
         x = flat.to(torch.float32).contiguous()
         batch = x if self.session.on_device else x.cpu().numpy()
-        return torch.utils.dlpack.from_dlpack(self.session.product(self.name, self.public, batch, direction))
+        return torch.utils.dlpack.from_dlpack(self.session.product(self.name, self.spec, batch, direction))
 
     def _check(self, x: torch.Tensor) -> None:
         if x.dtype not in DTYPES:

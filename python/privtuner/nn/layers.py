@@ -20,8 +20,8 @@ class EncryptedLayer(torch.nn.Module):
     """What encrypted layers of every kind have in common.
 
     There is no weight parameter: ``parameters()`` and ``state_dict()`` hold the bias alone, which is frozen.
-    ``weight`` answers for device, dtype and shape, and raises :class:`privtuner.errors.WeightWithheldError` when its
-    values are used. Copies made with :func:`copy.deepcopy` use the same server; pickling is refused.
+    ``weight`` answers for device, dtype and shape, and raises `privtuner.errors.WeightWithheldError` when its
+    values are used. Copies made with `copy.deepcopy` use the same server; pickling is refused.
 
     Args:
         group: the prepared layer this one shares.
@@ -116,7 +116,7 @@ class EncryptedLayer(torch.nn.Module):
 
 
 class EncryptedLinear(EncryptedLayer, torch.nn.Linear):  # type: ignore[override]
-    """A frozen :class:`torch.nn.Linear` without its weight; see :class:`EncryptedLayer`.
+    """A frozen `torch.nn.Linear` without its weight; see `EncryptedLayer`.
 
     PEFT's LoRA takes it as a base layer. For one layer on its own::
 
@@ -129,7 +129,7 @@ class EncryptedLinear(EncryptedLayer, torch.nn.Linear):  # type: ignore[override
     def single(
         cls,
         name: str,
-        public: linear.Public,
+        spec: linear.LayerSpec,
         session: Session,
         *,
         bias: torch.Tensor | None = None,
@@ -139,7 +139,7 @@ class EncryptedLinear(EncryptedLayer, torch.nn.Linear):  # type: ignore[override
 
         Args:
             name: wire name of the prepared layer.
-            public: its public part, of shape (out_features, in_features).
+            spec: its public part, of shape (out_features, in_features).
             session: what encrypts, and the way to the server.
             bias: (out_features,) or None.
             dtype: dtype that ``weight`` reports.
@@ -147,7 +147,7 @@ class EncryptedLinear(EncryptedLayer, torch.nn.Linear):  # type: ignore[override
         Raises:
             privtuner.errors.InputError: ``bias`` has the wrong shape.
         """
-        return cls(EncryptedGroup(name, public, [public.d_out], session), bias=bias, dtype=dtype)
+        return cls(EncryptedGroup(name, spec, [spec.d_out], session), bias=bias, dtype=dtype)
 
 
 def traffic_of(model: torch.nn.Module) -> TrafficMeter:

@@ -44,7 +44,7 @@ def build(
     PyTorch's generator, as ``from_pretrained`` does, and trainable. The model is in eval mode and on the
     processor, as from ``transformers``; move it with ``.to``. It works with
     ``transformers.Trainer`` and PEFT as it is. Its ``save_pretrained`` writes the owner's tensors alone, see
-    :func:`privtuner.nn.saving.adapt_methods`; with PEFT around it, the adapter.
+    `privtuner.nn.saving.adapt_methods`; with PEFT around it, the adapter.
 
     Args:
         bundle: the owner's part of the model.
@@ -187,7 +187,7 @@ def _place_encrypted_layers(model: PreTrainedModel, bundle: OwnerBundle, session
         if len(present) < len(spec.members):
             missing = sorted(set(spec.members) - set(present))
             raise InputError(f"the model built here lacks {missing} of group '{wire}'; use the server's transformers")
-        group = EncryptedGroup(wire, bundle.publics[wire], list(spec.members.values()), session)
+        group = EncryptedGroup(wire, bundle.specs[wire], list(spec.members.values()), session)
         for member, name in enumerate(spec.members):
             path, module = modules[name]
             parent, _, leaf = path.rpartition(".")
@@ -209,7 +209,7 @@ def _place_sealed_blocks(model: PreTrainedModel, bundle: OwnerBundle, session: S
         if features != (spec.public.d_in, spec.public.d_out):
             raise InputError(
                 f"block '{wire}' has {features} features (in, out) by the configuration and "
-                f"{(spec.public.d_in, spec.public.d_out)} at the server; do not change entries that set sizes"
+                f"{(spec.spec.d_in, spec.spec.d_out)} at the server; do not change entries that set sizes"
             )
         block = SealedMLP(wire, spec.public, session)
         for name, new in ((spec.first, block), (spec.activation, None), (spec.second, None)):

@@ -55,7 +55,7 @@ def visible_only() -> Iterator[None]:
 
     Applies to the calling thread. Changes nothing for models in the clear, with ``skip_padding=False``, or for model
     types that are not known to honour a mask. A gradient that reaches a hidden position raises
-    :class:`privtuner.errors.InputError` in the backward pass.
+    `privtuner.errors.InputError` in the backward pass.
     """
     before = getattr(_said, "visible_only", False)
     _said.visible_only = True

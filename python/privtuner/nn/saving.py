@@ -56,7 +56,7 @@ def _save_pretrained(
     push_to_hub: bool = False,
     **options: Any,
 ) -> None:
-    """Write the data owner's tensors, or the adapter that ``add_adapter`` made; see :func:`adapt_methods`.
+    """Write the data owner's tensors, or the adapter that ``add_adapter`` made; see `adapt_methods`.
 
     Args:
         self: the model.

@@ -1,8 +1,8 @@
 """Whole feed-forward blocks that the server evaluates on ciphertexts: the sealed mode in PyTorch.
 
 ``split(model, seal="mlp")`` keeps weights and biases of every block at the server; in the model that the bundle builds,
-:class:`SealedMLP` stands in the place of the first linear layer and nothing in those of activation and second layer.
-The activation is a polynomial there; :func:`polynomial_activations` puts the same one into a clear model, to find out
+`SealedMLP` stands in the place of the first linear layer and nothing in those of activation and second layer.
+The activation is a polynomial there; `polynomial_activations` puts the same one into a clear model, to find out
 what that costs before any encryption.
 """
 
@@ -61,7 +61,7 @@ class SealedSpec:
     """One sealed block of the server and the modules it stands for.
 
     Attributes:
-        kind: of both linear layers, as in :class:`privtuner.nn.GroupSpec`.
+        kind: of both linear layers, as in `privtuner.nn.GroupSpec`.
         first, activation, second: their module names.
         public: what the data owner must know of the block.
     """
@@ -155,7 +155,7 @@ class SealedMLP(torch.nn.Module):
 
     Has no parameters, and in ``state_dict()`` a ``weight`` of one zero alone, as encrypted layers have. Gradients flow
     through the server, which evaluates the derivative of its polynomial; the input is encrypted anew for that. Copies
-    made with :func:`copy.deepcopy` use the same server; pickling is refused.
+    made with `copy.deepcopy` use the same server; pickling is refused.
 
     Args:
         name: wire name of the block.

@@ -63,7 +63,7 @@ class Session(LiveResource):
         device: where linear layers are encrypted and decrypted: "cpu", or with the scheme linear "cuda", "cuda:1".
             Tensors on that GPU are then read and made there, without a copy through the processor's memory.
         mask_cache_bytes: memory for the products of the public masks with the weights, which are then asked for once a
-            layer and direction instead of in every request; see :class:`privtuner.linear.MaskCache`. A layer takes
+            layer and direction instead of in every request; see `privtuner.linear.MaskCache`. A layer takes
             8 KB an output feature forward and 8 KB an input feature backward with ``linear-w8``, twice that with
             ``linear-w16``. None sets no limit, 0 keeps none. OpenFHE's ciphertexts have no masks to keep.
         allow_insecure: accept sealed blocks under INSECURE parameters, for tests.
@@ -101,12 +101,12 @@ class Session(LiveResource):
         """Whether `product` takes and returns arrays of a GPU, see `privtuner.parties.LinearClient`."""
         return self._client.on_device
 
-    def product(self, layer: str, public: linear.Public, x: Any, direction: linear.Direction) -> Any:
+    def product(self, layer: str, spec: linear.LayerSpec, x: Any, direction: linear.Direction) -> Any:
         """Return ``x @ W.T`` (forward) or ``x @ W`` (backward), computed by the server on encrypted rows.
 
         Args:
             layer: wire name.
-            public: the layer's public part.
+            spec: the layer's public part.
             x: float32 (tokens, d_in) forward, (tokens, d_out) backward; at least one token. A NumPy array, or if
                 ``on_device`` anything with ``__dlpack__``, such as a CUDA tensor.
             direction: "forward" or "backward".
@@ -120,7 +120,7 @@ class Session(LiveResource):
         """
         start = time.perf_counter()
         try:
-            request, secret = self._client.encrypt(x, public, direction)
+            request, secret = self._client.encrypt(x, spec, direction)
         except InputError as error:
             if direction == "forward" and not bool(torch.as_tensor(x).isfinite().all()):
                 raise InputError(f"layer '{layer}': {_DIVERGED}") from None

@@ -69,7 +69,7 @@ def split(
 ) -> Split:
     """Split ``model``: every frozen linear layer to the server, the rest to the data owner.
 
-    Linear layers are :class:`torch.nn.Linear` and the ``Conv1D`` of ``transformers``. One whose weight is tied to an
+    Linear layers are `torch.nn.Linear` and the ``Conv1D`` of ``transformers``. One whose weight is tied to an
     embedding stays with the data owner, who has the embedding anyway. Whatever else holds a matrix and is no embedding
     is refused rather than given away.
 
@@ -143,14 +143,14 @@ def split(
 
     server: dict[str, Layer] = {}
     groups: dict[str, GroupSpec] = {}
-    publics: dict[str, linear.Public] = {}
+    specs: dict[str, linear.LayerSpec] = {}
     for names in group_siblings(layers):
         for members in _stackable(names, layers):
             modules = [layers[name] for name in members]
             wire = wire_name(tuple(canonical(name) for name in members))
             begin(wire, modules)
             server[wire] = prepared = _prepare(wire, modules, preset)
-            publics[wire] = prepared.public
+            specs[wire] = prepared.spec
             groups[wire] = GroupSpec(
                 kind_of(modules[0]) or "linear",
                 {canonical(name): matrix_of(module).shape[0] for name, module in zip(members, modules, strict=True)},
@@ -158,12 +158,12 @@ def split(
 
     begin("", ())
 
-    specs: dict[str, SealedSpec] = {}
+    sealed_specs: dict[str, SealedSpec] = {}
     for names, (block, kind) in blocks.items():
         first, activation, second = map(canonical, names)
         wire = wire_name((first, second))
         server[wire] = block
-        specs[wire] = SealedSpec(kind, first, activation, second, block.public)
+        sealed_specs[wire] = SealedSpec(kind, first, activation, second, block.public)
 
     tensors: dict[str, torch.Tensor] = {}
     kept_tensors = set()
@@ -176,8 +176,8 @@ def split(
         architecture=type(model).__name__,
         dtype=str(model.dtype).removeprefix("torch."),
         groups=groups,
-        publics=publics,
-        sealed=specs,
+        specs=specs,
+        sealed=sealed_specs,
         tensors=tensors,
         kept=frozenset(kept_tensors),
         omitted=frozenset(canonical(name) for name in omit),
@@ -200,18 +200,18 @@ def split_pretrained(
 
     Args:
         directory: model directory as ``save_pretrained`` writes it. Nothing is downloaded, no code in it is run.
-        preset: see :func:`split`.
-        keep: see :func:`split`.
+        preset: see `split`.
+        keep: see `split`.
         task: which head to load, as in `privtuner.nn.build`. None loads the architecture the configuration
             names, or the base model when that is a pretraining head.
         dtype: dtype to load and train in.
-        seal: see :func:`split`.
+        seal: see `split`.
         **options: ``activation_domain``, ``activation_degree``, ``input_bound``, ``seal_parameters``,
-            ``allow_data_dependent_requests``, ``progress`` of :func:`split`.
+            ``allow_data_dependent_requests``, ``progress`` of `split`.
 
     Raises:
         privtuner.errors.InputError: ``directory`` holds no whole model: a file is missing or damaged, or a tensor that
-            is not of a head to be made anew is missing, left over or of another shape; or see :func:`split`.
+            is not of a head to be made anew is missing, left over or of another shape; or see `split`.
     """
     import transformers
 
@@ -279,7 +279,7 @@ def _stackable(names: tuple[str, ...], layers: Mapping[str, torch.nn.Module]) ->
     return [names] if len(shapes) == 1 else [(name,) for name in names]
 
 
-def _prepare(wire: str, modules: list[torch.nn.Module], preset: str) -> linear.Prepared:
+def _prepare(wire: str, modules: list[torch.nn.Module], preset: str) -> linear.QuantisedWeight:
     stacked = torch.cat([matrix_of(module).detach().to("cpu", torch.float32) for module in modules])
     try:
         return linear.prepare(stacked.numpy(), preset=preset)

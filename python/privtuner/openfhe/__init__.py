@@ -1,6 +1,6 @@
 """CKKS of OpenFHE: its keys, ciphertexts and parameters, and privtuner's products and training on them.
 
-The same names and the same steps as :mod:`privtuner.ckks`::
+The same names and the same steps as `privtuner.ckks`::
 
     context = openfhe.Context(ckks.Parameters.secure(depth=3))  # or Context.from_settings(...), Context.load(path)
     secret = openfhe.SecretKey(context)                        # data owner
@@ -15,13 +15,13 @@ The same names and the same steps as :mod:`privtuner.ckks`::
 Needs a privtuner that was built where OpenFHE 1.2 or newer is installed; importing this package does not.
 """
 
-from .client import OpenFheClient
-from .context import Context
-from .evaluator import Evaluator
-from .keys import EvaluationKeys, PublicKey, SecretKey
-from .library import available, num_threads, set_num_threads, status
-from .server import OpenFheServer
-from .tensor import EncryptedTensor
+from privtuner.openfhe.client import OpenFheClient
+from privtuner.openfhe.context import Context
+from privtuner.openfhe.evaluator import Evaluator
+from privtuner.openfhe.keys import EvaluationKeys, PublicKey, SecretKey
+from privtuner.openfhe.library import available, num_threads, set_num_threads, status
+from privtuner.openfhe.server import OpenFheServer
+from privtuner.openfhe.tensor import EncryptedTensor
 
 __all__ = [
     "Context",

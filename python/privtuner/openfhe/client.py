@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CkksError, InputError, MessageError, SecretError
-from ..linear import Direction, Public, as_batch, require_finite
-from ..parties import LinearClient
-from . import messages
-from .context import Context
-from .keys import SecretKey
-from .library import library
-from .messages import BytesLike, Head
+from privtuner.errors import CkksError, InputError, MessageError, SecretError
+from privtuner.linear import Direction, LayerSpec, as_batch, require_finite
+from privtuner.openfhe import messages
+from privtuner.openfhe.context import Context
+from privtuner.openfhe.keys import SecretKey
+from privtuner.openfhe.library import library
+from privtuner.openfhe.messages import BytesLike, Head
+from privtuner.parties import LinearClient
 
 __all__ = ["OpenFheClient", "Pending"]
 
@@ -29,7 +29,7 @@ _LARGEST_ERROR = 64
 class Pending:
     """What decrypts the reply to one request."""
 
-    public: Public
+    spec: LayerSpec
     head: Head
     unit: npt.NDArray[np.float64] = field(repr=False)  # value = slot * unit, (tokens,): it tells of the values
     used: bool = False  # a decryption has begun
@@ -63,13 +63,13 @@ class OpenFheClient(LinearClient):
         self._secret = SecretKey(self.context)
 
     def encrypt(
-        self, x: npt.NDArray[np.float32], public: Public, direction: Direction = "forward"
+        self, x: npt.NDArray[np.float32], spec: LayerSpec, direction: Direction = "forward"
     ) -> tuple[bytes, Pending]:
         """Encrypt a batch for one layer.
 
         Args:
             x: activations (tokens, d_in) forward, or output gradients (tokens, d_out) backward, finite.
-            public: of the layer that will answer.
+            spec: of the layer that will answer.
             direction: ``"forward"`` for ``x @ W.T``, ``"backward"`` for ``x @ W``.
 
         Returns:
@@ -78,11 +78,11 @@ class OpenFheClient(LinearClient):
         Raises:
             InputError: wrong shape or dtype, a value that is not finite in float32, or no tokens.
         """
-        batch = as_batch(x, public, direction).astype(np.float64)
+        batch = as_batch(x, spec, direction).astype(np.float64)
         require_finite("x", batch)
-        norm = public._core.norm_forward
+        norm = spec._core.norm_forward
         if direction == "backward":
-            batch, norm = batch * public.delta, public._core.norm_backward
+            batch, norm = batch * spec.scale, spec._core.norm_backward
         tokens, features = batch.shape
         length = np.linalg.norm(batch, axis=1)
         slots, modulus = self.context.slots, self.context.moduli[0]
@@ -93,7 +93,7 @@ class OpenFheClient(LinearClient):
         head = Head(
             messages.REQUEST,
             direction,
-            public.id,
+            spec.id,
             secrets.token_bytes(16),
             self.context.ring_dimension,
             self.context.moduli,
@@ -105,7 +105,7 @@ class OpenFheClient(LinearClient):
             core = self._secret._core.encrypt(np.ascontiguousarray(scaled[start : start + slots].T), None, 0)
             parts = [core.residues(0, component, 0, self.context.ring_dimension) for component in range(2)]
             residues.append(np.stack(parts, axis=1))
-        return messages.write(head, residues), Pending(public, head, length / reach)
+        return messages.write(head, residues), Pending(spec, head, length / reach)
 
     def decrypt(self, blocks: Iterable[BytesLike], secret: Pending) -> npt.NDArray[np.float32]:
         """Decrypt a reply, block by block as they arrive. Uses up ``secret``, whatever comes of it.
@@ -122,9 +122,9 @@ class OpenFheClient(LinearClient):
         if secret.used:
             raise SecretError("a reply to this request was decrypted already, or refused; encrypt again")
         secret.used = True
-        asked, public = secret.head, secret.public
+        asked, spec = secret.head, secret.spec
         forward = asked.direction == "forward"
-        total = public.d_out if forward else public.d_in
+        total = spec.d_out if forward else spec.d_in
         out = np.empty((asked.tokens, total), np.float32)
         done = 0
         for data in blocks:
@@ -139,7 +139,7 @@ class OpenFheClient(LinearClient):
                 slots = self._slots(words[0], rows.stop - rows.start)
                 values = slots.T * secret.unit[rows, None]
                 if forward:
-                    values *= public.delta[done : done + head.features]
+                    values *= spec.scale[done : done + head.features]
                 out[rows, done : done + head.features] = values
             done += head.features
         if done != total:

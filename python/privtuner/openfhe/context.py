@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..ckks import Parameters
-from ..ckks.arguments import whole
-from ..copies import Immutable
-from ..errors import CkksError, InputError, MessageError
-from .library import Saved, library, read
+from privtuner.ckks import Parameters
+from privtuner.ckks.arguments import whole
+from privtuner.copies import Immutable
+from privtuner.errors import CkksError, InputError, MessageError
+from privtuner.openfhe.library import Saved, library, read
 
 __all__ = ["Context"]
 
@@ -122,7 +122,7 @@ class Context(Immutable, Saved):
         return context
 
     def enable_bootstrapping(self, level_budget: Sequence[int] = (4, 4)) -> None:
-        """Precompute what :meth:`Evaluator.bootstrap` needs.
+        """Precompute what `Evaluator.bootstrap` needs.
 
         Args:
             level_budget: levels for the two linear transforms, OpenFHE's ``EvalBootstrapSetup``.

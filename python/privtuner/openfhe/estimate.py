@@ -150,7 +150,7 @@ class Estimate:
         Raises:
             CkksError: the features that are summed have different factors.
         """
-        given = self.factor * matrix.delta if transpose else self.factor
+        given = self.factor * matrix.scale if transpose else self.factor
         if not is_uniform(given):
             raise CkksError(
                 "the features' factors differ; multiply by 1.0 first (takes a level), or use a Matrix with "
@@ -160,7 +160,7 @@ class Estimate:
         longest = float(integers.sum(axis=1).max())
         spread = float(np.sqrt((integers**2).sum(axis=1)).max()) if self.independent else longest
         values = float(np.abs(matrix.dequantised()).sum(axis=0 if transpose else 1).max())
-        factor = given[0] * (np.ones(matrix.shape[1]) if transpose else matrix.delta)
+        factor = given[0] * (np.ones(matrix.shape[1]) if transpose else matrix.scale)
         return replace(self.summed(longest, spread=spread, bound=values), factor=factor, independent=False)
 
     def polynomial(self, polynomial: Polynomial, errors: Errors) -> Estimate:

@@ -141,7 +141,7 @@ class Evaluator:
             raise CkksError("no tensors to concatenate; give at least one")
         self._check(*tensors)
         level = min(x.level for x in tensors)
-        parts = [self._settle(self.drop_to(x, level)) for x in tensors]
+        parts = [self._settle(self.drop_level(x, level)) for x in tensors]
         core = self._lib.Ciphertexts.concatenate([x._core for x in parts])
         return self._tensor(parts[0], core, joined([x.estimate for x in parts]))
 
@@ -249,7 +249,7 @@ class Evaluator:
             return x
         return self._tensor(x, self._lib.rescale(x._core), x.estimate.rescaled(self._errors))
 
-    def drop_to(self, x: EncryptedTensor, level: int) -> EncryptedTensor:
+    def drop_level(self, x: EncryptedTensor, level: int) -> EncryptedTensor:
         """The same values at a lower level: smaller and faster, no more exact.
 
         Raises:
@@ -372,7 +372,7 @@ class Evaluator:
     def _bring_down(self, *tensors: EncryptedTensor) -> list[EncryptedTensor]:
         """The tensors at the lowest level among them: OpenFHE 1.5.1 does not bring them there under FIXEDAUTO."""
         level = min(x.level for x in tensors)
-        return [self.drop_to(x, level) for x in tensors]
+        return [self.drop_level(x, level) for x in tensors]
 
     def _sum(self, x: EncryptedTensor, y: EncryptedTensor, run: Callable[[Any, Any], Any]) -> EncryptedTensor:
         self._check(x, y)

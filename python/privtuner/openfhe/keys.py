@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from ..ckks.keys import as_values
-from ..copies import Immutable
-from ..errors import CkksError, InputError, SecretError
-from .context import BytesLike, Context, require_message, same_context
-from .estimate import SIGMA, Estimate, slot_noise
-from .library import Saved, library, read, write
-from .tensor import EncryptedTensor
+from privtuner.ckks.keys import as_values
+from privtuner.copies import Immutable
+from privtuner.errors import CkksError, InputError, SecretError
+from privtuner.openfhe.context import BytesLike, Context, require_message, same_context
+from privtuner.openfhe.estimate import SIGMA, Estimate, slot_noise
+from privtuner.openfhe.library import Saved, library, read, write
+from privtuner.openfhe.tensor import EncryptedTensor
 
 __all__ = ["EvaluationKeys", "PublicKey", "SecretKey"]
 
@@ -81,7 +81,7 @@ class EvaluationKeys(Immutable):
     def from_bytes(
         cls, context: Context, multiplication: BytesLike = b"", automorphisms: BytesLike = b""
     ) -> EvaluationKeys:
-        """Read OpenFHE's serialisations; as :meth:`Context.from_bytes`, from a writer you trust.
+        """Read OpenFHE's serialisations; as `Context.from_bytes`, from a writer you trust.
 
         Raises:
             MessageError: these are no such keys, keys of several secrets, or of another context.
@@ -123,7 +123,7 @@ class PublicKey(Immutable, Saved):
         self.tag: str = core.tag
 
     def encrypt(self, values: npt.ArrayLike, *, bound: float = 1.0, level: int | None = None) -> EncryptedTensor:
-        """As :meth:`SecretKey.encrypt`, and noisier."""
+        """As `SecretKey.encrypt`, and noisier."""
         return _encrypted(self, values, bound, level, SIGMA * math.sqrt(1 + self.context.ring_dimension * 4 / 3))
 
     def to_bytes(self) -> bytes:
@@ -132,7 +132,7 @@ class PublicKey(Immutable, Saved):
 
     @classmethod
     def from_bytes(cls, context: Context, data: BytesLike) -> PublicKey:
-        """Read OpenFHE's serialisation; as :meth:`Context.from_bytes`, from a writer you trust.
+        """Read OpenFHE's serialisation; as `Context.from_bytes`, from a writer you trust.
 
         Raises:
             MessageError: this is no public key of this context.
@@ -233,8 +233,8 @@ class SecretKey:
             rotations: steps, any sign.
             relinearisation: for products of ciphertexts.
             conjugation: for complex conjugates.
-            sums: for :meth:`Evaluator.sum_slots`, log2(slots) keys.
-            bootstrapping: for :meth:`Evaluator.bootstrap`; after :meth:`Context.enable_bootstrapping`.
+            sums: for `Evaluator.sum_slots`, log2(slots) keys.
+            bootstrapping: for `Evaluator.bootstrap`; after `Context.enable_bootstrapping`.
 
         Raises:
             InputError: bootstrapping of a context that was not prepared for it.

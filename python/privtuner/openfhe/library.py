@@ -10,11 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import _core
-from ..ckks.arguments import whole
-from ..errors import EngineError, InputError
-from ..packages import CHECKOUT
-from ..paths import writing
+from privtuner import _core
+from privtuner.ckks.arguments import whole
+from privtuner.errors import EngineError, InputError
+from privtuner.packages import CHECKOUT
+from privtuner.paths import writing
 
 __all__ = ["Saved", "Status", "available", "library", "num_threads", "set_num_threads", "status"]
 

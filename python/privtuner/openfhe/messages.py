@@ -42,7 +42,7 @@ class Head:
 
     Attributes:
         kind: REQUEST or BLOCK. direction: "forward" or "backward".
-        layer: of 16 bytes, `privtuner.linear.Public.id`. request: of 16 bytes.
+        layer: of 16 bytes, `privtuner.linear.LayerSpec.id`. request: of 16 bytes.
         ring_dimension: N. moduli: one for each tower.
         tokens, features, first, total: as above.
     """

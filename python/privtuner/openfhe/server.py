@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from .. import _core
-from ..errors import InputError, MessageError
-from ..linear import Prepared, row_step
-from ..parties import BLOCK_BYTES, LinearServer, rows_of
-from . import messages
-from .messages import BytesLike, Head
+from privtuner import _core
+from privtuner.errors import InputError, MessageError
+from privtuner.linear import QuantisedWeight, row_step
+from privtuner.openfhe import messages
+from privtuner.openfhe.messages import BytesLike, Head
+from privtuner.parties import BLOCK_BYTES, LinearServer, rows_of
 
 __all__ = ["OpenFheServer"]
 
@@ -25,18 +25,18 @@ class OpenFheServer(LinearServer):
 
     scheme = "openfhe"
 
-    def answer(self, prepared: Prepared, request: BytesLike, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+    def answer(self, prepared: QuantisedWeight, request: BytesLike, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
         """Return the blocks of the reply to ``request``; see `privtuner.parties.LinearServer`.
 
         The request is checked before this function returns.
         """
         head, residues = messages.read(request, messages.REQUEST)
         step = row_step(rows_of(block_bytes, residues.nbytes // head.features))
-        public = prepared.public
-        if head.layer != public.id:
+        spec = prepared.spec
+        if head.layer != spec.id:
             raise MessageError("the request is meant for another layer, or for other weights; fetch the bundle again")
         backward = head.direction == "backward"
-        features, rows = (public.d_out, public.d_in) if backward else (public.d_in, public.d_out)
+        features, rows = (spec.d_out, spec.d_in) if backward else (spec.d_in, spec.d_out)
         if head.features != features:
             raise MessageError(
                 f"request: {head.features} features, the layer takes {features} in {head.direction} requests"

@@ -9,14 +9,14 @@ from typing import Any, TypeAlias
 from privtuner import wire
 from privtuner.cpu import CpuServer
 from privtuner.errors import InputError, MessageError
-from privtuner.linear import BytesLike, Prepared
+from privtuner.linear import BytesLike, QuantisedWeight
 from privtuner.parties import BLOCK_BYTES, LinearServer
 from privtuner.schemes.registry import SCHEMES
 from privtuner.sealed.exchange import Block
 
 __all__ = ["Host", "Layer", "LocalTransport"]
 
-Layer: TypeAlias = Prepared | Block
+Layer: TypeAlias = QuantisedWeight | Block
 """What is served under one name: a linear layer, or a block that is evaluated whole on ciphertexts."""
 
 
@@ -30,8 +30,8 @@ class Host:
 
     def __init__(self, layers: Mapping[str, Layer], server: LinearServer | None = None) -> None:
         self.server: LinearServer = CpuServer() if server is None else server
-        self._linear = {name: layer for name, layer in layers.items() if isinstance(layer, Prepared)}
-        self._blocks = {name: layer for name, layer in layers.items() if not isinstance(layer, Prepared)}
+        self._linear = {name: layer for name, layer in layers.items() if isinstance(layer, QuantisedWeight)}
+        self._blocks = {name: layer for name, layer in layers.items() if not isinstance(layer, QuantisedWeight)}
 
     @property
     def layers(self) -> Mapping[str, Layer]:

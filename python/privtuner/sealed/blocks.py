@@ -269,7 +269,7 @@ class SealedMLP(Block):
         yield from write_reply(result, direction, self.id, request_id)
 
     def forward(self, engine: Evaluator, x: EncryptedTensor) -> EncryptedTensor:
-        """Y (tokens, d_out) at level 1, from inputs of `SealedPublic.encrypt_input`."""
+        """y (tokens, d_out) at level 1, from inputs of `SealedPublic.encrypt_input`."""
         total: EncryptedTensor | None = None
         for chunk in self._chunks:
             y = engine.linear(engine.polynomial(self._hidden(engine, x, chunk), self.activation), chunk.w2)

@@ -36,9 +36,9 @@ _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode
 
 
 class RemoteTransport(Stays):
-    """Carries requests to a :class:`privtuner.service.Server` in another process.
+    """Carries requests to a `privtuner.service.Server` in another process.
 
-    A :class:`privtuner.nn.Transport`. Nothing is sent before the first call. Safe to use from several threads. A
+    A `privtuner.nn.Transport`. Nothing is sent before the first call. Safe to use from several threads. A
     context manager: leaving it closes the connection.
 
     Args:
@@ -107,7 +107,7 @@ class RemoteTransport(Stays):
     def apply(self, layer: str, request: BytesLike) -> Iterator[bytes]:
         """Yield the blocks of the reply to ``request`` as the server computes them.
 
-        See :class:`privtuner.nn.Transport`. The call is cancelled when the iterator is closed early.
+        See `privtuner.nn.Transport`. The call is cancelled when the iterator is closed early.
 
         Raises:
             privtuner.errors.ServiceError: the server cannot be reached, went away, refused the request or failed.

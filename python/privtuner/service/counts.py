@@ -74,12 +74,12 @@ class ServerCounts:
         }
 
     def to_json(self) -> bytes:
-        """Return :meth:`to_dict` as JSON."""
+        """Return `to_dict` as JSON."""
         return json.dumps(self.to_dict()).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> ServerCounts:
-        """Return the counts that :meth:`to_json` wrote.
+        """Return the counts that `to_json` wrote.
 
         Raises:
             privtuner.errors.MessageError: ``data`` is something else.
@@ -98,7 +98,7 @@ class ServerCounts:
 
 
 class Counter:
-    """Adds up :class:`ServerCounts`. Safe to use from several threads."""
+    """Adds up `ServerCounts`. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

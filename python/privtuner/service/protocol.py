@@ -106,7 +106,7 @@ def split_files(files: Mapping[str, bytes]) -> Iterator[bytes]:
 
 
 def join_files(messages: Iterable[bytes]) -> dict[str, bytes]:
-    """Return the files that :func:`split_files` cut.
+    """Return the files that `split_files` cut.
 
     Raises:
         privtuner.errors.MessageError: a message is too short for the name it announces, or the name is not UTF-8.

@@ -93,7 +93,7 @@ class Server(Stays):
         """Bytes of layers on each GPU, by its name."""
         self._max_request_bytes = max_request_bytes
         self._counter = Counter()
-        presets = sorted({public.preset for public in split.bundle.publics.values()})
+        presets = sorted({spec.preset for spec in split.bundle.specs.values()})
         self.hello: dict[str, Any] = {
             "protocol": PROTOCOL,
             "version": __version__,

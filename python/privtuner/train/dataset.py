@@ -1,4 +1,4 @@
-"""Labelled texts: read from a CSV file (:mod:`privtuner.train.table`), as batches of token numbers."""
+"""Labelled texts: read from a CSV file (`privtuner.train.table`), as batches of token numbers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Low-rank adapters on encrypted layers, by PEFT. The only file that imports it.
 
-:func:`peft.get_peft_model` works on a model built from a bundle as it is; :func:`add_lora` spares choosing the head and
+`peft.get_peft_model` works on a model built from a bundle as it is; `add_lora` spares choosing the head and
 says up front what cannot work without the weights.
 """
 
@@ -51,10 +51,10 @@ def add_lora(
         targets: ends of module names, e.g. ("query", "value"), a regular expression, or "all-linear"; PEFT's choice for
             the model type when None.
         modules_to_save: modules trained in full; the model's trainable heads when None.
-        **options: further fields of :class:`peft.LoraConfig`.
+        **options: further fields of `peft.LoraConfig`.
 
     Returns:
-        The :class:`peft.PeftModel`; its ``save_pretrained`` writes an adapter for the clear model.
+        The `peft.PeftModel`; its ``save_pretrained`` writes an adapter for the clear model.
 
     Raises:
         privtuner.errors.InputError: a rank, dropout or target that cannot be used, or a module to save whose weight
@@ -134,7 +134,7 @@ def check_lora_config(model: torch.nn.Module, config: LoraConfig) -> None:
 
     Args:
         model: a model with encrypted layers.
-        config: what is to be passed to :func:`peft.get_peft_model`.
+        config: what is to be passed to `peft.get_peft_model`.
 
     Raises:
         privtuner.errors.InputError: a target matches no module, or one that takes no adapter or is trained in full; a

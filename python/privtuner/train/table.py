@@ -1,6 +1,6 @@
 """Labelled texts from CSV files: what a file says is read, what it leaves open is refused, by line.
 
-The reader is Python's own :mod:`csv` in strict mode. What it lets pass is checked here: rows of another width than the
+The reader is Python's own `csv` in strict mode. What it lets pass is checked here: rows of another width than the
 header, columns of one name, marks and encodings of the text. Readers that infer more (types, missing values, index
 columns) would turn a text such as "NA" or a comma without quotes into something else without a word.
 """

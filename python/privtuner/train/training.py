@@ -234,15 +234,15 @@ def train_classifier(
     and leaves none half done. What was measured is lost with the exception unless ``after_step`` kept it.
 
     Args:
-        model: from :func:`prepare_model`.
+        model: from `prepare_model`.
         train: texts to learn from.
         test: texts to evaluate on; None leaves evaluation out.
         config: how to train.
         progress: show a bar on standard error.
-        after_step: called after each step with the run so far, e.g. :class:`privtuner.train.report.AdapterKeeper`.
+        after_step: called after each step with the run so far, e.g. `privtuner.train.report.AdapterKeeper`.
 
     Raises:
-        privtuner.errors.PrivtunerError: the run diverged, see :func:`iterate_steps`, or the server failed.
+        privtuner.errors.PrivtunerError: the run diverged, see `iterate_steps`, or the server failed.
     """
     before = evaluate(model, test, progress=progress, title="before") if test is not None else None
     result = TrainResult(_mode(model), config, [], before)
@@ -257,7 +257,7 @@ def train_classifier(
 
 
 def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, progress: bool = True) -> Iterator[Step]:
-    """Train ``model`` in place, one step for each entry asked for; see :func:`train_classifier`.
+    """Train ``model`` in place, one step for each entry asked for; see `train_classifier`.
 
     Raises:
         privtuner.errors.InputError: activations, loss or gradient are not finite before anything was trained.

@@ -14,11 +14,11 @@ after "PrivTuner with Homomorphic Encryption and LoRA: A P3EFT Scheme" (Li, Yu, 
 this restates in the notation usual for it. Needs NumPy and SciPy.
 """
 
-from .allocation import Allocation, UncertifiedWarning, allocate
-from .cells import Cell
-from .files import default_tiers, load_system, load_tiers, save_tiers
-from .methods import METHODS
-from .model import SECURITY_FLOOR, Channel, Device, Server, System, Tier
+from privtuner.wireless.allocation import Allocation, UncertifiedWarning, allocate
+from privtuner.wireless.cells import Cell
+from privtuner.wireless.files import default_tiers, load_system, load_tiers, save_tiers
+from privtuner.wireless.methods import METHODS
+from privtuner.wireless.model import SECURITY_FLOOR, Channel, Device, Server, System, Tier
 
 __all__ = [
     "METHODS",

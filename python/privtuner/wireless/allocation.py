@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
-from .arrays import BoolArray, FloatArray, IntArray
-from .methods import METHODS, Found, Options
-from .model import System, check_integer
-from .problem import Problem
+from privtuner.errors import InputError
+from privtuner.wireless.arrays import BoolArray, FloatArray, IntArray
+from privtuner.wireless.methods import METHODS, Found, Options
+from privtuner.wireless.model import System, check_integer
+from privtuner.wireless.problem import Problem
 
 __all__ = ["Allocation", "UncertifiedWarning", "allocate"]
 

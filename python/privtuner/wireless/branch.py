@@ -20,9 +20,9 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from .arrays import BoolArray, FloatArray, IntArray
-from .counts import Limit, Limits, tighten
-from .dual import BALANCE, TIGHT_BALANCE, Bound, Market, maximise
+from privtuner.wireless.arrays import BoolArray, FloatArray, IntArray
+from privtuner.wireless.counts import Limit, Limits, tighten
+from privtuner.wireless.dual import BALANCE, TIGHT_BALANCE, Bound, Market, maximise
 
 __all__ = ["Game", "Outcome", "branch_and_bound"]
 

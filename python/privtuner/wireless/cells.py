@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import InputError
-from .files import default_tiers
-from .model import Channel, Device, Server, System, Tier, check_integer, is_number
+from privtuner.errors import InputError
+from privtuner.wireless.files import default_tiers
+from privtuner.wireless.model import Channel, Device, Server, System, Tier, check_integer, is_number
 
 __all__ = ["Cell", "rings"]
 

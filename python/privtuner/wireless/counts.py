@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arrays import FloatArray, IntArray
+from privtuner.wireless.arrays import FloatArray, IntArray
 
 __all__ = ["Limit", "Limits", "tighten"]
 

@@ -19,9 +19,9 @@ from typing import Protocol
 
 import numpy as np
 
-from .arrays import BoolArray, FloatArray
-from .counts import Limits
-from .priced import Response
+from privtuner.wireless.arrays import BoolArray, FloatArray
+from privtuner.wireless.counts import Limits
+from privtuner.wireless.priced import Response
 
 __all__ = ["BALANCE", "TIGHT_BALANCE", "Bound", "Market", "maximise"]
 

@@ -32,9 +32,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import InputError
-from ..paths import writing
-from .model import Channel, Device, Server, System, Tier
+from privtuner.errors import InputError
+from privtuner.paths import writing
+from privtuner.wireless.model import Channel, Device, Server, System, Tier
 
 __all__ = ["default_tiers", "load_system", "load_tiers", "save_tiers", "suffix_of"]
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..errors import InfeasibleError, InputError
-from .arrays import BoolArray, IntArray
-from .branch import branch_and_bound
-from .model import System
-from .problem import Choices, Problem, respond
-from .shortage import deadline_error, shared_error
-from .stages import Computation, communicate
-from .whole import Whole
+from privtuner.errors import InfeasibleError, InputError
+from privtuner.wireless.arrays import BoolArray, IntArray
+from privtuner.wireless.branch import branch_and_bound
+from privtuner.wireless.model import System
+from privtuner.wireless.problem import Choices, Problem, respond
+from privtuner.wireless.shortage import deadline_error, shared_error
+from privtuner.wireless.stages import Computation, communicate
+from privtuner.wireless.whole import Whole
 
 __all__ = ["METHODS", "Found", "Options"]
 

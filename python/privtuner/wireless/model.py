@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from .. import security
-from ..errors import InputError
+from privtuner import security
+from privtuner.errors import InputError
 
 __all__ = ["SECURITY_CEILING", "SECURITY_FLOOR", "Channel", "Device", "Server", "System", "Tier"]
 

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arrays import BoolArray, FloatArray
-from .problem import Problem, excess
-from .roots import falling_root
+from privtuner.wireless.arrays import BoolArray, FloatArray
+from privtuner.wireless.problem import Problem, excess
+from privtuner.wireless.roots import falling_root
 
 __all__ = ["Priced", "Response", "server_share"]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import BoolArray, FloatArray, IntArray
-from .model import System
-from .roots import falling_root
+from privtuner.wireless.arrays import BoolArray, FloatArray, IntArray
+from privtuner.wireless.model import System
+from privtuner.wireless.roots import falling_root
 
 __all__ = ["Choices", "Problem", "excess", "respond"]
 
@@ -171,7 +171,7 @@ class Problem:
 
 
 def excess(x: FloatArray, growth: FloatArray) -> FloatArray:
-    """X e^x - (e^x - 1) for x > 0, with ``growth`` = e^x - 1 as expm1 gives it; no cancellation for small x."""
+    """x e^x - (e^x - 1) for x > 0, with ``growth`` = e^x - 1 as expm1 gives it; no cancellation for small x."""
     value: FloatArray = x * (growth + 1) - growth
     small = x < 0.05
     if np.count_nonzero(small):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .allocation import Allocation
+from privtuner.wireless.allocation import Allocation
 
 __all__ = ["plan", "summary", "table"]
 

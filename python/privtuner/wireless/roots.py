@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .arrays import FloatArray
+from privtuner.wireless.arrays import FloatArray
 
 __all__ = ["falling_root"]
 

@@ -15,11 +15,11 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import lambertw
 
-from .arrays import FloatArray, IntArray
-from .dual import TIGHT_BALANCE, Bound, maximise
-from .priced import Response, server_share
-from .problem import Choices, Problem, excess
-from .roots import falling_root
+from privtuner.wireless.arrays import FloatArray, IntArray
+from privtuner.wireless.dual import TIGHT_BALANCE, Bound, maximise
+from privtuner.wireless.priced import Response, server_share
+from privtuner.wireless.problem import Choices, Problem, excess
+from privtuner.wireless.roots import falling_root
 
 __all__ = ["Computation", "communicate"]
 

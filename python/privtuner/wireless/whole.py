@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import BoolArray, IntArray
-from .dual import Bound
-from .priced import Priced
-from .problem import Choices, Problem, respond
+from privtuner.wireless.arrays import BoolArray, IntArray
+from privtuner.wireless.dual import Bound
+from privtuner.wireless.priced import Priced
+from privtuner.wireless.problem import Choices, Problem, respond
 
 __all__ = ["Whole"]
 

@@ -81,11 +81,11 @@ struct Tensor {
   TensorRef ref() const;
   // A tensor of its own that knows all about these words but has none.
   Tensor as_planned() const;
+  // A tensor of its own with all that this one knows, and room for its words.
+  Tensor with_room() const;
   // The same words without their error: what an operation adds is the error of its result.
   Tensor without_noise() const;
-  // A tensor of its own with all that this planned one knows, and uninitialised words.
-  Tensor with_room() const;
-  // The same with a copy of these words, [feature][component][limb][N].
+  // A tensor of its own with all that this planned one knows, and a copy of these words, [feature][component][limb][N].
   // Throws std::invalid_argument for a word that is not below its prime.
   Tensor with_words(const std::uint64_t* words) const;
 

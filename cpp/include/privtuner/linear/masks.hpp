@@ -15,7 +15,7 @@
 namespace privtuner::linear {
 
 // Of the product of a layer with a mask: [features out][N] residues.
-std::size_t mask_product_bytes(const Public& layer, Direction direction);
+std::size_t mask_product_bytes(const LayerSpec& layer, Direction direction);
 
 // The products of one public mask with the layers it met, by layer, direction and the place they lie in: the
 // processor's memory or a device, whose arrays are not looked into. Public data: the server computed it. Thread-safe.
@@ -32,11 +32,11 @@ class MaskCache {
   std::size_t max_bytes() const { return max_bytes_; }
 
   // The complete product of a layer, or null where there is none of its size: the id alone proves nothing.
-  Product find(const Public& layer, Direction direction, const std::string& place) const;
+  Product find(const LayerSpec& layer, Direction direction, const std::string& place) const;
   // Whether the product of a layer may still be kept.
-  bool fits(const Public& layer, Direction direction) const;
+  bool fits(const LayerSpec& layer, Direction direction) const;
   // Keeps a complete product, unless there is one or others filled the cache meanwhile.
-  void insert(const Public& layer, Direction direction, const std::string& place, Product product);
+  void insert(const LayerSpec& layer, Direction direction, const std::string& place, Product product);
 
  private:
   struct Entry {

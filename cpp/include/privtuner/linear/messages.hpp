@@ -37,7 +37,7 @@ inline constexpr double kMaxScale = std::numeric_limits<float>::max();  // of a 
 inline constexpr std::uint32_t kMaskWanted = 1;  // request: answer the mask product; block: it is here
 
 // What the owner must know of a layer.
-struct Public {
+struct LayerSpec {
   const Preset* preset = nullptr;
   LayerId id{};
   std::uint32_t d_out = 0, d_in = 0;
@@ -51,7 +51,7 @@ struct Public {
 
   std::vector<std::uint8_t> to_bytes() const;
   // Throws MessageError.
-  static Public from_bytes(const std::uint8_t* data, std::size_t size);
+  static LayerSpec from_bytes(const std::uint8_t* data, std::size_t size);
 };
 
 struct RequestHeader {

@@ -16,17 +16,17 @@
 namespace privtuner::linear {
 
 // Delta_t |x_t o weight|, of every token t: the largest for which no output can leave (-q/2, q/2), whatever the token.
-double token_room(const Public& layer, Direction direction);
+double token_room(const LayerSpec& layer, Direction direction);
 
 // What decrypts the reply to one request: secrets of every group of N tokens and the tokens' scales. Never copied,
 // never serialised, wiped when its decryption ends, however it ends, or when released.
-class Secret {
+class OneTimeKey {
  public:
-  Secret(const Secret&) = delete;
-  Secret& operator=(const Secret&) = delete;
-  Secret(Secret&&) = default;
-  Secret& operator=(Secret&&) = default;
-  ~Secret() { erase(); }
+  OneTimeKey(const OneTimeKey&) = delete;
+  OneTimeKey& operator=(const OneTimeKey&) = delete;
+  OneTimeKey(OneTimeKey&&) = default;
+  OneTimeKey& operator=(OneTimeKey&&) = default;
+  ~OneTimeKey() { erase(); }
 
   const Reply& reply() const { return reply_; }
   // Waits for a decryption that is running in another thread.
@@ -36,7 +36,7 @@ class Secret {
   using MaskWords = math::AlignedVector<std::uint8_t>;
   friend class Decryption;
   friend struct Encryptor;
-  Secret(Reply reply, std::shared_ptr<MaskCache> masks, std::shared_ptr<const MaskWords> mask);
+  OneTimeKey(Reply reply, std::shared_ptr<MaskCache> masks, std::shared_ptr<const MaskWords> mask);
   void erase() noexcept;
 
   std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();  // held by a decryption at work, and by wipe
@@ -51,16 +51,17 @@ class Secret {
 // `size` must be request_bytes(...). masks may be null: then the request has a fresh mask seed of its own.
 // Throws std::invalid_argument for a value that is not finite (naming its place), or no tokens.
 // `seed` is the owner's secret randomness: 32 fresh bytes of the operating system; a fixed one only in tests.
-Secret encrypt(std::shared_ptr<const Public> public_part, Direction direction, const float* x, std::uint32_t tokens,
-               std::shared_ptr<MaskCache> masks, const ring::Seed& seed, const std::array<std::uint8_t, 32>& mask_seed,
-               const RequestId& request, std::uint8_t* message, std::size_t size);
+OneTimeKey encrypt(std::shared_ptr<const LayerSpec> spec, Direction direction, const float* x, std::uint32_t tokens,
+                   std::shared_ptr<MaskCache> masks, const ring::Seed& seed,
+                   const std::array<std::uint8_t, 32>& mask_seed, const RequestId& request, std::uint8_t* message,
+                   std::size_t size);
 
 // Decrypts a reply block by block. The secret is this decryption's alone from the start and wiped with its last row, at
 // the first block that is refused, or with this object: no second reply ever meets it.
 class Decryption {
  public:
   // out: (tokens, features out), row-major. Throws SecretError if the secret was used.
-  Decryption(Secret& secret, float* out);
+  Decryption(OneTimeKey& secret, float* out);
   ~Decryption() { secret_->wipe(); }
   Decryption(const Decryption&) = delete;
   Decryption& operator=(const Decryption&) = delete;
@@ -75,9 +76,9 @@ class Decryption {
  private:
   template <class Word>
   void decrypt_rows(const Reply::Rows& rows, const std::uint8_t* block);
-  Secret* secret_;
+  OneTimeKey* secret_;
   float* out_;
-  std::shared_ptr<Secret::MaskWords> filling_;
+  std::shared_ptr<OneTimeKey::MaskWords> filling_;
 };
 
 }  // namespace privtuner::linear

@@ -23,10 +23,10 @@ class SecretError : public std::runtime_error {
 class Reply {
  public:
   // mask_known: the request did not ask for the product of the mask.
-  Reply(std::shared_ptr<const Public> layer, Direction direction, std::uint32_t tokens, const RequestId& request,
+  Reply(std::shared_ptr<const LayerSpec> layer, Direction direction, std::uint32_t tokens, const RequestId& request,
         bool mask_known);
 
-  const std::shared_ptr<const Public>& layer() const { return layer_; }
+  const std::shared_ptr<const LayerSpec>& layer() const { return layer_; }
   Direction direction() const { return direction_; }
   const RequestId& request() const { return request_; }
   std::uint32_t tokens() const { return tokens_; }
@@ -60,7 +60,7 @@ class Reply {
   std::string describe() const;
 
  private:
-  std::shared_ptr<const Public> layer_;
+  std::shared_ptr<const LayerSpec> layer_;
   Direction direction_;
   RequestId request_;
   std::uint32_t tokens_;

@@ -9,17 +9,17 @@
 
 namespace privtuner::linear {
 
-class Prepared {
+class QuantisedWeight {
  public:
   // weights: (d_out, d_in), of the preset's bytes, |w| <= preset.max_weight; delta: d_out scales in (0, kMaxScale], or
   // 0 for a row of zeros. Throws std::invalid_argument.
-  Prepared(const Preset& preset, const LayerId& id, gemm::Weights weights, const double* delta);
+  QuantisedWeight(const Preset& preset, const LayerId& id, gemm::Weights weights, const double* delta);
 
-  const Public& public_part() const { return public_; }
+  const LayerSpec& spec() const { return spec_; }
   const gemm::Weights& weights() const { return weights_; }
 
  private:
-  Public public_;
+  LayerSpec spec_;
   gemm::Weights weights_;
 };
 
@@ -27,13 +27,13 @@ class Prepared {
 class Job {
  public:
   // Throws MessageError. The message is not needed afterwards.
-  Job(const Prepared& prepared, const std::uint8_t* message, std::size_t size);
+  Job(const QuantisedWeight& prepared, const std::uint8_t* message, std::size_t size);
   ~Job();
   Job(const Job&) = delete;
   Job& operator=(const Job&) = delete;
 
   const RequestHeader& header() const { return header_; }
-  std::uint32_t features_out() const { return prepared_.public_part().features_out(header_.direction); }
+  std::uint32_t features_out() const { return prepared_.spec().features_out(header_.direction); }
 
   std::size_t block_size(std::uint32_t row_count) const;
   // Writes the reply block of rows [row_begin, row_begin + row_count) into out, block_size(row_count) bytes. row_begin
@@ -45,7 +45,7 @@ class Job {
   template <class Word>
   class WordOperands;
 
-  const Prepared& prepared_;
+  const QuantisedWeight& prepared_;
   RequestHeader header_;
   std::unique_ptr<const Operands> operands_;
 };

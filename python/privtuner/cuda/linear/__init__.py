@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from privtuner.cuda.linear.decryption import decrypt, decrypt_words
 from privtuner.cuda.linear.encryption import encrypt, encrypt_words
-from privtuner.cuda.linear.secret import DeviceSecret
+from privtuner.cuda.linear.secret import DeviceOneTimeKey
 from privtuner.cuda.linear.server import (
     DeviceLayer,
     Opened,
@@ -29,7 +29,7 @@ from privtuner.cuda.linear.server import (
 
 __all__ = [
     "DeviceLayer",
-    "DeviceSecret",
+    "DeviceOneTimeKey",
     "Opened",
     "Product",
     "answer",

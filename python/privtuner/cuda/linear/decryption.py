@@ -20,7 +20,7 @@ from privtuner.cuda.linear.lanes import (
     tiles,
     wipe,
 )
-from privtuner.cuda.linear.secret import DeviceSecret
+from privtuner.cuda.linear.secret import DeviceOneTimeKey
 from privtuner.errors import EngineError, InputError
 from privtuner.linear import BytesLike
 
@@ -30,7 +30,7 @@ __all__ = ["Decryption", "decrypt", "decrypt_words"]
 class Decryption:
     """Decrypts a reply block by block; see `decrypt`. ``close`` it whatever happened."""
 
-    def __init__(self, secret: DeviceSecret, on_device: bool = False) -> None:
+    def __init__(self, secret: DeviceOneTimeKey, on_device: bool = False) -> None:
         self._secret, self._context, self._ring = secret, secret._context, secret._ring
         self._reply = secret._reply
         device, ring = self._context.device, self._ring
@@ -68,7 +68,7 @@ class Decryption:
                 if self._filling is not None and secret._masks is not None:
                     self._context.fork()  # whoever finds the product finds it whole in both lanes
                     place = self._context.device.name
-                    secret._masks._core.insert(secret._public._core, self._reply.direction, place, self._filling)
+                    secret._masks._core.insert(secret._spec._core, self._reply.direction, place, self._filling)
 
     def _keep(self, source: npt.NDArray[np.uint8]) -> None:
         """Hold on to a block until it is copied, and never to many of them."""
@@ -131,7 +131,7 @@ class Decryption:
         self._context.finish()
 
 
-def decrypt(reply: BytesLike | Iterable[BytesLike], secret: DeviceSecret, on_device: bool = False) -> Any:
+def decrypt(reply: BytesLike | Iterable[BytesLike], secret: DeviceOneTimeKey, on_device: bool = False) -> Any:
     """Decrypt a reply on the device where its request was made. Uses up the secret.
 
     Args:
@@ -146,7 +146,7 @@ def decrypt(reply: BytesLike | Iterable[BytesLike], secret: DeviceSecret, on_dev
         MessageError, SecretError, InputError: as `privtuner.linear.decrypt`.
         EngineError: the device's memory does not suffice.
     """
-    if not isinstance(secret, DeviceSecret):
+    if not isinstance(secret, DeviceOneTimeKey):
         raise InputError(f"secret is of type {type(secret).__name__}: expected the DeviceSecret that encrypt returned")
     decryption = Decryption(secret, on_device)
     try:
@@ -157,7 +157,7 @@ def decrypt(reply: BytesLike | Iterable[BytesLike], secret: DeviceSecret, on_dev
         decryption.close()
 
 
-def decrypt_words(data: Any, mask: Any, secret: DeviceSecret) -> Any:
+def decrypt_words(data: Any, mask: Any, secret: DeviceOneTimeKey) -> Any:
     """Decrypt a whole reply that lies on the device, as `apply` returned it. Uses up the secret.
 
     Args:
@@ -200,10 +200,10 @@ def _most_rows(device: Device, ring: Ring, tokens: int, outputs: int) -> int:
     return lane_rows(device, row, outputs)
 
 
-def _reserve_product(secret: DeviceSecret) -> Any:
+def _reserve_product(secret: DeviceOneTimeKey) -> Any:
     """Space for the product of the mask on its way to the cache; None where none is wanted, or none is left."""
     reply, ring, device = secret._reply, secret._ring, secret._context.device
-    if secret._masks is None or reply.mask_known or not secret._masks._core.fits(secret._public._core, reply.direction):
+    if secret._masks is None or reply.mask_known or not secret._masks._core.fits(secret._spec._core, reply.direction):
         return None
     if reply.features_out * ring.n * ring.word_bytes > device.free_bytes() // 2:  # work needs memory, too
         return None
@@ -213,7 +213,7 @@ def _reserve_product(secret: DeviceSecret) -> Any:
         return None
 
 
-def _reveal(secret: DeviceSecret, slot: Slot, reply: Any, mask: Any, y: Any, first: int) -> None:
+def _reveal(secret: DeviceOneTimeKey, slot: Slot, reply: Any, mask: Any, y: Any, first: int) -> None:
     """Columns of y, (tokens, outputs), from ``first`` on: of rows of a reply and of the product of the mask."""
     ring, tokens, rows = secret._ring, secret.tokens, int(mask.shape[0])
     shape = (ring.groups(tokens), rows, ring.n)

@@ -24,9 +24,9 @@ from privtuner.cuda.linear.lanes import (
     upload_weights,
     wipe,
 )
-from privtuner.cuda.linear.secret import DeviceSecret
+from privtuner.cuda.linear.secret import DeviceOneTimeKey
 from privtuner.errors import InputError
-from privtuner.linear import Direction, MaskCache, Public
+from privtuner.linear import Direction, LayerSpec, MaskCache
 
 __all__ = ["encrypt", "encrypt_words"]
 
@@ -36,7 +36,7 @@ _NORM_LANES = 8  # of linear.cu
 class _Encryption:
     """One batch on its way to words. Work goes to the current stream."""
 
-    def __init__(self, device: Device, secret: DeviceSecret, x: Any, mask_seed: bytes) -> None:
+    def __init__(self, device: Device, secret: DeviceOneTimeKey, x: Any, mask_seed: bytes) -> None:
         self._device, self._secret, self._ring, self._x = device, secret, secret._ring, x
         self._mask_seed: Any = mask_seed  # 32 bytes, in `prepare` words of the device
         self.tokens, self.width = (int(size) for size in x.shape)
@@ -48,9 +48,9 @@ class _Encryption:
 
     def prepare(self, seed: bytearray) -> None:
         """Check and scale the batch, make its secrets."""
-        device, secret, ring, public = self._device, self._secret, self._ring, self._secret._public
+        device, secret, ring, spec = self._device, self._secret, self._ring, self._secret._spec
         direction: Direction = secret._reply.direction
-        delta, ones = secret._context.weights(public) if secret._in_lanes else upload_weights(device, public)
+        delta, ones = secret._context.weights(spec) if secret._in_lanes else upload_weights(device, spec)
         self._mask_seed = sampling.seed_words(device, self._mask_seed)
         self._weight, secret._weight = (ones, delta) if direction == "forward" else (delta, ones)
         self._scales = device.empty((self.tokens,), np.float64, "scales")
@@ -63,7 +63,7 @@ class _Encryption:
             secret._inverse_scales,
             self._x,
             self._weight,
-            _core.token_room(public._core, direction),
+            _core.token_room(spec._core, direction),
             self.tokens,
             self.width,
             shared=8 * THREADS,
@@ -118,14 +118,14 @@ class _Encryption:
 def encrypt(
     device: Device,
     x: Any,
-    public: Public,
+    spec: LayerSpec,
     direction: Direction = "forward",
     *,
     masks: MaskCache | None = None,
     seed: bytes | None = None,
     mask_seed: bytes | None = None,
     request: bytes | None = None,
-) -> tuple[memoryview, DeviceSecret]:
+) -> tuple[memoryview, DeviceOneTimeKey]:
     """Encrypt a batch on the device; the request is that of `privtuner.linear.encrypt`.
 
     The request is a read-only view of page-locked memory that is used again when the view is gone, and was written by
@@ -135,7 +135,7 @@ def encrypt(
         device: where to.
         x: as for `privtuner.linear.encrypt`: a host array, or an array of the device, anything with ``__dlpack__``,
             which is taken as it lies there if it is float32 and contiguous.
-        public: of the layer that will answer.
+        spec: of the layer that will answer.
         direction: "forward" for ``x @ W.T``, "backward" for ``x @ W``.
         masks: the owner's cache of mask products; those of this device are kept in its memory.
         seed: 32 bytes, secret, for tests alone: fresh ones of the operating system when None, as for the next two.
@@ -148,23 +148,23 @@ def encrypt(
     """
     context = context_of(device)
     slots = [Slot(context), Slot(context)]
-    secret: DeviceSecret | None = None
+    secret: DeviceOneTimeKey | None = None
     work: _Encryption | None = None
     own: Any = None  # a copy of the batch that was made here
     key = _key(seed)
     try:
         context.lanes[0].wait()  # a batch may be work of the caller's stream that is not done yet
         with context.lane(0):
-            batch, copied = _batch(device, x, public, direction)
+            batch, copied = _batch(device, x, spec, direction)
             own = batch if copied else None
             tokens, width = (int(size) for size in batch.shape)
             name, mask = request or secrets.token_bytes(16), mask_seed or secrets.token_bytes(32)
             mask = mask if masks is None else masks._core.seed
-            secret = DeviceSecret._of(context, public, direction, tokens, name, masks, in_lanes=True)
+            secret = DeviceOneTimeKey._of(context, spec, direction, tokens, name, masks, in_lanes=True)
             work = _Encryption(device, secret, batch, mask)
             work.prepare(key)
         context.fork()
-        message = device.page_locked(_core.linear_request_bytes(public.preset, width, tokens))
+        message = device.page_locked(_core.linear_request_bytes(spec.preset, width, tokens))
         body = message[_core.LINEAR_REQUEST_PREFIX :]
         row_bytes = tokens * secret._ring.word_bytes
         step = min(work.piece_rows(), max(1, lanes.PIECE_BYTES // row_bytes, -(-width // 8)))  # some for each lane
@@ -189,7 +189,7 @@ def encrypt(
                 wipe(own)
         context.finish()
     _core.linear_seal_request(
-        public.preset, message, direction, public.id, name, mask, tokens, width, not secret._reply.mask_known
+        spec.preset, message, direction, spec.id, name, mask, tokens, width, not secret._reply.mask_known
     )
     return message_of(message), secret
 
@@ -197,18 +197,18 @@ def encrypt(
 def encrypt_words(
     device: Device,
     x: Any,
-    public: Public,
+    spec: LayerSpec,
     direction: Direction = "forward",
     *,
     mask_seed: bytes,
     seed: bytes | None = None,
-) -> tuple[Any, DeviceSecret]:
+) -> tuple[Any, DeviceOneTimeKey]:
     """Encrypt a batch that lies on the device into words that stay there; see `encrypt`.
 
     Args:
         device: where to.
         x: float32, (tokens, features), contiguous.
-        public: of the layer.
+        spec: of the layer.
         direction: "forward" or "backward".
         mask_seed: 32 bytes, public: whoever answers expands the same mask from it.
         seed: 32 bytes, for tests alone.
@@ -221,8 +221,8 @@ def encrypt_words(
         EngineError: the device's memory does not suffice.
     """
     context = context_of(device)
-    linear.check_batch(x, public, direction)
-    secret = DeviceSecret._of(context, public, direction, int(x.shape[0]), bytes(16), None, in_lanes=False)
+    linear.check_batch(x, spec, direction)
+    secret = DeviceOneTimeKey._of(context, spec, direction, int(x.shape[0]), bytes(16), None, in_lanes=False)
     slot, work = Slot(context), _Encryption(device, secret, x, mask_seed)
     key = _key(seed)
     with device.active():
@@ -250,15 +250,15 @@ def _key(seed: bytes | None) -> bytearray:
     return key
 
 
-def _batch(device: Device, x: Any, public: Public, direction: Direction) -> tuple[Any, bool]:
+def _batch(device: Device, x: Any, spec: LayerSpec, direction: Direction) -> tuple[Any, bool]:
     """Return x on the device, float32 and contiguous, and whether that is a copy made here."""
     place = x.__dlpack_device__() if hasattr(x, "__dlpack_device__") else (1, 0)
     if place[0] not in (2, 13):  # DLPack's numbers of CUDA's memory, plain and managed; everything else is the host's
-        return device.upload(linear.as_batch(x, public, direction), "a batch"), True
+        return device.upload(linear.as_batch(x, spec, direction), "a batch"), True
     if place[0] == 2 and f"cuda:{int(place[1])}" != device.name:
         raise InputError(f"x lies on cuda:{int(place[1])} and is to be encrypted on {device.name}: move it there")
     given = device.xp.from_dlpack(x)
-    linear.check_batch(given, public, direction)
+    linear.check_batch(given, spec, direction)
     if given.dtype == np.float64:
         _require_finite_tokens(device, "x", given)
         with np.errstate(over="ignore"):  # an overflow is found just below and named

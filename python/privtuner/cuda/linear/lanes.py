@@ -15,7 +15,7 @@ from privtuner import _core
 from privtuner.cuda import sampling
 from privtuner.cuda.device import Device, PageLocked
 from privtuner.cuda.ntt import Transforms
-from privtuner.linear import BytesLike, Public
+from privtuner.linear import BytesLike, LayerSpec
 
 __all__ = [
     "PIECE_BYTES",
@@ -121,16 +121,16 @@ class Context:
                 self.lanes[0].synchronize()
             return self._rings[preset]
 
-    def weights(self, public: Public) -> tuple[Any, Any]:
+    def weights(self, spec: LayerSpec) -> tuple[Any, Any]:
         """Upload a layer's scales (d_out,) and d_in ones, once, for both lanes. For work that is waited for."""
         with self._lock:
-            kept = self._weights.get(id(public))
+            kept = self._weights.get(id(spec))
             if kept is None:
                 with self.lane(0):
-                    kept = upload_weights(self.device, public)
+                    kept = upload_weights(self.device, spec)
                 self.lanes[0].synchronize()
-                weakref.finalize(public, self._weights.pop, id(public), None)
-                self._weights[id(public)] = kept
+                weakref.finalize(spec, self._weights.pop, id(spec), None)
+                self._weights[id(spec)] = kept
             return kept
 
     def fork(self) -> None:
@@ -170,9 +170,9 @@ def pieces(count: int, step: int) -> Iterator[tuple[int, int, int]]:
         yield number, begin, min(step, count - begin)
 
 
-def upload_weights(device: Device, public: Public) -> tuple[Any, Any]:
+def upload_weights(device: Device, spec: LayerSpec) -> tuple[Any, Any]:
     """Upload what `Context.weights` keeps, in the current stream."""
-    return device.upload(public.delta), device.upload(np.ones(public.d_in))
+    return device.upload(spec.scale), device.upload(np.ones(spec.d_in))
 
 
 def lane_rows(device: Device, row_bytes: int, rows: int) -> int:

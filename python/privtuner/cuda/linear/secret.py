@@ -8,12 +8,12 @@ from typing import Any
 
 from privtuner import _core
 from privtuner.cuda.linear.lanes import Context, Ring, wipe
-from privtuner.linear import Direction, MaskCache, Public
+from privtuner.linear import Direction, LayerSpec, MaskCache
 
-__all__ = ["DeviceSecret"]
+__all__ = ["DeviceOneTimeKey"]
 
 
-class DeviceSecret:
+class DeviceOneTimeKey:
     """What decrypts the reply to one request. Never copied or pickled; wiped when its decryption ends or by `wipe`."""
 
     __slots__ = (
@@ -24,14 +24,14 @@ class DeviceSecret:
         "_lock",
         "_mask",
         "_masks",
-        "_public",
         "_reply",
         "_ring",
+        "_spec",
         "_weight",
     )
     _context: Context
     _ring: Ring
-    _public: Public
+    _spec: LayerSpec
     _reply: _core.Reply  # what it decrypts, and whether it may still
     _in_lanes: bool  # where its work is; else in the caller's stream
     _lock: threading.Lock  # held by a decryption at work, and by wipe
@@ -48,20 +48,20 @@ class DeviceSecret:
     def _of(
         cls,
         context: Context,
-        public: Public,
+        spec: LayerSpec,
         direction: Direction,
         tokens: int,
         request: bytes,
         masks: MaskCache | None,
         in_lanes: bool,
-    ) -> DeviceSecret:
+    ) -> DeviceOneTimeKey:
         secret = cls.__new__(cls)
         secret._lock, secret._in_lanes = threading.Lock(), in_lanes
-        secret._context, secret._ring = context, context.ring(public.preset)
-        secret._public, secret._masks = public, masks
+        secret._context, secret._ring = context, context.ring(spec.preset)
+        secret._spec, secret._masks = spec, masks
         secret._factors = secret._inverse_scales = secret._weight = None
-        secret._mask = None if masks is None else masks._core.find(public._core, direction, context.device.name)
-        secret._reply = _core.Reply(public._core, direction, tokens, request, secret._mask is not None)
+        secret._mask = None if masks is None else masks._core.find(spec._core, direction, context.device.name)
+        secret._reply = _core.Reply(spec._core, direction, tokens, request, secret._mask is not None)
         return secret
 
     @property

@@ -25,7 +25,7 @@ from privtuner.cuda.linear.lanes import (
     pieces,
 )
 from privtuner.errors import InputError, MessageError
-from privtuner.linear import BytesLike, Direction, Prepared
+from privtuner.linear import BytesLike, Direction, QuantisedWeight
 
 __all__ = [
     "DeviceLayer",
@@ -61,18 +61,18 @@ class DeviceLayer(Stays):
 
     stays = "a layer on a GPU cannot be pickled: pickle the Prepared it was made of, and copy that in the other process"
 
-    def __init__(self, device: Device, prepared: Prepared) -> None:
+    def __init__(self, device: Device, prepared: QuantisedWeight) -> None:
         self.device = device
-        self.public = prepared.public
+        self.spec = prepared.spec
         self._context = context_of(device)
-        self._ring = self._context.ring(self.public.preset)
+        self._ring = self._context.ring(self.spec.preset)
         with self._context.lane(0):
             self._weights = gemm.Weights(device, prepared.quantised())
         self._context.lanes[0].synchronize()  # whatever stream uses them first finds them there
         self.nbytes = int(self._weights.nbytes)
 
     def __repr__(self) -> str:
-        return f"DeviceLayer({self.public!r} on {self.device.name}, {self.nbytes} bytes)"
+        return f"DeviceLayer({self.spec!r} on {self.device.name}, {self.nbytes} bytes)"
 
 
 class Product:
@@ -99,7 +99,7 @@ class Product:
     ) -> None:
         self._layer, self._transpose = layer, direction == "backward"
         ring, device = layer._ring, layer.device
-        depth, self.rows_out = layer.public.features(direction)
+        depth, self.rows_out = layer.spec.features(direction)
         self._data: list[tuple[int, int]] = []  # first column and tokens of each request
         self._masks: list[int | None] = []  # first column of each mask
         self.columns = 0
@@ -193,7 +193,7 @@ def apply_many(
         InputError: words of another shape or dtype, an unknown direction, or an unusable row range.
         EngineError: the device's memory does not suffice.
     """
-    depth, _ = layer.public.features(direction)
+    depth, _ = layer.spec.features(direction)
     for words, _ in requests:
         if words.ndim != 2 or words.shape[0] != depth or words.shape[1] == 0 or words.dtype != layer._ring.dtype:
             raise InputError(
@@ -257,16 +257,16 @@ def open_request(layer: DeviceLayer, request: BytesLike) -> Opened:
         MessageError: malformed, truncated, corrupted, a word is not below q, or meant for another layer.
         EngineError: the host has no page-locked memory left.
     """
-    public, copy = layer.public, None
+    spec, copy = layer.spec, None
     memory = page_locked_view(request)
     if memory is None:
         with layer.device.active():
             memory = copy = layer.device.page_locked(len(request))
-    header = _core.linear_open_request(public.preset, request, copy)
-    if header["layer"] != public.id:
+    header = _core.linear_open_request(spec.preset, request, copy)
+    if header["layer"] != spec.id:
         raise MessageError("request: meant for another layer, or other weights of this one")
     direction: Direction = header["direction"]
-    wanted, _ = public.features(direction)
+    wanted, _ = spec.features(direction)
     if header["features"] != wanted:
         raise MessageError(
             f"request: {header['features']} features, this layer takes {wanted} in the {direction} direction"
@@ -373,7 +373,7 @@ class _Strip:
             self._messages.append((begin + first, rows, messages))
 
     def _copy(self, request: Opened, data: Any, mask: Any, rows: slice) -> npt.NDArray[np.uint8]:
-        device, preset = self._layer.device, self._layer.public.preset
+        device, preset = self._layer.device, self._layer.spec.preset
         count = rows.stop - rows.start
         size = _core.linear_block_bytes(preset, count, request.tokens, request.mask_wanted)
         message = device.page_locked(size)
@@ -386,15 +386,15 @@ class _Strip:
 
     def blocks(self) -> Iterator[list[memoryview]]:
         """The next block of each reply, sealed."""
-        public, first = self._layer.public, self._requests[0]
+        spec, first = self._layer.spec, self._requests[0]
         self._layer._context.lanes[self._lane].synchronize()
         unsealed = [
             (message, request.request, request.tokens, begin, rows, request.mask_wanted)
             for begin, rows, messages in self._messages
             for request, message in zip(self._requests, messages, strict=True)
         ]
-        outputs = public.features(first.direction)[1]
-        _core.linear_seal_blocks(public.preset, first.direction, public.id, outputs, unsealed)
+        outputs = spec.features(first.direction)[1]
+        _core.linear_seal_blocks(spec.preset, first.direction, spec.id, outputs, unsealed)
         del unsealed
         while self._messages:  # not to hold on to those that were taken
             yield [message_of(message) for message in self._messages.pop(0)[2]]
