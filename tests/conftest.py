@@ -1,6 +1,8 @@
 """Settings of the property tests (quick and repeatable, or HYPOTHESIS_PROFILE=thorough), and fixtures of many tests."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -29,3 +31,20 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 def any_backend(request: pytest.FixtureRequest) -> Backend:
     """A scheme on one device."""
     return backend_of(request.param)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: for tests of models so small that more of them only wait for each other."""
+    from text_cases import one_thread
+
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny classifier with its tokenizer."""
+    from text_cases import tiny_model_directory
+
+    return tiny_model_directory(tmp_path_factory.mktemp("model"))

@@ -12,14 +12,9 @@ from privtuner import cli
 from privtuner.commands import demo
 from privtuner.errors import ServiceError
 from privtuner.service import RemoteTransport
-from text_cases import environment, one_thread, tiny_model_directory
+from text_cases import environment, one_thread
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny_model_directory(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(autouse=True)

@@ -23,25 +23,15 @@ from privtuner.train.training import TrainConfig, prepare_model, train_classifie
 from text_cases import (
     command,
     environment,
-    one_thread,
     rows,
     server_process,
-    tiny_model_directory,
     write_csv,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny_model_directory(tmp_path_factory.mktemp("model"))
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")

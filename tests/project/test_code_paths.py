@@ -9,6 +9,7 @@ import pytest
 import paths
 
 TESTS = Path(__file__).parents[1]
+SUPPORT = TESTS / "support"
 
 
 def test_jitter_moves_results_by_one_unit():
@@ -25,14 +26,14 @@ assert isinstance(np.exp(0.3), float) and np.exp(np.float32(0.3)).dtype == np.fl
 out = np.zeros(3)
 assert np.exp(x[:3], out=out) is out and out.all()
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=TESTS, check=True, timeout=60)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=SUPPORT, check=True, timeout=60)
 
 
 def test_numpy_accepts_what_it_is_asked_to_leave_out():
     features = paths.numpy_features()
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", "import paths; print(paths.numpy_features())"],
-        cwd=TESTS,
+        cwd=SUPPORT,
         env={"NPY_DISABLE_CPU_FEATURES": " ".join(features)},
         capture_output=True,
         text=True,
@@ -53,7 +54,7 @@ def test_every_path_of_the_kernels_is_run_or_named():
 
 @pytest.mark.parametrize("variables", [{"NPY_DISABLE_CPU_FEATURES": "NO_SUCH"}, {"ATEN_CPU_CAPABILITY": "nonsense"}])
 def test_a_path_that_cannot_be_taken_is_left_out(variables):
-    result = paths.run(paths.Way("x", variables), ["tests/unit/no_such_file.py"], None)
+    result = paths.run(paths.Way("x", variables), ["tests/no_such_file.py"], None)
     assert result.startswith("left out: ")
 
 

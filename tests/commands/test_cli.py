@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import privtuner
-from cli_cases import _one_thread, address, arguments, failed, failed_late, files, flat, model, run
+from cli_cases import failed, failed_late, flat, run
 from cuda_host import HostDevice
 from openfhe_cases import ClearOwner
 from privtuner import cli, cuda, nn, openfhe, system
@@ -30,7 +30,10 @@ from privtuner.service import Server
 from privtuner.train import load_classifier
 from text_cases import rows, write_csv
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")

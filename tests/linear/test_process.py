@@ -16,13 +16,13 @@ from linear_cases import DIRECTIONS, batch, check_exchange, check_result, featur
 from privtuner import _core, linear, system
 from privtuner.errors import EngineError, InputError
 
-TESTS = Path(__file__).parents[1]
+SUPPORT = Path(__file__).parents[1] / "support"
 PATHS = {path["name"]: path for path in _core.isa_paths()}
 
 
 def run(code, **environment):
     """Run Python code in a new process that imports the same package, with the helpers of the tests."""
-    paths = [str(Path(privtuner.__file__).parents[1]), str(TESTS)]
+    paths = [str(Path(privtuner.__file__).parents[1]), str(SUPPORT)]
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},

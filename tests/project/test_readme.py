@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evaluators import NEEDS_OPENFHE
-from integration._minilm import find_minilm
+from minilm import find_minilm
 from privtuner import cuda
 
 ROOT = Path(__file__).parents[2]

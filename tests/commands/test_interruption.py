@@ -21,7 +21,7 @@ import pytest
 from safetensors import safe_open
 
 import presses
-from text_cases import environment, rows, server_process, tiny_model_directory, write_csv
+from text_cases import environment, rows, server_process, write_csv
 
 COUNT = int(os.environ.get("PRIVTUNER_TEST_PRESSES", "10"))
 
@@ -35,11 +35,6 @@ def started(line, **options):
     finally:
         process.kill()
         process.communicate()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny_model_directory(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

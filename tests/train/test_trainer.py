@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from integration._minilm import find_minilm
+from minilm import find_minilm
 from nn_cases import CountingTransport, RecordingTransport, clear_twin, tiny_bert, tiny_llama, tokens
 from privtuner import linear
 from privtuner.nn import LocalTransport, Session, Split, build, split, split_pretrained, traffic_of

@@ -15,9 +15,10 @@ from privtuner.nn import EncryptedLinear, Session, split_pretrained
 from privtuner.openfhe.server import OpenFheServer
 from privtuner.schemes import LocalTransport, scheme
 from privtuner.service import RemoteTransport, Server
-from text_cases import command, one_thread, rows, server_process, tiny_model_directory, write_csv
+from text_cases import command, rows, server_process, write_csv
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     NEEDS_OPENFHE,
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
 ]
@@ -25,12 +26,6 @@ pytestmark = [
 RNG = np.random.default_rng(0)
 PREPARED = linear.prepare(RNG.standard_normal((70, 33)))
 WEIGHT = PREPARED.spec.scale[:, None] * PREPARED.quantised()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -182,11 +177,6 @@ def test_gradients_are_those_of_the_rounded_weight():
     exact = torch.from_numpy(WEIGHT)
     assert torch.allclose(y.double(), x.double() @ exact.T, rtol=0, atol=1e-5)
     assert torch.allclose(x.grad.double(), g.double() @ exact, rtol=0, atol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny_model_directory(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Runs `privtuner train` many times and sends it signals at random moments: how does it end, and what is left?
 
-    python tests/presses.py HOST:PORT CSV OUT COUNT [DOUBLE]    prints a line of JSON for each run
+    python tests/support/presses.py HOST:PORT CSV OUT COUNT [DOUBLE]    prints a line of JSON for each run
 
 One process imports everything once and forks for every run, so that a run takes a second rather than ten.
 """

@@ -1,4 +1,4 @@
-"""On a GPU: every kernel test again, on it; then what only a real device shows: streams, memory, DLPack."""
+"""On a GPU: every kernel test and contract again; then what a real device alone shows: streams, memory, DLPack."""
 
 import os
 import subprocess
@@ -27,7 +27,8 @@ def device():
 
 
 def test_every_kernel_test_passes_on_the_gpu():
-    files = sorted(str(file) for file in (ROOT / "tests" / "unit").glob("test_cuda_*.py"))
+    mine = sorted(str(file) for file in Path(__file__).parent.glob("test_*.py") if file != Path(__file__))
+    files = [*mine, *sorted(str(file) for file in (ROOT / "tests").glob("*/test_contract_*.py"))]
     environment = {**os.environ, "PRIVTUNER_TEST_GPU": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3600)

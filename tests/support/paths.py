@@ -17,16 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
-KERNELS = [
-    *("unit/test_linear*.py", "unit/test_ckks*.py", "unit/test_core_messages.py", "unit/test_recording.py"),
-    *(
-        "unit/test_residue_product.py",
-        "unit/test_sealed_blocks.py",
-        "property/test_linear*.py",
-        "property/test_ckks*.py",
-    ),
-]
+ROOT = Path(__file__).parents[2]
+KERNELS = ["core/test_residue_product.py", "linear/test_*.py", "ckks/test_*.py", "sealed/test_blocks.py"]
 PROBE = """
 import numpy, torch
 x = numpy.linspace(0, 1, 99)
@@ -90,7 +82,7 @@ def run(path: Way, tests: list[str], ctest: str | None) -> str:
     environment = {
         **os.environ,
         **path.environment,
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH")))),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH")))),
     }
     probe = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROBE], env=environment, capture_output=True, text=True

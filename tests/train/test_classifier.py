@@ -25,19 +25,16 @@ from privtuner.train.dataset import TextTable, encode, shuffled
 from privtuner.train.mean_head import MeanForSequenceClassification
 from privtuner.train.report import save_adapter
 from privtuner.train.training import TrainConfig, evaluate, iterate_steps, prepare_model
-from text_cases import one_thread, rows, tiny_model_directory, tiny_tokenizer
+from text_cases import rows, tiny_model_directory, tiny_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
 
 LABELS = ("fruit", "river", "tool")
 IDS = torch.tensor([[2, 5, 15, 7, 3], [2, 16, 3, 0, 0], [2, 20, 21, 3, 0]])
 MASK = (IDS != 0).long()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

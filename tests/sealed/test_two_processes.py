@@ -12,7 +12,6 @@ from privtuner.service import RemoteTransport
 from text_cases import (
     command,
     environment,
-    one_thread,
     rows,
     server_process,
     tiny_model_directory,
@@ -21,13 +20,10 @@ from text_cases import (
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "held.py"
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")

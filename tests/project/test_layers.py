@@ -1,6 +1,6 @@
 """The layer rules: which part may import which, in C++ and in Python, and what `import privtuner` loads.
 
-``python tests/unit/test_layers.py --graph`` prints the graph that CONTRIBUTING.md shows.
+``python tests/project/test_layers.py --graph`` prints the graph that CONTRIBUTING.md shows.
 """
 
 import ast

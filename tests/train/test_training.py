@@ -27,16 +27,13 @@ from privtuner.train.training import (
     train_classifier,
 )
 from privtuner.wire import peek
-from text_cases import one_thread, rows, tiny_model_directory
+from text_cases import rows, tiny_model_directory
 
 # PEFT asks transformers for a property that transformers renamed.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,16 @@ import pytest
 import torch
 
 import privtuner
-from cli_cases import _one_thread, address, arguments, failed, files, flat, model, run
-from privtuner import cli, paths
+from cli_cases import failed, flat, run
+from privtuner import paths
 from privtuner.commands import info
 from privtuner.train import report, training
 from text_cases import environment
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
 
 
 def test_disk_that_is_full_before_training(model, arguments, capsys, monkeypatch):
