@@ -250,7 +250,7 @@ def _exchange(engine: CudaServer, owner: CudaClient, layer: Layer, direction: An
     start = time.perf_counter()
     request, secret = owner.encrypt(layer.x[direction], layer.prepared.spec, direction)
     sent = time.perf_counter()
-    blocks = list(engine.apply_blocks(layer.prepared, request))
+    blocks = list(engine.answer(layer.prepared, request))
     answered = time.perf_counter()
     owner.decrypt(blocks, secret)  # its result lies on the device when it returns
     seconds = (sent - start, answered - sent, time.perf_counter() - answered)

@@ -2,7 +2,7 @@
 
     python benchmarks/wireless.py [--quick] [--json F] [--plot F.png]
 
-The peer solves the same convex problem (tiers fixed) as ``tests/wireless_oracles.py`` states it, to a gap of 1e-10.
+The peer solves the same convex problem (tiers fixed) as ``tests/support/wireless_oracles.py`` states it, to a gap of 1e-10.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness import Record, median_ratio, paired, progress
 from privtuner.errors import InfeasibleError
 from privtuner.wireless import Allocation, Cell, System, UncertifiedWarning, allocate
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 _ALONE = "--hundred-thousand"  # runs that system in a process of its own, for its memory
 
 

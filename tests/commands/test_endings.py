@@ -16,7 +16,7 @@ import privtuner
 from cli_cases import failed, flat, run
 from privtuner import paths
 from privtuner.commands import info
-from privtuner.train import report, training
+from privtuner.train import fine_tuning, report, training
 from text_cases import environment
 
 pytestmark = [
@@ -32,7 +32,7 @@ def test_disk_that_is_full_before_training(model, arguments, capsys, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(peft.PeftModel, "save_pretrained", full)
-    monkeypatch.setattr(training, "train_classifier", None)
+    monkeypatch.setattr(fine_tuning, "train_classifier", None)
     line = ["train", "--plain", "--model", model, *flat(arguments)]
     assert re.search("cannot save an adapter in .*out: No space left", failed(capsys, 2, line))
 
@@ -161,7 +161,7 @@ def test_interrupted_training_keeps_the_adapter(model, arguments, capsys, monkey
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "train_classifier", interrupt)
+    monkeypatch.setattr(fine_tuning, "train_classifier", interrupt)
     assert run("train", "--plain", "--model", model, *flat(arguments)) == 130
     assert "the adapter as it stood is in" in capsys.readouterr().err
     assert (tmp_path / "out" / "interrupted" / "adapter_model.safetensors").exists()

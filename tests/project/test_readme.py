@@ -72,7 +72,7 @@ def test_openfhe(tmp_path):
 
 def test_the_gpu(tmp_path):
     """On the host in place of a GPU, where there is none."""
-    folder = ROOT / "tests"
+    folder = ROOT / "tests" / "support"
     host = f"import sys; sys.path.append({str(folder)!r}); import cuda_host; from privtuner import cuda\n"
     stand_in = "" if cuda.available() else host + "cuda.devices = lambda *_: [cuda_host.HostDevice()]\n"
     (off,) = map(float, re.findall(r"[\d.]+e-\d+", run(stand_in + SCRIPTS[5], tmp_path)))
