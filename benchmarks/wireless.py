@@ -2,7 +2,7 @@
 
     python benchmarks/wireless.py [--quick] [--json F] [--plot F.png]
 
-The peer solves the same convex problem (tiers fixed) as ``tests/support/wireless_oracles.py`` states it, to a gap of 1e-10.
+The peer solves the same convex problem (tiers fixed), as ``tests/support/wireless_oracles.py`` states it, to 1e-10.
 """
 
 from __future__ import annotations

@@ -101,4 +101,4 @@ def test_tensors_are_exchanged_without_a_copy(device):
 def test_the_limit_of_memory_is_kept():
     (small,) = cuda.devices("cuda:0", memory_bytes=1 << 20)
     with pytest.raises(EngineError, match=r"takes \d+ bytes and cuda:0 has \d+ left, of a limit of 1048576"):
-        CudaServer([small]).hold({"large": cases.layer(d_out=2048, d_in=2048)})
+        CudaServer([small]).load([cases.layer(d_out=2048, d_in=2048)])

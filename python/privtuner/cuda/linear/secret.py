@@ -98,4 +98,4 @@ class DeviceOneTimeKey:
         return self._reply.__reduce_ex__(protocol)  # refuses
 
     def __repr__(self) -> str:
-        return f"<privtuner.cuda.linear.DeviceSecret of {self._reply.describe()}>"
+        return f"<privtuner.cuda.linear.DeviceOneTimeKey of {self._reply.describe()}>"
