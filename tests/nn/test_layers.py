@@ -293,14 +293,6 @@ def test_transport_and_cache_size_are_checked() -> None:
         EncryptedLinear.single("fc", prepared.spec, Session(transport, mask_cache_bytes=-1))
 
 
-def test_local_transport_checks_its_layers() -> None:
-    _, prepared, _ = make_layer()
-    with pytest.raises(InputError, match="no layer is called 'other'; fetch the bundle"):
-        LocalTransport({"fc": prepared}).apply("other", b"")
-    with pytest.raises(InputError, match="block_bytes is 0"):
-        LocalTransport({"fc": prepared}, block_bytes=0)
-
-
 @each(cache=[None, 0, 1 << 20])
 def test_mask_products_are_asked_for_once(cache: int | None) -> None:
     rng = np.random.default_rng(3)

@@ -97,21 +97,6 @@ def test_any_values_stay_inside_the_modulus(owner):
         assert (np.abs(y - exact)[finite] <= limit.repeat(70, 1)[finite]).all()
 
 
-@pytest.mark.parametrize(
-    ("x", "message"),
-    [
-        (np.zeros((2, 4), np.float32), "x has shape \\(2, 4\\)"),
-        (np.zeros((0, 33), np.float32), "at least one token"),
-        (np.zeros((2, 33), np.int64), "x has dtype int64"),
-        (np.full((2, 33), np.nan, np.float32), "x\\[0, 0\\] is nan"),
-        (np.full((2, 33), np.inf, np.float32), "x\\[0, 0\\] is inf"),
-    ],
-)
-def test_batches_that_are_refused(owner, x, message):
-    with pytest.raises(InputError, match=message):
-        owner.encrypt(x, PREPARED.spec, "forward")
-
-
 def test_replies_that_are_refused(owner):
     def exchange():
         request, secret = owner.encrypt(batch(3), PREPARED.spec, "forward")
