@@ -39,7 +39,7 @@ def batch(tokens: int, direction: str = "forward") -> np.ndarray:
 
 def test_the_owners_keys(owner):
     context = owner.context
-    assert owner.name == "openfhe"
+    assert owner.scheme == "openfhe"
     assert context.security_bits == 128
     assert (context.ring_dimension, len(context.moduli), context.special_moduli) == (2048, 1, ())
     assert context.moduli[0].bit_length() == 53
