@@ -77,7 +77,7 @@ def _fail(reason: object, status: int) -> int:
 
 
 def _drop_unwritten() -> None:
-    """Where standard output takes no more, keep the interpreter from trying again at its end."""
+    """Keep the interpreter from writing at its end what standard output refused."""
     try:
         sys.stdout.flush()
     except OSError:

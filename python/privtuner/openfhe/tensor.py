@@ -125,7 +125,7 @@ class EncryptedTensor(Immutable, Saved):
 
     @classmethod
     def load(cls, context: Context, path: str | Path) -> EncryptedTensor:
-        """As `from_bytes`, from a file."""
+        """Read a file as `from_bytes` reads bytes."""
         return cls.from_bytes(context, read(path))
 
     def to_openfhe(self) -> bytes:
