@@ -45,7 +45,7 @@ test-cpp: develop
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 
 test-paths: test-cpp
-	$(BIN)/python tests/paths.py $(PATHS) --ctest $(BUILD) --tests "$(TESTS)"
+	$(BIN)/python tests/support/paths.py $(PATHS) --ctest $(BUILD) --tests "$(TESTS)"
 
 test-sanitize: $(VENV)/tools
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DPRIVTUNER_BUILD_PYTHON=OFF -DPRIVTUNER_BUILD_TESTS=ON -DPRIVTUNER_SANITIZE=ON

