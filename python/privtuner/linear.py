@@ -374,7 +374,7 @@ def require_finite(name: str, values: npt.NDArray[Any], at: tuple[int, ...] = ()
 
 
 def check_batch(x: Any, spec: LayerSpec, direction: Direction) -> None:
-    """Refuse what is no batch for a layer: the same of NumPy's arrays and of a device's.
+    """Refuse what is no batch for a layer, be it an array of NumPy or of a device.
 
     Raises:
         InputError: an unknown direction, a dtype that is not floating, another shape, or too many tokens.

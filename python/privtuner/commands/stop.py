@@ -19,7 +19,7 @@ __all__ = ["Stop", "Stopped"]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 ONE_PRESS_SECONDS = 0.3
-"""Signals that come within this time of the first are the same wish: a terminal and a wrapper both pass Ctrl-C on."""
+"""Signals within this time of the first count as one: a terminal and a wrapper both pass Ctrl-C on."""
 
 
 class Stopped(KeyboardInterrupt):

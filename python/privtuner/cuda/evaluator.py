@@ -205,7 +205,7 @@ class CudaEvaluator(Operations[DeviceTensor], Stays):
 
 
 def _refs(step: steps._Step) -> list[steps.TensorRef]:
-    """Everything a step reads or makes."""
+    """Return references to all tensors that a step reads or makes."""
     match step:
         case steps.Combine():
             return [step.out, *step.terms]

@@ -36,7 +36,7 @@ class _Pass:
 
 
 class PassTracker(LiveResource):
-    """Follows the forward passes of the models that share a session, and rules over what their layers send.
+    """Follows the forward passes of the models that share a session, and decides which rows their layers send.
 
     Inside a pass, a layer may be called with the leading dimensions that follow from the shapes of the pass's
     arguments: (batch, seq), (batch * seq,) or (batch,). Anything else, such as the tokens that a router sends to an

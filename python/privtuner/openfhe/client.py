@@ -27,7 +27,7 @@ _LARGEST_ERROR = 64
 
 @dataclass
 class Pending:
-    """What decrypts the reply to one request."""
+    """What the client keeps of one request to decrypt its reply."""
 
     spec: LayerSpec
     head: Head

@@ -71,7 +71,7 @@ def owner_classifier(
     _check_pool(pool)
     task = "feature-extraction" if pool == "mean" else "sequence-classification"
     with warnings.catch_warnings():
-        # Of a pooler: the mean does without, and the pool first refuses it below.
+        # The warning is of a pooler: "mean" does without it, and "first" refuses it below.
         warnings.filterwarnings("ignore", ".* is not in the bundle and was newly initialised", UserWarning)
         model = build(bundle, session, task=task, **_entries(labels), **options)
     return _with_head(model, pool, bundle.omitted)

@@ -62,7 +62,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Tokens that are no padding."""
+        """Number of tokens without the padding."""
         return int(self.attention_mask.sum())
 
     def to(self, device: torch.device) -> Batch:

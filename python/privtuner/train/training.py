@@ -310,7 +310,7 @@ class _DivergedError(PrivtunerError):
 
 @contextmanager
 def _explain_divergence(when: str, config: TrainConfig, *, possible: bool = True) -> Iterator[None]:
-    """Say what to do when values that fitted before do so no longer: only steps have changed anything since."""
+    """Turn a refusal of values that fitted before into advice: only training steps have changed anything since."""
     try:
         yield
     except (InputError, CkksError) as error:

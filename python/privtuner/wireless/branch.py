@@ -64,7 +64,7 @@ class Outcome(Generic[Solution]):
         solution: that allocation. tiers: its tiers.
         prices: the prices of the shared goods there.
         bound: J, a lower bound on every allocation; inf where none exists.
-        nodes, evaluations: of the search, and of the dual.
+        nodes, evaluations: nodes of the search, evaluations of the dual.
         history: (objective, bound) after each node.
         complete: no node was left open for want of nodes.
     """

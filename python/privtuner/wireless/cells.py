@@ -39,8 +39,8 @@ class Cell:
         devices: how many.
         radius: the radius of the cell, m.
         shadowing: standard deviation, dB.
-        bandwidth: Hz. power_max: of a device, W.
-        frequency_min, frequency_max: of a device's processor, cycles/s. capacitance: J s^2 / cycle^3.
+        bandwidth: Hz. power_max: transmit power of a device, W.
+        frequency_min, frequency_max: range of a device's processor, cycles/s. capacitance: J s^2 / cycle^3.
         server_frequency: cycles/s. server_capacitance: J s^2 / cycle^3.
         samples: samples of a device, a round. deadline: s.
         privacy_price: J a bit of security.

@@ -32,8 +32,8 @@ class Problem:
         noise_energy: A = N0 k / g, J: the energy of an upload that has all the time and bandwidth there is.
         reach: g p_max / N0, Hz: the bandwidth in which full power arrives as strong as the noise.
         time: T less the download, s. reward: alpha omega s, J.
-        capacitance, frequency_min, frequency_max, power_max: of the devices.
-        server_capacitance, server_frequency, bandwidth: of what is shared, scalars.
+        capacitance, frequency_min, frequency_max, power_max: limits and constants of the devices.
+        server_capacitance, server_frequency, bandwidth: the same of what is shared, scalars.
     """
 
     encrypt: FloatArray
