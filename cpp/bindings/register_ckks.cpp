@@ -1,4 +1,4 @@
-// The CKKS engine: arrays are checked here, the GIL is released around all arithmetic.
+// CKKS: arrays are checked here, the GIL is released around all arithmetic.
 #include <pybind11/stl.h>
 
 #include <algorithm>

@@ -264,7 +264,7 @@ void seal_blocks(const std::string& preset_name, const std::string& direction, c
   math::parallel_for(checked.size(), grain, seal);
 }
 
-// Messages whose bodies another engine reads and writes.
+// Messages whose bodies another scheme or device reads and writes.
 void register_messages(py::module_& module) {
   module.attr("LINEAR_REQUEST_PREFIX") = linear::kRequestPrefix;
   module.attr("LINEAR_BLOCK_PREFIX") = linear::kBlockPrefix;

@@ -25,7 +25,7 @@ from privtuner.wireless.model import check_integer
 __all__ = ["Workload", "describe", "measure", "processor_frequency"]
 
 _SIGMA = math.sqrt(21 / 2)
-"""Of the centred binomial error that both engines draw."""
+"""Standard deviation of the centred binomial error that both schemes draw."""
 _CKKS_RINGS = (8192, 16384, 32768)
 _DEPTH = 2  # the same in every ring, so that a larger one buys security alone
 _SCALE_BITS = 40
@@ -38,10 +38,10 @@ class Workload:
 
     Attributes:
         width: features of the layer, both ways.
-        layers: of that width which a sample passes.
-        tokens: of a sample.
+        layers: how many layers of that width a sample passes.
+        tokens: tokens in a sample.
         batch: samples in one request, at most 4096 / tokens.
-        runs: of each direction; medians are taken.
+        runs: runs of each direction; medians are taken.
 
     Raises:
         InputError: a value out of range.
@@ -65,7 +65,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class _Costs:
-    """Of one batch, both directions: seconds of owner and server, bytes up and down."""
+    """What one batch costs in both directions: seconds of data owner and server, bytes up and down."""
 
     owner: float
     server: float
@@ -95,7 +95,7 @@ def measure(
 
     Args:
         workload: what a sample is; the default is one layer of width 384 and 16 tokens.
-        frequency: of the processor, cycles/s; default as the operating system tells.
+        frequency: the frequency of the processor, cycles/s; default as the operating system tells.
         progress: called before each run with the part of the work that is done, in per cent, 100, and the name of the
             set that is being measured.
 
@@ -115,7 +115,7 @@ def measure(
 
 
 def describe(workload: Workload, frequency: float) -> str:
-    """Where a table of tiers comes from, for its head."""
+    """Say where a table of tiers comes from, for its head."""
     layers = f"{workload.layers} frozen layer{'s' * (workload.layers != 1)}"
     return (
         f"Measured on {processor_name()} at {frequency / 1e9:.3g} GHz, one thread, {active_isa()} kernels.\n"
@@ -147,7 +147,7 @@ def _tiers(workload: Workload, hertz: float, progress: Callable[[float, float, s
     done = 0.0
 
     def runs(name: str) -> Iterator[None]:
-        """Once for each run of the next set."""
+        """Yield once for each run of the next set."""
         nonlocal done
         share = 100 * shares.pop(0) / total / (1 + workload.runs)
         for _ in range(1 + workload.runs):
@@ -178,9 +178,10 @@ def _linear_costs(preset: str, weight: Any, batch: Any, runs: Iterable[None]) ->
 
 
 def _ckks_costs(parameters: ckks.Parameters, weight: Any, batch: Any, runs: Iterable[None]) -> _Costs:
-    secret, engine, matrix = ckks.SecretKey(parameters), ckks.Evaluator(parameters), ckks.Matrix(weight, per_row=False)
-    fresh, read = engine.planned(*batch.shape, bound=4.0), ckks.EncryptedTensor.from_bytes
-    results = {way: engine.linear(fresh, matrix, transpose=way == "backward") for way in ("forward", "backward")}
+    secret, evaluator = ckks.SecretKey(parameters), ckks.Evaluator(parameters)
+    matrix = ckks.Matrix(weight, per_row=False)
+    fresh, read = evaluator.planned(*batch.shape, bound=4.0), ckks.EncryptedTensor.from_bytes
+    results = {way: evaluator.linear(fresh, matrix, transpose=way == "backward") for way in ("forward", "backward")}
 
     def encrypt(direction: linear.Direction) -> tuple[bytes, Callable[[bytes], Any]]:
         request = secret.encrypt(batch, bound=4.0).to_bytes()
@@ -188,7 +189,7 @@ def _ckks_costs(parameters: ckks.Parameters, weight: Any, batch: Any, runs: Iter
 
     def answer(request: bytes, direction: linear.Direction) -> bytes:
         x = read(parameters, request, fresh)
-        return engine.linear(x, matrix, transpose=direction == "backward").to_bytes()
+        return evaluator.linear(x, matrix, transpose=direction == "backward").to_bytes()
 
     return _costs(encrypt, answer, runs)
 

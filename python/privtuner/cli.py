@@ -77,7 +77,7 @@ def _fail(reason: object, status: int) -> int:
 
 
 def _drop_unwritten() -> None:
-    """Where standard output takes no more, keep the interpreter from trying again at its end."""
+    """Keep the interpreter from writing at its end what standard output refused."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -96,7 +96,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    """Return a parser that knows the options of the command ``chosen``, and of the others what they are for."""
+    """Return a parser with the options of the command ``chosen`` and a line about each other command."""
     parser = _Parser(
         prog="privtuner",
         description="Fine-tune transformers on a server that holds the weights and never sees the data. "

@@ -23,7 +23,7 @@ class Stays:
     """Something bound to its process: deep copies of what holds it go on using it, and pickling it is refused."""
 
     stays: ClassVar[str]
-    """What the refusal says."""
+    """Text of the refusal."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self

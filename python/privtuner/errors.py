@@ -64,11 +64,11 @@ class CkksError(PrivtunerError, RuntimeError):
 
 
 class SecretError(PrivtunerError, RuntimeError):
-    """A one-request secret is used a second time, copied or serialised."""
+    """A one-time key is used a second time, or a secret is copied or serialised."""
 
 
 class EngineError(PrivtunerError, RuntimeError):
-    """A compute engine or an instruction set that was asked for is missing on this machine, or cannot do the task."""
+    """A device, library or instruction set that was asked for is missing on this machine, or cannot do the task."""
 
 
 class ServiceError(PrivtunerError, RuntimeError):

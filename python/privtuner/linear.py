@@ -4,7 +4,7 @@ The model owner prepares a weight; the data owner encrypts a batch of activation
 owner multiplies without seeing it; the data owner decrypts::
 
     prepared = prepare(weight)                    # model owner
-    request, secret = encrypt(x, prepared.public)  # data owner
+    request, secret = encrypt(x, prepared.spec)  # data owner
     reply = apply(prepared, request)               # model owner
     y = decrypt(reply, secret)                     # data owner: y ~ x @ weight.T
 
@@ -239,9 +239,9 @@ def encrypt(
     Args:
         x: activations (tokens, d_in) forward, or output gradients (tokens, d_out) backward; float16, float32 or
             float64 (used as float32), every value finite; 1 to 2**24 tokens.
-        spec: of the layer that will answer.
+        spec: the description of the layer that will answer.
         direction: ``"forward"`` for ``x @ W.T``, ``"backward"`` for ``x @ W``.
-        masks: the owner's cache of mask products; without one the request has a public mask of its own.
+        masks: the data owner's cache of mask products; without one the request has a public mask of its own.
 
     Returns:
         The request, at most ``112 + 4 * x.size`` bytes (8 a value with ``linear-w16``), and the secret that decrypts
@@ -334,7 +334,7 @@ def error_bound(spec: LayerSpec, x: npt.ArrayLike, direction: Direction = "forwa
     from which typical errors are far.
 
     Args:
-        spec: of the layer.
+        spec: the description of the layer.
         x: the batch, as for `encrypt`.
         direction: as for `encrypt`.
 
@@ -374,7 +374,7 @@ def require_finite(name: str, values: npt.NDArray[Any], at: tuple[int, ...] = ()
 
 
 def check_batch(x: Any, spec: LayerSpec, direction: Direction) -> None:
-    """Refuse what is no batch for a layer: the same of NumPy's arrays and of a device's.
+    """Refuse what is no batch for a layer, be it an array of NumPy or of a device.
 
     Raises:
         InputError: an unknown direction, a dtype that is not floating, another shape, or too many tokens.

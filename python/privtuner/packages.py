@@ -29,7 +29,7 @@ _PACKAGES = {
 
 
 def advice(module: str) -> str:
-    """What to type to install ``module``, a key of the table above."""
+    """Return the ways to install ``module``, a key of the table above."""
     extra, package = _PACKAGES[module]
     return f"pip install '.[{extra}]' {CHECKOUT}, or pip install {package}"
 

@@ -109,7 +109,7 @@ class LinearClient(ABC):
 
         Args:
             x: float32 (tokens, features), a NumPy array, or if ``on_device`` anything with ``__dlpack__``.
-            spec: of the layer that will answer.
+            spec: the description of the layer that will answer.
             direction: "forward" or "backward".
 
         Raises:

@@ -42,8 +42,8 @@ def ensure_writable_file(path: str | Path) -> None:
         file.open("a").close()
         if not existed:
             file.unlink()
-        if (target := _replaceable(file)) is not None:
-            probe = _beside(target)
+        if (target := _resolve(file)) is not None:
+            probe = _name_beside(target)
             probe.write_bytes(b"\0")
             probe.unlink()
     except OSError as error:
@@ -69,11 +69,11 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full, or ``path`` cannot be written.
     """
-    target = _replaceable(path)
+    target = _resolve(path)
     if target is None:
         yield path
         return
-    new = _beside(target)
+    new = _name_beside(target)
     try:
         yield new
         put(new, target)
@@ -101,14 +101,14 @@ def put(new: Path, target: Path) -> None:
             os.close(folder)
 
 
-def _replaceable(path: Path) -> Path | None:
-    """The file behind links that ``path`` names, or will name; None for what is no file."""
+def _resolve(path: Path) -> Path | None:
+    """Return the file that ``path`` names, or will name, behind links; None for what is no file."""
     target = path.resolve()
     # A stream may be a file, too, and whoever redirected it there goes on writing to it.
     stream = str(path.parent) in ("/dev", "/dev/fd") or path.is_relative_to("/proc")
     return None if stream or (target.exists() and not target.is_file()) else target
 
 
-def _beside(target: Path) -> Path:
-    """A name in the same folder with the same suffix, which may decide the format."""
+def _name_beside(target: Path) -> Path:
+    """Return a name in the same folder with the same suffix, which may decide the format."""
     return target.with_name(f".{target.stem}-{os.getpid()}.part{target.suffix}")

@@ -70,7 +70,7 @@ def primal(n: int, log2_q: float, sigma: float, sigma_secret: float = SIGMA_TERN
         n: ring dimension.
         log2_q: of the largest modulus anything is encrypted under, special primes included.
         sigma: standard deviation of the error, of a coefficient.
-        sigma_secret: of the secret.
+        sigma_secret: standard deviation of the secret.
 
     Raises:
         InputError: a value is out of range.

@@ -52,7 +52,7 @@ def test_signal_ends_what_has_nothing_to_lose(number, status):
 
 def test_signal_is_noted_where_an_exception_would_do_harm():
     done = []
-    with pytest.raises(Stopped) as caught, Stop() as stopping, stopping.deferred():
+    with pytest.raises(Stopped) as caught, Stop() as stopping, stopping.defer():
         stopping.check()
         kill(signal.SIGTERM)
         done.append("all of it")
@@ -67,25 +67,25 @@ def test_signal_that_was_swallowed_shows_at_the_next_stage():
     with Stop() as stopping:
         with contextlib.suppress(BaseException):  # as an import that tries something may do
             kill(signal.SIGINT)
-        with pytest.raises(Stopped), stopping.deferred():
+        with pytest.raises(Stopped), stopping.defer():
             raise AssertionError("not reached")
 
 
 def test_error_that_follows_from_a_signal_is_none():
-    with pytest.raises(Stopped) as caught, Stop() as stopping, stopping.deferred():
+    with pytest.raises(Stopped) as caught, Stop() as stopping, stopping.defer():
         kill(signal.SIGINT)
         raise ServiceError("the connection was closed")
     assert isinstance(caught.value.__cause__, ServiceError)
-    with pytest.raises(ZeroDivisionError), Stop() as stopping, stopping.deferred():
+    with pytest.raises(ZeroDivisionError), Stop() as stopping, stopping.defer():
         kill(signal.SIGINT)
         _ = 1 / 0
-    with pytest.raises(ServiceError), Stop() as stopping, stopping.deferred():
+    with pytest.raises(ServiceError), Stop() as stopping, stopping.defer():
         raise ServiceError("nobody there")
 
 
 def test_those_who_wait_are_called_back_in_another_thread():
     called = []
-    with pytest.raises(Stopped), Stop() as stopping, stopping.deferred():
+    with pytest.raises(Stopped), Stop() as stopping, stopping.defer():
         with stopping.on_stop(lambda: called.append("left")):
             pass
         with stopping.on_stop(lambda: called.append(threading.current_thread())):
@@ -96,21 +96,21 @@ def test_those_who_wait_are_called_back_in_another_thread():
 
 
 def test_callback_after_the_signal_is_not_waited_for():
-    with pytest.raises(Stopped), Stop() as stopping, stopping.deferred():
+    with pytest.raises(Stopped), Stop() as stopping, stopping.defer():
         kill(signal.SIGINT)
         with stopping.on_stop(lambda: None):
             raise AssertionError("not reached")
 
 
 def test_wait_ends_with_the_signal():
-    with pytest.raises(Stopped), Stop() as stopping, stopping.deferred():
+    with pytest.raises(Stopped), Stop() as stopping, stopping.defer():
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGHUP)).start()
         stopping.wait()
 
 
 def test_one_press_may_arrive_twice(monkeypatch):
     monkeypatch.setattr(stop, "ONE_PRESS_SECONDS", 60)
-    with pytest.raises(Stopped) as caught, Stop() as stopping, stopping.deferred():
+    with pytest.raises(Stopped) as caught, Stop() as stopping, stopping.defer():
         kill(signal.SIGTERM)
         kill(signal.SIGHUP)
     assert caught.value.status == 143
@@ -120,7 +120,7 @@ def test_thread_takes_no_signals():
     seen = []
 
     def work():
-        with Stop() as stopping, stopping.deferred():
+        with Stop() as stopping, stopping.defer():
             seen.append([signal.getsignal(number) for number in SIGNALS])
             stopping.check()
 
@@ -166,7 +166,7 @@ def test_second_signal_ends_at_once(number, status):
             for number in (signal.SIGINT, *[signal.{number}] * 99):
                 kill(number)
                 time.sleep(0.5)
-        with Stop() as stop, stop.deferred():
+        with Stop() as stop, stop.defer():
             threading.Thread(target=presses, daemon=True).start()
             hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
     """)

@@ -143,7 +143,7 @@ def test_a_batch_that_does_not_fit_is_answered_one_by_one(monkeypatch, engine):
     prepared = cases.layer()
     (worker,) = engine._workers
     requests = [request_for(prepared, seed=seed)[0] for seed in (1, 2)]
-    _, layer = engine._resident(prepared)
+    _, layer = engine._place(prepared)
     tickets = [_Ticket(layer, kernels.open_request(layer, request), 256) for request in requests]
     worker._answer(tickets)
     assert sizes == [2, 1, 1]
@@ -178,7 +178,7 @@ def test_what_did_not_fit_together_is_let_go_of_before_the_next_attempt(monkeypa
 
     monkeypatch.setattr(kernels, "answer", answer)
     prepared = cases.layer()
-    _, layer = engine._resident(prepared)
+    _, layer = engine._place(prepared)
     request = kernels.open_request(layer, request_for(prepared)[0])
     tickets = [_Ticket(layer, request, 256) for _ in range(2)]
     engine._workers[0]._answer(tickets)

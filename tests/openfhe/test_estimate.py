@@ -9,7 +9,7 @@ import pytest
 
 from privtuner import ckks
 from privtuner.errors import CkksError
-from privtuner.openfhe.estimate import Errors, Estimate, is_uniform, joined
+from privtuner.openfhe.estimate import Errors, Estimate, is_uniform, join
 
 RNG = np.random.default_rng(11)
 COUNT = 20_000
@@ -52,7 +52,7 @@ CASES = {
     "sum of features": (Estimate.sum_of_features, lambda x: x.sum(1, keepdims=True), (X,)),
     "sum of shared errors": (Estimate.sum_of_features, lambda x: x.sum(1, keepdims=True), (Y,)),
     "select": (lambda x: x.features(1, 3), lambda x: x[:, 1:3], (X,)),
-    "joined": (lambda x, y: joined([x, y]), lambda x, y: np.hstack([x, y]), (X, Y)),
+    "joined": (lambda x, y: join([x, y]), lambda x, y: np.hstack([x, y]), (X, Y)),
     "linear": (lambda x: x.linear(MATRIX, False), lambda x: largest_sums(x, MATRIX), (X,)),
     "linear of shared errors": (lambda x: x.linear(MATRIX, False), lambda x: largest_sums(x, MATRIX), (Y,)),
     "linear, transposed": (lambda x: x.linear(SHARED, True), lambda x: largest_sums(x, SHARED, True), (X,)),
@@ -88,7 +88,7 @@ def test_values_are_factors_times_slots():
 def test_what_is_independent():
     assert X.plus_numbers(NUMBERS).independent
     assert not ONE.plus_numbers(NUMBERS).independent  # one error in three features
-    assert not any(x.independent for x in (X.plus(X), X.product(X), X.times(NUMBERS), joined([X, X])))
+    assert not any(x.independent for x in (X.plus(X), X.product(X), X.times(NUMBERS), join([X, X])))
     assert not X.linear(MATRIX, False).independent
     assert not X.sum_of_features().independent
     assert all(x.independent for x in (X.off(noise=1.0), X.features(0, 2), X.assumed(1.0)))

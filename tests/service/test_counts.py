@@ -16,9 +16,9 @@ def head(direction="forward", tokens=1):
 def test_counts_add_up():
     counter = Counter()
     for request, size in ((head(tokens=4), 40), (head(tokens=2), 20), (head("backward", 3), 33)):
-        counter.answered("fc", request, size, 10, 0.5)
-    counter.refused()
-    counter.bundle()
+        counter.count_answer("fc", request, size, 10, 0.5)
+    counter.count_refusal()
+    counter.count_bundle()
     counts = counter.snapshot()
     assert counts.layers == {
         ("fc", "forward"): LayerCounts(2, 6, 4, 60, 20, 1.0),
@@ -31,9 +31,9 @@ def test_counts_add_up():
 
 def test_snapshot_does_not_change_later():
     counter = Counter()
-    counter.answered("fc", head(), 0, 1, 0.0)
+    counter.count_answer("fc", head(), 0, 1, 0.0)
     before = counter.snapshot()
-    counter.answered("fc", head(), 0, 1, 0.0)
+    counter.count_answer("fc", head(), 0, 1, 0.0)
     assert before.total().requests == 1
 
 
@@ -56,6 +56,6 @@ def test_malformed_counts_are_refused(data):
 
 def test_json_names_every_layer_once():
     counter = Counter()
-    counter.answered("b", head(), 0, 1, 0.0)
-    counter.answered("a", head(), 0, 1, 0.0)
+    counter.count_answer("b", head(), 0, 1, 0.0)
+    counter.count_answer("a", head(), 0, 1, 0.0)
     assert [entry["layer"] for entry in json.loads(counter.snapshot().to_json())["layers"]] == ["a", "b"]

@@ -17,7 +17,7 @@ from transformers import (
 
 from privtuner.errors import InputError
 from privtuner.train.dataset import Encoded
-from privtuner.train.limits import fitted, positions
+from privtuner.train.limits import fit, positions
 
 SIZES = {"vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 
@@ -53,7 +53,7 @@ def table(*rows, pad=0):
 
 def test_texts_that_fit_stay_as_they_are(model):
     tables = table((1, 2), (11,) * 16), table((3,))
-    found = fitted(model, tables)
+    found = fit(model, tables)
     assert [entry.tokens for entry in found] == [entry.tokens for entry in tables]
     assert [entry.pad_id for entry in found] == [0, 0]
 
@@ -62,22 +62,22 @@ def test_texts_that_fit_stay_as_they_are(model):
 def test_padding_that_a_text_uses_or_that_has_no_embedding_becomes_another(model, pad):
     # A head that looks for the last token takes every token of this number for padding.
     tables = table((0, 1, 2), (4,), pad=pad), table((3, 5), pad=pad)
-    assert [entry.pad_id for entry in fitted(model, tables)] == [6, 6]
+    assert [entry.pad_id for entry in fit(model, tables)] == [6, 6]
 
 
 @pytest.mark.parametrize("pad", [12, 0])
 def test_padding_where_every_token_is_in_use(model, pad):
     with pytest.raises(InputError, match=f"padding token {pad} occurs .* and every one of the model's 12 tokens"):
-        fitted(model, [table(tuple(range(12)), pad=pad)])
+        fit(model, [table(tuple(range(12)), pad=pad)])
 
 
 @pytest.mark.parametrize("token", [12, -1])
 def test_token_without_an_embedding(model, token):
     with pytest.raises(InputError, match=f"makes token {token} and the model has embeddings for 0 to 11"):
-        fitted(model, [table((1,)), table((1, token))])
+        fit(model, [table((1,)), table((1, token))])
 
 
 @pytest.mark.parametrize("length", [0, 17])
 def test_text_of_a_length_that_cannot_be(model, length):
     with pytest.raises(InputError, match=f"text 2 has {length} tokens, and the model takes 1 to 16"):
-        fitted(model, [table((1,), (1,) * length)])
+        fit(model, [table((1,), (1,) * length)])

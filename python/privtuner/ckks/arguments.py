@@ -58,7 +58,7 @@ def as_steps(steps: Sequence[int] | SupportsIndex) -> tuple[list[int], bool]:
 
 
 def whole(name: str, value: object) -> int:
-    """A whole number of 31 bits, or InputError."""
+    """Return a whole number of 31 bits; else raise InputError."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:

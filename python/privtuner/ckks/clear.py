@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privtuner import _core
-from privtuner.ckks.evaluator import Matrix, Operations, called
+from privtuner.ckks.evaluator import Matrix, Operations, call_core
 from privtuner.ckks.keys import as_fresh
 from privtuner.ckks.parameters import Parameters
 from privtuner.ckks.polynomial import Polynomial
@@ -137,10 +137,10 @@ class ClearEvaluator(Operations[ClearTensor]):
     def _run(self, inputs: Sequence[ClearTensor], operation: Callable[..., Any], *arguments: Any) -> list[ClearTensor]:
         """Carry out an operation of the core on the planned tensors, and the same on the values."""
         name, cores = operation.__name__, self._cores(inputs)
-        results = errors = called(operation, cores, arguments)
+        results = errors = call_core(operation, cores, arguments)
         if self._generator is not None:
             exact = [core.without_noise() for core in cores]
-            errors = called(operation, exact if isinstance(cores, list) else tuple(exact), arguments)
+            errors = call_core(operation, exact if isinstance(cores, list) else tuple(exact), arguments)
         if name == "multiply_plain":
             self._check_encoding(inputs[0], *arguments)
         promised = self._check_domain(inputs[0], *arguments[-2:]) if name == "polynomial" else np.True_

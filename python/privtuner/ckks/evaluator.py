@@ -18,7 +18,7 @@ from privtuner.ckks.tensor import EncryptedTensor, Tensor
 from privtuner.copies import Immutable
 from privtuner.errors import CkksError, InputError
 
-__all__ = ["Evaluator", "Matrix", "Operations", "called"]
+__all__ = ["Evaluator", "Matrix", "Operations", "call_core"]
 
 T = TypeVar("T", bound=Tensor)
 
@@ -56,7 +56,7 @@ class Matrix(Immutable):
 
     @classmethod
     def of(cls, weights: Matrix | npt.ArrayLike) -> Matrix:
-        """A matrix as it is, or an array quantised to 8 bits with a scale for each row."""
+        """Return a matrix as it is, or an array quantised to 8 bits with a scale for each row."""
         return weights if isinstance(weights, Matrix) else cls(weights)
 
     @classmethod
@@ -305,13 +305,13 @@ class Evaluator(Operations[EncryptedTensor]):
     def _run(
         self, inputs: Sequence[EncryptedTensor], operation: Callable[..., Any], *arguments: Any
     ) -> list[EncryptedTensor]:
-        return [EncryptedTensor(core, self.parameters) for core in called(operation, self._cores(inputs), arguments)]
+        return [EncryptedTensor(core, self.parameters) for core in call_core(operation, self._cores(inputs), arguments)]
 
     def __repr__(self) -> str:
         return f"<CKKS evaluator of {self.parameters.name}, keys: {self.keys!r}>"
 
 
-def called(
+def call_core(
     operation: Callable[..., Any], cores: Sequence[_core.CkksTensor], arguments: Sequence[Any]
 ) -> list[_core.CkksTensor]:
     """Call an operation of the compiled evaluator, with a list of tensors as one argument and a tuple as several."""

@@ -27,7 +27,7 @@ def approximate(
     """Return the polynomial in place of a function of the table `FUNCTIONS`.
 
     Args:
-        name: of the function, ``"gelu"`` for instance.
+        name: the name of the function, ``"gelu"`` for instance.
         domain: (low, high); None takes the table's.
         degree: 0 to 255; None takes the table's. A function of a symmetry that `fit` keeps may come out one lower.
         method: as for `fit`. With ``"chebyshev"`` the largest *relative* error of ``"inverse"`` is least,
@@ -60,7 +60,7 @@ class Row:
         exact: the function, elementwise on float64 arrays.
         slope: its derivative, likewise.
         domain: (low, high) of the default approximation.
-        degree: of the default approximation.
+        degree: the degree of the default approximation.
         modules: classes of PyTorch and of ``transformers`` that compute the function.
         defined: open intervals on which it is defined; a domain lies within one of them.
     """

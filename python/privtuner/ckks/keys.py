@@ -120,7 +120,7 @@ class PublicKey(Immutable):
         level: int | None = None,
         scale: npt.ArrayLike | None = None,
     ) -> EncryptedTensor:
-        """As `SecretKey.encrypt`."""
+        """Encrypt as `SecretKey.encrypt` does."""
         fresh = as_fresh(self.parameters, values, bound, level, scale)
         return EncryptedTensor(self._core.encrypt(*fresh), self.parameters)
 

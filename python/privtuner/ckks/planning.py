@@ -20,14 +20,14 @@ Circuit = Callable[..., EncryptedTensor | Sequence[EncryptedTensor]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a circuit takes.
+    """Levels, keys, bytes and work that a circuit takes.
 
     Attributes:
         outputs: the planned results, with level, scale and predicted error.
         levels: levels used, from the highest input to the lowest output.
         rotations, packing, conjugation, relinearisation: the keys needed.
-        key_bytes: of those keys on the wire.
-        input_bytes, output_bytes: of the tensors on the wire, inputs encrypted with the secret key.
+        key_bytes: bytes of those keys on the wire.
+        input_bytes, output_bytes: bytes of the tensors on the wire, inputs encrypted with the secret key.
         peak_bytes: most bytes of tensors alive at once, without the keys.
         work: (kind, limbs) -> amount; the units are those of `Timings`.
         seconds: predicted; None without timings.
@@ -113,7 +113,7 @@ def plan(
         inputs: shapes (tokens, features) of fresh tensors with |value| <= ``bound``, or planned tensors made by
             `Evaluator.planned` where bound, level or scale differ.
         parameters: the set to plan for.
-        bound: of inputs given as shapes.
+        bound: bound on inputs given as shapes.
         timings: to predict seconds with.
 
     Raises:

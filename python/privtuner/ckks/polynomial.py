@@ -42,7 +42,7 @@ class Polynomial:
         basis: ``"chebyshev"``: ``sum_k coefficients[k] T_k(t)`` with t in [-1, 1] the place of x in the domain;
             ``"power"``: ``sum_k coefficients[k] x**k``, whatever the domain.
         domain: (low, high), where it may be evaluated.
-        name: of the function it stands for.
+        name: the name of the function it stands for.
         max_error: largest absolute difference to that function on the domain: measured, rounded up by a thousandth.
             None when made from coefficients alone.
         derivative_error: the same of the derivative, where the exact one is known.

@@ -41,13 +41,13 @@ def fit(
     may come out one lower than asked, because the last term would not help.
 
     Args:
-        function: of a float64 array of any shape, elementwise, finite on the whole domain.
+        function: function of a float64 array of any shape, elementwise, finite on the whole domain.
         domain: (low, high).
         degree: 0 to 255.
         method: ``"remez"`` for the least largest error, levelled to one part in 10,000, or, where rounding is in the
             way, to one percent; ``"chebyshev"`` to interpolate at Chebyshev nodes: never fails, an error some two times
             larger, but a closer derivative, because a level error swings fastest at the ends of the domain.
-        derivative: of ``function``; with it the ``max_error`` of the derivative polynomial is known.
+        derivative: the derivative of ``function``; with it the ``max_error`` of the derivative polynomial is known.
         name: for the result; the function's own name by default.
         relative: make the largest of |p / f - 1| least, instead of |p - f|; ``"remez"`` only. ``max_error`` is the
             absolute error all the same.
@@ -65,7 +65,7 @@ def fit(
     if relative and method != "remez":
         raise InputError("relative = True: only method='remez' weighs its errors")
     label = name if name is not None else getattr(function, "__name__", "function")
-    exact = _checked(label, function)
+    exact = _check_values(label, function)
     scaled = _on_unit_interval(exact, domain)
     if relative:
         coefficients = _remez(scaled, np.arange(degree + 1), -1.0, label, relative=True)
@@ -74,12 +74,12 @@ def fit(
     plain = Polynomial(tuple(coefficients), "chebyshev", domain, label)
     slope_error = None
     if derivative is not None:
-        slope_error = _max_error(plain.derivative(), _checked(f"derivative of {label}", derivative))
+        slope_error = _max_error(plain.derivative(), _check_values(f"derivative of {label}", derivative))
     return Polynomial(plain.coefficients, "chebyshev", domain, label, _max_error(plain, exact), slope_error)
 
 
-def _checked(name: str, function: Function) -> Callable[[Array], Array]:
-    """The function with its values checked: same shape, finite."""
+def _check_values(name: str, function: Function) -> Callable[[Array], Array]:
+    """Return the function with its values checked: same shape, finite."""
 
     def checked(x: Array) -> Array:
         with np.errstate(all="ignore"):
@@ -167,7 +167,7 @@ def _remez(
     Vallee Poussin).
 
     Args:
-        f: of float64 arrays.
+        f: function of float64 arrays.
         index: 0, 1, 2, ... on [-1, 1]; the even ones or the odd ones on [0, 1].
         begin: -1 or 0.
         name: for messages.

@@ -37,7 +37,7 @@ class Tensor(ABC):
         level: multiplications left.
         bound: |value| <= bound in every slot, as declared on encryption, derived, or promised by ``assume``.
         planned: True in a dry run, where the tensor has everything but ciphertexts.
-        nbytes: of its words in memory.
+        nbytes: bytes of its words in memory.
     """
 
     planned: bool
@@ -116,7 +116,7 @@ class EncryptedTensor(Tensor, Immutable):
         """Read what `to_bytes` wrote.
 
         Args:
-            parameters: of the ciphertexts.
+            parameters: the parameters of the ciphertexts.
             data: the message.
             expected: a planned tensor, of `Evaluator.planned` or `Plan.outputs`: shape and level of the message must be
                 its, and the tensor read has its scale, bound and predicted error. None for what `SecretKey.encrypt`

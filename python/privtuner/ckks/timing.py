@@ -1,4 +1,4 @@
-"""What the units of work of a circuit take on this machine."""
+"""Seconds that the units of work of a circuit take on this machine."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def quiet_transformers() -> None:
 
     import transformers
 
-    # What PEFT and transformers think of each other is nothing a user of this command can act on.
+    # A user of this command can act on none of the warnings of PEFT and transformers about each other.
     warnings.simplefilter("ignore", FutureWarning)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -77,7 +77,7 @@ class Progress:
 
     Args:
         title: what is being done.
-        unit: of the numbers, after them.
+        unit: unit of the numbers, written after them.
         scale: how much of what is counted makes one unit.
     """
 
@@ -124,7 +124,7 @@ class Progress:
 
 
 class _SealedReport(logging.Handler):
-    """Passes on what is logged of sealed blocks, with how far the run is: nothing else takes its time."""
+    """Passes on what is logged of sealed blocks, with how far the run is: they take nearly all of its time."""
 
     def __init__(self, total: int) -> None:
         super().__init__()

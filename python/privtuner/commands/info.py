@@ -63,7 +63,7 @@ def collect() -> dict[str, Any]:
 
 
 def render(facts: dict[str, Any]) -> str:
-    """The facts of `collect` as text for people."""
+    """Return the facts of `collect` as text."""
     lines = [
         f"privtuner {facts['version']}, Python {facts['python']}, NumPy {facts['numpy']}",
         f"compiled by {facts['compiler']}",
@@ -75,13 +75,13 @@ def render(facts: dict[str, Any]) -> str:
         state = "in use" if path["name"] == facts["isa"]["active"] else "can be used" if path["usable"] else obstacle
         lines.append(f"  {path['name']:<14}{state}")
     if facts["isa"]["error"]:
-        lines += _wrapped("error", facts["isa"]["error"])
+        lines += _wrap("error", facts["isa"]["error"])
     lines.append("schemes of the encrypted product, and the devices that compute them:")
     for scheme in facts["schemes"]:
-        lines += _wrapped(scheme["name"], scheme["carries"])
+        lines += _wrap(scheme["name"], scheme["carries"])
         for device in scheme["devices"]:
             state = "present" if device["available"] else "absent"
-            lines += _wrapped(f"  {device['name']}", f"{state}: {device['reason']}")
+            lines += _wrap(f"  {device['name']}", f"{state}: {device['reason']}")
     lines.append("presets of the encrypted product:")
     for preset in facts["presets"]:
         lines.append(
@@ -89,11 +89,11 @@ def render(facts: dict[str, Any]) -> str:
         )
     lines.append("packages for training and for the service:")
     for name, version in facts["packages"].items():
-        lines += _wrapped(name, version or f"not installed: {advice(name)}")
+        lines += _wrap(name, version or f"not installed: {advice(name)}")
     return "\n".join(lines)
 
 
-def _wrapped(name: str, text: str) -> list[str]:
+def _wrap(name: str, text: str) -> list[str]:
     indent = " " * 16
     return textwrap.wrap(
         text,

@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         allow_plaintext=arguments.allow_plaintext,
     )
     stop: Stop = arguments.stop
-    with suppress(Stopped), stop.deferred(), server:
+    with suppress(Stopped), stop.defer(), server:
         layers = server.hello["layers"]
         if arguments.seal:
             say(f"{server.hello['sealed']} feed-forward blocks are sealed; each takes minutes a request, one at a time")

@@ -19,7 +19,7 @@ __all__ = ["Stop", "Stopped"]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 ONE_PRESS_SECONDS = 0.3
-"""Signals that come within this time of the first are the same wish: a terminal and a wrapper both pass Ctrl-C on."""
+"""Signals within this time of the first count as one: a terminal and a wrapper both pass Ctrl-C on."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -65,8 +65,8 @@ class Stop:
         self._asked.wait()
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Inside, a signal raises nothing by itself: an exception there could come between any two instructions.
+    def defer(self) -> Iterator[None]:
+        """Hold a signal back inside the block: an exception there could come between any two instructions.
 
         Raises:
             Stopped: there was a signal before or inside. It replaces an error of this package that followed from it.
@@ -85,7 +85,7 @@ class Stop:
 
     @contextmanager
     def on_stop(self, callback: Callable[[], object]) -> Iterator[None]:
-        """Inside, the first signal calls ``callback`` in a thread of its own."""
+        """Inside the block, let the first signal call ``callback`` in a thread of its own."""
         self._callbacks.append(callback)
         try:
             self.check()

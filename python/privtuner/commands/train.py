@@ -106,7 +106,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class _Task:
-    """What is to be done, checked as far as it can be without a model."""
+    """The arguments of a run, checked as far as possible without a model."""
 
     config: TrainConfig
     device: str
@@ -125,8 +125,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     stop: Stop = arguments.stop
     # From here on there is something to lose, and a connection that no exception may come into.
-    with stop.deferred(), _connection(arguments.server, stop) as transport:
-        adapted, encoded, encoded_test = _prepared(task, transport, arguments)
+    with stop.defer(), _connection(arguments.server, stop) as transport:
+        adapted, encoded, encoded_test = _prepare(task, transport, arguments)
         adapted.register_forward_pre_hook(lambda *_: stop.check())
         keeper = AdapterKeeper(adapted, task.labels, task.out, say)
         result, failure = fine_tune(adapted, encoded, encoded_test, task.config, keeper, say)
@@ -164,7 +164,7 @@ def _task(arguments: argparse.Namespace) -> _Task:
         # Read when PyTorch or OpenFHE loads: idle threads would spin on cores that encryption and server could use.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # What is missing should show before anything else is done.
-        scheme(arguments.scheme).ready(arguments.device, arguments.threads)
+        scheme(arguments.scheme).prepare(arguments.device, arguments.threads)
     device = _training_device(arguments.device)
     out = ensure_writable(arguments.out)
     if arguments.json:
@@ -194,10 +194,10 @@ def _task(arguments: argparse.Namespace) -> _Task:
     return _Task(config, device, train, test, dataset.label_names(train, test), out)
 
 
-def _prepared(
+def _prepare(
     task: _Task, transport: RemoteTransport | None, arguments: argparse.Namespace
 ) -> tuple[PeftModel, Encoded, Encoded | None]:
-    """Return the model with adapters, and the texts as it takes them. What could fail after hours has been tried then.
+    """Return the model with adapters, and the texts as it takes them; try what could otherwise fail after hours.
 
     Raises:
         InputError: the model cannot take the texts or the adapters, or an adapter cannot be saved.

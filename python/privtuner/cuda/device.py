@@ -37,11 +37,11 @@ _INSTALL = f"{advice('cupy')}, for a driver of 580 or newer; with 12 in place of
 _SMALLER = "use a GPU with more memory, several of them, fewer tokens at once, or a larger limit"
 _SHARED_BYTES = 48 << 10  # what a block may have without being asked
 OPTIONS = ("--std=c++17", "--fmad=false")
-"""Of the compiler. Without fused steps a product and a sum round twice, as on the processor."""
+"""NVRTC options. No FMA contraction: results must equal the processor's bit for bit."""
 
 
 class Status(NamedTuple):
-    """What came of looking for a GPU."""
+    """Whether a GPU can be used, and why not."""
 
     available: bool
     reason: str
@@ -57,18 +57,18 @@ class PageLocked(np.ndarray[Any, np.dtype[np.uint8]]):
 
 
 class Stream(Protocol):
-    """Work in order. Of two streams neither waits for the other, unless told to."""
+    """A queue of work, done in order. Two streams do not wait for each other unless told to."""
 
     def __enter__(self) -> Any:
         """Launches, uploads and downloads inside go to this stream."""
         ...
 
     def __exit__(self, *_: object) -> None:
-        """Back to the stream before."""
+        """Return to the stream that was current before."""
         ...
 
     def wait(self, other: Stream | None = None) -> None:
-        """What follows waits for everything that is in ``other``, or else in the thread's current stream, by now."""
+        """Make later work wait for all that is by now in ``other``, or else in the thread's current stream."""
         ...
 
     def synchronize(self) -> None:
@@ -138,7 +138,7 @@ class Device(Protocol):
         ...
 
     def active(self) -> contextlib.AbstractContextManager[Any]:
-        """Makes this the current device of the thread, with this device's memory."""
+        """Make this the current device of the thread, with this device's memory."""
         ...
 
     def free_bytes(self) -> int:
@@ -308,7 +308,7 @@ class CudaDevice(Stays):
                 raise EngineError(f"{self.name}: {error}; {_SMALLER}") from error
 
     def _device(self) -> Any:
-        """The device, to be made current: an object a use, as older CuPy keeps in it what was current in any thread."""
+        """A new object for the device: older CuPy keeps in it which device was current before, whatever the thread."""
         return self.xp.cuda.Device(self._index)
 
     def launch(self, kernel: str, grid: tuple[int, ...], threads: int, *arguments: Any, shared: int = 0) -> None:
@@ -356,7 +356,7 @@ class CudaDevice(Stays):
         return host
 
     def page_locked(self, nbytes: int) -> npt.NDArray[np.uint8]:
-        """See `Device`. CuPy's pool keeps what was let go of, by powers of two."""
+        """See `Device`. CuPy's pool keeps freed memory, in powers of two."""
         try:
             memory = self.xp.cuda.alloc_pinned_memory(max(1, nbytes))
         except self.xp.cuda.runtime.CUDARuntimeError as error:

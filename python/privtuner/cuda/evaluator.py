@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from privtuner import _core
 from privtuner._core import steps
-from privtuner.ckks.evaluator import Matrix, Operations, called
+from privtuner.ckks.evaluator import Matrix, Operations, call_core
 from privtuner.ckks.keys import EvaluationKeys
 from privtuner.ckks.parameters import Parameters
 from privtuner.ckks.tensor import EncryptedTensor, Tensor
@@ -136,7 +136,7 @@ class CudaEvaluator(Operations[DeviceTensor], Stays):
         matrices = [argument for argument in arguments if isinstance(argument, Matrix)]
         with self._words.lock, self.device.active():
             try:
-                results = called(operation, cores, arguments)
+                results = call_core(operation, cores, arguments)
             finally:
                 recorded = self._core.take_steps()  # of a failed operation: to be forgotten
             used = [{ref.storage for ref in _refs(step)} for step in recorded]
@@ -157,25 +157,25 @@ class CudaEvaluator(Operations[DeviceTensor], Stays):
         def operand(ref: steps.TensorRef) -> Any:
             return storages[ref.storage][ref.first : ref.first + ref.features]
 
-        def made(ref: steps.TensorRef) -> Any:
+        def allocate(ref: steps.TensorRef) -> Any:
             storages[ref.storage] = words.empty(ref.features, ref.level + 1)
             return storages[ref.storage]
 
         match step:
             case steps.Combine():
                 terms = [operand(ref) for ref in step.terms]
-                words.combine(made(step.out), terms, step.weights, step.constants, step.rescaled)
+                words.combine(allocate(step.out), terms, step.weights, step.constants, step.rescaled)
             case steps.Add():
-                words.add(made(step.out), operand(step.x), operand(step.y), step.minus)
+                words.add(allocate(step.out), operand(step.x), operand(step.y), step.minus)
             case steps.Sum():
-                words.sum(made(step.out), operand(step.x))
+                words.sum(allocate(step.out), operand(step.x))
             case steps.Copy():
-                words.copy(made(step.out), [operand(ref) for ref in step.parts])
+                words.copy(allocate(step.out), [operand(ref) for ref in step.parts])
             case steps.Plain():
-                words.plain(made(step.out), operand(step.x), step.coefficients)
+                words.plain(allocate(step.out), operand(step.x), step.coefficients)
             case steps.Product():
                 words.product(
-                    made(step.out),
+                    allocate(step.out),
                     operand(step.x),
                     operand(step.y),
                     self._key(None),
@@ -187,12 +187,12 @@ class CudaEvaluator(Operations[DeviceTensor], Stays):
                 )
             case steps.Matrix():
                 (matrix,) = matrices
-                words.matrix(made(step.out), operand(step.x), _resident(matrix, self.device), step.transpose)
+                words.matrix(allocate(step.out), operand(step.x), _upload_once(matrix, self.device), step.transpose)
             case steps.Galois():
                 keys = {element: self._key(element) for element in step.elements if element != 1}
-                words.galois([made(ref) for ref in step.outs], operand(step.x), step.elements, keys)
+                words.galois([allocate(ref) for ref in step.outs], operand(step.x), step.elements, keys)
             case steps.Monomial():
-                words.monomial(made(step.out), operand(step.x), step.power)
+                words.monomial(allocate(step.out), operand(step.x), step.power)
             case _:
                 _refuse(step)
 
@@ -205,7 +205,7 @@ class CudaEvaluator(Operations[DeviceTensor], Stays):
 
 
 def _refs(step: steps._Step) -> list[steps.TensorRef]:
-    """Everything a step reads or makes."""
+    """Return references to all tensors that a step reads or makes."""
     match step:
         case steps.Combine():
             return [step.out, *step.terms]
@@ -237,7 +237,7 @@ _matrices: weakref.WeakKeyDictionary[Matrix, dict[Device, Weights]] = weakref.We
 _matrices_lock = threading.Lock()
 
 
-def _resident(matrix: Matrix, device: Device) -> Weights:
+def _upload_once(matrix: Matrix, device: Device) -> Weights:
     with _matrices_lock:
         on_devices = _matrices.setdefault(matrix, {})
         if device not in on_devices:

@@ -19,7 +19,7 @@ from privtuner.errors import InputError
 
 __all__ = ["Packed", "Weights", "multiply", "pack", "packed_bytes", "workspace_bytes"]
 
-# Of kernels/gemm.cu.
+# Constants of kernels/gemm.cu.
 _TILE_ROWS = 128
 _TILE_COLUMNS = {4: 64, 8: 32}  # by bytes of a word
 _STEP = 64
@@ -94,14 +94,14 @@ class Packed:
 
 
 def pack(device: Device, residues: Any, bits: int) -> Packed:
-    """Lay residues out for products; of time little more than a copy takes.
+    """Lay residues out for products, in little more time than a copy takes.
 
     Args:
         device: that has them.
         residues: contiguous device array (depth, batch, columns) of uint32 or uint64, every word below 2^bits. It may
             be changed once the current stream is through.
-        bits: of the longest modulus: up to 32 for uint32, up to 60 for uint64. Memory and time of products of uint64
-            are in proportion to ceil(bits / 8), from 5 on; those of uint32 are the same for all.
+        bits: length of the longest modulus in bits: up to 32 for uint32, up to 60 for uint64. Memory and time of
+            products of uint64 are in proportion to ceil(bits / 8), from 5 on; those of uint32 are the same for all.
 
     Raises:
         InputError: another type or shape, more than 65536 in depth or 65535 in the batch, or bits out of range.
@@ -227,7 +227,7 @@ def _planes(word_bytes: int, bits: int) -> int:
 
 
 def _kind(word_bytes: int, bits: int) -> str:
-    """Of a kernel's name."""
+    """The part of a kernel's name that says its word and planes."""
     return f"u{8 * word_bytes}_{_planes(word_bytes, bits)}"
 
 

@@ -116,7 +116,7 @@ class Transforms:
             self._columns("inverse", period * repeats, words, *tables, self._log_n - _TILE_LOG, period, repeats)
 
     def scales(self, order: Sequence[int], factors: Sequence[int]) -> Any:
-        """For an inverse whose row r comes out times factors[r % len(order)]; public factors only.
+        """Make the scales of an inverse whose row r comes out times factors[r % len(order)]; public factors only.
 
         Args:
             order: indices of primes, on the host.
@@ -167,11 +167,11 @@ class Transforms:
 
         Args:
             words: contiguous device array (..., n) of the transforms' dtype; any words.
-            values: of `prepare`, contiguous (..., n): row r of the words is multiplied by row r % (rows of values),
-                which must be modulo the same prime.
-            companions: of `prepare`, likewise.
+            values: values from `prepare`, contiguous (..., n): row r of the words is multiplied by row r % (rows of
+                values), which must be modulo the same prime.
+            companions: companions from `prepare`, likewise.
             order: which primes; see the class.
-            out: of the shape of words; may be words.
+            out: array of the shape of words; may be words.
 
         Raises:
             InputError: other dtypes or shapes, not contiguous, or rows that are no multiple of len(order) or of the
@@ -189,7 +189,7 @@ class Transforms:
         self._products("multiply", rows, *arguments, factors, rows // factors)
 
     def _rows(self, words: Any, order: Any) -> tuple[int, int]:
-        """Length of the order, how often it is repeated."""
+        """Length of the order, and how often it is repeated."""
         rows = self._count(words, "words")
         if order.dtype != np.uint32 or order.ndim != 1 or order.shape[0] == 0:
             raise InputError(f"order: expected one axis of uint32, got shape {order.shape} of {order.dtype}")
@@ -227,7 +227,7 @@ class Transforms:
         return q, two64, self._companion(two64, q), pow(q, -1, 1 << self._bits)
 
     def _companion(self, value: int, q: int) -> int:
-        """Of a factor as the kernels take it: Montgomery form of 4 bytes, plain number of 8."""
+        """The companion of a factor that is in Montgomery form (4 bytes) or a plain number (8 bytes)."""
         if self.word_bytes == 8:
             return (value << 64) // q
         return value * pow(q, -1, 1 << 32) % (1 << 32)

@@ -80,7 +80,7 @@ def uniform(
     Args:
         device: where to draw them.
         seed: 32 bytes if it is public, or a device array of 8 uint32 as from `seed_words`.
-        domain: of the keystreams.
+        domain: the domain of the keystreams.
         first: stream index of the first row; the following ones count up.
         rows: how many stream indices.
         n: samples in a row, 1 to 2^17.

@@ -20,7 +20,7 @@ from privtuner.parties import BLOCK_BYTES, LinearServer, rows_of
 __all__ = ["CudaServer"]
 
 _BATCH_TOKENS = 16384
-"""Requests that wait for one layer are multiplied together up to so many tokens."""
+"""Most tokens of the waiting requests that are multiplied together."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ class _Worker:
             del first, batch  # not to be kept until the next one comes
 
     def _batch(self, first: _Ticket, tickets: _Tickets) -> tuple[list[_Ticket], _Ticket | None]:
-        """``first`` and what waits behind it for the same layer and direction, in order; the one that ends them."""
+        """Collect ``first`` and what waits behind it for the same layer and direction; then one that does not."""
         batch, tokens = [first], first.request.tokens
         while not tickets.empty():
             ticket = tickets.get()
@@ -92,11 +92,11 @@ class _Worker:
 
     def _answer(self, batch: list[_Ticket]) -> None:
         waiting = [ticket for ticket in batch if not ticket.dropped]
-        if waiting and not self._answered(waiting):
+        if waiting and not self._answer_together(waiting):
             for ticket in waiting:
-                self._answered([ticket])
+                self._answer_together([ticket])
 
-    def _answered(self, waiting: list[_Ticket]) -> bool:
+    def _answer_together(self, waiting: list[_Ticket]) -> bool:
         """Answer them together; False if they do not fit together and may fit one by one.
 
         Whoever calls then has left what was raised, and with it the memory of the attempt.
@@ -157,20 +157,20 @@ class CudaServer(LinearServer, Stays):
             privtuner.errors.EngineError: they do not fit; the message says how many bytes each device has left.
         """
         for prepared in sorted(layers, key=lambda layer: -layer.spec.d_out * layer.spec.d_in):
-            self._resident(prepared)
+            self._place(prepared)
         return {worker.device.name: worker.held for worker in self._workers}
 
     def gather(self, prepared: QuantisedWeight, parts: Sequence[bytes]) -> BytesLike:
         """Join a request in page-locked memory; see `privtuner.parties.LinearServer`."""
         if len(parts) > 1:
-            return kernels.gather(self._resident(prepared)[0].device, parts)
+            return kernels.gather(self._place(prepared)[0].device, parts)
         return b"".join(parts)  # of a single part, the part itself
 
     def answer(
         self, prepared: QuantisedWeight, request: BytesLike, block_bytes: int = BLOCK_BYTES
     ) -> Iterator[BytesLike]:
         """Yield the reply to ``request`` in blocks; see `privtuner.parties.LinearServer`."""
-        worker, layer = self._resident(prepared)
+        worker, layer = self._place(prepared)
         opened = kernels.open_request(layer, request)
         ticket = _Ticket(layer, opened, rows_of(block_bytes, 4 * opened.tokens))
         worker.submit(ticket)
@@ -187,7 +187,7 @@ class CudaServer(LinearServer, Stays):
         for worker in self._workers:
             worker.close()
 
-    def _resident(self, prepared: QuantisedWeight) -> tuple[_Worker, kernels.DeviceLayer]:
+    def _place(self, prepared: QuantisedWeight) -> tuple[_Worker, kernels.DeviceLayer]:
         with self._lock:
             found = self._placed.get(prepared.spec.id)
             if found is None:

@@ -102,7 +102,7 @@ def source(unit: str) -> str:
 
     One text, so that whoever caches the compiled code by its source sees every change.
     """
-    return _expanded(f"{unit}.cu", set())
+    return _expand(f"{unit}.cu", set())
 
 
 @cache
@@ -125,11 +125,11 @@ def _parameter(kernel: str, text: str) -> Parameter:
     return Parameter(match[3], np.dtype(_TYPES[match[1]]), bool(match[2]))
 
 
-def _expanded(name: str, seen: set[str]) -> str:
+def _expand(name: str, seen: set[str]) -> str:
     seen.add(name)
     text = (resources.files(__package__) / "kernels" / name).read_text(encoding="utf-8")
 
-    def included(match: re.Match[str]) -> str:
-        return "" if match[1] in seen else _expanded(match[1], seen)
+    def include(match: re.Match[str]) -> str:
+        return "" if match[1] in seen else _expand(match[1], seen)
 
-    return _INCLUDE.sub(included, text.replace("#pragma once\n", ""))
+    return _INCLUDE.sub(include, text.replace("#pragma once\n", ""))

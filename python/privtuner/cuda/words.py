@@ -1,4 +1,4 @@
-"""The word operations of the CKKS engine on device arrays: what the native evaluator does to a tensor's residues.
+"""The word operations of CKKS on device arrays: what the native evaluator does to a tensor's residues.
 
 A tensor's words are a contiguous uint64 array (features, 2, limbs, N): NTT domain, row ``limb`` modulo prime ``limb``
 of the chain, below it. An operand of one feature serves every feature of the result.
@@ -24,7 +24,7 @@ from privtuner.cuda.ntt import Transforms
 __all__ = ["Words"]
 
 Array = Any
-"""Of the device."""
+"""An array of the device."""
 
 _THREADS = 256
 _WORDS, _SUM_WORDS = 4, 2  # of a thread: kWords and kSumWords of the kernels
@@ -43,9 +43,9 @@ class Words:
 
     Args:
         device: where the arrays are.
-        parameters: of the tensors.
-        work_bytes: of work memory for one operation; a single feature takes what it needs. None: 256 MiB, or a quarter
-            of what is free if that is less.
+        parameters: the parameters of the tensors.
+        work_bytes: bytes of work memory for one operation; a single feature takes what it needs. None: 256 MiB, or a
+            quarter of what is free if that is less.
     """
 
     def __init__(self, device: Device, parameters: _core.CkksParameters, work_bytes: int | None = None) -> None:
@@ -93,7 +93,7 @@ class Words:
         self._launch("residues_sum", (1, limbs, 2), 1, out, x, self._moduli, self.n, features, limbs)
 
     def copy(self, out: Array, parts: Sequence[Array]) -> None:
-        """The features of all parts one after the other, their first limbs."""
+        """Copy the features of all parts one after the other, their first limbs."""
         begin = 0
         for part in parts:
             out[begin : begin + len(part)] = part[:, :, : out.shape[2]]
@@ -111,7 +111,7 @@ class Words:
 
         Args:
             out: one limb less than the sum if rescaled.
-            terms: of at least the sum's limbs.
+            terms: tensors of at least the sum's limbs.
             weights: (limbs, terms, features), residues.
             constants: (limbs, features), residues.
             rescaled: whether to divide.
@@ -232,7 +232,7 @@ class Words:
 
         Args:
             out: one limb less than the product.
-            x: of at least the product's limbs.
+            x: tensor of at least the product's limbs.
             y: likewise.
             key: (digits, 2, primes, N), the relinearisation key.
             summed: the sum over the features of x and y is the one feature of out.
@@ -330,7 +330,7 @@ class Words:
     def _divide(
         self, out: Array, kept: Array, divided: Array, rest: Array, division: _Division, index: Array | None = None
     ) -> None:
-        """Out of kept, once the primes of divided (used up) are divided out; permuted by index."""
+        """Divide the primes of divided (used up) out of kept into out, permuted by index."""
         features, _, limbs, _ = kept.shape
         self._transforms.inverse(divided, division.order, division.scales)
         self._convert(rest, divided, division, 2 * features)
@@ -362,7 +362,7 @@ class Words:
         return self._device.upload(np.array(self._core.special_products, np.uint64))
 
     def _make_digits(self, limbs: int) -> _Conversion:
-        """From the digits of `limbs` limbs to all primes that are not theirs."""
+        """Make the conversion from the digits of `limbs` limbs to all primes that are not theirs."""
         primes = [*range(limbs), *range(self._max_limbs, len(self._primes))]
         parts = []
         for digit in range(-(-limbs // self._core.digit_limbs)):
@@ -371,7 +371,7 @@ class Words:
         return _Conversion.of(self._device, self._transforms, parts)
 
     def _make_division(self, kind: str, limbs: int) -> _Division:
-        """By what is divided out ("last": limb `limbs` - 1, "special": the special primes, "special_last": both)."""
+        """Make tables to divide out limb `limbs` - 1 ("last"), special primes ("special"), or both ("special_last")."""
         if kind == "last":
             constants = self._core.last_conversion(limbs)
         else:
@@ -385,7 +385,7 @@ class Words:
     # Launching
 
     def _launch(self, kernel: str, grid: tuple[int, ...], words: int, *arguments: Any, shared: int = 0) -> None:
-        """grid: features, then rows and components; `words` of a row to a thread."""
+        """Launch on a grid of features, then rows and components; a thread takes `words` of a row."""
         blocks = self.n // (_THREADS * words)
         self._device.launch(kernel, (grid[0] * blocks, *grid[1:]), _THREADS, *arguments, shared=shared)
 
@@ -414,7 +414,7 @@ class _Conversion:
     order: Array
     """Primes of the rows that go in, ascending."""
     scales: Array
-    """Of their inverse transform: the inverse cofactors."""
+    """Factors of the inverse transform of these rows: the inverse cofactors."""
     groups: Array
     sources: Array
     inverses: Array
@@ -481,7 +481,7 @@ class _Staging:
         self._last: Array = None
 
     def put(self, array: npt.NDArray[Any]) -> Array:
-        """A copy on the device, there before whatever is launched next."""
+        """Copy to the device, ahead of whatever is launched next."""
         nbytes = array.nbytes
         if nbytes > len(self._memory):
             return self._device.upload(np.ascontiguousarray(array))
@@ -497,7 +497,7 @@ class _Staging:
 
 
 def _step(x: Array) -> int:
-    """Rows from one feature to the next; 0: one serves all."""
+    """Rows from one feature to the next; 0 where one feature serves all."""
     return 0 if len(x) == 1 else 2 * int(x.shape[2])
 
 
@@ -506,6 +506,6 @@ def _chunk(x: Array, begin: int, end: int) -> Array:
 
 
 def _constants(prime: int) -> tuple[int, int, int, int]:
-    """Of a modulus, as the kernels' load_modulus takes them."""
+    """Constants of a modulus, as the kernels' load_modulus takes them."""
     two64 = (1 << 64) % prime
     return prime, two64, (two64 << 64) // prime, (1 << 64) // prime

@@ -72,7 +72,7 @@ class OwnerBundle:
         architecture: class of the model that was split, e.g. "BertModel".
         dtype: dtype of the model, e.g. "float32".
         groups: wire name -> the modules it stands for.
-        publics: wire name -> public part of the prepared layer.
+        specs: wire name -> layer description.
         sealed: wire name -> sealed block, with its public part.
         tensors: embeddings, norms, biases, buffers and kept heads by name.
         kept: names among ``tensors`` of heads that were kept to be trained.
@@ -100,7 +100,7 @@ class OwnerBundle:
             if sum(spec.members.values()) != self.specs[name].d_out:
                 raise MessageError(
                     f"bundle: the members of '{name}' have {sum(spec.members.values())} output features and its "
-                    f"public part {self.specs[name].d_out}; fetch the bundle again"
+                    f"description {self.specs[name].d_out}; fetch the bundle again"
                 )
         both = sorted(set(self.sealed) & set(self.groups))
         if both:

@@ -141,8 +141,8 @@ def constant_sizes(config: Any, lengths: Iterable[int]) -> frozenset[torch.Size]
     """Return leading dimensions of layers that take no token of the batch: DeBERTa's relative positions.
 
     Args:
-        config: of the model.
-        lengths: of the sequences of a forward pass.
+        config: the configuration of the model.
+        lengths: the lengths of the sequences of a forward pass.
     """
     if config.model_type not in ("deberta", "deberta-v2"):
         return frozenset()

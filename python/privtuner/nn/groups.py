@@ -59,19 +59,19 @@ class _Shared:
 
 
 class EncryptedGroup(LiveResource):
-    """One prepared layer of the server and the owner's layers that share it.
+    """One prepared layer of the server and the data owner's layers that share it.
 
     The first member called with a tensor runs the product for all; the others called with the *same* tensor object,
     unchanged and under the same gradient mode, take theirs. A member asked again, or with another tensor, runs anew.
 
     Args:
         name: wire name of the prepared layer.
-        spec: its public part, of shape (sum of ``out_features``, in_features).
+        spec: the layer's description, of shape (sum of ``out_features``, in_features).
         out_features: output features of each member, in the order of the stacked rows.
         session: transport and counters.
 
     Raises:
-        privtuner.errors.InputError: ``out_features`` is empty, not positive, or does not add up to ``public.d_out``.
+        privtuner.errors.InputError: ``out_features`` is empty, not positive, or does not add up to ``spec.d_out``.
     """
 
     def __init__(self, name: str, spec: linear.LayerSpec, out_features: Sequence[int], session: Session) -> None:
@@ -134,7 +134,7 @@ class EncryptedGroup(LiveResource):
         leading = x.shape[:-1]
         flat = x.detach().reshape(-1, self.in_features)
         if rows is not None:
-            flat = rows.selected(flat)
+            flat = rows.select(flat)
         stacked = self._run(flat, "forward")
         parts = stacked.split(self.out_features, dim=1)
         return tuple(spread(part, rows, leading, x.dtype, x.device) for part in parts)
@@ -159,7 +159,7 @@ class EncryptedGroup(LiveResource):
             if grad is not None:
                 flat = grad.detach().reshape(-1, features)
                 if rows is not None:
-                    flat = rows.selected(flat)
+                    flat = rows.select(flat)
                 stacked[:, start : start + features] = flat
             start += features
         lost = blank_overflow(stacked)
@@ -220,7 +220,7 @@ class _GroupProduct(torch.autograd.Function):
         given = [grad for grad in grads if grad is not None]
         if not given:
             return None, None, None
-        overflowed = ctx.rows is not None and any(ctx.rows.overflowed(ctx.group.name, grad) for grad in given)
+        overflowed = ctx.rows is not None and any(ctx.rows.check_hidden(ctx.group.name, grad) for grad in given)
         gradient = ctx.group.backward_product(grads, ctx.leading, ctx.dtype, ctx.device, ctx.rows)
         return gradient.fill_(torch.nan) if overflowed else gradient, None, None
 

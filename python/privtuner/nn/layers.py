@@ -17,7 +17,7 @@ __all__ = ["EncryptedLayer", "EncryptedLinear", "traffic_of"]
 
 
 class EncryptedLayer(torch.nn.Module):
-    """What encrypted layers of every kind have in common.
+    """Base of the encrypted layers of every kind.
 
     There is no weight parameter: ``parameters()`` and ``state_dict()`` hold the bias alone, which is frozen.
     ``weight`` answers for device, dtype and shape, and raises `privtuner.errors.WeightWithheldError` when its
@@ -122,7 +122,7 @@ class EncryptedLinear(EncryptedLayer, torch.nn.Linear):  # type: ignore[override
 
         prepared = privtuner.linear.prepare(weight)                      # at the server
         session = Session(LocalTransport({"fc": prepared}))
-        layer = EncryptedLinear.single("fc", prepared.public, session, bias=bias)
+        layer = EncryptedLinear.single("fc", prepared.spec, session, bias=bias)
     """
 
     @classmethod
@@ -139,7 +139,7 @@ class EncryptedLinear(EncryptedLayer, torch.nn.Linear):  # type: ignore[override
 
         Args:
             name: wire name of the prepared layer.
-            spec: its public part, of shape (out_features, in_features).
+            spec: its description, of shape (out_features, in_features).
             session: what encrypts, and the way to the server.
             bias: (out_features,) or None.
             dtype: dtype that ``weight`` reports.

@@ -43,11 +43,11 @@ def build(
     Everything from the bundle is frozen but its kept heads; a head that the bundle lacks is initialised with
     PyTorch's generator, as ``from_pretrained`` does, and trainable. The model is in eval mode and on the
     processor, as from ``transformers``; move it with ``.to``. It works with
-    ``transformers.Trainer`` and PEFT as it is. Its ``save_pretrained`` writes the owner's tensors alone, see
+    ``transformers.Trainer`` and PEFT as it is. Its ``save_pretrained`` writes the data owner's tensors alone, see
     `privtuner.nn.saving.adapt_methods`; with PEFT around it, the adapter.
 
     Args:
-        bundle: the owner's part of the model.
+        bundle: the data owner's part of the model.
         session: what encrypts, and the way to the server that prepared the layers.
         task: "sequence-classification", "token-classification", "question-answering", "causal-lm", "masked-lm" or
             "feature-extraction" (no head). None means sequence classification when ``num_labels`` is given, else
@@ -191,7 +191,7 @@ def _place_encrypted_layers(model: PreTrainedModel, bundle: OwnerBundle, session
         for member, name in enumerate(spec.members):
             path, module = modules[name]
             parent, _, leaf = path.rpartition(".")
-            layer = _encrypted(group, member, spec, name, module, getattr(torch, bundle.dtype))
+            layer = _make_encrypted(group, member, spec, name, module, getattr(torch, bundle.dtype))
             setattr(model.get_submodule(parent), leaf, layer)
 
 
@@ -209,7 +209,7 @@ def _place_sealed_blocks(model: PreTrainedModel, bundle: OwnerBundle, session: S
         if features != (spec.public.d_in, spec.public.d_out):
             raise InputError(
                 f"block '{wire}' has {features} features (in, out) by the configuration and "
-                f"{(spec.spec.d_in, spec.spec.d_out)} at the server; do not change entries that set sizes"
+                f"{(spec.public.d_in, spec.public.d_out)} at the server; do not change entries that set sizes"
             )
         block = SealedMLP(wire, spec.public, session)
         for name, new in ((spec.first, block), (spec.activation, None), (spec.second, None)):
@@ -217,7 +217,7 @@ def _place_sealed_blocks(model: PreTrainedModel, bundle: OwnerBundle, session: S
             setattr(model.get_submodule(parent), leaf, torch.nn.Identity() if new is None else new)
 
 
-def _encrypted(
+def _make_encrypted(
     group: EncryptedGroup,
     member: int,
     spec: GroupSpec,

@@ -1,4 +1,4 @@
-"""Gradients that are not finite: an overflow is part of training with a scaled loss, and no business of the server."""
+"""Gradients that are not finite: an overflow is part of training with a scaled loss, and is kept from the server."""
 
 from __future__ import annotations
 

@@ -85,11 +85,11 @@ class Rows:
         flat = visible.reshape(-1)
         return cls(visible.shape, flat.nonzero().squeeze(1), (~flat).nonzero().squeeze(1))
 
-    def selected(self, flat: torch.Tensor) -> torch.Tensor:
-        """Return the sent ones of the rows (batch * seq, features) of ``flat``."""
+    def select(self, flat: torch.Tensor) -> torch.Tensor:
+        """Return those of the rows (batch * seq, features) of ``flat`` that are sent."""
         return flat.index_select(0, self.visible.to(flat.device))
 
-    def overflowed(self, layer: str, gradient: torch.Tensor) -> bool:
+    def check_hidden(self, layer: str, gradient: torch.Tensor) -> bool:
         """Check that no gradient (batch, seq, features) reaches a row that was left out.
 
         Returns:
@@ -140,7 +140,7 @@ def omission(model: Any, arguments: Mapping[str, Any], skip: bool | None) -> Omi
 
     Args:
         model: the watched model, a ``PreTrainedModel``.
-        arguments: of its forward pass, by name.
+        arguments: the arguments of its forward pass, by name.
         skip: True leaves out what the mask hides on the caller's word, False nothing, None what is proven.
     """
     hidden = None if skip is False else hidden_positions(arguments)
@@ -157,7 +157,7 @@ def omission(model: Any, arguments: Mapping[str, Any], skip: bool | None) -> Omi
         return None
     name = type(model).__name__
     if name.endswith("ForSequenceClassification"):
-        pooled = _pooled(model, arguments)
+        pooled = _find_pooled(model, arguments)
         return Omission(Rows.of(visible)) if bool(visible.gather(1, pooled.to(visible.device)).all()) else None
     for ending, (loss, shift) in _LABELLED.items():
         if name.endswith(ending) and _loss_reads_visible(model, arguments, visible, loss, shift):
@@ -195,7 +195,7 @@ def _leading(arguments: Mapping[str, Any]) -> torch.Size | None:
     return None
 
 
-def _pooled(model: Any, arguments: Mapping[str, Any]) -> torch.Tensor:
+def _find_pooled(model: Any, arguments: Mapping[str, Any]) -> torch.Tensor:
     """Return the position (batch, 1) that a sequence classifier of ``transformers`` pools.
 
     GPT-2 and the generic classifiers take the last that is no padding, and tell padding by the token number of the

@@ -36,7 +36,7 @@ class _Pass:
 
 
 class PassTracker(LiveResource):
-    """Follows the forward passes of the models that share a session, and rules over what their layers send.
+    """Follows the forward passes of the models that share a session, and decides which rows their layers send.
 
     Inside a pass, a layer may be called with the leading dimensions that follow from the shapes of the pass's
     arguments: (batch, seq), (batch * seq,) or (batch,). Anything else, such as the tokens that a router sends to an
@@ -118,7 +118,7 @@ class PassTracker(LiveResource):
             self._carry_checkpoints(model)
             with self._inside(running):
                 output = forward(*bound.args, **bound.kwargs)
-            return _withheld(output) if left_out and left_out.withholds else output
+            return _withhold_logits(output) if left_out and left_out.withholds else output
 
         model.forward = types.MethodType(followed, model)
 
@@ -193,7 +193,7 @@ def _token_shapes(value: Any) -> Iterator[tuple[int, ...]]:
             yield from _token_shapes(item)
 
 
-def _withheld(output: Any) -> Any:
+def _withhold_logits(output: Any) -> Any:
     """Return a model's output with a stand-in for its logits."""
     if isinstance(output, tuple):
         loss, logits, *more = output

@@ -61,7 +61,7 @@ class SealedSpec:
     """One sealed block of the server and the modules it stands for.
 
     Attributes:
-        kind: of both linear layers, as in `privtuner.nn.GroupSpec`.
+        kind: the kind of both linear layers, as in `privtuner.nn.GroupSpec`.
         first, activation, second: their module names.
         public: what the data owner must know of the block.
     """
@@ -210,7 +210,7 @@ class _SealedProduct(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, block: SealedMLP, rows: Rows | None) -> torch.Tensor:
         ctx.block, ctx.rows = block, rows
         ctx.save_for_backward(x)
-        y = block.session.sealed(block.name, block.public, _flat(x, rows))
+        y = block.session.sealed(block.name, block.public, _flatten(x, rows))
         return spread(torch.from_numpy(y), rows, x.shape[:-1], x.dtype, x.device)
 
     @staticmethod
@@ -218,10 +218,10 @@ class _SealedProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (x,) = ctx.saved_tensors
         block, rows = ctx.block, ctx.rows
-        overflowed = rows is not None and rows.overflowed(block.name, grad)
-        g = _flat(grad, rows)
+        overflowed = rows is not None and rows.check_hidden(block.name, grad)
+        g = _flatten(grad, rows)
         lost = blank_overflow(torch.from_numpy(g))
-        gx = block.session.sealed(block.name, block.public, _flat(x, rows), g)
+        gx = block.session.sealed(block.name, block.public, _flatten(x, rows), g)
         gx[lost.numpy()] = np.nan
         gradient = spread(torch.from_numpy(gx), rows, x.shape[:-1], x.dtype, x.device)
         return gradient.fill_(torch.nan) if overflowed else gradient, None, None
@@ -241,8 +241,8 @@ def polynomial_activations(
     Args:
         model: a model of ``transformers`` in the clear.
         activation: the polynomial; fitted to the module's own function when None.
-        domain: of the fit.
-        degree: of the fit.
+        domain: the domain of the fit.
+        degree: the degree of the fit.
 
     Returns:
         ``model``.
@@ -278,26 +278,26 @@ class _Evaluation(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, polynomial: Polynomial, slope: Polynomial) -> torch.Tensor:
         ctx.slope = slope
         ctx.save_for_backward(x)
-        return _evaluated(polynomial, x)
+        return _evaluate(polynomial, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return _evaluated(ctx.slope, x) * grad, None, None
+        return _evaluate(ctx.slope, x) * grad, None, None
 
 
-def _evaluated(polynomial: Polynomial, x: torch.Tensor) -> torch.Tensor:
+def _evaluate(polynomial: Polynomial, x: torch.Tensor) -> torch.Tensor:
     """Evaluate in double precision, a piece at a time that stays in the caches."""
     values = x.detach().reshape(-1).to(torch.float64).cpu().split(1 << 14)
     pieces = [torch.from_numpy(polynomial(piece.numpy())) for piece in values]
     return torch.cat(pieces).reshape(x.shape).to(x) if pieces else torch.zeros_like(x)
 
 
-def _flat(x: torch.Tensor, rows: Rows | None) -> Any:
+def _flatten(x: torch.Tensor, rows: Rows | None) -> Any:
     """Return the tokens of ``x``, or those of ``rows``, as a float64 array (tokens, features)."""
     flat = x.detach().reshape(-1, x.shape[-1])
-    return _double(flat if rows is None else rows.selected(flat))
+    return _double(flat if rows is None else rows.select(flat))
 
 
 def _affine(layer: torch.nn.Module) -> tuple[Any, Any]:

@@ -106,7 +106,7 @@ class Session(LiveResource):
 
         Args:
             layer: wire name.
-            spec: the layer's public part.
+            spec: the layer's description.
             x: float32 (tokens, d_in) forward, (tokens, d_out) backward; at least one token. A NumPy array, or if
                 ``on_device`` anything with ``__dlpack__``, such as a CUDA tensor.
             direction: "forward" or "backward".

@@ -83,9 +83,9 @@ def split(
         seal: "mlp" to evaluate the feed-forward blocks whole at the server, which keeps their biases too: the data
             owner then sees no linear map of them. Slow.
         activation_domain: where a sealed block's activation is approximated; inputs of the activation must stay there.
-        activation_degree: of the polynomial in its place.
+        activation_degree: the degree of the polynomial in its place.
         input_bound: largest absolute input of a sealed block, declared with every request.
-        seal_parameters: of the sealed blocks' encryption; the smallest secure set that is deep enough when None.
+        seal_parameters: parameters of the sealed blocks' encryption; None: the smallest secure set that is deep enough.
         allow_data_dependent_requests: split model types that are not known to ask every layer for the same tokens
             whatever the texts say; see `privtuner.nn.build`, where the data owner has to say so too.
         progress: called with the weights prepared so far, all that there are, and the name of the layer that is next.
@@ -113,8 +113,8 @@ def split(
     if not allow_data_dependent_requests:
         check_regular(model)
     canonical = canonical_names(model)
-    kept = _matcher(keep)
-    omitted = _matcher_exact(omit)
+    kept = _make_matcher(keep)
+    omitted = _make_exact_matcher(omit)
     frozen = {
         name: module
         for name, module in model.named_modules()
@@ -125,7 +125,7 @@ def split(
             f"'{read}' cannot be served: a {type(model).__name__} reads its weight past the layer; give it to the data "
             f"owner in the clear with keep=(..., '{read}'), or split the base model"
         )
-    begin = _counted(progress, sum(matrix_of(module).numel() for module in frozen.values()))
+    begin = _make_counter(progress, sum(matrix_of(module).numel() for module in frozen.values()))
     blocks = prepare_blocks(
         model,
         seal,
@@ -145,7 +145,7 @@ def split(
     groups: dict[str, GroupSpec] = {}
     specs: dict[str, linear.LayerSpec] = {}
     for names in group_siblings(layers):
-        for members in _stackable(names, layers):
+        for members in _group(names, layers):
             modules = [layers[name] for name in members]
             wire = wire_name(tuple(canonical(name) for name in members))
             begin(wire, modules)
@@ -235,7 +235,7 @@ def split_pretrained(
     return split(model, preset, keep, files=files, omit=missing, seal=seal, **options)
 
 
-def _counted(
+def _make_counter(
     progress: Callable[[int, int, str], object] | None, total: int
 ) -> Callable[[str, Collection[torch.nn.Module]], None]:
     """Return what is called before each piece of work with its name and modules, and passes on how much is done."""
@@ -250,7 +250,7 @@ def _counted(
     return begin
 
 
-def _matcher(suffixes: Collection[str]) -> Callable[[str], bool]:
+def _make_matcher(suffixes: Collection[str]) -> Callable[[str], bool]:
     """Return whether a dotted name, or one of its parents, ends with one of ``suffixes``."""
     if isinstance(suffixes, str):
         raise InputError(f"keep is the string {suffixes!r}; give a collection of names, such as ({suffixes!r},)")
@@ -263,7 +263,7 @@ def _matcher(suffixes: Collection[str]) -> Callable[[str], bool]:
     return matches
 
 
-def _matcher_exact(names: Collection[str]) -> Callable[[str], bool]:
+def _make_exact_matcher(names: Collection[str]) -> Callable[[str], bool]:
     """Return whether a name is one of ``names`` or lies right inside it."""
     exact = frozenset(names)
     return lambda name: name in exact or name.rpartition(".")[0] in exact
@@ -273,7 +273,7 @@ def _is_tied(module: torch.nn.Module, model: PreTrainedModel) -> bool:
     return any(module.weight is other.weight for other in model.modules() if isinstance(other, torch.nn.Embedding))
 
 
-def _stackable(names: tuple[str, ...], layers: Mapping[str, torch.nn.Module]) -> list[tuple[str, ...]]:
+def _group(names: tuple[str, ...], layers: Mapping[str, torch.nn.Module]) -> list[tuple[str, ...]]:
     """Return ``names`` as one group if their inputs and kinds agree, else each on its own."""
     shapes = {(kind_of(layers[name]), matrix_of(layers[name]).shape[1]) for name in names}
     return [names] if len(shapes) == 1 else [(name,) for name in names]

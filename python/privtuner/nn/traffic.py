@@ -18,7 +18,7 @@ class Traffic:
         bytes_up: bytes of all requests.
         bytes_down: bytes of all replies.
         seconds: time from the start of encryption to the end of decryption.
-        wait_seconds: the part of ``seconds`` spent waiting for the transport; the rest is the owner's own work.
+        wait_seconds: the part of ``seconds`` spent waiting for the transport; the rest is the data owner's own work.
     """
 
     requests: int = 0

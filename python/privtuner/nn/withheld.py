@@ -13,7 +13,7 @@ __all__ = ["WithheldOutput", "WithheldWeight", "mark_withheld", "refuse_tracing"
 
 _Kind = TypeVar("_Kind", bound="_Withheld")
 _T: Any = torch.Tensor
-# What code that wraps a layer asks of its weight without reading a value.
+# Attributes that code which wraps a layer reads of its weight, none of which needs a value.
 _METADATA: frozenset[Any] = frozenset(
     getter.__get__
     for getter in (
@@ -33,7 +33,7 @@ _METADATA: frozenset[Any] = frozenset(
         _T.layout,
     )
 ) | {_T.size, _T.dim, _T.numel, _T.is_floating_point, _T.is_complex, _T.element_size}
-# What code that freezes a layer says to its weight.
+# Methods that code which freezes a layer calls on its weight.
 _FREEZING: frozenset[Any] = frozenset({_T.requires_grad.__set__, _T.requires_grad_})
 
 

@@ -7,8 +7,8 @@ The same names and the same steps as `privtuner.ckks`::
     keys = secret.evaluation_keys()                            # public, to the server
     x = secret.encrypt(activations, bound=8.0)                 # (tokens, features), one ciphertext a feature
 
-    engine = openfhe.Evaluator(context, keys)                  # server
-    y = engine.linear(x, weight)                               # an exact integer product of the residues: no level
+    evaluator = openfhe.Evaluator(context, keys)               # server
+    y = evaluator.linear(x, weight)                            # an exact integer product of the residues: no level
 
     secret.decrypt(y)                                          # data owner
 

@@ -22,12 +22,12 @@ from privtuner.parties import LinearClient
 __all__ = ["OpenFheClient", "Pending"]
 
 _LARGEST_ERROR = 64
-"""Above what an error or a rounding of OpenFHE's reaches: 20 standard deviations."""
+"""Bound on an error or a rounding of OpenFHE's: 20 standard deviations."""
 
 
 @dataclass
 class Pending:
-    """What decrypts the reply to one request."""
+    """What the client keeps of one request to decrypt its reply."""
 
     spec: LayerSpec
     head: Head
@@ -69,7 +69,7 @@ class OpenFheClient(LinearClient):
 
         Args:
             x: activations (tokens, d_in) forward, or output gradients (tokens, d_out) backward, finite.
-            spec: of the layer that will answer.
+            spec: the description of the layer that will answer.
             direction: ``"forward"`` for ``x @ W.T``, ``"backward"`` for ``x @ W``.
 
         Returns:
@@ -165,4 +165,4 @@ class OpenFheClient(LinearClient):
             raise MessageError("reply: it answers another request; encrypt again")
 
     def __repr__(self) -> str:
-        return f"<owner of OpenFHE keys, {self.context!r}>"
+        return f"<client with OpenFHE keys, {self.context!r}>"

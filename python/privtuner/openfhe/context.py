@@ -57,7 +57,7 @@ class Context(Immutable, Saved):
     def __init__(self, parameters: Parameters) -> None:
         if parameters.security_bits < 128:
             raise InputError(f"{parameters.name} is not secure; for tests pass it to Context.INSECURE")
-        self._hold(_like(parameters, secure=True))
+        self._hold(_make_like(parameters, secure=True))
 
     def _hold(self, core: Any) -> None:
         self._core = core
@@ -93,7 +93,7 @@ class Context(Immutable, Saved):
             InputError: an unknown setting or value, or OpenFHE refuses them, with its reason.
             EngineError: OpenFHE is missing.
         """
-        return cls._of(_made(multiplicative_depth, settings, secure=True))
+        return cls._of(_make(multiplicative_depth, settings, secure=True))
 
     @classmethod
     def INSECURE(  # noqa: N802 - the capitals are the warning
@@ -110,10 +110,10 @@ class Context(Immutable, Saved):
         if parameters is not None:
             if settings:
                 raise InputError(f"settings {sorted(settings)} beside parameters; give one or the other")
-            return cls._of(_like(parameters, secure=False))
+            return cls._of(_make_like(parameters, secure=False))
         if "ring_dim" not in settings:
             raise InputError("without a security check OpenFHE cannot choose the ring: give ring_dim")
-        return cls._of(_made(settings.pop("multiplicative_depth", 1), settings, secure=False))
+        return cls._of(_make(settings.pop("multiplicative_depth", 1), settings, secure=False))
 
     @classmethod
     def _of(cls, core: Any) -> Context:
@@ -138,7 +138,7 @@ class Context(Immutable, Saved):
         return int(self._core.galois_element(whole("a rotation", steps)))
 
     def level_of(self, level: int, degree: int) -> int:
-        """Multiplications left, of OpenFHE's level (towers gone) and degree of the scale."""
+        """Multiplications left, from OpenFHE's level (towers gone) and degree of the scale."""
         return self._top - level - (degree - 1)
 
     def openfhe_level(self, level: int) -> int:
@@ -175,7 +175,7 @@ class Context(Immutable, Saved):
 
     @classmethod
     def load(cls, path: str | Path) -> Context:
-        """As `from_bytes`, from a file."""
+        """Read a file as `from_bytes` reads bytes."""
         return cls.from_bytes(read(path))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -195,7 +195,7 @@ def same_context(first: Context, second: Context) -> bool:
 
 
 def require_message(data: BytesLike, what: str) -> bytes:
-    """``data`` as bytes, if it is some."""
+    """Return ``data`` as bytes; refuse what is no bytes, or empty."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise InputError(f"{what}: a {type(data).__name__}; expected bytes")
     if len(data) == 0:
@@ -203,7 +203,7 @@ def require_message(data: BytesLike, what: str) -> bytes:
     return bytes(data)
 
 
-def _made(depth: int, settings: dict[str, Any], *, secure: bool) -> Any:
+def _make(depth: int, settings: dict[str, Any], *, secure: bool) -> Any:
     unknown = sorted(set(settings) - set(_SETTINGS))
     if unknown:
         known = ", ".join(name for name in _SETTINGS if name != "multiplicative_depth")
@@ -228,7 +228,7 @@ def _made(depth: int, settings: dict[str, Any], *, secure: bool) -> Any:
     return library().Context(**values, secure=secure)
 
 
-def _like(parameters: Parameters, *, secure: bool) -> Any:
+def _make_like(parameters: Parameters, *, secure: bool) -> Any:
     settings = {
         "scaling_mod_size": parameters.scale_bits,
         "first_mod_size": parameters.primes[0].bit_length(),
@@ -240,7 +240,7 @@ def _like(parameters: Parameters, *, secure: bool) -> Any:
     # OpenFHE's default (0) first. More digits mean fewer special primes, until its check passes.
     for digits in (0, *range(2, parameters.depth + 2)):
         try:
-            return _made(parameters.depth, {**settings, "num_large_digits": digits}, secure=secure)
+            return _make(parameters.depth, {**settings, "num_large_digits": digits}, secure=secure)
         except InputError as error:
             refusal = error
     raise InputError(

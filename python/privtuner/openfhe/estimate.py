@@ -1,4 +1,4 @@
-"""What OpenFHE does not keep with its ciphertexts: how large their values may be, and how far off."""
+"""What OpenFHE does not keep with its ciphertexts: bounds on their values and on their errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from privtuner.ckks import Matrix, Polynomial
 from privtuner.errors import CkksError
 from privtuner.openfhe.context import Context
 
-__all__ = ["SIGMA", "Errors", "Estimate", "is_uniform", "joined", "rounding_noise", "slot_noise"]
+__all__ = ["SIGMA", "Errors", "Estimate", "is_uniform", "join", "rounding_noise", "slot_noise"]
 
 Array = npt.NDArray[np.float64]
 
@@ -49,7 +49,7 @@ class Estimate:
     def of_slots(
         cls, bound: float, features: int, noise: float, bias: float = 0.0, *, independent: bool = False
     ) -> Estimate:
-        """Values that are what the slots hold."""
+        """The estimate of values that are what the slots hold."""
         return cls(float(bound), np.ones(features), float(bound), noise, bias, independent)
 
     def shares_factors(self, other: Estimate) -> bool:
@@ -57,23 +57,23 @@ class Estimate:
         return np.allclose(self.factor, other.factor, rtol=_SAME, atol=0)
 
     def off(self, *, noise: float = 0.0, bias: float = 0.0) -> Estimate:
-        """With errors added."""
+        """The estimate with errors added."""
         return replace(self, noise=self.noise + noise, bias=self.bias + bias)
 
     def rounded(self, errors: Errors) -> Estimate:
-        """After a division by a prime that the scale follows exactly."""
+        """The estimate after a division by a prime that the scale follows exactly."""
         return self.off(noise=errors.rounding)
 
     def rescaled(self, errors: Errors) -> Estimate:
-        """After a division by a prime, with the scale said to be divided by the unit."""
+        """The estimate after a division by a prime, with the scale said to be divided by the unit."""
         return self.off(noise=errors.rounding, bias=self.slots * errors.deviation)
 
     def switched(self, errors: Errors, scale: float) -> Estimate:
-        """After a key switch at a scale."""
+        """The estimate after a key switch at ``scale``."""
         return self.off(noise=errors.switch / scale, bias=errors.lift / scale)
 
     def relinearised(self, errors: Errors) -> Estimate:
-        """After the key switch of a product, at the square of the scale, and its rescaling."""
+        """The estimate after the key switch of a product, at the square of the scale, and its rescaling."""
         square = errors.unit**2
         return self.off(noise=errors.switch / square).rescaled(errors).off(bias=errors.lift / square)
 
@@ -135,7 +135,7 @@ class Estimate:
         )
 
     def features(self, begin: int, end: int) -> Estimate:
-        """Some neighbouring features."""
+        """The estimate of some neighbouring features."""
         return replace(self, factor=self.factor[begin:end])
 
     def sum_of_features(self) -> Estimate:
@@ -185,11 +185,11 @@ class Estimate:
         )
 
     def assumed(self, bound: float) -> Estimate:
-        """With |value| <= bound promised."""
+        """The estimate with |value| <= bound promised."""
         return replace(self, bound=float(bound), slots=bound / float(self.factor.min()))
 
 
-def joined(estimates: Sequence[Estimate]) -> Estimate:
+def join(estimates: Sequence[Estimate]) -> Estimate:
     """The estimate of several tensors' features, one after the other: the worst of each."""
     return Estimate(
         max(x.bound for x in estimates),

@@ -17,7 +17,7 @@ from privtuner.ckks.arguments import as_numbers, as_span, as_steps, as_weights, 
 from privtuner.ckks.keys import as_values
 from privtuner.errors import CkksError, EngineError, InputError
 from privtuner.openfhe.context import Context, same_context
-from privtuner.openfhe.estimate import Errors, Estimate, is_uniform, joined, slot_noise
+from privtuner.openfhe.estimate import Errors, Estimate, is_uniform, join, slot_noise
 from privtuner.openfhe.keys import EvaluationKeys
 from privtuner.openfhe.library import library
 from privtuner.openfhe.tensor import EncryptedTensor
@@ -37,7 +37,7 @@ class Evaluator:
     process: OpenFHE finds keys in tables that have no lock.
 
     Args:
-        context: of the tensors.
+        context: the context of the tensors.
         keys: what products and rotations need; None for operations without keys.
 
     Raises:
@@ -82,7 +82,7 @@ class Evaluator:
         self._need_level("a product", x, y)
         x, y = self._bring_down(x, y)
         core = self._lib.multiply(x._core, y._core, self._keys)
-        return self._tensor(x, core, self._ready(x).product(self._ready(y)).relinearised(self._errors))
+        return self._tensor(x, core, self._estimate(x).product(self._estimate(y)).relinearised(self._errors))
 
     def square(self, x: EncryptedTensor) -> EncryptedTensor:
         """The square x x. One level."""
@@ -110,7 +110,7 @@ class Evaluator:
         # Columns so small that OpenFHE would refuse them count as zero.
         lost = float(column[column * self._scale(x) < self.context.ring_dimension].max(initial=0.0))
         slots = x.estimate.slots
-        product = self._ready(x).times(size).off(noise=slots * encoding).rescaled(self._errors)
+        product = self._estimate(x).times(size).off(noise=slots * encoding).rescaled(self._errors)
         return self._tensor(x, core, product.off(bias=lost * slots))
 
     def dot(self, x: EncryptedTensor, y: EncryptedTensor) -> EncryptedTensor:
@@ -125,7 +125,7 @@ class Evaluator:
             )
         x, y = self._bring_down(x, y)
         core = self._lib.dot(x._core, y._core, self._keys)
-        products = self._ready(x).product(self._ready(y), x.shape[1]).relinearised(self._errors)
+        products = self._estimate(x).product(self._estimate(y), x.shape[1]).relinearised(self._errors)
         return self._tensor(x, core, products.features(0, 1))
 
     def sum_features(self, x: EncryptedTensor) -> EncryptedTensor:
@@ -143,7 +143,7 @@ class Evaluator:
         level = min(x.level for x in tensors)
         parts = [self._settle(self.drop_level(x, level)) for x in tensors]
         core = self._lib.Ciphertexts.concatenate([x._core for x in parts])
-        return self._tensor(parts[0], core, joined([x.estimate for x in parts]))
+        return self._tensor(parts[0], core, join([x.estimate for x in parts]))
 
     def select(self, x: EncryptedTensor, features: slice) -> EncryptedTensor:
         """Some neighbouring features, without a copy. No level."""
@@ -206,7 +206,7 @@ class Evaluator:
         core = self._lib.linear_combination([x._core for x in tensors], [row.tolist() for row in scaled])
         scale = self._scale(tensors[0])
         terms = [
-            self._ready(x).times(np.abs(row)).off(bias=x.estimate.slots / scale)
+            self._estimate(x).times(np.abs(row)).off(bias=x.estimate.slots / scale)
             for row, x in zip(rows, tensors, strict=True)
         ]
         total = replace(reduce(Estimate.plus, terms), independent=False).rescaled(self._errors)
@@ -240,10 +240,10 @@ class Evaluator:
             core = self._lib.chebyshev_series(x._core, coefficients, low / factor, high / factor, self._keys)
         else:
             core = self._lib.power_series(x._core, coefficients, self._keys)
-        return self._tensor(x, core, self._ready(x).polynomial(polynomial, self._errors))
+        return self._tensor(x, core, self._estimate(x).polynomial(polynomial, self._errors))
 
     def rescale(self, x: EncryptedTensor) -> EncryptedTensor:
-        """Ciphertexts of another program under FIXEDMANUAL that it did not rescale; all else is rescaled already."""
+        """Rescale ciphertexts that another program left unscaled under FIXEDMANUAL; all else is rescaled already."""
         self._check(x)
         if not self.context._core.manual or x._core.noise_scale_degree == 1:
             return x
@@ -294,14 +294,14 @@ class Evaluator:
         return self._tensor(x, core, total)
 
     def pack_slot_sums(self, x: EncryptedTensor) -> EncryptedTensor:  # noqa: ARG002 - the protocol's
-        """Not done by OpenFHE: use `sum_slots`, or the native evaluator."""
+        """Refused, as OpenFHE does not pack sums: use `sum_slots`, or the native evaluator."""
         raise EngineError("OpenFHE does not pack sums of slots; use sum_slots, or the native evaluator")
 
     def bootstrap(self, x: EncryptedTensor, *, precision_bits: float) -> EncryptedTensor:
         """The same values with levels to compute on, by OpenFHE's ``EvalBootstrap``. |x| must be at most about 1.
 
         Args:
-            x: of any level; factors must be 1.
+            x: tensor of any level; factors must be 1.
             precision_bits: what the caller knows of the precision with these parameters, for the predicted error;
                 OpenFHE states none.
 
@@ -355,15 +355,15 @@ class Evaluator:
         """The scale that clear numbers are encoded at for a product with x."""
         return float(self.context._core.scaling_factor(min(self.context._top - x.level, len(self.context.moduli) - 1)))
 
-    def _ready(self, x: EncryptedTensor) -> Estimate:
-        """The estimate of a factor: automatic scaling rescales it first if that was put off."""
+    def _estimate(self, x: EncryptedTensor) -> Estimate:
+        """Return the estimate of a factor, after the rescaling that automatic scaling does first if it was put off."""
         return x.estimate if x._core.noise_scale_degree == 1 else x.estimate.rounded(self._errors)
 
     def _settle(self, x: EncryptedTensor) -> EncryptedTensor:
         """The tensor with the rescaling done that was put off."""
         if x._core.noise_scale_degree == 1:
             return x
-        return self._tensor(x, self._lib.settle(x._core), self._ready(x))
+        return self._tensor(x, self._lib.settle(x._core), self._estimate(x))
 
     def _after_switch(self, x: EncryptedTensor, core: Any) -> EncryptedTensor:
         """The tensor after an automorphism."""
@@ -381,7 +381,7 @@ class Evaluator:
         if not x.estimate.shares_factors(y.estimate):
             x, y = (self._multiply_constant(tensor, np.ones(1)) for tensor in (x, y))
         x, y = self._bring_down(x, y)
-        total = self._ready(x).plus(self._ready(y)).rounded(self._errors)
+        total = self._estimate(x).plus(self._estimate(y)).rounded(self._errors)
         return self._tensor(x, run(x._core, y._core), total)
 
     def _add_constant(self, x: EncryptedTensor, constants: Array) -> EncryptedTensor:
@@ -395,7 +395,7 @@ class Evaluator:
         self._need_level("a product with a number", x)
         features = _require_fit(x, constants)
         core = self._lib.multiply_constant(x._core, np.broadcast_to(constants * x.factor, (features,)).tolist())
-        product = self._ready(x).times(constants).off(bias=x.estimate.slots / self._scale(x)).rescaled(self._errors)
+        product = self._estimate(x).times(constants).off(bias=x.estimate.slots / self._scale(x)).rescaled(self._errors)
         independent = x.estimate.independent and features == x.shape[1]
         return self._tensor(x, core, replace(product, independent=independent))
 

@@ -23,7 +23,7 @@ __all__ = ["EvaluationKeys", "PublicKey", "SecretKey"]
 Array = npt.NDArray[Any]
 
 
-def _encrypted(
+def _encrypt(
     key: PublicKey | SecretKey, values: npt.ArrayLike, bound: float, level: int | None, fresh: float
 ) -> EncryptedTensor:
     context = key.context
@@ -101,7 +101,7 @@ class EvaluationKeys(Immutable):
     def load(
         cls, context: Context, multiplication: str | Path | None = None, automorphisms: str | Path | None = None
     ) -> EvaluationKeys:
-        """As `from_bytes`, from files."""
+        """Read files as `from_bytes` reads bytes."""
         parts = [b"" if path is None else read(path) for path in (multiplication, automorphisms)]
         return cls.from_bytes(context, *parts)
 
@@ -123,8 +123,8 @@ class PublicKey(Immutable, Saved):
         self.tag: str = core.tag
 
     def encrypt(self, values: npt.ArrayLike, *, bound: float = 1.0, level: int | None = None) -> EncryptedTensor:
-        """As `SecretKey.encrypt`, and noisier."""
-        return _encrypted(self, values, bound, level, SIGMA * math.sqrt(1 + self.context.ring_dimension * 4 / 3))
+        """Encrypt as `SecretKey.encrypt` does, with more noise."""
+        return _encrypt(self, values, bound, level, SIGMA * math.sqrt(1 + self.context.ring_dimension * 4 / 3))
 
     def to_bytes(self) -> bytes:
         """OpenFHE's binary serialisation."""
@@ -144,7 +144,7 @@ class PublicKey(Immutable, Saved):
 
     @classmethod
     def load(cls, context: Context, path: str | Path) -> PublicKey:
-        """As `from_bytes`, from a file."""
+        """Read a file as `from_bytes` reads bytes."""
         return cls.from_bytes(context, read(path))
 
 
@@ -152,7 +152,7 @@ class SecretKey:
     """A uniform ternary secret, drawn by OpenFHE. Not copied or pickled; wiped when released.
 
     Args:
-        context: of the key.
+        context: the context of the key.
     """
 
     def __init__(self, context: Context) -> None:
@@ -176,7 +176,7 @@ class SecretKey:
                 OpenFHE refuses.
             InputError: unusable shape, dtype or bound.
         """
-        return _encrypted(self, values, bound, level, SIGMA)
+        return _encrypt(self, values, bound, level, SIGMA)
 
     def decrypt(self, tensor: EncryptedTensor, *, complex: bool = False) -> Array:
         """Return the values, float64 (or complex128) of shape (tokens, features).
@@ -279,7 +279,7 @@ class SecretKey:
 
     @classmethod
     def load(cls, context: Context, path: str | Path) -> SecretKey:
-        """As `from_bytes`, from a file."""
+        """Read a file as `from_bytes` reads bytes."""
         return cls.from_bytes(context, read(path))
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:

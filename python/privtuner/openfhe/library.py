@@ -25,7 +25,7 @@ _INSTALL = (
 
 
 class Status(NamedTuple):
-    """What came of looking for OpenFHE."""
+    """Whether OpenFHE can be used, and why not."""
 
     available: bool
     version: str

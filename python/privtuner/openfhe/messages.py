@@ -42,7 +42,7 @@ class Head:
 
     Attributes:
         kind: REQUEST or BLOCK. direction: "forward" or "backward".
-        layer: of 16 bytes, `privtuner.linear.LayerSpec.id`. request: of 16 bytes.
+        layer: 16 bytes, `privtuner.linear.LayerSpec.id`. request: 16 bytes.
         ring_dimension: N. moduli: one for each tower.
         tokens, features, first, total: as above.
     """
@@ -65,7 +65,7 @@ class Head:
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        """Of the residues: (groups, towers, features, 2, N)."""
+        """Shape of the residues: (groups, towers, features, 2, N)."""
         return (self.groups, len(self.moduli), self.features, 2, self.ring_dimension)
 
 

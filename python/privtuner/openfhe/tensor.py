@@ -88,7 +88,7 @@ class EncryptedTensor(Immutable, Saved):
         return np.stack([self._core.residues(tower, c, 0, n) for c in range(self._core.components)], axis=1)
 
     def to_bytes(self) -> bytes:
-        """Everything about this tensor, to keep: bound, factors and predicted errors, then what `to_openfhe` gives.
+        """Serialise all of this tensor: bound, factors and predicted errors, then what `to_openfhe` gives.
 
         Not for others: of a circuit with secret weights, factors and errors tell the weights. Send `to_openfhe`, whose
         reader says itself what to expect.
@@ -106,7 +106,7 @@ class EncryptedTensor(Immutable, Saved):
         Raises:
             MessageError: malformed, truncated, corrupted, of another version, or of another context.
         """
-        # What OpenFHE reads below had better be what OpenFHE wrote.
+        # OpenFHE trusts what it reads below: it must be what OpenFHE wrote.
         head, body = wire.open("openfhe_tensor", require_message(data, "tensor"))
         tokens, features = head.tokens, head.features
         unused = ("openfhe_tensor", "forward", 0, bytes(16), bytes(16), tokens, features, len(body))
@@ -125,7 +125,7 @@ class EncryptedTensor(Immutable, Saved):
 
     @classmethod
     def load(cls, context: Context, path: str | Path) -> EncryptedTensor:
-        """As `from_bytes`, from a file."""
+        """Read a file as `from_bytes` reads bytes."""
         return cls.from_bytes(context, read(path))
 
     def to_openfhe(self) -> bytes:

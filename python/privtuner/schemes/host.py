@@ -35,7 +35,7 @@ class Host:
 
     @property
     def layers(self) -> Mapping[str, Layer]:
-        """All that is served, by name; read-only."""
+        """All layers and blocks that are served, by name; read-only."""
         return MappingProxyType({**self._linear, **self._blocks})
 
     def load(self) -> Mapping[str, int]:

@@ -20,13 +20,13 @@ class Backend(NamedTuple):
         server: makes the server's half, of the device's name and the most bytes to take on each GPU (None: all).
         client: makes the data owner's half, of the device and the bytes of mask products to keep (None: no limit).
         status: says whether it can be used on this machine, and why not.
-        ready: loads what a client needs and limits its threads, before there is a client.
+        prepare: loads what a client needs and limits its threads, before there is a client.
     """
 
     server: Callable[[str, int | None], LinearServer]
     client: Callable[[str | cuda.Device, int | None], LinearClient]
     status: Callable[[], cuda.Status | openfhe.library.Status]
-    ready: Callable[[int | None], object] = lambda _: None
+    prepare: Callable[[int | None], object] = lambda _: None
 
 
 class Scheme(NamedTuple):
@@ -73,14 +73,14 @@ class Scheme(NamedTuple):
             raise InputError(f"mask_cache_bytes = {mask_cache_bytes}: must not be negative")
         return self._backend(device).client(device, mask_cache_bytes)
 
-    def ready(self, device: str = "cpu", threads: int | None = None) -> None:
+    def prepare(self, device: str = "cpu", threads: int | None = None) -> None:
         """Load what a client needs, and let it use so many threads (None: all that it takes by itself).
 
         Raises:
             InputError: the scheme does not run on ``device``.
             EngineError: what it needs is missing on this machine; the message says what to install.
         """
-        self._backend(device).ready(threads)
+        self._backend(device).prepare(threads)
 
     def _backend(self, device: str | cuda.Device) -> Backend:
         kind = device.partition(":")[0] if isinstance(device, str) else "cuda"
@@ -97,7 +97,7 @@ def _cuda_client(device: str | cuda.Device, mask_cache_bytes: int | None) -> Lin
     return cuda.CudaClient(device, mask_cache_bytes)
 
 
-def _openfhe_ready(threads: int | None) -> None:
+def _prepare_openfhe(threads: int | None) -> None:
     openfhe.library.library()
     if threads is not None:
         openfhe.set_num_threads(threads)
@@ -130,7 +130,7 @@ SCHEMES: Mapping[str, Scheme] = {
                 server=lambda *_: openfhe.OpenFheServer(),
                 client=lambda *_: openfhe.OpenFheClient(),
                 status=lambda: openfhe.status(),
-                ready=_openfhe_ready,
+                prepare=_prepare_openfhe,
             ),
         },
     ),

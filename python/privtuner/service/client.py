@@ -73,13 +73,13 @@ class RemoteTransport(Stays):
         with self._lock:
             if self._hello is None:
                 call = self._channel.unary_unary(method("Hello"))
-                with self._explained("Hello", first=True):
+                with self._explain_errors("Hello", first=True):
                     answer = call(b"", metadata=_metadata(), timeout=self._connect_seconds)
                 self._hello = self._checked_hello(answer)
             return dict(self._hello)
 
     def fetch_bundle(self, progress: Callable[[int, int], object] | None = None) -> OwnerBundle:
-        """Return the owner's part of the served model.
+        """Return the data owner's part of the served model.
 
         Args:
             progress: called with the bytes that have arrived and all that there are, as each message arrives.
@@ -100,7 +100,7 @@ class RemoteTransport(Stays):
             if progress is not None:
                 progress(arrived, arrived)
 
-        with self._explained("the bundle"):
+        with self._explain_errors("the bundle"):
             files = join_files(messages())
         return OwnerBundle.from_files(files)
 
@@ -117,7 +117,7 @@ class RemoteTransport(Stays):
         metadata = (*_metadata(), (LAYER_KEY, layer.encode()))
         path = method("Apply")
         call: Any
-        with self._explained(f"layer '{layer}'"):
+        with self._explain_errors(f"layer '{layer}'"):
             if len(request) <= 4 * MESSAGE_BYTES:
                 # A stream of one message needs no thread to feed it.
                 call = self._channel.unary_stream(path)(bytes(request), metadata=metadata)
@@ -135,7 +135,7 @@ class RemoteTransport(Stays):
             privtuner.errors.ServiceError: the connection failed.
         """
         self.hello()
-        with self._explained("Stats"):
+        with self._explain_errors("Stats"):
             call = self._channel.unary_unary(method("Stats"))
             answer: bytes = call(b"", metadata=_metadata(), timeout=self._connect_seconds)
         return ServerCounts.from_json(answer)
@@ -177,7 +177,7 @@ class RemoteTransport(Stays):
         return hello
 
     @contextmanager
-    def _explained(self, what: str, *, first: bool = False) -> Iterator[None]:
+    def _explain_errors(self, what: str, *, first: bool = False) -> Iterator[None]:
         """Turn gRPC's errors into a ServiceError that says what to do."""
         if self._closed:
             raise self._was_closed()

@@ -106,7 +106,7 @@ class Counter:
         self._bundles = 0
         self._refused = 0
 
-    def answered(self, layer: str, head: Head, bytes_in: int, bytes_out: int, seconds: float) -> None:
+    def count_answer(self, layer: str, head: Head, bytes_in: int, bytes_out: int, seconds: float) -> None:
         """Count one request that was answered in full, by what its head says of it."""
         with self._lock:
             counts = self._layers.setdefault((layer, head.direction), LayerCounts())
@@ -117,12 +117,12 @@ class Counter:
             counts.bytes_out += bytes_out
             counts.seconds += seconds
 
-    def bundle(self) -> None:
+    def count_bundle(self) -> None:
         """Count one bundle sent."""
         with self._lock:
             self._bundles += 1
 
-    def refused(self) -> None:
+    def count_refusal(self) -> None:
         """Count one request that was answered with an error."""
         with self._lock:
             self._refused += 1

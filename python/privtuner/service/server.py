@@ -48,7 +48,7 @@ class _Refusal(Exception):  # noqa: N818 - it is no error of the server
 
 
 class Server(Stays):
-    """Serves the prepared layers of a split model and hands out the owner's bundle.
+    """Serves the prepared layers of a split model and hands out the data owner's bundle.
 
     There is no encryption or authentication of the connection yet, so anybody who reaches the port can use the layers,
     and a bundle could be exchanged on its way; the activations in requests are encrypted all the same. Therefore only
@@ -145,17 +145,17 @@ class Server(Stays):
             SERVICE,
             {
                 "Hello": grpc.unary_unary_rpc_method_handler(lambda *_: hello),
-                "Stats": grpc.unary_unary_rpc_method_handler(self._guarded(self._stats)),
-                "Bundle": grpc.unary_stream_rpc_method_handler(self._guarded_stream(self._bundle)),
-                "Apply": grpc.stream_stream_rpc_method_handler(self._guarded_stream(self._apply)),
+                "Stats": grpc.unary_unary_rpc_method_handler(self._guard(self._stats)),
+                "Bundle": grpc.unary_stream_rpc_method_handler(self._guard_stream(self._bundle)),
+                "Apply": grpc.stream_stream_rpc_method_handler(self._guard_stream(self._apply)),
             },
         )
 
-    def _guarded(self, answer: Callable[[Any, Any], bytes]) -> Callable[[Any, Any], bytes]:
-        stream = self._guarded_stream(lambda request, context: iter((answer(request, context),)))
+    def _guard(self, answer: Callable[[Any, Any], bytes]) -> Callable[[Any, Any], bytes]:
+        stream = self._guard_stream(lambda request, context: iter((answer(request, context),)))
         return lambda request, context: next(stream(request, context))
 
-    def _guarded_stream(self, answer: Callable[[Any, Any], Iterator[bytes]]) -> Callable[[Any, Any], Iterator[bytes]]:
+    def _guard_stream(self, answer: Callable[[Any, Any], Iterator[bytes]]) -> Callable[[Any, Any], Iterator[bytes]]:
         """Turn every exception into a status: the client gets a reason or a pointer to the log, never a traceback."""
 
         def guarded(request: Any, context: Any) -> Iterator[bytes]:
@@ -174,7 +174,7 @@ class Server(Stays):
                     return
                 _log.exception("a request failed")
                 code, text = grpc.StatusCode.INTERNAL, "the server failed; its log has the reason"
-            self._counter.refused()
+            self._counter.count_refusal()
             context.abort(code, text)
 
         return guarded
@@ -184,7 +184,7 @@ class Server(Stays):
 
     def _bundle(self, request: bytes, context: Any) -> Iterator[bytes]:  # noqa: ARG002 - gRPC's signature
         yield from split_files(self._files)
-        self._counter.bundle()
+        self._counter.count_bundle()
 
     def _apply(self, chunks: Iterable[bytes], context: Any) -> Iterator[bytes]:
         layer = _metadata(context).get(LAYER_KEY, b"").decode(errors="replace")
@@ -195,7 +195,7 @@ class Server(Stays):
         for block in self._host.answer(layer, request, MESSAGE_BYTES):
             sent += len(block)
             yield bytes(block)  # gRPC takes nothing else
-        self._counter.answered(layer, head, len(request), sent, time.perf_counter() - start)
+        self._counter.count_answer(layer, head, len(request), sent, time.perf_counter() - start)
 
     def _receive(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         size = 0

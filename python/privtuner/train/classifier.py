@@ -1,4 +1,4 @@
-"""Text classifiers to fine-tune: the clear model, or the owner's with its frozen layers at a server.
+"""Text classifiers to fine-tune: the clear model, or the data owner's with its frozen layers at a server.
 
 ``pool`` says what the head reads. "mean": the mean of the last hidden states of a text's tokens, with one linear layer
 on top, which suits sentence encoders. "first": what the model's own ``ForSequenceClassification`` reads, the first
@@ -59,7 +59,7 @@ def owner_classifier(
     """Return the data owner's classifier with a new head, its frozen layers computed by a server.
 
     Args:
-        bundle: the owner's part of the model.
+        bundle: the data owner's part of the model.
         session: what encrypts, and the way to the server.
         labels: names of the classes, in the order of the head's outputs.
         pool: what the head reads, "mean" or "first".
@@ -71,7 +71,7 @@ def owner_classifier(
     _check_pool(pool)
     task = "feature-extraction" if pool == "mean" else "sequence-classification"
     with warnings.catch_warnings():
-        # Of a pooler: the mean does without, and the pool first refuses it below.
+        # The warning is of a pooler: "mean" does without it, and "first" refuses it below.
         warnings.filterwarnings("ignore", ".* is not in the bundle and was newly initialised", UserWarning)
         model = build(bundle, session, task=task, **_entries(labels), **options)
     return _with_head(model, pool, bundle.omitted)

@@ -24,7 +24,7 @@ __all__ = [
     "label_names",
     "length_batches",
     "read_csv",
-    "shuffled",
+    "shuffled_batches",
 ]
 
 
@@ -62,7 +62,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Tokens that are no padding."""
+        """Number of tokens without the padding."""
         return int(self.attention_mask.sum())
 
     def to(self, device: torch.device) -> Batch:
@@ -102,7 +102,7 @@ def collate(data: Encoded, rows: Sequence[int]) -> Batch:
     return Batch(input_ids, mask, data.targets[list(rows)])
 
 
-def shuffled(data: Encoded, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
+def shuffled_batches(data: Encoded, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
     """Yield batches without end: one shuffle an epoch, an epoch's remainder filled up from the next.
 
     A server sees the tokens of every batch in total. Whoever knows the order can solve the totals of enough batches for

@@ -34,7 +34,7 @@ def prepare(
 
     Args:
         model: from `privtuner.train.owner_classifier` or `privtuner.train.clear_classifier`.
-        tokenizer: of the model.
+        tokenizer: the tokenizer of the model.
         train: texts to learn from.
         test: texts to evaluate on, or None.
         labels: names of the classes, in the order of the head's outputs.
@@ -49,7 +49,7 @@ def prepare(
         say(f"texts are cut at the {positions} tokens that the model has positions for, not at {longest}")
         longest = positions
     tables = [encode(table, tokenizer, labels, longest) for table in (train, test) if table]
-    encoded, *encoded_test = limits.fitted(model, tables)
+    encoded, *encoded_test = limits.fit(model, tables)
     model.config.pad_token_id = encoded.pad_id
     return prepare_model(model, config), encoded, encoded_test[0] if encoded_test else None
 
@@ -94,7 +94,7 @@ def write_results(
 
     Args:
         result: what training did.
-        numbers: of the run.
+        numbers: the run's numbers.
         directory: where the files go.
         copy: another file for the numbers.
     """

@@ -1,4 +1,4 @@
-"""What of a text a model can take: how many tokens, which of them, and what may fill a batch."""
+"""Limits of a model on its texts: how many tokens, which ones, and which token may pad a batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from privtuner.train.mean_head import MeanForSequenceClassification
 
-__all__ = ["fitted", "positions"]
+__all__ = ["fit", "positions"]
 
 
 def positions(model: PreTrainedModel | MeanForSequenceClassification) -> int | None:
@@ -30,7 +30,7 @@ def positions(model: PreTrainedModel | MeanForSequenceClassification) -> int | N
     return min(limits, default=None)
 
 
-def fitted(model: PreTrainedModel | MeanForSequenceClassification, tables: Sequence[Encoded]) -> tuple[Encoded, ...]:
+def fit(model: PreTrainedModel | MeanForSequenceClassification, tables: Sequence[Encoded]) -> tuple[Encoded, ...]:
     """Return ``tables`` as ``model`` can take them: all padded with one token that has an embedding and is in no text.
 
     That is the tokenizer's if it can be. Padding is masked, so that which one it is changes nothing but where heads

@@ -59,7 +59,7 @@ class MeanForSequenceClassification(torch.nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the head is."""
+        """The device of the head."""
         return self.classifier.weight.device
 
     def forward(

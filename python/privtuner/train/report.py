@@ -60,7 +60,7 @@ class AdapterKeeper:
         self.place: Path | None = None
         """Where the adapter is after the last step."""
         self.failure: PrivtunerError | None = None
-        """Why that is not the directory asked for."""
+        """Why it is not in the directory asked for."""
 
     @property
     def complete(self) -> bool:
@@ -117,7 +117,7 @@ def check_folder(model: PeftModel, labels: Sequence[str], directory: Path) -> No
     if (path := directory / INTERRUPTED).exists() and not path.is_dir():
         raise InputError(f"{path} is in the way of an interrupted run's adapter: move it, or choose another directory")
     try:
-        with _staged(model, labels, directory):
+        with _stage(model, labels, directory):
             pass
     except _failures() as error:
         raise InputError(
@@ -131,7 +131,7 @@ def save_adapter(model: PeftModel, labels: Sequence[str], directory: Path) -> No
     Raises:
         privtuner.errors.PrivtunerError: the disk is full or the directory went away.
     """
-    with _lost("the trained adapter is", directory), _staged(model, labels, directory) as staged:
+    with _report_failure("the trained adapter is", directory), _stage(model, labels, directory) as staged:
         for file in sorted(path for path in staged.rglob("*") if path.is_file()):
             target = directory / file.relative_to(staged)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def save_adapter(model: PeftModel, labels: Sequence[str], directory: Path) -> No
 
 
 @contextmanager
-def _staged(model: PeftModel, labels: Sequence[str], directory: Path) -> Iterator[Path]:
+def _stage(model: PeftModel, labels: Sequence[str], directory: Path) -> Iterator[Path]:
     """Yield a folder inside ``directory`` with all that is to go there."""
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory, ignore_cleanup_errors=True) as name:
@@ -191,7 +191,7 @@ def save_json(values: Mapping[str, Any], path: Path) -> None:
     Raises:
         privtuner.errors.PrivtunerError: the disk is full or the path cannot be written.
     """
-    with _lost("the run's numbers are", path), replacing(path) as new:
+    with _report_failure("the run's numbers are", path), replacing(path) as new:
         new.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
@@ -222,12 +222,12 @@ def save_loss_curve(curves: Mapping[str, Sequence[float]], path: Path, title: st
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
-    with _lost("the picture of the loss curve is", path), replacing(path) as new:
+    with _report_failure("the picture of the loss curve is", path), replacing(path) as new:
         figure.savefig(new, dpi=150)
 
 
 @contextmanager
-def _lost(what: str, path: Path) -> Iterator[None]:
+def _report_failure(what: str, path: Path) -> Iterator[None]:
     try:
         yield
     except _failures() as error:
@@ -235,7 +235,7 @@ def _lost(what: str, path: Path) -> Iterator[None]:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What writing raises."""
+    """Return the exceptions that writing raises."""
     from safetensors import SafetensorError
 
     return OSError, SafetensorError

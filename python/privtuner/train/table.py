@@ -1,4 +1,4 @@
-"""Labelled texts from CSV files: what a file says is read, what it leaves open is refused, by line.
+"""Labelled texts from CSV files. What is ambiguous is refused, with the number of its line.
 
 The reader is Python's own `csv` in strict mode. What it lets pass is checked here: rows of another width than the
 header, columns of one name, marks and encodings of the text. Readers that infer more (types, missing values, index
@@ -73,8 +73,8 @@ def read_csv(
         text_column: name of the column of texts.
         label_column: name of the column of labels, another one.
         delimiter: what separates fields: one character, or "tab", "comma" or "semicolon".
-        encoding: of the text, by Python's name. None means what a byte-order mark says (UTF-8, UTF-16 or UTF-32), and
-            UTF-8 without a mark.
+        encoding: encoding of the text, by Python's name. None means what a byte-order mark says (UTF-8, UTF-16 or
+            UTF-32), and UTF-8 without a mark.
 
     Raises:
         privtuner.errors.InputError: the file cannot be read or decoded, lacks a column or has it twice, has no rows, a
@@ -86,7 +86,7 @@ def read_csv(
         raise InputError(f"delimiter is {delimiter!r}; give one character, or tab, comma or semicolon")
     if text_column == label_column:
         raise InputError(f"texts and labels are both to come from the column {text_column!r}; name two")
-    content = _decoded(path, encoding)
+    content = _decode(path, encoding)
     texts: list[str] = []
     labels: list[str] = []
     lines: list[int] = []
@@ -148,7 +148,7 @@ def label_names(train: TextTable, test: TextTable | None = None) -> tuple[str, .
     return tuple(names)
 
 
-def _decoded(path: str | Path, encoding: str | None) -> str:
+def _decode(path: str | Path, encoding: str | None) -> str:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -217,12 +217,12 @@ def _place(path: str | Path, header: Sequence[str], name: str, what: str) -> int
     alike = [column for column in header if _sameness(column) == _sameness(name)]
     separator = next((word for word, sign in _DELIMITERS.items() if len(header) == 1 and sign in header[0]), None)
     if len(alike) == 1:
-        advice = f"name it as it is written: --{what}-column {_shown(alike[0])}"
+        advice = f"name it as it is written: --{what}-column {_show(alike[0])}"
     elif separator:
         advice = f"its fields seem to be separated otherwise: --delimiter {separator}"
     else:
         advice = f"its first line must name the columns; name that of the {what}s with --{what}-column"
-    columns = ", ".join(_shown(column) for column in header[:10]) + (", ..." if len(header) > 10 else "")
+    columns = ", ".join(_show(column) for column in header[:10]) + (", ..." if len(header) > 10 else "")
     raise InputError(f"{path} has no column {name!r}; its columns are: {columns or 'none'}; {advice}")
 
 
@@ -235,8 +235,8 @@ def _sameness(label: str) -> str | int:
     return " ".join(unicodedata.normalize("NFKC", seen.lower()).split())
 
 
-def _shown(text: str) -> str:
-    """Return a name for messages; without a header it is a text, which is cut."""
+def _show(text: str) -> str:
+    """Return a column's name for messages, cut short: without a header it is a text."""
     return repr(text) if len(text) <= 40 else f"{text[:40]!r}..."
 
 

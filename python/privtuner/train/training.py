@@ -20,7 +20,7 @@ import torch
 
 from privtuner.errors import CkksError, InputError, PrivtunerError
 from privtuner.nn import EncryptedLayer, Traffic, TrafficMeter, traffic_of
-from privtuner.train.dataset import Encoded, length_batches, shuffled
+from privtuner.train.dataset import Encoded, length_batches, shuffled_batches
 from privtuner.train.peft_adapter import add_lora, trainable_heads
 
 if TYPE_CHECKING:
@@ -55,14 +55,14 @@ class TrainConfig:
         head_lr: peak learning rate of the head, positive, up to 1e30. Larger, because the head starts from nothing and
             the frozen pooler before it may scale its features down a lot.
         warmup: part of the steps over which the rates rise linearly from zero, in [0, 1); they fall linearly after.
-        weight_decay: of AdamW.
+        weight_decay: the weight decay of AdamW.
         clip: largest norm of the gradient, positive, up to 1e30.
         lora_r: rank of the adapters, up to 2**16; 0 trains the head alone.
         lora_alpha: the adapters' update is scaled by ``lora_alpha / lora_r``.
         targets: ends of the names of the layers that get adapters.
-        seed: of batches, adapters and head, which it makes repeatable. Whoever knows it knows the order of the batches
-            and can tell the length of every text from what a server sees; None draws all three from the operating
-            system's randomness.
+        seed: seed of batches, adapters and head, which it makes repeatable. Whoever knows it knows the order of the
+            batches and can tell the length of every text from what a server sees; None draws all three from the
+            operating system's randomness.
         max_length: tokens at which texts are cut, 3 to 2**20.
 
     Raises:
@@ -252,7 +252,7 @@ def train_classifier(
             after_step(result)
     if test is None:
         return result
-    with _diverging(f"after step {config.steps}", config):
+    with _explain_divergence(f"after step {config.steps}", config):
         return replace(result, after=evaluate(model, test, progress=progress, title="after"))
 
 
@@ -265,19 +265,19 @@ def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, prog
             encryption. ``model`` then holds what gave the last finite loss.
     """
     mode, meter = _mode(model), _meter(model)
-    adapters, head = _trained(model)
+    adapters, head = _find_trained(model)
     groups = [{"params": adapters, "lr": config.lr}, {"params": head, "lr": config.head_lr}]
     parameters = [*adapters, *head]
     good = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
-    batches = shuffled(train, config.batch_size, config.seed)
+    batches = shuffled_batches(train, config.batch_size, config.seed)
     with _bar(progress, total=config.steps, desc=mode, unit="step") as bar:
         for number in range(1, config.steps + 1):
             start, sent = time.perf_counter(), meter.total()
             batch = next(batches).to(model.device)
             try:
-                with _diverging(f"at step {number} of {config.steps}", config, possible=number > 1):
+                with _explain_divergence(f"at step {number} of {config.steps}", config, possible=number > 1):
                     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
                     loss = torch.nn.functional.cross_entropy(logits.float(), batch.targets)
                     _check_finite("the loss", loss)
@@ -309,8 +309,8 @@ class _DivergedError(PrivtunerError):
 
 
 @contextmanager
-def _diverging(when: str, config: TrainConfig, *, possible: bool = True) -> Iterator[None]:
-    """Say what to do when values that fitted before do so no longer: only steps have changed anything since."""
+def _explain_divergence(when: str, config: TrainConfig, *, possible: bool = True) -> Iterator[None]:
+    """Turn a refusal of values that fitted before into advice: only training steps have changed anything since."""
     try:
         yield
     except (InputError, CkksError) as error:
@@ -333,7 +333,7 @@ def _check_finite(what: str, value: torch.Tensor) -> None:
         raise InputError(f"{what} is {value.item()}")
 
 
-def _trained(model: PeftModel) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+def _find_trained(model: PeftModel) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
     """Return the trained parameters of the adapters and those of the head."""
     adapters: list[torch.nn.Parameter] = []
     head: list[torch.nn.Parameter] = []

@@ -109,7 +109,7 @@ class Allocation:
 
     @property
     def time(self) -> FloatArray:
-        """Of a whole round, s, (devices,)."""
+        """Duration of a whole round, s, (devices,)."""
         return self.encrypt_time + self.upload_time + self.server_time + self.download_time
 
     @property
@@ -181,8 +181,9 @@ def allocate(
         method: one of `METHODS`; ``"global"`` finds the optimum and certifies it.
         tiers: fixes them: one name for all devices, or one a device. Default: they are chosen.
         tolerance: gap at which the search ends, as a part of the energy, in [1e-10, 1].
-        max_nodes: of branch and bound, at least 1; reached, the gap stays what it is, with an `UncertifiedWarning`.
-        seed: of ``"random"``.
+        max_nodes: most nodes of branch and bound, at least 1; if they are used up the gap stays what it is, with an
+            `UncertifiedWarning`.
+        seed: the seed of ``"random"``.
         progress: called with objective, bound (J) and the number of nodes as the search goes on, and at its end.
 
     Raises:
@@ -199,7 +200,7 @@ def allocate(
         raise InputError(f"max_nodes = {max_nodes!r}: must be at least 1")
     check_integer("seed", seed, 0)
     problem = Problem.of(system)
-    allowed = _allowed(system, tiers)
+    allowed = _find_allowed(system, tiers)
     found = METHODS[method](system, problem, Options(allowed, tolerance, max_nodes, seed, progress))
     allocation = _tabulate(system, problem, method, found, tolerance, start)
     if allocation.doubt is not None:
@@ -207,7 +208,7 @@ def allocate(
     return allocation
 
 
-def _allowed(system: System, tiers: str | Sequence[str] | None) -> BoolArray:
+def _find_allowed(system: System, tiers: str | Sequence[str] | None) -> BoolArray:
     shape = len(system.devices), len(system.tiers)
     if tiers is None:
         return np.ones(shape, dtype=bool)

@@ -62,9 +62,9 @@ class Outcome(Generic[Solution]):
     Attributes:
         objective, energy: J, of the best allocation; inf if none was found.
         solution: that allocation. tiers: its tiers.
-        prices: of the shared goods there.
+        prices: the prices of the shared goods there.
         bound: J, a lower bound on every allocation; inf where none exists.
-        nodes, evaluations: of the search, and of the dual.
+        nodes, evaluations: nodes of the search, evaluations of the dual.
         history: (objective, bound) after each node.
         complete: no node was left open for want of nodes.
     """
@@ -101,7 +101,7 @@ def branch_and_bound(
 
     Args:
         game: the problem.
-        tolerance: of the gap, as a part of the energy.
+        tolerance: the tolerance of the gap, as a part of the energy.
         max_nodes: at least 1.
         progress: called with objective, bound and number of nodes after each node that is split, and at the end.
     """
@@ -200,7 +200,7 @@ class _Search(Generic[Solution]):
         return np.where(barred, np.inf, offset)
 
 
-def _alike(device: int, candidates: IntArray, open_tiers: BoolArray, bound: Bound, reach: float) -> IntArray:
+def _find_alike(device: int, candidates: IntArray, open_tiers: BoolArray, bound: Bound, reach: float) -> IntArray:
     """The candidates that ask for as much as the device in each of its open tiers, to within ``reach``."""
     own = np.flatnonzero(open_tiers[device])
     near = np.ones(len(candidates), dtype=bool)
@@ -218,7 +218,7 @@ def _round(offset: FloatArray, bound: Bound) -> IntArray:
     left = np.flatnonzero(weights.max(axis=1) < _DECIDED)
     while left.size > 1:
         device = int(left[np.argmin(weights[left].max(axis=1))])
-        group = _alike(device, left, open_tiers, bound, _ALIKE[0])
+        group = _find_alike(device, left, open_tiers, bound, _ALIKE[0])
         total = np.maximum(weights[group], 0.0).sum(axis=0)
         room = np.floor(total + _WHOLE)
         more = np.argsort(room - total, kind="stable")[: max(len(group) - int(room.sum()), 0)]
@@ -263,7 +263,7 @@ def _fraction(
 ) -> tuple[IntArray, int, int] | None:
     """The largest group like the device of which no whole number takes some tier: group, tier, the number below."""
     for reach in _ALIKE:
-        group = _alike(device, several, open_tiers, bound, reach)
+        group = _find_alike(device, several, open_tiers, bound, reach)
         if len(group) < 2:
             break
         counts = weights[group].sum(axis=0)

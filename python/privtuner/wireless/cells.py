@@ -20,7 +20,7 @@ _RINGS = ("ckks-8192", "ckks-16384", "ckks-32768")
 
 
 def rings(tiers: Sequence[Tier]) -> tuple[Tier, ...]:
-    """Of a calibrated table the CKKS sets, which differ in the ring alone; of any other table all tiers."""
+    """Return the CKKS sets of a calibrated table, which differ in the ring alone; all tiers of any other table."""
     return tuple(tier for tier in tiers if tier.name in _RINGS) or tuple(tiers)
 
 
@@ -37,12 +37,12 @@ class Cell:
 
     Attributes:
         devices: how many.
-        radius: of the cell, m.
+        radius: the radius of the cell, m.
         shadowing: standard deviation, dB.
-        bandwidth: Hz. power_max: of a device, W.
-        frequency_min, frequency_max: of a device's processor, cycles/s. capacitance: J s^2 / cycle^3.
+        bandwidth: Hz. power_max: transmit power of a device, W.
+        frequency_min, frequency_max: range of a device's processor, cycles/s. capacitance: J s^2 / cycle^3.
         server_frequency: cycles/s. server_capacitance: J s^2 / cycle^3.
-        samples: of a device, a round. deadline: s.
+        samples: samples of a device, a round. deadline: s.
         privacy_price: J a bit of security.
         tiers: to choose from; default the package's CKKS sets of one depth in three rings.
 

@@ -92,10 +92,10 @@ class Limits:
             self._newton(own, warm)
         return heat * self._barrier(self.price)
 
-    def kept(
+    def respond(
         self, weights: FloatArray, demand: Sequence[FloatArray], gap: FloatArray, heat: float, goods: FloatArray
     ) -> FloatArray:
-        """How much less the demands react because these prices follow: by prices of goods and, last, by temperature.
+        """Return how much less the demands react because these prices follow: to prices of goods, last to temperature.
 
         Args:
             weights: (devices, tiers).

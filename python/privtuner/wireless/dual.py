@@ -57,7 +57,7 @@ class Bound:
         value: J; no allocation costs less. Infinite where no allocation exists.
         prices: at which it was found.
         costs: V_nj there, what the limits charge included; inf for tiers that are not allowed.
-        weights: of the tiers, rows that add up to one; what the smoothed devices would mix.
+        weights: the weights of the tiers, rows that add up to one; what the smoothed devices would mix.
         response: at the last prices.
         steps: evaluations.
     """
@@ -104,9 +104,9 @@ def maximise(
         limits: on how many devices take a tier; with more tiers than one.
         prices: to begin with; the market's own otherwise.
         temperature: to begin with, J; from the costs otherwise. Of no effect where one tier is left to each device.
-        accuracy: of the bound, as a part of the cost.
+        accuracy: the accuracy of the bound, as a part of the cost.
         enough: J; stop at any bound above it.
-        balance: of demand and supply, relative. Sharing out anew what is out of balance costs its square.
+        balance: relative tolerance of demand and supply. Sharing out anew what is out of balance costs its square.
     """
     climb = _Climb(market, offset, limits, enough, balance)
     point = climb.at(market.start() if prices is None else prices, 1.0)
@@ -183,7 +183,7 @@ class _Climb:
                 ]
             )
             if self.limits is not None:
-                kept = self.limits.kept(weights, demand, gap, heat, prices)
+                kept = self.limits.respond(weights, demand, gap, heat, prices)
                 bend += kept[:-1, :-1] * (prices / heat)
                 warming -= kept[:-1, -1] / heat
                 entropy += len(self.limits.price)

@@ -49,7 +49,7 @@ def load_system(path: str | Path, *, tiers: Sequence[Tier] | None = None) -> Sys
     """Read a system.
 
     Args:
-        path: of a ``.toml`` or ``.json`` file.
+        path: the path of a ``.toml`` or ``.json`` file.
         tiers: take the place of the file's own.
 
     Raises:
@@ -175,13 +175,13 @@ def _require_known(table: dict[str, Any], known: Sequence[str], where: str, path
 
 def _records(kind: type[Record], value: Any, where: str, path: Path) -> tuple[Record, ...]:
     if not isinstance(value, list):
-        raise InputError(f"{path}: {where} = {_short(value)}: must be a list of tables, [[{where}]] in TOML")
+        raise InputError(f"{path}: {where} = {_shorten(value)}: must be a list of tables, [[{where}]] in TOML")
     return tuple(_record(kind, entry, f"{where}[{place}]", path) for place, entry in enumerate(value))
 
 
 def _record(kind: type[Record], value: Any, where: str, path: Path) -> Record:
     if not isinstance(value, dict):
-        raise InputError(f"{path}: {where} = {_short(value)}: must be a table of fields")
+        raise InputError(f"{path}: {where} = {_shorten(value)}: must be a table of fields")
     fields = {entry.name: entry for entry in dataclasses.fields(kind)}
     _require_known(value, tuple(fields), f"{where}.", path)
     for name, entry in fields.items():
@@ -194,6 +194,6 @@ def _record(kind: type[Record], value: Any, where: str, path: Path) -> Record:
         raise InputError(f"{path}: {where}.{error}") from None
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

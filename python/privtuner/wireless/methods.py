@@ -31,13 +31,13 @@ _MAX_COMBINATIONS = 100_000  # of brute force
 
 @dataclass(frozen=True)
 class Options:
-    """What `allocate` passes on.
+    """Options of `allocate` that the methods take.
 
     Attributes:
         allowed: (devices, tiers), the tiers that may be taken.
-        tolerance: of the gap, as a part of the energy.
-        max_nodes: of branch and bound.
-        seed: of the random method.
+        tolerance: the tolerance of the gap, as a part of the energy.
+        max_nodes: most nodes of branch and bound.
+        seed: the seed of the random method.
         progress: called with objective, bound and nodes.
     """
 
@@ -53,9 +53,9 @@ class Found:
     """What a method found.
 
     Attributes:
-        tiers: of the devices. choices: all else, shapes (devices, 1).
+        tiers: the tiers of the devices. choices: all else, shapes (devices, 1).
         bound: J, a lower bound on every allocation (-inf where the method has none).
-        prices: of bandwidth and server at the optimum, J/Hz and J s/cycle; None where the method has none.
+        prices: the prices of bandwidth and server at the optimum, J/Hz and J s/cycle; None where the method has none.
         iterations: rounds, nodes or combinations. evaluations: of the dual.
         history: J, the objective after each step; with a bound beside it where there is one.
         complete: no search ended for want of nodes, short of its tolerance.

@@ -131,7 +131,7 @@ class Priced:
 
         Args:
             prices: one a good.
-            accuracy: of costs and demands, relative. The costs are lower bounds at any accuracy.
+            accuracy: the accuracy of costs and demands, relative. The costs are lower bounds at any accuracy.
         """
         with np.errstate(all="ignore"):  # a step that overflows is taken back
             state = None

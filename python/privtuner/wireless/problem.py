@@ -32,8 +32,8 @@ class Problem:
         noise_energy: A = N0 k / g, J: the energy of an upload that has all the time and bandwidth there is.
         reach: g p_max / N0, Hz: the bandwidth in which full power arrives as strong as the noise.
         time: T less the download, s. reward: alpha omega s, J.
-        capacitance, frequency_min, frequency_max, power_max: of the devices.
-        server_capacitance, server_frequency, bandwidth: of what is shared, scalars.
+        capacitance, frequency_min, frequency_max, power_max: limits and constants of the devices.
+        server_capacitance, server_frequency, bandwidth: the same of what is shared, scalars.
     """
 
     encrypt: FloatArray
@@ -85,7 +85,7 @@ class Problem:
         )
 
     def possible(self) -> BoolArray:
-        """Where a device could meet its deadline if it had the whole bandwidth and the whole server to itself."""
+        """Say where a device could meet its deadline if it had the whole bandwidth and the whole server to itself."""
         possible: BoolArray = self.least_time(self.bandwidth, self.server_frequency) <= self.time
         return possible
 
@@ -108,7 +108,7 @@ class Problem:
         return frequency, frequency == wish
 
     def server_speed(self, time_price: FloatArray, most: FloatArray | float) -> tuple[FloatArray, BoolArray]:
-        """Likewise the server's F, 2 kappa_s F^3, at most ``most``; and where it is below that."""
+        """The server's F at which a second is worth ``time_price``, 2 kappa_s F^3, or ``most``; where it is less."""
         wish = np.cbrt(time_price / max(2 * self.server_capacitance, 1e-300))
         return np.minimum(wish, most), wish < most
 
@@ -188,7 +188,7 @@ class Choices:
 
     Attributes:
         bandwidth, server: the shares, Hz and cycles/s.
-        frequency: of the processor, cycles/s. power: W. upload_time: s.
+        frequency: the frequency of the processor, cycles/s. power: W. upload_time: s.
         energy: J, of encryption, upload and server together; inf where the deadline cannot be met.
         late: s by which the deadline is missed at full processor speed and power; 0 where it is met.
     """
@@ -202,7 +202,7 @@ class Choices:
     late: FloatArray
 
     def take(self, tiers: IntArray) -> Choices:
-        """Those of one tier a device; shapes (devices, 1)."""
+        """The choices for one tier a device; shapes (devices, 1)."""
         place = tiers[:, None]
         return Choices(**{name: np.take_along_axis(value, place, axis=1) for name, value in vars(self).items()})
 
@@ -226,7 +226,7 @@ def respond(
         bandwidth: Hz; a shape that broadcasts to the problem's.
         server: cycles/s at most; likewise.
         x: to begin with.
-        tolerance: of the deadline, relative: misses up to it are let pass.
+        tolerance: the tolerance of the deadline, relative: misses up to it are let pass.
     """
     p, shape = problem, problem.shape
     bandwidth, server = np.broadcast_to(bandwidth, shape), np.broadcast_to(server, shape)

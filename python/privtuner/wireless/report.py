@@ -36,12 +36,12 @@ _PLAN = (
 
 def table(found: Allocation) -> str:
     """What each device gets, and what it costs."""
-    return _aligned(found, _TABLE)
+    return _align(found, _TABLE)
 
 
 def plan(found: Allocation) -> str:
     """What a round takes of each device: seconds, joules, MB (10^6 bytes), and the bits of security it has."""
-    return _aligned(found, _PLAN)
+    return _align(found, _PLAN)
 
 
 def summary(found: Allocation) -> str:
@@ -66,7 +66,7 @@ def summary(found: Allocation) -> str:
     return "\n".join(f"{name:10}{text}" for name, text in lines)
 
 
-def _aligned(found: Allocation, columns: Sequence[tuple[str, str, float, str]]) -> str:
+def _align(found: Allocation, columns: Sequence[tuple[str, str, float, str]]) -> str:
     head = [f"{title}, {unit}" if unit else title for title, _, _, unit in columns]
     body = [[_cell(row[key], scale) for _, key, scale, _ in columns] for row in found.rows()]
     widths = [max(len(line[place]) for line in [head, *body]) for place in range(len(columns))]

@@ -26,7 +26,7 @@ def falling_root(
         function: values and slopes at y; the values fall.
         start: to begin with, at most ``high``.
         high: upper ends; the function must grow beyond every bound towards -inf.
-        accuracy: of the values.
+        accuracy: the accuracy of the values.
     """
     top, low = high, np.full(start.shape, -np.inf)
     y = start

@@ -26,7 +26,7 @@ def deadline_error(
     server: FloatArray | float,
     how: str,
 ) -> InfeasibleError:
-    """For a device that misses its deadline in every tier with the given shares, the one that misses it most.
+    """Return the error for the device that misses its deadline most, in every tier with the given shares.
 
     Args:
         system: with the names.
@@ -61,7 +61,7 @@ def deadline_error(
 
 
 def shared_error(system: System, problem: Problem, allowed: BoolArray) -> InfeasibleError:
-    """For devices that cannot all meet their deadlines together.
+    """Return the error for devices that cannot all meet their deadlines together.
 
     The least factor by which bandwidth and server would both have to grow is the maximum over w in [0, 1] of what the
     devices need at the prices w / B and (1 - w) / F, at full power and processor speed, each in its best tier.

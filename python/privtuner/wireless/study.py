@@ -102,7 +102,7 @@ class _Work:
         return dataclasses.replace(self.cell, **{sweep.field: value})
 
     def allocate(self, system: System, what: str, method: str = "global", **options: Any) -> Allocation:
-        """`allocate`, counted; a search that was cut short is counted too, and warned of once at the end."""
+        """Call `allocate` and count it; a search that was cut short is counted too, and warned of once at the end."""
         self.progress(self.done, max(self.total, self.done + 1), what)
         self.done += 1
         with warnings.catch_warnings():

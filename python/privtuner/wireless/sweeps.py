@@ -13,8 +13,8 @@ class Sweep:
     """One experiment.
 
     Attributes:
-        name: of the files. label: of the axis, with its unit.
-        field: of `Cell` that takes the ``values``. scale: values times this are what the axis shows.
+        name: name of the files. label: label of the axis, with its unit.
+        field: the field of `Cell` that takes the ``values``. scale: values times this are what the axis shows.
         log: whether the axis is logarithmic.
     """
 

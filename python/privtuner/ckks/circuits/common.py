@@ -20,8 +20,8 @@ def relative_error(approximation: Polynomial, function: Any) -> float:
     return peak(lambda x: np.abs(approximation(x) / function(x) - 1), approximation.domain)
 
 
-def scaled(start: Polynomial, gain: float) -> Polynomial:
-    """``gain`` times a polynomial."""
+def scale_polynomial(start: Polynomial, gain: float) -> Polynomial:
+    """Multiply a polynomial by ``gain``."""
     if gain == 1:
         return start
     error = None if start.max_error is None else gain * start.max_error
@@ -29,43 +29,43 @@ def scaled(start: Polynomial, gain: float) -> Polynomial:
     return replace(start, coefficients=values, max_error=error, derivative_error=None)
 
 
-def checked_degree(degree: int) -> int:
-    """The degree, or InputError."""
+def check_degree(degree: int) -> int:
+    """Return the degree if it is in range; else raise InputError."""
     if not 1 <= degree <= MAX_DEGREE:
         raise InputError(f"degree {degree}: must be between 1 and {MAX_DEGREE}")
     return degree
 
 
-def checked_halvings(halvings: int) -> int:
-    """The number of halvings, or InputError."""
+def check_halvings(halvings: int) -> int:
+    """Return the number of halvings if it is in range; else raise InputError."""
     if not 0 <= halvings <= 16:
         raise InputError(f"halvings = {halvings}: must be between 0 and 16")
     return halvings
 
 
-def checked_steps(newton_steps: int) -> int:
-    """The number of Newton steps, or InputError."""
+def check_steps(newton_steps: int) -> int:
+    """Return the number of Newton steps if it is in range; else raise InputError."""
     if not 0 <= newton_steps <= 16:
         raise InputError(f"newton_steps = {newton_steps}: must be between 0 and 16")
     return newton_steps
 
 
-def checked_gain(gain: float) -> float:
-    """The gain, or InputError."""
+def check_gain(gain: float) -> float:
+    """Return the gain if it is in range; else raise InputError."""
     if not 0 < gain < math.inf:
         raise InputError(f"gain = {gain}: must be positive and finite")
     return gain
 
 
-def checked_negative(low: float) -> float:
-    """A negative number, or InputError."""
+def check_negative(low: float) -> float:
+    """Return a number if it is negative; else raise InputError."""
     if not -math.inf < low < 0:
         raise InputError(f"low = {low}: must be negative and finite")
     return float(low)
 
 
-def checked_positive(domain: Domain) -> Domain:
-    """A domain of positive numbers, or InputError."""
+def check_positive(domain: Domain) -> Domain:
+    """Return a domain if its numbers are positive; else raise InputError."""
     low, high = check_domain(domain)
     if low <= 0:
         raise InputError(f"domain {(low, high)}: needs low > 0")
@@ -73,7 +73,7 @@ def checked_positive(domain: Domain) -> Domain:
 
 
 def feature_values(name: str, values: npt.ArrayLike, features: int) -> Array:
-    """Finite values, one a feature, or InputError."""
+    """Return finite values, one a feature; else raise InputError."""
     array = np.asarray(values, np.float64)
     if array.shape != (features,):
         raise InputError(f"{name} has shape {array.shape}: expected ({features},), one value a feature")

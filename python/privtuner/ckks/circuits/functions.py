@@ -9,14 +9,14 @@ import numpy as np
 
 from privtuner.ckks.circuits.common import (
     SLACK,
-    checked_degree,
-    checked_gain,
-    checked_halvings,
-    checked_negative,
-    checked_positive,
-    checked_steps,
+    check_degree,
+    check_gain,
+    check_halvings,
+    check_negative,
+    check_positive,
+    check_steps,
     relative_error,
-    scaled,
+    scale_polynomial,
 )
 from privtuner.ckks.functions import approximate
 from privtuner.ckks.polynomial import Array, Domain, Polynomial
@@ -38,7 +38,7 @@ def exponential(
         x: any tensor with values in [low, 0].
         low: negative.
         halvings: squarings, 0 to 16.
-        degree: of the polynomial, 1 to 255.
+        degree: the degree of the polynomial, 1 to 255.
 
     Returns:
         A tensor of the shape of ``x``, relative error at most `exponential_error`, after `exponential_depth` levels.
@@ -47,9 +47,7 @@ def exponential(
         InputError: an argument out of range.
         CkksError: not enough levels.
     """
-    start, _error = exponential_start(
-        checked_negative(low), 0.0, 0.0, checked_halvings(halvings), checked_degree(degree)
-    )
+    start, _error = exponential_start(check_negative(low), 0.0, 0.0, check_halvings(halvings), check_degree(degree))
     y = evaluator.polynomial(evaluator.assume(x, -low), start)
     for _ in range(halvings):
         y = evaluator.multiply(y, y)
@@ -58,12 +56,12 @@ def exponential(
 
 def exponential_depth(halvings: int = 0, degree: int = 15) -> int:
     """Levels of `exponential`: ceil(log2(degree + 1)) + halvings."""
-    return checked_degree(degree).bit_length() + checked_halvings(halvings)
+    return check_degree(degree).bit_length() + check_halvings(halvings)
 
 
 def exponential_error(low: float = -8.0, halvings: int = 0, degree: int = 15) -> float:
     """Largest relative error of `exponential`."""
-    _, error = exponential_start(checked_negative(low), 0.0, 0.0, checked_halvings(halvings), checked_degree(degree))
+    _, error = exponential_start(check_negative(low), 0.0, 0.0, check_halvings(halvings), check_degree(degree))
     return math.expm1(2**halvings * math.log1p(error))
 
 
@@ -102,7 +100,7 @@ def reciprocal(
         evaluator: computes.
         x: any tensor with values in the domain.
         domain: (low, high), 0 < low.
-        degree: of the polynomial, 1 to 255.
+        degree: the degree of the polynomial, 1 to 255.
         newton_steps: 0 to 16.
         gain: a positive factor, at no cost.
 
@@ -114,9 +112,9 @@ def reciprocal(
         InputError: an argument out of range.
         CkksError: not enough levels.
     """
-    domain = checked_positive(domain)
-    checked_steps(newton_steps)
-    start = scaled(approximate("inverse", domain, checked_degree(degree), "chebyshev"), checked_gain(gain))
+    domain = check_positive(domain)
+    check_steps(newton_steps)
+    start = scale_polynomial(approximate("inverse", domain, check_degree(degree), "chebyshev"), check_gain(gain))
     x = evaluator.assume(x, domain[1])
     inside, outside = gain / domain[0] * (1 + reciprocal_error(domain, degree, 0)), abs(float(start(0.0)))
     y = evaluator.assume(evaluator.polynomial(x, start), (1 + SLACK) * max(inside, outside))
@@ -134,16 +132,16 @@ def reciprocal(
 
 def reciprocal_depth(degree: int = 15, newton_steps: int = 0) -> int:
     """Levels of `reciprocal`: ceil(log2(degree + 1)), and with steps 1 + newton_steps more."""
-    return checked_degree(degree).bit_length() + (1 + newton_steps if checked_steps(newton_steps) else 0)
+    return check_degree(degree).bit_length() + (1 + newton_steps if check_steps(newton_steps) else 0)
 
 
 def reciprocal_error(domain: Domain, degree: int = 15, newton_steps: int = 0) -> float:
     """Largest relative error of `reciprocal`: ``T_{degree + 1}((high + low) / (high - low)) ** -(2**newton_steps)``."""
-    low, high = checked_positive(domain)
-    exponent = (checked_degree(degree) + 1) * math.acosh((high + low) / (high - low))
+    low, high = check_positive(domain)
+    exponent = (check_degree(degree) + 1) * math.acosh((high + low) / (high - low))
     # 1 / cosh(exponent), where neither can overflow.
     start = 2 * math.exp(-exponent) / (1 + math.exp(-2 * exponent))
-    return float(start ** (2 ** checked_steps(newton_steps)))
+    return float(start ** (2 ** check_steps(newton_steps)))
 
 
 def inverse_square_root(
@@ -163,7 +161,7 @@ def inverse_square_root(
         evaluator: computes.
         x: any tensor with values in the domain.
         domain: (low, high), 0 < low.
-        degree: of the polynomial, 1 to 255.
+        degree: the degree of the polynomial, 1 to 255.
         newton_steps: 0 to 16.
         gain: a positive factor, at no cost.
 
@@ -175,9 +173,9 @@ def inverse_square_root(
         InputError: an argument out of range, or a start too rough for Newton steps: raise the degree.
         CkksError: not enough levels.
     """
-    domain = checked_positive(domain)
+    domain = check_positive(domain)
     error = inverse_square_root_error(domain, degree, newton_steps)
-    start = scaled(_inverse_square_root(domain, degree)[0], checked_gain(gain))
+    start = scale_polynomial(_inverse_square_root(domain, degree)[0], check_gain(gain))
     x = evaluator.assume(x, domain[1])
     y = evaluator.polynomial(x, start)
     # After a step y never exceeds gain / sqrt(x), the maximum of 1.5 y - x y**3 / 2 over y.
@@ -197,7 +195,7 @@ def inverse_square_root(
 
 def inverse_square_root_depth(degree: int = 15, newton_steps: int = 1) -> int:
     """Levels of `inverse_square_root`: ceil(log2(degree + 1)) + 2 newton_steps."""
-    return checked_degree(degree).bit_length() + 2 * checked_steps(newton_steps)
+    return check_degree(degree).bit_length() + 2 * check_steps(newton_steps)
 
 
 def inverse_square_root_error(domain: Domain, degree: int = 15, newton_steps: int = 1) -> float:
@@ -206,8 +204,8 @@ def inverse_square_root_error(domain: Domain, degree: int = 15, newton_steps: in
     Raises:
         InputError: an argument out of range, or a start too rough for Newton steps: raise the degree.
     """
-    _, error = _inverse_square_root(checked_positive(domain), checked_degree(degree))
-    if checked_steps(newton_steps) and error > 0.7:
+    _, error = _inverse_square_root(check_positive(domain), check_degree(degree))
+    if check_steps(newton_steps) and error > 0.7:
         raise InputError(
             f"degree {degree} starts with a relative error of {error:.2g} on {domain}: raise the degree"
             " (Newton steps need 0.7), or narrow the domain"

@@ -32,11 +32,11 @@ class SoftmaxPlan:
 
     Attributes:
         keys: features of the scores.
-        bound: of the scores.
+        bound: the bound of the scores.
         masked: whether a mask is applied.
         exponential: polynomial for ``exp((x - bound) / 2**squarings)``.
-        domains: of the sums that are inverted: the first one, and one after each squaring.
-        degrees: of the reciprocals, one a domain.
+        domains: the domains of the sums that are inverted: the first one, and one after each squaring.
+        degrees: the degrees of the reciprocals, one a domain.
         steps: Goldschmidt steps of the reciprocals.
         accuracy: largest relative error of a probability, and so of its absolute error.
     """
@@ -226,8 +226,8 @@ def layer_norm(
         bias: (features,), finite.
         variance_domain: (low, high) that holds the variance of every token, without eps; 0 <= low, and 0 < low + eps.
         eps: not negative.
-        degree: of the start of the inverse square root.
-        newton_steps: of the inverse square root.
+        degree: the degree of the start of the inverse square root.
+        newton_steps: the Newton steps of the inverse square root.
 
     Returns:
         A tensor of the shape of ``x``, after `layer_norm_depth` levels. Its relative error, before the bias is added,

@@ -33,7 +33,7 @@ def attention_mask(slots: int, allowed: npt.ArrayLike) -> npt.NDArray[np.float64
     """Which keys a query may see, in the layout of `attention_scores`: the mask for `softmax`.
 
     Args:
-        slots: of the evaluator.
+        slots: the slots of the evaluator.
         allowed: (period, period), ``allowed[i, j]`` true where token i may see token j: for causal attention
             ``numpy.tri(period)``. Or one for each sequence, (slots / period, period, period).
 

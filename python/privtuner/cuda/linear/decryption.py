@@ -196,7 +196,7 @@ def decrypt_words(data: Any, mask: Any, secret: DeviceOneTimeKey) -> Any:
 
 
 def _most_rows(device: Device, ring: Ring, tokens: int, outputs: int) -> int:
-    """Rows of a piece that is decrypted: what fits into a lane's memory."""
+    """Rows that are decrypted at once: what fits into a lane's memory."""
     row = (ring.groups(tokens) + 1) * ring.n * ring.word_bytes + tokens * ring.reply_bytes
     return lane_rows(device, row, outputs)
 
@@ -215,7 +215,7 @@ def _reserve_product(secret: DeviceOneTimeKey) -> Any:
 
 
 def _reveal(secret: DeviceOneTimeKey, slot: Slot, reply: Any, mask: Any, y: Any, first: int) -> None:
-    """Columns of y, (tokens, outputs), from ``first`` on: of rows of a reply and of the product of the mask."""
+    """Write the columns of y (tokens, outputs) from ``first`` on: from rows of a reply and of the mask's product."""
     ring, tokens, rows = secret._ring, secret.tokens, int(mask.shape[0])
     shape = (ring.groups(tokens), rows, ring.n)
     product = slot.array("product", int(np.prod(shape)), ring.dtype, "products with secrets").reshape(shape)

@@ -135,9 +135,9 @@ def encrypt(
         device: where to.
         x: as for `privtuner.linear.encrypt`: a host array, or an array of the device, anything with ``__dlpack__``,
             which is taken as it lies there if it is float32 and contiguous.
-        spec: of the layer that will answer.
+        spec: the description of the layer that will answer.
         direction: "forward" for ``x @ W.T``, "backward" for ``x @ W``.
-        masks: the owner's cache of mask products; those of this device are kept in its memory.
+        masks: the data owner's cache of mask products; those of this device are kept in its memory.
         seed: 32 bytes, secret, for tests alone: fresh ones of the operating system when None, as for the next two.
         mask_seed: 32 bytes, public.
         request: 16 bytes that name the request.
@@ -208,7 +208,7 @@ def encrypt_words(
     Args:
         device: where to.
         x: float32, (tokens, features), contiguous.
-        spec: of the layer.
+        spec: the description of the layer.
         direction: "forward" or "backward".
         mask_seed: 32 bytes, public: whoever answers expands the same mask from it.
         seed: 32 bytes, for tests alone.
@@ -242,7 +242,7 @@ def encrypt_words(
 
 
 def _key(seed: bytes | None) -> bytearray:
-    """32 secret bytes to overwrite after use: straight from the operating system, so that no other copy of them is."""
+    """Draw 32 secret bytes, to be overwritten after use, straight from the operating system: no other copy exists."""
     if seed is not None:
         return bytearray(seed)
     key = bytearray(32)

@@ -142,7 +142,7 @@ class Context:
         self.lanes[0].wait(self.lanes[1])
 
     def finish(self) -> None:
-        """After `join`: wait for both lanes, so that page-locked memory can be used for something else."""
+        """Wait, after `join`, for both lanes, so that page-locked memory can be used for something else."""
         self.lanes[0].synchronize()
 
 
@@ -189,7 +189,7 @@ def page_locked_view(message: BytesLike) -> npt.NDArray[np.uint8] | None:
 
 
 def message_of(memory: npt.NDArray[np.uint8]) -> memoryview:
-    """A message that nobody changes any more. Whoever holds on to it, or to a part, holds its memory."""
+    """A read-only view of a finished message. It, and every view of a part, keeps the memory alive."""
     return memory.data.toreadonly()
 
 

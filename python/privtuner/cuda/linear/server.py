@@ -52,7 +52,7 @@ class DeviceLayer(Stays):
 
     Attributes:
         device: as given.
-        public: of the layer.
+        spec: the layer's description.
         nbytes: device memory it takes.
 
     Raises:
@@ -81,7 +81,7 @@ class Product:
     Args:
         layer: the layer.
         direction: "forward" or "backward".
-        requests: of each its number of tokens, and the 32 bytes of its mask seed, or None where it wants no product
+        requests: the number of tokens of each, and the 32 bytes of its mask seed, or None where it wants no product
             of the mask.
         fill: called with the place for the words of each request, device arrays (features, tokens), before they are
             packed. Every word it writes must be in [0, q).
@@ -180,7 +180,7 @@ def apply_many(
     Args:
         layer: the layer.
         direction: "forward" or "backward".
-        requests: of each the words, a device array (features in, tokens) of uint32 (linear-w8) or uint64 (linear-w16),
+        requests: the words of each, a device array (features in, tokens) of uint32 (linear-w8) or uint64 (linear-w16),
             every one in [0, q), and the 32 bytes of its mask seed, or None where no product of the mask is wanted.
         row_begin: first output, a multiple of 32.
         row_count: outputs, all that follow when None.
@@ -351,7 +351,7 @@ def _answer(layer: DeviceLayer, requests: Sequence[Opened], step: int) -> Iterat
 
 
 class _Strip:
-    """Some blocks of the replies: computed, and on their way to page-locked memory, in one lane."""
+    """Some blocks of the replies, computed in one lane and on their way to page-locked memory."""
 
     def __init__(
         self,
@@ -401,9 +401,9 @@ class _Strip:
 
 
 def _load(layer: DeviceLayer, requests: Sequence[Opened]) -> Product:
-    """The product of requests in host memory, to be kept until the lanes were waited for.
+    """Return the product of requests in host memory, to be kept until both lanes are done.
 
-    They are copied while the masks are expanded.
+    The requests are copied while the masks are expanded.
     """
     context, ring = layer._context, layer._ring
 
