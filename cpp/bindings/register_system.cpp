@@ -16,7 +16,8 @@ void register_system(py::module_& module) {
 #else
   module.attr("compiler") = "unknown";
 #endif
-  module.attr("openfhe_status") = PRIVTUNER_OPENFHE_STATUS;  // where OpenFHE was found, or why this build goes without it
+  module.attr("openfhe_status") =
+      PRIVTUNER_OPENFHE_STATUS;  // where OpenFHE was found, or why this build goes without it
 
   module.def("isa_paths", [] {
     py::list paths;
