@@ -192,7 +192,7 @@ def test_rfc8439_section_2_4_2_encryption(device):
 def test_a_fresh_tensor_s_second_component(device, level):
     parameters = ckks.Parameters.INSECURE(3)
     tensor = ckks.SecretKey(parameters).encrypt(np.full((2, 3), 0.5), level=level)
-    seed = tensor.to_bytes()[88:120]  # behind the head and the fields of a tensor
+    seed = tensor.to_bytes()[80:112]  # behind the head, level and kind
     primes = parameters.primes[: level + 1]
     got = sampling.uniform(
         device, seed, MASK, 0, 3, parameters.ring_dimension, primes, 8, sub_indices=range(len(primes))

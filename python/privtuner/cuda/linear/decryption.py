@@ -147,8 +147,9 @@ def decrypt(reply: BytesLike | Iterable[BytesLike], secret: DeviceOneTimeKey, on
         EngineError: the device's memory does not suffice.
     """
     if not isinstance(secret, DeviceOneTimeKey):
-        given = type(secret).__name__
-        raise InputError(f"secret is of type {given}: expected the DeviceOneTimeKey that encrypt returned")
+        raise InputError(
+            f"secret is of type {type(secret).__name__}: expected the DeviceOneTimeKey that encrypt returned"
+        )
     decryption = Decryption(secret, on_device)
     try:
         for block in [reply] if isinstance(reply, (bytes, bytearray, memoryview)) else reply:
