@@ -1,8 +1,8 @@
-"""How fast is the CKKS engine? ``benchmarks/engines.py`` has it beside OpenFHE.
+"""How fast is CKKS? ``benchmarks/schemes.py`` has it beside OpenFHE.
 
     python benchmarks/ckks.py [--quick] [--json F] [--plot F.png] [--threads N]
 
-The figures to reach are absolute times of one thread on the processor the engine was designed on.
+The figures to reach are absolute times of one thread on the processor it was designed on.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ def primitives(ring: int, limbs: int, runs: int) -> dict[str, float]:
     """Milliseconds of the operations on one ciphertext with the threads in force."""
     parameters = ckks.Parameters.secure(depth=limbs - 1, ring_dimension=ring)
     secret = ckks.SecretKey(parameters)
-    engine = ckks.Evaluator(parameters, secret.evaluation_keys(rotations=(1,)))
+    evaluator = ckks.Evaluator(parameters, secret.evaluation_keys(rotations=(1,)))
     rng = np.random.default_rng(0)
     values = rng.uniform(-1, 1, (parameters.slots, 1))
     x, y = secret.encrypt(values), secret.encrypt(values)
     times = {
         "encode, encrypt": milliseconds(lambda: secret.encrypt(values), runs),
         "decrypt, decode": milliseconds(lambda: secret.decrypt(x), runs),
-        "add": milliseconds(lambda: engine.add(x, y), runs),
-        "multiply by a number, rescale": milliseconds(lambda: engine.multiply(x, 0.3), runs),
-        "multiply by clear values, rescale": milliseconds(lambda: engine.multiply_plain(x, values), runs),
-        "multiply, relinearise, rescale": milliseconds(lambda: engine.multiply(x, y), runs),
-        "rotate": milliseconds(lambda: engine.rotate(x, 1), runs),
-        "rescale": milliseconds(lambda: engine.rescale(x), runs),
+        "add": milliseconds(lambda: evaluator.add(x, y), runs),
+        "multiply by a number, rescale": milliseconds(lambda: evaluator.multiply(x, 0.3), runs),
+        "multiply by clear values, rescale": milliseconds(lambda: evaluator.multiply_plain(x, values), runs),
+        "multiply, relinearise, rescale": milliseconds(lambda: evaluator.multiply(x, y), runs),
+        "rotate": milliseconds(lambda: evaluator.rotate(x, 1), runs),
+        "rescale": milliseconds(lambda: evaluator.rescale(x), runs),
     }
     if parameters.depth >= 6:
         chebyshev = ckks.Polynomial(tuple(rng.normal(size=28)))
-        times["Chebyshev, degree 27"] = milliseconds(lambda: engine.polynomial(x, chebyshev), max(3, runs // 3))
+        times["Chebyshev, degree 27"] = milliseconds(lambda: evaluator.polynomial(x, chebyshev), max(3, runs // 3))
     return times
 
 
@@ -91,13 +91,13 @@ def matrix(threads: int, runs: int) -> Iterator[Record]:
     system.set_num_threads(threads)
     parameters = ckks.Parameters.secure(depth=7)
     secret = ckks.SecretKey(parameters)
-    engine = ckks.Evaluator(parameters)
+    evaluator = ckks.Evaluator(parameters)
     rng = np.random.default_rng(0)
     x = secret.encrypt(rng.uniform(-1, 1, (parameters.slots, 768)))
     weight = rng.normal(size=(768, 768))
     for bits in (8, 16):
         prepared = ckks.Matrix(weight, bits=bits)
-        seconds = milliseconds(lambda prepared=prepared: engine.linear(x, prepared), runs) / 1e3
+        seconds = milliseconds(lambda prepared=prepared: evaluator.linear(x, prepared), runs) / 1e3
         rate = 768 * 768 * parameters.slots / seconds
         name = f"768 x 768 matrix of {bits}-bit weights times tensor, 8192 tokens, 8 limbs"
         yield Record(name, seconds, "s", threads=threads, isa=system.active_isa(), note=f"{rate / 1e9:.3g} G MAC/s")
@@ -111,19 +111,19 @@ def sealed(threads: int, tokens: int) -> Iterator[Record]:
     w1, w2 = rng.normal(size=(1536, 384)) * 0.05, rng.normal(size=(384, 1536)) * 0.05
     block = SealedMLP(w1, None, w2, None, ckks.approximate("gelu", (-8.0, 8.0)))
     secret = ckks.SecretKey(block.public.parameters)
-    engine = ckks.Evaluator(block.public.parameters, secret.evaluation_keys())
+    evaluator = ckks.Evaluator(block.public.parameters, secret.evaluation_keys())
     values, gradient = np.clip(rng.normal(size=(2, tokens, 384)), -4, 4)
     gradient /= 4  # the owner divides by each token's largest entry
     for direction in ("forward", "backward"):
         x = block.public.encrypt_input(secret, values, direction)
         if direction == "forward":
             start = time.perf_counter()
-            y = block.forward(engine, x)
+            y = block.forward(evaluator, x)
             expected = block.exact(values)
         else:
             g = block.public.encrypt_gradient(secret, gradient)
             start = time.perf_counter()
-            y = block.backward(engine, x, g)
+            y = block.backward(evaluator, x, g)
             expected = block.exact(values, gradient)
         seconds = time.perf_counter() - start
         error = float(np.abs(secret.decrypt(y) - expected).max() / np.abs(expected).max())
@@ -150,7 +150,7 @@ def main() -> None:
     records.append(transform(runs))
     if not options.quick:
         records += sealed(options.threads, 8192)
-    harness.finish(records, options, "CKKS engine")
+    harness.finish(records, options, "CKKS")
 
 
 if __name__ == "__main__":

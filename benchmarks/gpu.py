@@ -1,4 +1,4 @@
-"""How fast is the GPU engine? Against PyTorch's plain product, against the roofline, against this machine's processor.
+"""How fast is the GPU? Against PyTorch's plain product, against the roofline, against this machine's processor.
 
     python benchmarks/gpu.py --all [--json F] [--plot F.png] [--device cuda:0]
     python benchmarks/gpu.py ntt ckks                     # some parts: linear, bytes, llama, ntt, ckks, chebyshev
@@ -202,10 +202,10 @@ def linear_part(gpu: Gpu, size: int = 4096, tokens: int = TOKENS) -> Iterator[Re
 def bytes_part(gpu: Gpu, size: int = 2048, tokens: int = TOKENS, steps: Steps = STEPS) -> Iterator[Record]:
     """From and to messages, owner and server on one GPU: the parts of an exchange, all exchanges of training steps."""
     check_linear(gpu, size)
-    engine, owner = CudaServer([gpu.device]), CudaClient(gpu.device)
+    server, owner = CudaServer([gpu.device]), CudaClient(gpu.device)
     layer = Layer(gpu, size, size, tokens)
-    _exchange(engine, owner, layer, "forward")  # brings the product of the mask, once
-    runs = [_exchange(engine, owner, layer, "forward") for _ in range(RUNS + 1)][1:]
+    _exchange(server, owner, layer, "forward")  # brings the product of the mask, once
+    runs = [_exchange(server, owner, layer, "forward") for _ in range(RUNS + 1)][1:]
     request, reply = runs[0].request, runs[0].reply
     inwards, outwards = _copies(gpu, request)
     reply_inwards, reply_outwards = _copies(gpu, reply)
@@ -234,10 +234,10 @@ def bytes_part(gpu: Gpu, size: int = 2048, tokens: int = TOKENS, steps: Steps = 
             progress(f"{name}: {d_out} x {d_in}")
             layer = Layer(gpu, d_out, d_in, rows)
             for direction in ("forward", "backward"):
-                _exchange(engine, owner, layer, direction)
-                seconds += blocks * min(sum(_exchange(engine, owner, layer, direction).seconds) for _ in range(2))
+                _exchange(server, owner, layer, direction)
+                seconds += blocks * min(sum(_exchange(server, owner, layer, direction).seconds) for _ in range(2))
         yield Record(f"all exchanges of a training step, {name}", seconds, "s", tokens=rows)
-    engine.close()
+    server.close()
 
 
 class _Exchange(NamedTuple):
@@ -246,11 +246,11 @@ class _Exchange(NamedTuple):
     reply: int
 
 
-def _exchange(engine: CudaServer, owner: CudaClient, layer: Layer, direction: Any) -> _Exchange:
+def _exchange(server: CudaServer, owner: CudaClient, layer: Layer, direction: Any) -> _Exchange:
     start = time.perf_counter()
     request, secret = owner.encrypt(layer.x[direction], layer.prepared.spec, direction)
     sent = time.perf_counter()
-    blocks = list(engine.answer(layer.prepared, request))
+    blocks = list(server.answer(layer.prepared, request))
     answered = time.perf_counter()
     owner.decrypt(blocks, secret)  # its result lies on the device when it returns
     seconds = (sent - start, answered - sent, time.perf_counter() - answered)
@@ -367,17 +367,17 @@ def ckks_part(gpu: Gpu, sets: Sets = SETS) -> Iterator[Record]:
 
 def _primitives(gpu: Gpu, ring: int, limbs: int, targets: tuple[float | None, float | None]) -> Iterator[Record]:
     parameters, secret, keys = _circuit(ring, limbs)
-    native, engine = ckks.Evaluator(parameters, keys), CudaEvaluator(gpu.device, parameters, keys)
+    native, evaluator = ckks.Evaluator(parameters, keys), CudaEvaluator(gpu.device, parameters, keys)
     values = np.random.default_rng(0).uniform(-1, 1, (parameters.slots, 1))
     x, y = secret.encrypt(values), secret.encrypt(values)
-    a, b = engine.upload(x), engine.upload(y)
+    a, b = evaluator.upload(x), evaluator.upload(y)
     specials = parameters._core.special_count
     digits = -(-limbs // parameters._core.digit_limbs)
     key_bytes = 2 * digits * (limbs + specials) * ring * 8
-    product = ("multiply, relinearise, rescale", lambda: engine.multiply(a, b), lambda: native.multiply(x, y))
-    rotation = ("rotate", lambda: engine.rotate(a, 1), lambda: native.rotate(x, 1))
+    product = ("multiply, relinearise, rescale", lambda: evaluator.multiply(a, b), lambda: native.multiply(x, y))
+    rotation = ("rotate", lambda: evaluator.rotate(a, 1), lambda: native.rotate(x, 1))
     for (name, ours, theirs), target in zip((product, rotation), targets, strict=True):
-        assert engine.download(ours()).to_bytes() == theirs().to_bytes(), f"{name}: the ciphertexts differ"
+        assert evaluator.download(ours()).to_bytes() == theirs().to_bytes(), f"{name}: the ciphertexts differ"
         taken = gpu.milliseconds(ours)
         start = time.perf_counter()
         theirs()
@@ -403,15 +403,16 @@ def _primitives(gpu: Gpu, ring: int, limbs: int, targets: tuple[float | None, fl
 def chebyshev_part(gpu: Gpu, ring: int = 1 << 14, times: int = 64) -> Iterator[Record]:
     """A polynomial of degree 27 on many ciphertexts; the processor's time is that of 8, times 64."""
     parameters, secret, keys = _circuit(ring, 8)
-    native, engine = ckks.Evaluator(parameters, keys), CudaEvaluator(gpu.device, parameters, keys)
+    native, evaluator = ckks.Evaluator(parameters, keys), CudaEvaluator(gpu.device, parameters, keys)
     polynomial = ckks.Polynomial(np.random.default_rng(0).uniform(-0.1, 0.1, 28), "chebyshev", (-1.0, 1.0))
     x = secret.encrypt(np.random.default_rng(1).uniform(-1, 1, (parameters.slots, 8)))
-    some = engine.upload(x)
+    some = evaluator.upload(x)
     assert (
-        engine.download(engine.polynomial(some, polynomial)).to_bytes() == native.polynomial(x, polynomial).to_bytes()
+        evaluator.download(evaluator.polynomial(some, polynomial)).to_bytes()
+        == native.polynomial(x, polynomial).to_bytes()
     )
-    many = engine.concatenate([some] * times)
-    taken = gpu.milliseconds(lambda: engine.polynomial(many, polynomial), runs=3)
+    many = evaluator.concatenate([some] * times)
+    taken = gpu.milliseconds(lambda: evaluator.polynomial(many, polynomial), runs=3)
     system.set_num_threads(2)
     start = time.perf_counter()
     native.polynomial(x, polynomial)
@@ -448,7 +449,7 @@ def main() -> int:
     status = cuda.status()
     if not status.available:
         records = [Record(name, None, "", note=status.reason) for name in (PARTS if options.all else options.parts)]
-        harness.finish(records, options, "GPU engine")
+        harness.finish(records, options, "GPU")
         return 1
     (device,) = cuda.devices(options.device)
     records = []
@@ -461,7 +462,7 @@ def main() -> int:
     if gpu.bytes_multiplied:
         records.append(Record("ceiling: int8 product of PyTorch", gpu.bytes_multiplied / 1e12, "T operations/s"))
     records = [dataclasses.replace(record, device=status.reason) for record in records]
-    harness.finish(records, options, f"GPU engine on {status.reason}")
+    harness.finish(records, options, f"GPU: {status.reason}")
     return 0
 
 

@@ -3,7 +3,7 @@
 #include <atomic>
 #include <mutex>
 
-#include "engine.hpp"
+#include "objects.hpp"
 
 namespace privtuner::openfhe {
 namespace {

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <mutex>
 
-#include "engine.hpp"
+#include "objects.hpp"
 
 namespace privtuner::openfhe {
 namespace {

@@ -2,7 +2,7 @@
 #include <mutex>
 #include <set>
 
-#include "engine.hpp"
+#include "objects.hpp"
 
 namespace privtuner::openfhe {
 namespace {

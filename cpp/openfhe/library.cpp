@@ -4,7 +4,7 @@
 #include <atomic>
 #include <new>
 
-#include "engine.hpp"
+#include "objects.hpp"
 
 namespace privtuner::openfhe {
 namespace {

@@ -3,7 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "engine.hpp"
+#include "objects.hpp"
 
 namespace privtuner::openfhe {
 namespace {

@@ -5,7 +5,7 @@
 #include <set>
 #include <sstream>
 
-#include "engine.hpp"
+#include "objects.hpp"
 // After openfhe.h, in this order.
 #include "ciphertext-ser.h"
 #include "cryptocontext-ser.h"

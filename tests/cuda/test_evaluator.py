@@ -20,7 +20,7 @@ TOKENS, FEATURES = 5, 3
 
 
 class Party:
-    """Parameters, keys, the native engine, and one on a device."""
+    """Parameters, keys, the native evaluator, and one on a device."""
 
     def __init__(self, parameters, rotations=(), **keys):
         self.parameters = parameters
@@ -133,7 +133,7 @@ def test_polynomials(deep, basis, degree):
 
 
 def test_polynomials_in_batches(deep):
-    """Three features, two at a time where the native engine takes one."""
+    """Three features, two at a time where the native evaluator takes one."""
     polynomial = ckks.Polynomial((0.1, 0.4, 0.0, -0.2, 0.3), "chebyshev")
     engine = deep.engine(work_bytes=2 * 8 * 7 * 2 * 8 * 1024)
     assert engine._words.batch == 2

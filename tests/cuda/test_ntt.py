@@ -231,7 +231,7 @@ def test_inverse_times_factors(n, word_bytes):
 
 @pytest.mark.parametrize("log_n", [11, 14])
 def test_native_library(log_n):
-    """The transform of the CKKS engine, whichever path this processor takes: dense words of every prime of a chain."""
+    """The transform of CKKS, whichever path this processor takes: dense words of every prime of a chain."""
     parameters = _core.CkksParameters(3, 40, 50, log_n, True)
     n, primes = parameters.ring_dimension, [int(q) for q in parameters.primes]
     rows = random_rows(np.random.default_rng(10), primes, n, 8)

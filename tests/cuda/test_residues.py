@@ -1,4 +1,4 @@
-"""The kernels of the CKKS engine against integers of any size, on the host."""
+"""The kernels of CKKS against integers of any size, on the host."""
 
 import math
 

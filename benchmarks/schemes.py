@@ -1,6 +1,6 @@
-"""OpenFHE beside the native engine: matrix products, primitives, binding, training, all in one run.
+"""OpenFHE beside this package: matrix products, primitives, binding, training, all in one run.
 
-    python benchmarks/engines.py [--quick] [--json F] [--plot F.png] [--threads N]
+    python benchmarks/schemes.py [--quick] [--json F] [--plot F.png] [--threads N]
 
 Measures nothing where privtuner was built without OpenFHE. ``--quick`` measures the textbook product on a few rows and
 scales it up, and leaves out the training.
@@ -27,7 +27,7 @@ NATIVE, OPENFHE = "native", f"OpenFHE {openfhe.status().version}"
 
 
 def set_threads(threads: int) -> None:
-    """Of both engines."""
+    """Limit the threads of both."""
     system.set_num_threads(threads)
     openfhe.set_num_threads(threads)
 
@@ -51,19 +51,19 @@ def product(threads: int, quick: bool, runs: int) -> Iterator[Record]:
         num_large_digits=3,
         scaling_technique="FLEXIBLEAUTO",
     )
-    engine = openfhe.Evaluator(context)
+    evaluator = openfhe.Evaluator(context)
     rng = np.random.default_rng(0)
     x = openfhe.SecretKey(context).encrypt(rng.uniform(-1, 1, (context.slots, WIDTH)))
     matrix = ckks.Matrix(rng.standard_normal((WIDTH, WIDTH)))
     rows = ROWS if quick else WIDTH
     some = ckks.Matrix.of_integers(matrix.integers[:rows], 1.0)
-    fast = paired({"residues": lambda: engine.linear(x, matrix)}, runs)["residues"]
+    fast = paired({"residues": lambda: evaluator.linear(x, matrix)}, runs)["residues"]
     ours = statistics.median(fast)
-    result = engine.linear(x, matrix)
+    result = evaluator.linear(x, matrix)
     textbook: dict[str, float] = {}
     lib = openfhe.library.library()
     start = time.perf_counter()
-    theirs = engine.textbook_linear(x, some)
+    theirs = evaluator.textbook_linear(x, some)
     textbook["MultByInteger, EvalAdd"] = time.perf_counter() - start
     for tower in range(len(x.moduli)):
         if not (result.residues(tower)[:rows] == theirs.residues(tower)).all():
@@ -85,7 +85,7 @@ def product(threads: int, quick: bool, runs: int) -> Iterator[Record]:
             note=f"{ours:.3f} s; {note}" + ("; equal bit for bit" if name.startswith("MultByInteger") else ""),
         )
 
-    copies = {"out and in": lambda: copy_residues(x._core), "product": lambda: engine.linear(x, matrix)}
+    copies = {"out and in": lambda: copy_residues(x._core), "product": lambda: evaluator.linear(x, matrix)}
     times = paired(copies, runs)
     yield Record(
         "residues out and in, part of that product",
@@ -120,16 +120,16 @@ def binding(threads: int, runs: int) -> Iterator[Record]:
     for log_n, limbs in PRIMITIVES[:2]:
         context = like(log_n, limbs)
         secret = openfhe.SecretKey(context)
-        engine = openfhe.Evaluator(context, secret.evaluation_keys())
+        evaluator = openfhe.Evaluator(context, secret.evaluation_keys())
         x, y = secret.encrypt([0.5]), secret.encrypt([0.25])
         lib = openfhe.library.library()
 
-        def from_python(engine=engine, x=x, y=y) -> None:
+        def from_python(evaluator=evaluator, x=x, y=y) -> None:
             for _ in range(repeats):
-                engine.multiply(x, y)
+                evaluator.multiply(x, y)
 
-        def inside(lib=lib, engine=engine, x=x, y=y) -> None:
-            lib.multiply(x._core, y._core, engine._keys, repeats)
+        def inside(lib=lib, evaluator=evaluator, x=x, y=y) -> None:
+            lib.multiply(x._core, y._core, evaluator._keys, repeats)
 
         times = paired({"python": from_python, "C++": inside}, max(runs, 11))
         yield Record(
@@ -176,8 +176,8 @@ def primitives(threads: int, runs: int) -> Iterator[Record]:
         candidates: dict[str, dict[str, Callable[[], object]]] = {}
         for engine_name, secret in ((NATIVE, ckks.SecretKey(native)), (OPENFHE, openfhe.SecretKey(context))):
             keys = secret.evaluation_keys(rotations=(1, 2, 4, 8))
-            engine = ckks.Evaluator(native, keys) if engine_name == NATIVE else openfhe.Evaluator(context, keys)
-            candidates[engine_name] = operations(engine, secret, values, polynomial)
+            evaluator = ckks.Evaluator(native, keys) if engine_name == NATIVE else openfhe.Evaluator(context, keys)
+            candidates[engine_name] = operations(evaluator, secret, values, polynomial)
         for name in candidates[NATIVE]:
             times = paired({who: runs_of[name] for who, runs_of in candidates.items()}, runs)
             yield Record(
@@ -193,7 +193,7 @@ def primitives(threads: int, runs: int) -> Iterator[Record]:
 
 
 def operations(e: Any, s: Any, values: object, polynomial: object) -> dict[str, Callable[[], object]]:
-    """The primitives of one engine by name."""
+    """The primitives of one evaluator by name."""
     x, y = s.encrypt(values), s.encrypt(values)
     spec = s.public_key()
     runs: dict[str, Callable[[], object]] = {
@@ -256,7 +256,7 @@ def layer(threads: int, runs: int) -> Iterator[Record]:
 
 
 def training(threads: int, steps: int) -> Iterator[Record]:
-    """MiniLM on BANKING77: the loss of every step on both engines, and of the native one a second time."""
+    """MiniLM on BANKING77: the loss of every step on both schemes, and of the native one a second time."""
     import torch
 
     from privtuner import nn
@@ -317,7 +317,7 @@ def main() -> None:
         records += layer(threads, runs)
     if not options.quick:
         records += training(options.threads, 30)
-    harness.finish(records, options, f"{OPENFHE} and the native engine")
+    harness.finish(records, options, f"{OPENFHE} and privtuner")
 
 
 if __name__ == "__main__":
