@@ -15,8 +15,9 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 BUILD := build/develop
-EDITABLE := -C build-dir=$(BUILD) -C editable.rebuild=true -C editable.verbose=false \
-	-C cmake.define.PRIVTUNER_BUILD_TESTS=ON -C cmake.define.PRIVTUNER_WERROR=$(WERROR)
+# Settings of scikit-build-core, in its variables: not every pip passes options on.
+EDITABLE := SKBUILD_BUILD_DIR=$(BUILD) SKBUILD_EDITABLE_REBUILD=true SKBUILD_EDITABLE_VERBOSE=false \
+	SKBUILD_CMAKE_DEFINE="PRIVTUNER_BUILD_TESTS=ON;PRIVTUNER_WERROR=$(WERROR)"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cpp test-paths test-sanitize bench lint wheel develop clean
@@ -88,5 +89,5 @@ $(VENV)/tools: constraints.txt
 	@touch $@
 
 $(VENV)/installed: $(VENV)/tools pyproject.toml
-	$(PIP) install --quiet -c constraints.txt --no-build-isolation $(EDITABLE) -e '.[test,bench,lint]'
+	$(EDITABLE) $(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[test,bench,lint]'
 	@touch $@

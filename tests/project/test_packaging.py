@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -28,8 +29,9 @@ def distribution():
 def files(tmp_path_factory):
     """Names of the files in a wheel, but for the compiled modules, which take minutes to build."""
     folder = tmp_path_factory.mktemp("wheel")
-    options = ["--no-deps", "--no-build-isolation", "--quiet", "-C", "wheel.cmake=false", "--wheel-dir", folder]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, ROOT], check=True, timeout=120)
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", folder]
+    environment = {**os.environ, "SKBUILD_WHEEL_CMAKE": "false"}
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, ROOT], env=environment, check=True, timeout=120)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         return {name for name in archive.namelist() if not name.endswith("/")}
