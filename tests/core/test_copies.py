@@ -73,7 +73,7 @@ def test_ciphertexts_keys_and_matrices(duplicate: Callable[[Any], Any]) -> None:
 
 def test_sealed_blocks() -> None:
     other = again(BLOCK)
-    assert other.spec.to_bytes() == BLOCK.public.to_bytes()
+    assert other.public.to_bytes() == BLOCK.public.to_bytes()
     client = blocks.SealedClient(PARAMETERS, allow_insecure=True)
     request, pending = client.request(BLOCK.public, np.full((2, 6), 0.25))
     y = client.decrypt(other.answer(request), pending)

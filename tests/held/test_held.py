@@ -265,7 +265,7 @@ def test_the_device_drowns_what_it_reveals_by_its_own_prediction(monkeypatch):
         errors.append(tensor.budget().error)
         return decrypt_flooded(self, tensor, **options)
 
-    monkeypatch.setattr(ckks.SecretKey, "reveal", noticed)
+    monkeypatch.setattr(ckks.SecretKey, "decrypt_flooded", noticed)
     x, g = np.ones((3, D_IN)), np.ones((3, D_OUT))
     device = HeldClient(layer.answer, allow_insecure=True)
     device.step(np.ones((R, D_IN)), np.ones((D_OUT, R)))

@@ -59,7 +59,7 @@ def assert_same(left: OwnerBundle, right: OwnerBundle) -> None:
 
 
 def test_files_round_trip(parts: Split, files: dict[str, bytes]) -> None:
-    assert set(files) == {"config.json", "privtuner.json", "owner.safetensors", "publics.safetensors", "vocab.txt"}
+    assert set(files) == {"config.json", "privtuner.json", "owner.safetensors", "layers.safetensors", "vocab.txt"}
     assert_same(OwnerBundle.from_files(files), parts.bundle)
     assert not any(content.startswith(b"\x80") for content in files.values()), "no pickle"
 
@@ -80,7 +80,7 @@ def test_tokenizer_travels(parts: Split) -> None:
         split(tiny_bert()).bundle.tokenizer()
 
 
-@pytest.mark.parametrize("name", ["config.json", "privtuner.json", "owner.safetensors", "publics.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "privtuner.json", "owner.safetensors", "layers.safetensors"])
 def test_missing_and_truncated_files_are_refused(files: dict[str, bytes], name: str) -> None:
     with pytest.raises(MessageError, match=f"{name} missing"):
         OwnerBundle.from_files({key: value for key, value in files.items() if key != name})
@@ -120,7 +120,7 @@ def test_contradictions_are_refused(files: dict[str, bytes]) -> None:
         ({"format": 1}, "format 1, this version reads 2; install the same version"),
         ({"dtype": "nn"}, "unknown dtype 'nn'"),
         ({"dtype": "load"}, "unknown dtype 'load'"),
-        ({"groups": {k: v for k, v in groups.items() if k != "pooler.dense"}}, "groups and publics differ in"),
+        ({"groups": {k: v for k, v in groups.items() if k != "pooler.dense"}}, "groups and layers differ in"),
         ({"groups": {**groups, "pooler.dense": {"kind": "conv9", "members": []}}}, "unknown kind 'conv9'"),
         (
             {"groups": {**groups, "pooler.dense": {"kind": "linear", "members": [["pooler.dense", 31]]}}},
@@ -148,7 +148,7 @@ def test_an_entry_of_another_kind_is_refused(parts: Split, files: dict[str, byte
         changed = {**entries, "pooler.dense": entry}
         specs = save({name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in changed.items()})
         with pytest.raises(MessageError, match=message):
-            OwnerBundle.from_files({**files, "publics.safetensors": specs})
+            OwnerBundle.from_files({**files, "layers.safetensors": specs})
 
 
 def test_damaged_bundles_raise_and_never_crash(parts: Split, files: dict[str, bytes]) -> None:

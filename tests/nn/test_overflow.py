@@ -75,7 +75,7 @@ def test_what_is_encrypted_for_them_is_zero(monkeypatch: pytest.MonkeyPatch) -> 
     prepared = linear.prepare(np.random.default_rng(0).normal(size=(6, 9)))
     layer = EncryptedLinear.single("fc", prepared.spec, Session(LocalTransport({"fc": prepared})))
     batches: list[np.ndarray] = []
-    owner = layer.group.session._owner
+    owner = layer.group.session._client
     encrypt = owner.encrypt
     monkeypatch.setattr(owner, "encrypt", lambda x, *rest: (batches.append(x.copy()), encrypt(x, *rest))[1])
     g = torch.ones(3, 6)
