@@ -117,14 +117,14 @@ def test_contradictions_are_refused(files: dict[str, bytes]) -> None:
     manifest = json.loads(files["privtuner.json"])
     groups = manifest["groups"]
     for changes, message in [
-        ({"format": 1}, "format 1, this version reads 2; install the same version"),
+        ({"format": 1}, "format 1, this version reads 3; install the same version"),
         ({"dtype": "nn"}, "unknown dtype 'nn'"),
         ({"dtype": "load"}, "unknown dtype 'load'"),
         ({"groups": {k: v for k, v in groups.items() if k != "pooler.dense"}}, "groups and layers differ in"),
         ({"groups": {**groups, "pooler.dense": {"kind": "conv9", "members": []}}}, "unknown kind 'conv9'"),
         (
             {"groups": {**groups, "pooler.dense": {"kind": "linear", "members": [["pooler.dense", 31]]}}},
-            "members of 'pooler.dense' have 31 output features and its public part 32",
+            "members of 'pooler.dense' have 31 output features and its description 32",
         ),
         ({"groups": 5}, "malformed"),
         ({"groups": {"a": 1}}, "malformed"),

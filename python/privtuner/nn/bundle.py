@@ -41,7 +41,7 @@ TOKENIZER_FILES = frozenset(
 
 _NOT_DESCRIBING = frozenset({"auto_map", "custom_pipelines", "quantization_config", "use_kernels"})
 
-_FORMAT = 2
+_FORMAT = 3
 _CONFIG, _MANIFEST = "config.json", "privtuner.json"
 _TENSORS, _LAYERS = "owner.safetensors", "layers.safetensors"
 _OWN_FILES = (_CONFIG, _MANIFEST, _TENSORS, _LAYERS)
