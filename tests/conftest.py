@@ -1,6 +1,7 @@
 """Settings of the property tests (quick and repeatable, or HYPOTHESIS_PROFILE=thorough), and fixtures of many tests."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,3 +49,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from text_cases import tiny_model_directory
 
     return tiny_model_directory(tmp_path_factory.mktemp("model"))
+
+
+def pytest_configure():
+    """Take the signals that nohup and scripts ignore: what is tested here, and every process it starts, needs them."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
