@@ -66,7 +66,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $$(find cpp python -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/clang-format --dry-run -Werror $$(find cpp -name '*.[ch]pp')
 
 wheel: $(VENV)/tools
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
