@@ -1,6 +1,6 @@
 # Every target works on a bare clone with Python 3.10 or newer, a C++17 compiler and make. CMake, Ninja and everything
 # else come from the package index, at the versions in constraints.txt, into .venv. The package is installed there once,
-# editable: a changed line of Python is in force at once, and changed C++ is rebuilt in build/develop on import.
+# editable: a changed line of Python is in force at once, and `make develop` rebuilds what changed in C++.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
@@ -16,8 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 BUILD := build/develop
 # Settings of scikit-build-core, in its variables: not every pip passes options on.
-EDITABLE := SKBUILD_BUILD_DIR=$(BUILD) SKBUILD_EDITABLE_REBUILD=true SKBUILD_EDITABLE_VERBOSE=false \
-	SKBUILD_CMAKE_DEFINE="PRIVTUNER_BUILD_TESTS=ON;PRIVTUNER_WERROR=$(WERROR)"
+EDITABLE := SKBUILD_BUILD_DIR=$(BUILD) SKBUILD_CMAKE_DEFINE="PRIVTUNER_BUILD_TESTS=ON;PRIVTUNER_WERROR=$(WERROR)"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cpp test-paths test-sanitize bench lint wheel develop clean
@@ -30,16 +29,15 @@ help:
 	@echo 'make bench           measure, print tables, write JSON and plots into out/'
 	@echo 'make lint            formatters, linters and the type checker'
 	@echo 'make wheel           build the wheel into dist/'
-	@echo 'make develop         install into .venv, editable: what the targets above begin with'
+	@echo 'make develop         install into .venv, editable, and rebuild what changed: what the targets above begin with'
 	@echo 'make clean           remove everything the targets made'
 
 demo: develop
 	mkdir -p out/demo
 	$(BIN)/privtuner demo --out out/demo
 
-# Nothing is rebuilt under running tests, which start hundreds of processes.
 test: test-cpp
-	SKBUILD_EDITABLE_SKIP=$(abspath $(BUILD)) $(BIN)/python -m pytest
+	$(BIN)/python -m pytest
 
 test-cpp: develop
 	$(BIN)/cmake --build $(BUILD) --target cpp_tests
@@ -72,7 +70,9 @@ wheel: $(VENV)/tools
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 develop: $(VENV)/installed
-	@$(BIN)/python -c 'import privtuner'
+	@$(BIN)/cmake --build $(BUILD)
+	@$(BIN)/cmake --install $(BUILD) --component python \
+	  --prefix $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 
 clean:
 	rm -rf build dist out $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
