@@ -248,7 +248,7 @@ def test_frequency_out_of_range(frequency):
 
 def test_frequency_that_the_system_does_not_tell(tmp_path, monkeypatch):
     path = tmp_path / "cpuinfo"
-    monkeypatch.setattr("system._CPUINFO", path)
+    monkeypatch.setattr("privtuner.system._CPUINFO", path)
     monkeypatch.setattr(platform, "processor", lambda: "")
     assert calibration.processor_name() == "unknown"
     with pytest.raises(InputError, match=r"does not tell the processor's frequency.*--frequency 2\.6e9"):
