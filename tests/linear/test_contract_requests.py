@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from backends import OnDevice
+from backends import LINEAR, OnDevice
 from linear_cases import DIRECTIONS, PRESETS, REQUEST_PREFIX, WORD, Q, batch, check_result, features_in, layer
 from privtuner import _core, linear
 from privtuner.errors import InputError, MessageError, PrivtunerError
@@ -166,8 +166,7 @@ def test_foreign_and_damaged_requests_are_refused_by_every_scheme(any_backend):
             any_backend.blocks(prepared, bad)
 
 
+@pytest.mark.parametrize("backend", [name for name in LINEAR if name != "cpu"], indirect=True)
 def test_a_batch_on_another_device_is_refused(backend):
-    if backend.name == "cpu":
-        pytest.skip("arrays on the processor lie in one place")
     with pytest.raises(InputError, match="x lies on cuda:1 and is to be encrypted on cuda:0: move it there"):
         backend.encrypt(OnDevice(batch(5, 24), (2, 1)), layer().spec)

@@ -64,7 +64,7 @@ PYTHON_LAYERS = {
         "errors",
         "_core",
     },
-    "held": {"train", "service", "nn", "sealed", "ckks", "wire", "copies", "errors"},
+    "held": {"train", "service", "nn", "sealed", "ckks", "wire", "copies", "_core", "errors"},
     "cli": {"commands", "packages", "errors", "_core"},
     "__init__": {
         "held",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, ClassVar
@@ -43,7 +44,7 @@ class OnDevice:
         return self._array.__dlpack__()
 
 
-class Backend:
+class Backend(ABC):
     """Both halves of an exchange, of one scheme on one device: the functions of `privtuner.linear` there.
 
     Attributes:
@@ -58,15 +59,17 @@ class Backend:
     secret: ClassVar[type]
     title: ClassVar[str] = ""
 
+    @abstractmethod
     def encrypt(self, x: Any, spec: Any, direction: Any = "forward", masks: Any = None) -> tuple[Any, Any]:
-        raise NotImplementedError
+        """The request for a batch, and what decrypts the reply."""
 
+    @abstractmethod
     def blocks(self, prepared: linear.QuantisedWeight, request: Any, block_rows: int = 32) -> Iterator[Any]:
         """The reply in blocks; as the functions do, checks the request before the first one is asked for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decrypt(self, reply: Any, secret: Any) -> np.ndarray:
-        raise NotImplementedError
+        """The result in a whole reply or its blocks."""
 
     def apply(self, prepared: linear.QuantisedWeight, request: Any) -> bytes:
         """The reply in one message, of one block where the scheme allows."""
@@ -80,11 +83,13 @@ class Backend:
         """The batch in every kind of array that `encrypt` takes."""
         return [x]
 
+    @abstractmethod
     def client(self, mask_cache_bytes: int | None = None) -> LinearClient:
-        raise NotImplementedError
+        """The data owner's half."""
 
+    @abstractmethod
     def server(self) -> LinearServer:
-        raise NotImplementedError
+        """The server's half."""
 
 
 class Cpu(Backend):

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from privtuner import wire
+from privtuner import _core, wire
 from privtuner.ckks.evaluator import Evaluator, Matrix
 from privtuner.ckks.keys import SecretKey
 from privtuner.ckks.parameters import BytesLike, Parameters, require_secure
@@ -53,7 +53,6 @@ __all__ = ["HeldClient", "HeldLora", "HeldPublic", "LoraAdapter"]
 Array = npt.NDArray[np.float64]
 
 _HELD = struct.Struct("<IIIIddddq")
-_LARGEST = 32639  # of a 16-bit weight
 # Adam divides gradients by their size; where there is none, as of A while B is zero, it would step by their noise.
 _DAMPING = 1e-4
 
@@ -90,12 +89,12 @@ class HeldPublic:
 
     def unit(self, adapter: LoraAdapter) -> float:
         """What an integer stands for in the quantised W + s B A: the device needs no weight to know it."""
-        return (self.largest + float(np.abs(self.factor * adapter.b @ adapter.a).max())) / _LARGEST
+        return (self.largest + float(np.abs(self.factor * adapter.b @ adapter.a).max())) / _core.MAX_WEIGHT_16
 
     def expected_forward(self, adapter: LoraAdapter, tokens: int) -> EncryptedTensor:
         """What the layer makes of so many tokens, as a planned tensor: the worst case over all weights."""
         engine = Evaluator(self.parameters)
-        worst = Matrix.of_integers(np.full((self.d_out, self.d_in), _LARGEST, np.int16), self.unit(adapter))
+        worst = Matrix.of_integers(np.full((self.d_out, self.d_in), _core.MAX_WEIGHT_16, np.int16), self.unit(adapter))
         return engine.linear(engine.planned(tokens, self.d_in, bound=self.input_bound, level=1), worst)
 
     def expected_gradient(self, adapter: LoraAdapter, tokens: int) -> EncryptedTensor:
