@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("scipy", reason="SciPy is not installed: the allocator needs it")
 
 from privtuner.errors import InfeasibleError
-from privtuner.wireless import Channel, Device, Server, System, Tier, UncertifiedWarning, allocate
+from privtuner.wireless import Channel, Device, Server, System, Tier, allocate
 from wireless_cases import random_system
 
 TOLERANCE = 1e-9  # of the search; a deadline may be missed by 1e-9 of its length too, which is worth about as much
@@ -96,19 +95,8 @@ def test_more_keeps_what_is_feasible(resource, system, less):
     assert found
 
 
-def certified(system):
-    """The allocation, where the search proves it: what it does not prove it says, and may lie above the optimum."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UncertifiedWarning)
-        allocation = allocate(system, tolerance=TOLERANCE)
-    assume(allocation.certified)
-    return allocation
-
-
-@pytest.mark.xfail(
-    raises=UncertifiedWarning, strict=True, reason="the search gives up where its first tier is the best"
-)
-def test_one_device_and_three_tiers_are_certified():
+def test_a_device_at_its_power_limit_is_certified():
+    """Bandwidth a hair short of what it asks for; the server has time to spare."""
     system = System(
         devices=(
             Device(
@@ -171,7 +159,7 @@ def test_order_of_the_devices(system, random):
     order = list(range(len(system.devices)))
     random.shuffle(order)
     shuffled = dataclasses.replace(system, devices=tuple(system.devices[place] for place in order))
-    one, two = certified(system), certified(shuffled)
+    one, two = allocate(system, tolerance=TOLERANCE), allocate(shuffled, tolerance=TOLERANCE)
     assert abs(one.objective - two.objective) <= 2 * TOLERANCE * one.energy
     if len(system.tiers) == 1:
         # Demand and supply are balanced to 1e-12 or to what the dual resolves, whose square root is 1e-6.

@@ -41,11 +41,11 @@ class Whole:
         return Priced(self.problem.take(tiers))
 
     def recover(self, tiers: IntArray, bound: Bound) -> tuple[float, float, Choices | None]:
-        """Share out what the dual asks for, fitted to what there is."""
+        """Share out all there is as the dual asks: shares are limits, and slack in one good mends want of another."""
         problem = self.problem.take(tiers)
         bandwidth, server = bound.response.demand
         bandwidth = bandwidth * (problem.bandwidth / float(bandwidth.sum()))
-        server = server * min(1.0, problem.server_frequency / float(server.sum()))
+        server = server * (problem.server_frequency / float(server.sum()))
         shares = respond(problem, bandwidth, server, x=bound.response.x)
         energy = float(shares.energy.sum())
         return energy - float(problem.reward.sum()), energy, shares if np.isfinite(energy) else None
