@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from cuda_host import HostDevice
-from evaluators import DEVICES, FEATURES, OPERATIONS, TOKENS, Case, device_of
+from evaluators import DEVICES, FEATURES, OPERATIONS, TOKENS, Case, assert_same_words, device_of
 from privtuner import ckks
 from privtuner.ckks.protocol import EvaluatorProtocol
-from privtuner.cuda.evaluator import CudaEvaluator, DeviceTensor
+from privtuner.cuda.evaluator import CudaEvaluator
 from privtuner.errors import CkksError, InputError
 
 PARAMETERS = ckks.Parameters.INSECURE(3, ring_dimension=2048)
@@ -39,16 +39,7 @@ class Device:
         return NATIVE.decrypt(self.evaluator.download(tensor))
 
     def check(self, found, expected, complex):
-        assert isinstance(found, DeviceTensor)
-        assert found.nbytes == found.words.nbytes
-        down = self.evaluator.download(found)
-        assert isinstance(down, ckks.EncryptedTensor)
-        assert np.array_equal(down._core.noise, expected._core.noise)
-        assert np.array_equal(down._core.words(), expected._core.words())
-        # A fresh tensor's message has a seed in place of half of its words; a device gives back words.
-        assert down.to_bytes() == expected._core.as_planned().with_words(expected._core.words()).to_bytes()
-        if down.message_bytes == expected.message_bytes:
-            assert down.to_bytes() == expected.to_bytes()
+        assert_same_words(self.evaluator, found, expected)
 
 
 class Clear:

@@ -25,6 +25,7 @@ from text_cases import (
     environment,
     rows,
     server_process,
+    training_options,
     write_csv,
 )
 
@@ -42,11 +43,7 @@ def address(model):
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    train = write_csv(folder / "train.csv", rows(0, 90))
-    test = write_csv(folder / "test.csv", rows(90, 30))
-    files = ["--data", str(train), "--eval", str(test), "--label-column", "category"]
-    return [*files, "--batch-size", "16", "--lora-r", "4", "--lr", "0.02", "--head-lr", "0.05", "--seed", "3"]
+    return training_options(tmp_path_factory.mktemp("data"))
 
 
 def numbers(folder):

@@ -15,7 +15,7 @@ from privtuner.nn import EncryptedLinear, Session, split_pretrained
 from privtuner.openfhe.server import OpenFheServer
 from privtuner.schemes import LocalTransport, scheme
 from privtuner.service import RemoteTransport, Server
-from text_cases import command, rows, server_process, write_csv
+from text_cases import command, server_process, training_options
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -166,11 +166,7 @@ def test_gradients_are_those_of_the_rounded_weight():
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    train = write_csv(folder / "train.csv", rows(0, 90))
-    test = write_csv(folder / "test.csv", rows(90, 30))
-    files = ["--data", str(train), "--eval", str(test), "--label-column", "category"]
-    return [*files, "--batch-size", "16", "--lora-r", "4", "--lr", "0.02", "--head-lr", "0.05", "--seed", "3"]
+    return training_options(tmp_path_factory.mktemp("data"))
 
 
 def test_training_in_two_processes(model, options, tmp_path):

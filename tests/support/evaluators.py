@@ -11,7 +11,7 @@ import pytest
 
 from cuda_host import ON_GPU, HostDevice
 from privtuner import ckks, cuda, openfhe
-from privtuner.cuda.evaluator import CudaEvaluator
+from privtuner.cuda.evaluator import CudaEvaluator, DeviceTensor
 
 NEEDS_OPENFHE = pytest.mark.skipif(
     not openfhe.available(), reason="needs OpenFHE; the first lines of this run say why it is absent"
@@ -157,3 +157,17 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         e.rotate(e.select(x, slice(1, 3)), [1])[0], WEIGHT[:, :2]
     ),
 }
+
+
+def assert_same_words(evaluator: CudaEvaluator, found: DeviceTensor, expected: ckks.EncryptedTensor) -> None:
+    """A device's tensor holds the words of the native one, and is the same message once it is downloaded."""
+    assert isinstance(found, DeviceTensor)
+    assert found.nbytes == found.words.nbytes
+    down = evaluator.download(found)
+    assert isinstance(down, ckks.EncryptedTensor)
+    assert np.array_equal(down._core.noise, expected._core.noise)
+    assert np.array_equal(down._core.words(), expected._core.words())
+    # A fresh tensor's message has a seed in place of half of its words; a device gives back words.
+    assert down.to_bytes() == expected._core.as_planned().with_words(expected._core.words()).to_bytes()
+    if down.message_bytes == expected.message_bytes:
+        assert down.to_bytes() == expected.to_bytes()

@@ -111,3 +111,11 @@ def server_process(model: Path, *options: str) -> Iterator[tuple[subprocess.Pope
     finally:
         process.kill()
         process.communicate()
+
+
+def training_options(folder: Path) -> list[str]:
+    """Options of a short `privtuner train` on texts that are written to ``folder``."""
+    train = write_csv(folder / "train.csv", rows(0, 90))
+    test = write_csv(folder / "test.csv", rows(90, 30))
+    files = ["--data", str(train), "--eval", str(test), "--label-column", "category"]
+    return [*files, "--batch-size", "16", "--lora-r", "4", "--lr", "0.02", "--head-lr", "0.05", "--seed", "3"]

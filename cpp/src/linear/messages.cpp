@@ -26,6 +26,18 @@ Direction direction_of(const wire::Head& head, const char* what) {
   return static_cast<Direction>(head.direction);
 }
 
+// What requests and blocks of replies take from the head.
+template <class Header>
+Header header_of(const wire::Head& head, const char* what) {
+  Header header;
+  header.direction = direction_of(head, what);
+  header.layer = head.subject;
+  header.request = head.request;
+  header.tokens = head.tokens;
+  header.features = head.features;
+  return header;
+}
+
 wire::Head head_of(Kind kind, const Preset& preset, Direction direction, const LayerId& layer, const RequestId& request,
                    std::uint32_t tokens, std::uint32_t features) {
   return {kind, static_cast<wire::Direction>(direction), preset.hash, layer, request, tokens, features};
@@ -162,12 +174,7 @@ RequestHeader open_request(const Preset& preset, const std::uint8_t* message, st
   const wire::Head head = open(Kind::request, preset, message, size, copy, residues);
   require_preset(head, preset, "request");
   require(size >= kRequestPrefix, "request: truncated");
-  RequestHeader header;
-  header.direction = direction_of(head, "request");
-  header.layer = head.subject;
-  header.request = head.request;
-  header.tokens = head.tokens;
-  header.features = head.features;
+  auto header = header_of<RequestHeader>(head, "request");
   Reader in(message + wire::kHeadBytes);
   header.seed = in.get<std::array<std::uint8_t, 32>>();
   const auto flags = in.get<std::uint32_t>();
@@ -201,12 +208,7 @@ BlockHeader open_block(const Preset& preset, const std::uint8_t* message, std::s
   require_preset(head, preset, "reply block");
   block_size = head.message_bytes();
   require(block_size >= kBlockPrefix, "reply block: truncated");
-  BlockHeader header;
-  header.direction = direction_of(head, "reply block");
-  header.layer = head.subject;
-  header.request = head.request;
-  header.tokens = head.tokens;
-  header.features = head.features;
+  auto header = header_of<BlockHeader>(head, "reply block");
   Reader in(message + wire::kHeadBytes);
   const auto flags = in.get<std::uint32_t>();
   header.row_begin = in.get<std::uint32_t>();
