@@ -49,7 +49,7 @@ test-paths: test-cpp
 test-sanitize: $(VENV)/tools
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DPRIVTUNER_BUILD_PYTHON=OFF -DPRIVTUNER_BUILD_TESTS=ON -DPRIVTUNER_SANITIZE=ON
 	$(BIN)/cmake --build build/sanitize --target cpp_tests
-	$(BIN)/ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure --no-tests=error --parallel $(JOBS)
 
 bench: develop
 	mkdir -p out

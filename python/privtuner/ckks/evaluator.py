@@ -180,7 +180,8 @@ class Operations(ABC, Generic[T]):
     def linear(self, x: T, weights: Matrix | npt.ArrayLike, *, transpose: bool = False) -> T:
         """The product x W^T (x W if ``transpose``) for a clear matrix, or an array, which is quantised to 8 bits here.
 
-        An exact integer product modulo every prime: no level, no rotation. The outputs' scales are those of x divided by the matrix's.
+        An exact integer product modulo every prime: no level, no rotation. The outputs' scales are those of x divided
+        by the matrix's.
         """
         return self._one((x,), self._core.linear, Matrix.of(weights), transpose)
 
