@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privtuner.ckks.polynomial import MAX_DEGREE, Array, Domain, Polynomial, check_domain, peak
+from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
 from privtuner.errors import InputError
 
 SLACK = 2.0**-6  # by which values may leave their exact range, for noise and the errors of the steps before
@@ -80,3 +82,21 @@ def feature_values(name: str, values: npt.ArrayLike, features: int) -> Array:
     if not np.isfinite(array).all():
         raise InputError(f"{name} holds values that are not finite: every value must be")
     return array
+
+
+def baby_steps(slots: int, period: int) -> int:
+    """How many of ``period`` steps are baby steps: the power of two next to sqrt(period), the larger one of two.
+
+    Raises:
+        InputError: ``period`` is no power of two, or does not divide ``slots``.
+    """
+    if period < 1 or period & (period - 1) or slots % period:
+        raise InputError(f"period = {period}: must be a power of two that divides the {slots} slots")
+    return 1 << (period.bit_length() // 2)
+
+
+def rotations(evaluator: EvaluatorProtocol[Tensor], x: Tensor, steps: Sequence[int]) -> list[Tensor]:
+    """Rotate by each of the steps, hoisted; a step of 0 is x itself and needs no key."""
+    nonzero = [step for step in steps if step]
+    rotated: Any = evaluator.rotate(x, nonzero) if nonzero else []
+    return [rotated.pop(0) if step else x for step in steps]
