@@ -51,6 +51,21 @@ class Refreshed(Watched):
         return self.tensor(super().assume(x, bound).values, bound=bound)
 
 
+class Renewing(Watched):
+    """Refreshes: a new tensor of the values, from two levels up. Notes how many features came back at which level."""
+
+    def __init__(self, parameters=PARAMETERS, noise=None):
+        super().__init__(parameters, noise)
+        self.renewed: list[int] = []
+
+    def refresh(self, x, level=None, *, packed=False):
+        assert x.level >= 2
+        assert not packed
+        self.renewed.append(x.shape[1])
+        scale = None if x.level > 2 else x.scale
+        return self.tensor(x.values, bound=x.bound, level=level, scale=scale)
+
+
 def tensor(evaluator, values, level=None, bound=None, domain=(-1.0, 1.0)):
     """A tensor of the scale at which a polynomial on the domain takes no level for it."""
     level = evaluator.parameters.depth if level is None else level

@@ -33,11 +33,14 @@ from privtuner.ckks.circuits.functions import (
 )
 from privtuner.ckks.circuits.matrix_vector import MATRIX_VECTOR_DEPTH, matrix_vector, matrix_vector_steps
 from privtuner.ckks.circuits.normalisation import SoftmaxPlan, layer_norm, layer_norm_depth, softmax, softmax_plan
+from privtuner.ckks.circuits.softmax import SquaringSoftmax, Stage, softmax_backward
 
 __all__ = [
     "ATTENTION_DEPTH",
     "MATRIX_VECTOR_DEPTH",
     "SoftmaxPlan",
+    "SquaringSoftmax",
+    "Stage",
     "attention_scores",
     "attention_scores_backward",
     "attention_steps",
@@ -58,5 +61,6 @@ __all__ = [
     "reciprocal_depth",
     "reciprocal_error",
     "softmax",
+    "softmax_backward",
     "softmax_plan",
 ]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from privtuner.ckks.circuits.common import baby_steps, rotations
+from privtuner.ckks.circuits.common import baby_steps, heads_of, rotations
 from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
 from privtuner.errors import InputError
 
@@ -87,7 +87,7 @@ def attention_scores(
     if q.shape != k.shape:
         raise InputError(f"q has shape {q.shape}, k {k.shape}: they must agree")
     scores: list[Tensor] = []
-    for head in _heads(q, heads):
+    for head in heads_of(q, heads):
         totals: list[Tensor] = []
         for some in _chunks(head, chunk):
             keys = rotations(evaluator, evaluator.select(k, some), grid.babies)
@@ -124,7 +124,7 @@ def attention_values(
     grid = _Grid.of(evaluator.slots, period)
     _check_diagonals(p, v, period, heads)
     mixed = []
-    for head, features in enumerate(_heads(v, heads)):
+    for head, features in enumerate(heads_of(v, heads)):
         ours = [
             slice(head * period + i, head * period + i + len(grid.babies)) for i in range(0, period, len(grid.babies))
         ]
@@ -210,7 +210,7 @@ def _values_transposed(
     _check_diagonals(p, v, period, heads)
     babies, giants = len(grid.babies), len(grid.giants)
     mixed = []
-    for head, features in enumerate(_heads(v, heads)):
+    for head, features in enumerate(heads_of(v, heads)):
         columns = []
         for j in range(babies):
             diagonals = [head * period + (-i - j) % period for i in range(0, period, babies)]
@@ -229,7 +229,7 @@ def _mix(
     grid: _Grid,
     weights: list[Tensor],
     v: Tensor,
-    features: range,
+    features: slice,
     chunk: int,
 ) -> list[Tensor]:
     """For some features f of v the sum over i of ``sum_j weights[i][t, j] v[t + j, f]`` rotated by i giant steps.
@@ -273,16 +273,7 @@ def _rotate_each(evaluator: EvaluatorProtocol[Tensor], tensors: list[Tensor], st
     return [rotations(evaluator, x, [step])[0] for x, step in zip(tensors, steps, strict=True)]
 
 
-def _heads(x: Tensor, heads: int) -> list[range]:
-    """The features of every head."""
-    features = x.shape[1]
-    if heads < 1 or features % heads:
-        raise InputError(f"heads = {heads}: must divide the {features} features")
-    width = features // heads
-    return [range(begin, begin + width) for begin in range(0, features, width)]
-
-
-def _chunks(features: range, chunk: int) -> list[slice]:
+def _chunks(features: slice, chunk: int) -> list[slice]:
     if chunk < 1:
         raise InputError(f"chunk = {chunk}: must be positive")
     return [slice(begin, min(begin + chunk, features.stop)) for begin in range(features.start, features.stop, chunk)]

@@ -14,6 +14,7 @@ from privtuner.ckks.polynomial import MAX_DEGREE, Array, Domain, Polynomial, che
 from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
 from privtuner.errors import InputError
 
+REFRESH_LEVELS = 3  # what a refresh takes, if its result shall have the chain's scale
 SLACK = 2.0**-6  # by which values may leave their exact range, for noise and the errors of the steps before
 
 
@@ -100,3 +101,26 @@ def rotations(evaluator: EvaluatorProtocol[Tensor], x: Tensor, steps: Sequence[i
     nonzero = [step for step in steps if step]
     rotated: Any = evaluator.rotate(x, nonzero) if nonzero else []
     return [rotated.pop(0) if step else x for step in steps]
+
+
+def with_levels(evaluator: EvaluatorProtocol[Tensor], x: Tensor, levels: int, narrow: bool = True) -> Tensor:
+    """A narrow tensor, refreshed unless so many levels and those of a refresh are left; another one as it is."""
+    return evaluator.refresh(x) if narrow and x.level < levels + REFRESH_LEVELS else x
+
+
+def raised(evaluator: EvaluatorProtocol[Tensor], x: Tensor, level: int) -> Tensor:
+    """A narrow tensor at this level or above, so that what it meets there loses none."""
+    return x if x.level >= level else evaluator.refresh(x)
+
+
+def heads_of(x: Tensor, heads: int) -> list[slice]:
+    """The features of every head, neighbours.
+
+    Raises:
+        InputError: ``heads`` does not divide the features.
+    """
+    features = x.shape[1]
+    if heads < 1 or features % heads:
+        raise InputError(f"heads = {heads}: must divide the {features} features")
+    width = features // heads
+    return [slice(begin, begin + width) for begin in range(0, features, width)]
