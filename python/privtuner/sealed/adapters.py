@@ -70,10 +70,10 @@ class Adapter:
 
         Args:
             ev: computes.
-            values: of `EncryptedAdapters`, at the level of ``x`` or above.
+            values: of `EncryptedAdapters`, a level above ``x``, which is brought down otherwise.
             x: (slots, width), of the chain's scale.
             inner: what |A x| stays below.
-            factor: by which B is multiplied as it is brought down to the level of A x.
+            factor: by which B is multiplied.
         """
         u = ev.assume(self._down(ev, values, self._a, x), inner)
         return u, self._up(ev, values, self._b, u, factor)
@@ -98,12 +98,15 @@ class Adapter:
     def _expanded(
         self, ev: EvaluatorProtocol[Tensor], values: Tensor, first: int, level: int, factor: float = 1.0
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the rows of a matrix, group by group, with the tensor of their numbers, row after row."""
+        """Yield the rows of a matrix, group by group, with the tensor of their numbers, row after row, times ``factor``.
+
+        At ``level``, or one below that of ``values``, where these are no higher; of the chain's scale.
+        """
+        level = min(level, values.level - 1)
         for group, rows in enumerate(self.chunks.groups):
             packed = ev.select(values, slice(first + group, first + group + 1))
-            if packed.level > level or factor != 1:  # to the chain's scale there, while it is one ciphertext
-                packed = ev.multiply(ev.drop_level(packed, min(packed.level, level + 1)), factor)
-            yield rows, ev.expand(packed, (rows.stop - rows.start) * self.chunks.rank)
+            numbers = ev.expand(ev.drop_level(packed, level + 1), (rows.stop - rows.start) * self.chunks.rank)
+            yield rows, ev.multiply(numbers, factor)
 
     def _down(self, ev: EvaluatorProtocol[Tensor], values: Tensor, first: int, x: Tensor) -> Tensor:
         """The products of the transpose of a matrix (width, rank) with x: (slots, rank)."""
@@ -170,12 +173,13 @@ def take_step(
         raise InputError(f"gradients of shape {gradients.shape} for adapters of shape {adapters.values.shape}")
     # A step of B is one of strength B by strength squared: once for the gradient, once for what is stored.
     rates = rate * np.concatenate([_squares(shape, target) for _, target in shape.adapted])
-    g = ev.refresh(gradients, STEP_LEVEL)
+    g = ev.refresh(gradients, STEP_LEVEL, packed=True)
     ones = np.ones_like(rates)
     velocity = ev.linear_combination([adapters.velocity, g], [momentum * ones, ones])
     values = ev.linear_combination([adapters.values, adapters.velocity, g], [ones, -momentum * rates, -rates])
     return EncryptedAdapters(
-        ev.refresh(ev.assume(values, BOUND), level), ev.refresh(ev.assume(velocity, GRADIENT_BOUND), level)
+        ev.refresh(ev.assume(values, BOUND), level, packed=True),
+        ev.refresh(ev.assume(velocity, GRADIENT_BOUND), level, packed=True),
     )
 
 

@@ -60,6 +60,12 @@ class Stages(Generic[Tensor]):
         refreshed = self.at(name, x)
         return canonical(self.ev, x) if refreshed is x else refreshed
 
+    def level_with(self, name: str, x: Tensor, other: Tensor) -> Tensor:
+        """The tensor, refreshed to the level of another one where it is below that: it shall not hold the other back."""
+        if self.progress is not None:
+            self.progress(name)
+        return self.ev.refresh(x, other.level) if x.level < other.level else x
+
     def within(self, prefix: str) -> Callable[[str, Tensor], Tensor]:
         """`at` for a circuit that names its own points."""
         return lambda name, x: self.at(prefix + name, x)
@@ -180,13 +186,14 @@ class Block:
             ev: computes.
             y: what `attention` returned.
             masks: of the real positions.
-            stages: the points ``up``, ``active`` and ``residual2``.
+            stages: the points ``output1``, ``up``, ``active`` and ``residual2``.
             keep: of ``slope0``, ``slope1``, ... a chunk each, ``centred2`` and ``root2``.
 
         Returns:
             (slots, width), of the chain's scale.
         """
         domains, name = self.domains, f"{self.index}."
+        y = stages.at(name + "output1", y)
         total: Tensor | None = None
         extended = self.chunks[0][0].extend(ev, y, masks)
         for number, (up, down) in enumerate(self.chunks):
@@ -274,8 +281,8 @@ class Block:
             saved: of its `Keep`.
             dy: (slots, width), of the chain's scale.
             values: of `EncryptedAdapters`.
-            stages: the points ``d_residual1``, ``d_mixed``, ``d_probabilities``, ``d_scores``, ``d_query``, ``d_key``
-                and ``d_value``.
+            stages: the points ``d_residual1``, ``d_probabilities``, ``d_scores`` and ``d_query``, where the key's comes
+                along. The value's is refreshed when it would hold that one back.
 
         Returns:
             (slots, width) of the chain's scale, None of the first block; and packed gradients, a ciphertext each.
@@ -284,26 +291,29 @@ class Block:
         q, k, v, p = (saved[part] for part in ("query", "key", "value", "probabilities"))
         dx = ev.assume(self.norm1.backward(ev, (saved["centred1"], saved["root1"]), dy), domains.d_residual1)
         dx = stages.at(name + "d_residual1", dx)
-        do = stages.settle(name + "d_mixed", ev.assume(self.output.backward(ev, dx), domains.d_mixed))
+        do = canonical(ev, ev.assume(self.output.backward(ev, dx), domains.d_mixed))
         dp, dv = circuits.attention_values_backward(ev, do, p, v, shape.period, shape.heads)
         dp = stages.at(name + "d_probabilities", ev.assume(dp, domains.d_probabilities))
         ds = ev.assume(circuits.softmax_backward(ev, p, dp, shape.heads), domains.d_scores)
         ds = stages.at(name + "d_scores", ds)
         through = self.index > 0
         if through:
-            # The query was divided by the scores' bound, and so is the gradient by the key.
             dq, dk = circuits.attention_scores_backward(ev, ds, q, k, shape.period, shape.heads)
-            dk = stages.at(name + "d_key", ev.assume(dk, domains.d_key / self.unit))
+            # The query was divided by the scores' bound, and so is the gradient by the key.
+            dq, dk = ev.assume(dq, domains.d_query), ev.assume(dk, domains.d_key / self.unit)
+            both = stages.at(name + "d_query", ev.concatenate([dq, dk]))
+            dq, dk = ev.select(both, slice(0, shape.width)), ev.select(both, slice(shape.width, None))
             dx = ev.add(dx, canonical(ev, self.key_back.backward(ev, dk)))
         else:
-            dq = circuits.attention_values(ev, ds, k, shape.period, shape.heads)
+            dq = ev.assume(circuits.attention_values(ev, ds, k, shape.period, shape.heads), domains.d_query)
+            dq = stages.at(name + "d_query", dq)
+        dv = stages.level_with(name + "d_value", ev.assume(dv, domains.d_value), dq)
         gradients: list[Tensor] = []
         targets: tuple[tuple[Target, Tensor, float, Affine], ...] = (
             ("query", dq, domains.d_query, self.query_back),
             ("value", dv, domains.d_value, self.value),
         )
-        for target, raw, bound, affine in targets:
-            d = stages.at(name + f"d_{target}", ev.assume(raw, bound))
+        for target, d, bound, affine in targets:
             if through:
                 dx = ev.add(dx, canonical(ev, affine.backward(ev, d)))
             if target in self.adapters:
