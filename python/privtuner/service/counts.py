@@ -41,7 +41,7 @@ class ServerCounts:
     """What a server has seen since it started.
 
     Attributes:
-        layers: (wire name, "forward", "backward" or another direction of a block) -> counts.
+        layers: (wire name, "forward" or "backward") -> counts.
         bundles: owner bundles sent.
         refused: requests answered with an error.
     """
