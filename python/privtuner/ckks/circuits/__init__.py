@@ -11,6 +11,7 @@ square root, but the polynomials stay moderate there, and the bounds that the ci
 Accuracies are those of the formulas in exact arithmetic; the noise of the ciphertexts comes on top.
 """
 
+from privtuner.ckks.circuits.activation import Activation
 from privtuner.ckks.circuits.attention import (
     ATTENTION_DEPTH,
     attention_scores,
@@ -38,6 +39,7 @@ from privtuner.ckks.circuits.softmax import SquaringSoftmax, Stage, softmax_back
 __all__ = [
     "ATTENTION_DEPTH",
     "MATRIX_VECTOR_DEPTH",
+    "Activation",
     "LayerNorm",
     "Normed",
     "SquaringSoftmax",
