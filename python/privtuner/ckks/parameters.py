@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from privtuner import _core
+from privtuner import _core, wire
 from privtuner.copies import Immutable
 from privtuner.errors import InputError
 
@@ -74,6 +74,12 @@ class Parameters(Immutable):
     def key_bytes(self, count: int) -> int:
         """Bytes on the wire of ``count`` evaluation keys (relinearisation, rotations, conjugation alike)."""
         return self._core.keys_bytes(count)
+
+    @property
+    def public_key_bytes(self) -> int:
+        """Bytes on the wire of a public key: its uniform half travels as a seed."""
+        words = sum((prime.bit_length() + 7) // 8 for prime in self.primes[: self.depth + 1])
+        return wire.HEAD_BYTES + 32 + self.ring_dimension * words
 
     def to_bytes(self) -> bytes:
         """Serialise: what the other party needs to derive the same set."""
