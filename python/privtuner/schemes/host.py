@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ from privtuner.linear import BytesLike, QuantisedWeight
 from privtuner.parties import BLOCK_BYTES, LinearServer
 from privtuner.schemes.registry import SCHEMES
 from privtuner.sealed.exchange import Block
+from privtuner.sealed.server import SealedService, TaskCounts
 
 __all__ = ["Host", "Layer", "LocalTransport"]
 
@@ -26,10 +27,17 @@ class Host:
     Args:
         layers: wire name -> layer, e.g. `privtuner.nn.Split.server`.
         server: computes the linear layers; the linear scheme on the processor when None.
+        sealed: serves a sealed model, if there is one.
     """
 
-    def __init__(self, layers: Mapping[str, Layer], server: LinearServer | None = None) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        server: LinearServer | None = None,
+        sealed: SealedService | None = None,
+    ) -> None:
         self.server: LinearServer = CpuServer() if server is None else server
+        self.sealed = sealed
         self._linear = {name: layer for name, layer in layers.items() if isinstance(layer, QuantisedWeight)}
         self._blocks = {name: layer for name, layer in layers.items() if not isinstance(layer, QuantisedWeight)}
 
@@ -75,6 +83,18 @@ class Host:
                 )
         return self.server.answer(self._linear[name], request, block_bytes)
 
+    def job(
+        self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None
+    ) -> Iterator[bytes]:
+        """Yield the messages of one session of the sealed model, see `privtuner.sealed.server.SealedService.job`.
+
+        Raises:
+            InputError: no sealed model is served. PrivtunerError: as there.
+        """
+        if self.sealed is None:
+            raise InputError("no sealed model is served here; start the server with --seal model")
+        return self.sealed.job(messages, count)
+
     def close(self) -> None:
         """Let go of the server's threads and the like; a later request still works."""
         self.server.close()
@@ -92,6 +112,7 @@ class LocalTransport:
     Args:
         layers: wire name -> layer, e.g. `privtuner.nn.Split.server`.
         server: computes the linear layers; the linear scheme on the processor when None.
+        sealed: serves a sealed model, if there is one.
         block_bytes: about the size of one block of a reply, at least 1.
 
     Raises:
@@ -103,11 +124,12 @@ class LocalTransport:
         layers: Mapping[str, Layer],
         *,
         server: LinearServer | None = None,
+        sealed: SealedService | None = None,
         block_bytes: int = BLOCK_BYTES,
     ) -> None:
         if block_bytes < 1:
             raise InputError(f"block_bytes is {block_bytes}; give at least 1")
-        self.host = Host(layers, server)
+        self.host = Host(layers, server, sealed)
         self.block_bytes = block_bytes
 
     @property
@@ -118,3 +140,7 @@ class LocalTransport:
     def apply(self, layer: str, request: BytesLike) -> Iterator[Any]:
         """Yield the blocks of the reply of ``layer``; see `privtuner.schemes.Transport`."""
         return self.host.answer(layer, request, self.block_bytes)
+
+    def job(self, messages: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the server's messages of a job; see `privtuner.sealed.owner.JobTransport`."""
+        return self.host.job(messages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import threading
 import time
@@ -26,6 +27,8 @@ __all__ = ["MakeEvaluator", "SealedService", "TaskCounts"]
 
 MakeEvaluator: TypeAlias = Callable[..., Any]
 """Makes `Evaluator`, or another engine with its operations, of parameters, evaluation keys and a refresher."""
+
+_log = logging.getLogger(__name__)
 
 _IN_FLIGHT = 4  # masked messages that are with the owner at a time
 _COMMANDS = (
@@ -117,8 +120,8 @@ class SealedService:
                 computed with.
             Exception: what ``messages`` raised.
         """
-        if not self._room.acquire(blocking=False):
-            raise ServiceError(f"the server is busy with {self.sessions} other owners; try again later")
+        if not self._room.acquire(timeout=self.patience):  # that of a stream that broke ends at its next stage
+            raise ServiceError(f"the server is busy with {self.sessions} other sessions; try again later")
         stream, failures = Stream("the data owner"), list[Exception]()
 
         def work() -> None:
@@ -163,7 +166,8 @@ class _Session:
         parameters = self._public.parameters
         self._link = Link(stream, self._public.id, bytes(16), parameters._core.hash, largest_message(parameters))
         self._engine: Any = None
-        self._adapters: _Adapters | None = None if self._public.adapters is not None else _Adapters(0, None)
+        self._adapters: _Adapters | None = None
+        self._stored: tuple[int, list[EncryptedTensor]] | None = None
         self._saved: Any = None
         self._locker: Locker | None = None
 
@@ -173,7 +177,7 @@ class _Session:
         answers: dict[Type, Callable[[Message], None]] = {
             Type.FRESH: self._fresh,
             Type.RESUME: self._resume,
-            Type.STORED: self._stored,
+            Type.STORED: self._accept_stored,
             Type.EMBED: lambda _: self._forward(keep=False),
             Type.FORWARD: lambda _: self._forward(keep=True),
             Type.BACKWARD: self._backward,
@@ -189,8 +193,8 @@ class _Session:
         nonce = secrets.token_bytes(NONCE_BYTES)
         common = hashlib.sha256(bytes(message.payload) + nonce).digest()
         self._locker = Locker(self._model.secret, self._public.id + self._link.request)
-        stored = self._load()
-        self._send(Type.WELCOME, nonce, STEP.pack(0 if stored is None else stored.step))
+        self._stored = self._load()
+        self._send(Type.WELCOME, nonce, STEP.pack(0 if self._stored is None else self._stored[0]))
         parameters, patience = self._public.parameters, self._service.patience
         data = self._link.receive_bytes(Type.PUBLIC_KEY, parameters.public_key_bytes, seconds=patience)
         public_key = PublicKey.from_bytes(parameters, data, common)
@@ -207,7 +211,7 @@ class _Session:
     def _fresh(self, message: Message) -> None:
         planned = self._state_layout(0)[0]
         values = self._link.receive_tensor(Type.FRESH, planned, seconds=self._service.patience, first=message)
-        self._take(_Adapters(0, EncryptedAdapters(self._upload(values))))
+        self._take(0, EncryptedAdapters(self._upload(values)))
 
     def _resume(self, message: Message) -> None:
         self._state_layout(0)
@@ -220,30 +224,39 @@ class _Session:
                 yield another.payload
                 last = another.last
 
-        self._take(self._unlock(pieces()))
+        self._take_tensors(*self._unlock(pieces()))
 
-    def _stored(self, message: Message) -> None:
+    def _accept_stored(self, message: Message) -> None:
         if len(message.payload):
             raise MessageError(f"stored: {len(message.payload)} bytes where none are due")
-        stored = self._load() if self._public.adapters is not None else _Adapters(0, None)
-        if stored is None:
+        if self._public.adapters is None:
+            self._take(0, None)
+        elif self._stored is None:
             raise MessageError("stored: this server has saved no state of this run; send it, or begin a new run")
-        self._take(stored)
+        else:
+            self._take_tensors(*self._stored)
 
-    def _take(self, adapters: _Adapters) -> None:
-        self._adapters, self._saved = adapters, None
-        self._send(Type.READY, STEP.pack(adapters.step))
+    def _take_tensors(self, step: int, tensors: list[EncryptedTensor]) -> None:
+        self._take(step, EncryptedAdapters(*(self._upload([tensor]) for tensor in tensors)))
 
-    def _unlock(self, pieces: Iterable[bytes | memoryview]) -> _Adapters:
+    def _take(self, step: int, adapters: EncryptedAdapters | None) -> None:
+        self._adapters, self._saved, self._stored = _Adapters(step, adapters), None, None
+        self._send(Type.READY, STEP.pack(step))
+
+    def _unlock(self, pieces: Iterable[bytes | memoryview]) -> tuple[int, list[EncryptedTensor]]:
         assert self._locker is not None  # noqa: S101 - made when the session opened
-        step, tensors = unlock_state(self._locker, pieces, self._state_layout(1))
-        return _Adapters(step, EncryptedAdapters(*(self._upload([tensor]) for tensor in tensors)))
+        return unlock_state(self._locker, pieces, self._state_layout(1))
 
-    def _load(self) -> _Adapters | None:
+    def _load(self) -> tuple[int, list[EncryptedTensor]] | None:
+        """Return the state on disk; none where it is damaged, or other weights': the owner has it as well."""
         path = self._path()
-        if path is None or not path.exists():
+        if path is None or not path.exists() or self._public.adapters is None:
             return None
-        return self._unlock(load_pieces(path, piece_limit(self._state_layout(1))))
+        try:
+            return self._unlock(load_pieces(path, piece_limit(self._state_layout(1))))
+        except MessageError as error:
+            _log.warning("%s", error)
+            return None
 
     def _path(self) -> Path | None:
         folder = self._service.state
