@@ -11,10 +11,13 @@
 #include <vector>
 
 #include "bindings.hpp"
+#include "privtuner/circuits/expansion.hpp"
 #include "privtuner/circuits/packing.hpp"
 #include "privtuner/circuits/polynomial.hpp"
+#include "privtuner/circuits/refreshing.hpp"
 #include "privtuner/ckks/evaluator.hpp"
 #include "privtuner/ckks/messages.hpp"
+#include "privtuner/ckks/refresh.hpp"
 #include "privtuner/ckks/secret.hpp"
 #include "steps.hpp"
 
@@ -230,6 +233,30 @@ py::array decrypt(const ckks::SecretKey& key, const Tensor& tensor, bool complex
   return both;
 }
 
+void require_packed(const ckks::Values& numbers, std::size_t n) {
+  if (numbers.tokens < 1 || numbers.tokens > n) {
+    throw std::invalid_argument(std::to_string(numbers.tokens) + " numbers do not fit the " + std::to_string(n) +
+                                " coefficients of a ciphertext");
+  }
+}
+
+// Numbers (count, ciphertexts), placed as packed sums are.
+TensorPtr encrypt_packed(const ckks::SecretKey& key, const Doubles& numbers, int level, double bound,
+                         const Doubles& scale) {
+  const ckks::Values values = values_of(numbers, std::nullopt);
+  const std::size_t n = key.parameters()->n(), count = values.tokens, features = values.features;
+  require_packed(values, n);
+  const ckks::Fresh fresh = fresh_of(*key.parameters(), level, bound, scale, features);
+  const py::gil_scoped_release release;
+  math::SecretBuffer<double> coefficients(features * n);
+  std::fill_n(coefficients.data(), features * n, 0.0);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t place = circuits::packed_place(n, count, i).coefficient;
+    for (std::size_t f = 0; f < features; ++f) coefficients[f * n + place] = values.re[i * features + f];
+  }
+  return key.encrypt_coefficients(coefficients.data(), features, fresh);
+}
+
 using Release = py::call_guard<py::gil_scoped_release>;
 
 void register_evaluator(py::module_& module) {
@@ -261,6 +288,11 @@ void register_evaluator(py::module_& module) {
       .def("sum_slots", &Evaluator::sum_slots, Release())
       .def("assume", &Evaluator::assume, Release())
       .def("pack_slot_sums", &circuits::pack_slot_sums, Release())
+      .def("expand", &circuits::expand, Release())
+      .def("lower_for_refresh", &circuits::lower_for_refresh, Release())
+      .def("refreshed", &Evaluator::refreshed, Release())
+      .def("split_pairs", &circuits::split_pairs, Release())
+      .def("revealed", &Evaluator::revealed, Release())
       .def("add_constant",
            [](const Evaluator& e, const TensorPtr& x, const Doubles& constants) {
              const std::vector<double> values = vector_of(constants);
@@ -309,12 +341,27 @@ void register_evaluator(py::module_& module) {
              const std::vector<double> all(features, *noise);  // of one source, as far as anybody knows
              return e.with_noise(planned, all, all);
            })
+      .def("planned_packed",
+           [](const Evaluator& e, const Doubles& numbers, int level, double bound, const Doubles& scale) {
+             const ckks::Values values = values_of(numbers, std::nullopt);
+             require_packed(values, e.parameters()->n());
+             ckks::check_numbers(values.re, values.tokens * values.features, bound);
+             return ckks::planned_coefficients(e.parameters(), values.features,
+                                               fresh_of(*e.parameters(), level, bound, scale, values.features),
+                                               e.ledger());
+           })
       .def("work",
            [](const Evaluator& e) {
              std::vector<std::tuple<std::string, std::size_t, double>> rows;
              for (const auto& [key, amount] : e.trace().work()) {
                rows.emplace_back(ckks::work_name(key.first), key.second, amount);
              }
+             return rows;
+           })
+      .def("refreshes",
+           [](const Evaluator& e) {
+             std::vector<std::pair<std::size_t, int>> rows;
+             for (const auto& [ciphertexts, level] : e.trace().refreshes()) rows.emplace_back(ciphertexts, level);
              return rows;
            })
       .def("needs_relinearisation", [](const Evaluator& e) { return e.trace().relinearisation(); })
@@ -374,6 +421,11 @@ void register_ckks(py::module_& module) {
            })
       .def("keys_bytes",
            [](const ckks::Parameters& p, std::size_t count) { return ckks::keys_message_bytes(p, count); })
+      .def("refresh_batch", &ckks::refresh_batch)
+      .def("refresh_bytes", [](const ckks::Parameters& p, std::size_t count) { return ckks::refresh_bytes(p, count); })
+      .def("refreshed_bytes", [](const ckks::Parameters& p, std::size_t count,
+                                 int level) { return ckks::refreshed_bytes(p, count, level); })
+      .def("public_key_bytes", &ckks::public_key_message_bytes)
       .def("galois_element", [](const ckks::Parameters& p, long long steps) { return ckks::galois_element(p, steps); })
       .def_property_readonly("max_limbs", &ckks::Parameters::max_limbs)
       .def_property_readonly("special_count", &ckks::Parameters::special_count)
@@ -514,6 +566,7 @@ void register_ckks(py::module_& module) {
              const py::gil_scoped_release release;
              return key.encrypt(values, fresh);
            })
+      .def("encrypt_packed", &encrypt_packed)
       .def("decrypt", &decrypt, py::arg("tensor"), py::arg("complex"))
       .def("decrypt_sums",
            [](const ckks::SecretKey& key, const Tensor& tensor, std::size_t count) {
@@ -532,6 +585,24 @@ void register_ckks(py::module_& module) {
                out[f] = coefficients[place.feature * n + place.coefficient];
              }
              return sums;
+           })
+      .def("decrypt_packed",
+           [](const ckks::SecretKey& key, const Tensor& tensor, std::size_t count) {
+             const std::size_t n = key.parameters()->n(), features = tensor.features;
+             if (count < 1 || count > n) {
+               throw std::invalid_argument(std::to_string(count) + " numbers do not fit the " + std::to_string(n) +
+                                           " coefficients of a ciphertext");
+             }
+             math::SecretBuffer<double> coefficients(features * n);
+             py::array_t<double> numbers({count, features});
+             double* out = numbers.mutable_data();
+             const py::gil_scoped_release release;
+             key.decrypt_coefficients(tensor, coefficients.data());
+             for (std::size_t i = 0; i < count; ++i) {
+               const std::size_t place = circuits::packed_place(n, count, i).coefficient;
+               for (std::size_t f = 0; f < features; ++f) out[i * features + f] = coefficients[f * n + place];
+             }
+             return numbers;
            })
       .def("public_key",
            [](const ckks::SecretKey& key) {

@@ -279,7 +279,7 @@ TEST(each_field_is_named) {
   for (const Kind& kind : c.kinds) {
     const std::uint64_t length = kind.message.size() - kBodyAt;
     refused(kind, {}, "of 0 bytes is shorter than its head");
-    refused(kind, forged(kind.message, kVersionAt, std::uint16_t{1}), "wire version 1, this build speaks version 2");
+    refused(kind, forged(kind.message, kVersionAt, std::uint16_t{1}), "wire version 1, this build speaks version 3");
     refused(kind, forged(kind.message, kKindAt, std::uint8_t{2}), "got request");
     for (const std::size_t at : {kDirectionAt, kSubjectAt, kSubjectAt + 15, kRequestAt, kRequestAt + 15}) {
       refused(kind, forged(kind.message, at, std::uint8_t{1}), "a field it does not use is not zero");

@@ -131,50 +131,6 @@ def test_layer_norm(features, degree, steps):
     assert (np.abs(values - (normal + bias)) <= allowed).all()
 
 
-@pytest.mark.parametrize("period", [4, 8])
-def test_attention(period):
-    rng = np.random.default_rng(period)
-    size, features = slots(), 3
-    stride = size // period
-    q, k, v = (rng.uniform(-1, 1, (size, features)) for _ in range(3))
-    steps = circuits.attention_steps(size, period)
-
-    def rotated(x, d):
-        return np.roll(x, -d * stride, 0)
-
-    scores = np.stack([(q * rotated(k, d)).sum(1) for d in range(period)], axis=1)
-    values, plan = run(
-        lambda e, a, b: circuits.attention_scores(e, a, b, period, chunk=3), q, k, depth=2, bounds=[1, 1]
-    )
-    assert plan.rotations == tuple(sorted(steps))
-    assert plan.levels == circuits.ATTENTION_DEPTH
-    assert np.abs(values - scores).max() <= plan.outputs[0].budget().error < 1e-6
-
-    probabilities = rng.dirichlet(np.ones(period), size)
-    mixed = sum(probabilities[:, d : d + 1] * rotated(v, d) for d in range(period))
-    values, plan = run(
-        lambda e, p, x: circuits.attention_values(e, p, x, period), probabilities, v, depth=2, bounds=[1, 1]
-    )
-    assert plan.rotations == tuple(sorted(steps))
-    assert plan.levels == circuits.ATTENTION_DEPTH
-    assert np.abs(values - mixed).max() <= plan.outputs[0].budget().error < 1e-6
-
-
-def test_attention_is_attention():
-    # The layout's definition once more, token by token of each sequence.
-    size, period, features = slots(), 4, 2
-    stride = size // period
-    rng = np.random.default_rng(3)
-    q, k = rng.uniform(-1, 1, (2, size, features))
-    values, _ = run(lambda e, a, b: circuits.attention_scores(e, a, b, period), q, k, depth=1, bounds=[1, 1])
-    for token in range(period):
-        for sequence in (0, 1, stride - 1):
-            for d in range(period):
-                other = (token + d) % period * stride + sequence
-                want = q[token * stride + sequence] @ k[other]
-                assert abs(values[token * stride + sequence, d] - want) < 1e-6
-
-
 @pytest.mark.parametrize(("shape", "period"), [((8, 8), None), ((5, 7), None), ((3, 2), 16), ((1, 1), None)])
 def test_matrix_vector(shape, period):
     rng = np.random.default_rng(shape[0])

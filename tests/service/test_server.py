@@ -395,7 +395,6 @@ def test_another_grpc_service_listens():
         b'{"protocol": null}',
         b'{"protocol": 2, "model": "m", "preset": "p"}',
         b'{"protocol": 2, "model": "m", "scheme": "s", "preset": "p", "bundle_bytes": []}',
-        b'{"protocol": 2, "model": "m", "scheme": "s", "preset": "p", "sealed": "x"}',
         b"\xff",
     ],
 )

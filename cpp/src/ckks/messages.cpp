@@ -1,8 +1,10 @@
 #include "privtuner/ckks/messages.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
+#include "privtuner/ckks/refresh.hpp"
 #include "privtuner/ckks/secret.hpp"
 #include "privtuner/math/parallel.hpp"
 #include "privtuner/wire/envelope.hpp"
@@ -124,8 +126,24 @@ std::size_t message_bytes(const Tensor& x) {
          x.features * components * rows_bytes(*x.parameters, x.limbs());
 }
 
-std::size_t message_bytes(const PublicKey& key) {
-  return kHeadBytes + sizeof(SeedBytes) + rows_bytes(*key.parameters, key.parameters->max_limbs());
+std::size_t public_key_message_bytes(const Parameters& parameters) {
+  return kHeadBytes + sizeof(SeedBytes) + rows_bytes(parameters, parameters.max_limbs());
+}
+
+std::size_t message_bytes(const PublicKey& key) { return public_key_message_bytes(*key.parameters); }
+
+std::size_t refresh_bytes(const Parameters& parameters, std::size_t count) {
+  return kHeadBytes + count * 2 * rows_bytes(parameters, parameters.limbs(kRefreshLevel));
+}
+
+std::size_t refreshed_bytes(const Parameters& parameters, std::size_t count, int level) {
+  return kHeadBytes + sizeof(SeedBytes) + count * rows_bytes(parameters, parameters.limbs(level));
+}
+
+std::size_t refresh_batch(const Parameters& parameters, int level) {
+  check_refresh_levels(parameters, kRefreshLevel, level);
+  const std::size_t larger = std::max(refresh_bytes(parameters, 1), refreshed_bytes(parameters, 1, level));
+  return std::clamp<std::size_t>(kRefreshBytes / larger, 1, kMaxRefreshBatch);
 }
 
 std::size_t keys_message_bytes(const Parameters& parameters, std::size_t count) {
@@ -252,7 +270,7 @@ void write(const PublicKey& key, std::uint8_t* message) {
 
 std::shared_ptr<const PublicKey> read_public_key(const ParametersPtr& parameters, const std::uint8_t* data,
                                                  std::size_t size) {
-  const std::size_t expected = kHeadBytes + sizeof(SeedBytes) + rows_bytes(*parameters, parameters->max_limbs());
+  const std::size_t expected = public_key_message_bytes(*parameters);
   open(Kind::public_key, "public key", *parameters, data, size, expected);
   require(size == expected, "public key: of the wrong length");
   Reader in(data + kHeadBytes);

@@ -22,7 +22,7 @@ from privtuner.ckks.evaluator import Evaluator, Matrix
 from privtuner.ckks.functions import approximate
 from privtuner.ckks.keys import EvaluationKeys, PublicKey, SecretKey
 from privtuner.ckks.parameters import Parameters
-from privtuner.ckks.planning import Measurement, Plan, plan
+from privtuner.ckks.planning import Measurement, Plan, Refresh, plan
 from privtuner.ckks.polynomial import Polynomial
 from privtuner.ckks.remez import fit
 from privtuner.ckks.tensor import Budget, EncryptedTensor
@@ -41,6 +41,7 @@ __all__ = [
     "Plan",
     "Polynomial",
     "PublicKey",
+    "Refresh",
     "SecretKey",
     "Timings",
     "approximate",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privtuner import _core
-from privtuner.ckks.arguments import as_numbers, as_span, as_steps, as_weights, whole
+from privtuner.ckks.arguments import as_choice, as_numbers, as_span, as_steps, as_weights, whole
 from privtuner.ckks.keys import EvaluationKeys, as_scales, as_values
 from privtuner.ckks.parameters import Parameters
 from privtuner.ckks.polynomial import Polynomial
@@ -233,6 +233,71 @@ class Operations(ABC, Generic[T]):
         """
         return self._one((x,), self._core.pack_slot_sums)
 
+    def expand(self, x: T, count: int, features: slice | None = None) -> T:
+        """The numbers that are packed in the coefficients of one ciphertext, each in every slot of a feature of its own.
+
+        By the automorphisms that packing needs (Angel, Chen, Laine, Setty, "PIR with Compressed Queries and Amortized
+        Query Processing", 2018): a key switch a number, and no level. The scale becomes that of ``x`` times ``count``
+        rounded up to a power of two; ``multiply(result, 1.0)`` brings the numbers to the chain's, for a level.
+
+        Args:
+            x: packed numbers, of one feature: as `pack_slot_sums` or `SecretKey.encrypt_packed` leave them.
+            count: how many are packed.
+            features: some of them, all by default. Every 2^k-th one, ``slice(i, None, 2**k)``, costs a key switch a
+                number and k more; neighbours cost up to log2(count) each.
+
+        Raises:
+            CkksError: no such numbers; keys without ``packing``.
+        """
+        return self._one((x,), self._core.expand, whole("count", count), as_choice(features, count))
+
+    def refresh(self, x: T, level: int | None = None, *, packed: bool = False) -> T:
+        """The same values in fresh ciphertexts, which the owner of the key makes without reading them.
+
+        What is sent is re-randomised and masked by uniform numbers modulo the three primes of level 2, so it tells the
+        owner nothing of ``x`` and of where it came from. From level 3 on the result has the chain's scale of ``level``
+        and two features travel as one, real and imaginary part, whose error then counts twice, for one conjugation a
+        pair. At level 2 every feature travels alone and keeps its scale.
+
+        Args:
+            x: a tensor at level 2 or above, of real values.
+            level: that of the result, from 2 on; default the parameters' depth.
+            packed: the numbers are coefficients, as `pack_slot_sums` leaves them: then none travel in pairs.
+
+        Raises:
+            CkksError: levels out of range; values whose bound and scale leave the masks too little room (1 in 2^40 for
+                a single wrong coefficient in all refreshes of a key); no conjugation key; no refresher.
+        """
+        at = self.parameters.depth if level is None else whole("level", level)
+        low = self._one((x,), self._core.lower_for_refresh, at, packed)
+        return self._one((self._refreshed(low, at, packed),), self._core.split_pairs, x.shape[1], x.bound)
+
+    def _refreshed(self, x: T, level: int, packed: bool) -> T:
+        """Return what the owner of the key makes of a tensor at level 2; here: what is known of it."""
+        return self._one((x,), self._core.refreshed, level, packed)
+
+    def reveal(self, x: T, flood_bits: int = 12, *, error: float) -> T:
+        """The same values for the owner of the key to decrypt: re-randomised, and their errors drowned.
+
+        An encryption of zero is added, which cuts what the ciphertext has to do with the inputs and with clear weights,
+        and uniform noise of up to ``2^flood_bits`` times the predicted worst error in every coefficient: a value then
+        says at most 2^-flood_bits (in statistical distance) about the error under it, which depends on the weights.
+
+        Args:
+            x: a tensor whose slots may all be seen: zero those that may not first.
+            flood_bits: 1 to 40.
+            error: what is left of the values' precision: no value is off by more, but for one case in a million.
+
+        Raises:
+            CkksError: the flood leaves less precision, or does not fit the modulus; no refresher, whose public key is
+                taken.
+        """
+        return self._revealed(x, whole("flood_bits", flood_bits), float(error))
+
+    def _revealed(self, x: T, flood_bits: int, error: float) -> T:
+        """Return what `reveal` makes of x; here: what is known of it."""
+        return self._one((x,), self._core.revealed, flood_bits, error)
+
     def assume(self, x: T, bound: float) -> T:
         """The same tensor with the caller's promise that |value| <= bound. No copy, no level.
 
@@ -288,6 +353,16 @@ class Evaluator(Operations[EncryptedTensor]):
         at = self.parameters.depth if level is None else level
         core = self._core.planned(tokens, features, at, bound, as_scales(scale), public_key, noise)
         return EncryptedTensor(core, self.parameters)
+
+    def _refreshed(self, x: EncryptedTensor, level: int, packed: bool) -> EncryptedTensor:
+        if x.planned:
+            return super()._refreshed(x, level, packed)
+        raise CkksError("not yet")
+
+    def _revealed(self, x: EncryptedTensor, flood_bits: int, error: float) -> EncryptedTensor:
+        if x.planned:
+            return super()._revealed(x, flood_bits, error)
+        raise CkksError("not yet")
 
     def upload(self, x: EncryptedTensor) -> EncryptedTensor:
         """The tensor itself, which is where this evaluator computes."""

@@ -183,6 +183,40 @@ class SecretKey:
         fresh = as_fresh(self.parameters, values, bound, level, scale)
         return EncryptedTensor(self._core.encrypt(*fresh), self.parameters)
 
+    def encrypt_packed(
+        self,
+        numbers: npt.ArrayLike,
+        *,
+        bound: float = 1.0,
+        level: int | None = None,
+        scale: npt.ArrayLike | None = None,
+    ) -> EncryptedTensor:
+        """Encrypt real numbers of shape (count, ciphertexts), or (count,), in the coefficients of as many ciphertexts.
+
+        They stand as `Evaluator.pack_slot_sums` leaves sums, ready for `Evaluator.expand`: ``count`` is at most N.
+
+        Args:
+            numbers: float or integer array.
+            bound: |number| <= bound, as that of `encrypt`.
+            level: as there.
+            scale: as there.
+
+        Raises:
+            CkksError, InputError: as `encrypt`.
+        """
+        values, im, *fresh = as_fresh(self.parameters, numbers, bound, level, scale)
+        if im is not None:
+            raise InputError("packed numbers are real")
+        return EncryptedTensor(self._core.encrypt_packed(values, *fresh), self.parameters)
+
+    def decrypt_packed(self, tensor: EncryptedTensor, count: int) -> Array:
+        """Return the ``count`` numbers packed in every ciphertext, float64 (count, ciphertexts).
+
+        Raises:
+            InputError: more numbers than coefficients. CkksError: as `decrypt`.
+        """
+        return self._core.decrypt_packed(tensor._core, count)
+
     def decrypt(self, tensor: EncryptedTensor, *, complex: bool = False) -> Array:
         """Return the values, float64 (or complex128) of shape (tokens, features).
 

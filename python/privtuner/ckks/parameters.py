@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from privtuner import _core, wire
+from privtuner import _core
 from privtuner.copies import Immutable
 from privtuner.errors import InputError
 
@@ -77,9 +77,16 @@ class Parameters(Immutable):
 
     @property
     def public_key_bytes(self) -> int:
-        """Bytes on the wire of a public key: its uniform half travels as a seed."""
-        words = sum((prime.bit_length() + 7) // 8 for prime in self.primes[: self.depth + 1])
-        return wire.HEAD_BYTES + 32 + self.ring_dimension * words
+        """Bytes on the wire of a public key."""
+        return self._core.public_key_bytes()
+
+    def refresh_batch(self, level: int) -> int:
+        """How many ciphertexts one message of a refresh to ``level`` holds: what fits 4 MiB either way, or one.
+
+        Raises:
+            CkksError: no refresh leads to that level.
+        """
+        return self._core.refresh_batch(level)
 
     def to_bytes(self) -> bytes:
         """Serialise: what the other party needs to derive the same set."""

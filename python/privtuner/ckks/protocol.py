@@ -124,6 +124,21 @@ class EvaluatorProtocol(Protocol[Tensor]):
         """The sums over all slots of every feature, packed for ``decrypt_sums`` of the secret key. No level."""
         ...
 
+    def expand(self, x: Tensor, count: int, features: slice | None = None) -> Tensor:
+        """The ``count`` numbers packed in one feature (some of them), each in every slot of a feature. No level."""
+        ...
+
+    def refresh(self, x: Tensor, level: int | None = None, *, packed: bool = False) -> Tensor:
+        """The same values in fresh ciphertexts at ``level`` (default: the depth), by the owner of the key.
+
+        ``x`` is at level 2 or above; from 3 on the result has the chain's scale. Real values, or ``packed`` sums.
+        """
+        ...
+
+    def reveal(self, x: Tensor, flood_bits: int = 12, *, error: float) -> Tensor:
+        """The same values to be decrypted by the owner: re-randomised, and flooded as far as ``error`` allows."""
+        ...
+
     def assume(self, x: Tensor, bound: float) -> Tensor:
         """The same tensor with the caller's promise that |value| <= bound in every slot."""
         ...

@@ -41,12 +41,6 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="listen on an address that other machines can reach, without TLS or authentication",
     )
-    parser.add_argument(
-        "--seal",
-        choices=["mlp"],
-        help="evaluate the feed-forward blocks whole on ciphertexts, biases and activation included: data owners see "
-        "none of their linear maps. Slow: minutes a block",
-    )
     add_scheme(parser, "what requests carry")
     parser.add_argument(
         "--device",
@@ -86,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     say(f"preparing {arguments.model}")
     name = Path(arguments.model).resolve().name
     with Progress("preparing", "million weights", scale=1e6) as progress:
-        split = split_pretrained(arguments.model, arguments.preset, seal=arguments.seal, progress=progress)
+        split = split_pretrained(arguments.model, arguments.preset, progress=progress)
     server = Server(
         split,
         host=arguments.host,
@@ -98,8 +92,6 @@ def run(arguments: argparse.Namespace) -> int:
     stop: Stop = arguments.stop
     with suppress(Stopped), stop.defer(), server:
         layers = server.hello["layers"]
-        if arguments.seal:
-            say(f"{server.hello['sealed']} feed-forward blocks are sealed; each takes minutes a request, one at a time")
         for device, held in server.placement.items():
             say(f"{device} holds {held / 1e6:,.0f} MB of layers")
         if arguments.ready_json:

@@ -15,7 +15,6 @@ from privtuner.commands.common import (
     add_scheme,
     add_threads,
     quiet_transformers,
-    report_sealed,
     say,
     set_threads,
 )
@@ -100,7 +99,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", metavar="D", help="what trains and encrypts: cpu (default), cuda, or cuda:1"
     )
-    parser.add_argument("--seal", choices=["mlp"], help="refuse a server that does not seal its feed-forward blocks")
     add_threads(parser)
 
 
@@ -149,8 +147,6 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise InputError("--plain needs --model DIR: the weights to train with in the clear")
     if arguments.server and arguments.model:
         raise InputError("--model goes with --plain only; with --server the model is the server's")
-    if arguments.plain and arguments.seal:
-        raise InputError("--seal goes with --server only: nothing is sealed in the clear")
     if arguments.plain and arguments.scheme != next(iter(SCHEMES)):
         raise InputError("--scheme goes with --server only: nothing is encrypted in the clear")
 
@@ -202,17 +198,13 @@ def _prepare(
     Raises:
         InputError: the model cannot take the texts or the adapters, or an adapter cannot be saved.
     """
-    from privtuner.train import dataset, report
+    from privtuner.train import report
     from privtuner.train.fine_tuning import prepare
-    from privtuner.train.training import EVAL_TOKENS
 
     model, tokenizer = (
         _encrypted_model(transport, task.labels, arguments) if transport else _plain_model(task.labels, arguments)
     )
     adapted, train, test = prepare(model, tokenizer, task.train, task.test, task.labels, task.config, say)
-    if transport and (sealed := transport.hello()["sealed"]):
-        tested = sum(1 for _ in dataset.length_batches(test, EVAL_TOKENS)) if test else 0
-        report_sealed(2 * sealed * (task.config.steps + tested))  # forward and backward; before and after
     adapted = adapted.to(task.device)
     report.check_folder(adapted, task.labels, task.out)
     return adapted, train, test
@@ -273,20 +265,13 @@ def _encrypted_model(
     from privtuner.train.classifier import owner_classifier
 
     hello = transport.hello()
-    sealed, spoken = hello["sealed"], hello["scheme"]
-    if arguments.seal and not sealed:
-        raise InputError(
-            f"the server at {transport.address} does not seal its feed-forward blocks; start it with "
-            f"'privtuner serve --seal {arguments.seal}', or train without --seal"
-        )
+    spoken = hello["scheme"]
     if spoken != arguments.scheme:
         raise InputError(
             f"the server at {transport.address} answers requests of the scheme {spoken}: train with --scheme {spoken}, "
             f"or start it with 'privtuner serve --scheme {arguments.scheme}'"
         )
     say(f"fetching what the owner needs of {hello['model']}, preset {hello['preset']}")
-    if sealed:
-        say(f"{sealed} feed-forward blocks are sealed, which is slow; each is reported")
     with Progress("fetching", "MB", scale=1e6) as progress:
         bundle = transport.fetch_bundle(progress)
     # The GPU is PyTorch's and CuPy's: what one computes the other reads where it lies.

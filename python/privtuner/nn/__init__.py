@@ -7,7 +7,6 @@ from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.layers import EncryptedLayer, EncryptedLinear, traffic_of
 from privtuner.nn.model import build
 from privtuner.nn.padding import visible_only
-from privtuner.nn.sealed import SealedMLP, SealedSpec, polynomial_activations
 from privtuner.nn.session import Session
 from privtuner.nn.split import Split, split, split_pretrained
 from privtuner.nn.traffic import Traffic, TrafficMeter
@@ -21,15 +20,12 @@ __all__ = [
     "GroupSpec",
     "LocalTransport",
     "OwnerBundle",
-    "SealedMLP",
-    "SealedSpec",
     "Session",
     "Split",
     "Traffic",
     "TrafficMeter",
     "Transport",
     "build",
-    "polynomial_activations",
     "split",
     "split_pretrained",
     "traffic_of",

@@ -1,4 +1,4 @@
-"""What the data owner gets from the server: everything of the model but its frozen linear weights and sealed blocks."""
+"""What the data owner gets from the server: everything of the model but its frozen linear weights."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from privtuner import linear
-from privtuner.ckks import Parameters
 from privtuner.errors import InputError, MessageError
-from privtuner.nn.sealed import SealedSpec
-from privtuner.sealed.blocks import SealedPublic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +38,7 @@ TOKENIZER_FILES = frozenset(
 
 _NOT_DESCRIBING = frozenset({"auto_map", "custom_pipelines", "quantization_config", "use_kernels"})
 
-_FORMAT = 3
+_FORMAT = 4
 _CONFIG, _MANIFEST = "config.json", "privtuner.json"
 _TENSORS, _LAYERS = "owner.safetensors", "layers.safetensors"
 _OWN_FILES = (_CONFIG, _MANIFEST, _TENSORS, _LAYERS)
@@ -62,7 +59,7 @@ class GroupSpec:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OwnerBundle:
-    """The data owner's part of a split model. Holds no frozen linear weight, no part of a sealed block, no secret.
+    """The data owner's part of a split model. Holds no frozen linear weight and no secret.
 
     Names of modules and tensors leave out the prefix of the base model ("bert.", "transformer.", ...), so they do not
     depend on the head that is built on top.
@@ -73,7 +70,6 @@ class OwnerBundle:
         dtype: dtype of the model, e.g. "float32".
         groups: wire name -> the modules it stands for.
         specs: wire name -> layer description.
-        sealed: wire name -> sealed block, with its public part.
         tensors: embeddings, norms, biases, buffers and kept heads by name.
         kept: names among ``tensors`` of heads that were kept to be trained.
         omitted: modules of the architecture that neither party has, to be initialised by the data owner.
@@ -89,7 +85,6 @@ class OwnerBundle:
     kept: frozenset[str] = frozenset()
     omitted: frozenset[str] = frozenset()
     files: Mapping[str, bytes] = field(default_factory=dict)
-    sealed: Mapping[str, SealedSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if set(self.groups) != set(self.specs):
@@ -102,9 +97,6 @@ class OwnerBundle:
                     f"bundle: the members of '{name}' have {sum(spec.members.values())} output features and its "
                     f"description {self.specs[name].d_out}; fetch the bundle again"
                 )
-        both = sorted(set(self.sealed) & set(self.groups))
-        if both:
-            raise MessageError(f"bundle: {both} are both layers and sealed blocks; fetch it again")
         if not hasattr(torch, self.dtype) or not isinstance(getattr(torch, self.dtype), torch.dtype):
             raise MessageError(f"bundle: unknown dtype {self.dtype!r}; fetch the bundle again")
         unknown = sorted(set(self.files) - TOKENIZER_FILES)
@@ -113,8 +105,7 @@ class OwnerBundle:
 
     def __repr__(self) -> str:
         size = sum(tensor.nbytes for tensor in self.tensors.values())
-        served = f"{len(self.groups)} served layers" + (f", {len(self.sealed)} sealed blocks" if self.sealed else "")
-        return f"OwnerBundle({self.architecture}, {served}, {size / 1e6:.1f} MB of tensors)"
+        return f"OwnerBundle({self.architecture}, {len(self.groups)} served layers, {size / 1e6:.1f} MB of tensors)"
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer whose files the bundle carries.
@@ -149,16 +140,12 @@ class OwnerBundle:
                 name: {"kind": spec.kind, "members": [list(item) for item in spec.members.items()]}
                 for name, spec in self.groups.items()
             },
-            "sealed": {
-                name: {"kind": spec.kind, "modules": [spec.first, spec.activation, spec.second]}
-                for name, spec in self.sealed.items()
-            },
             "kept": sorted(self.kept),
             "omitted": sorted(self.omitted),
         }
-        encoded = {name: spec.to_bytes() for name, spec in self.specs.items()}
-        encoded |= {name: spec.public.to_bytes() for name, spec in self.sealed.items()}
-        specs = {name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in encoded.items()}
+        specs = {
+            name: torch.frombuffer(bytearray(spec.to_bytes()), dtype=torch.uint8) for name, spec in self.specs.items()
+        }
         return {
             _CONFIG: self._config_bytes(),
             _MANIFEST: json.dumps(manifest, indent=1).encode(),
@@ -207,22 +194,13 @@ class OwnerBundle:
         if not isinstance(config, dict):
             raise MessageError(f"bundle: {_CONFIG} holds a {type(config).__name__} instead of an object")
         config = describing_entries(config)
-        specs = {name: tensor.numpy().tobytes() for name, tensor in load(bytes(files[_LAYERS])).items()}
-        sealed = {}
-        sets: dict[bytes, Parameters] = {}
-        for name, spec in manifest["sealed"].items():
-            if spec["kind"] not in ("linear", "conv1d"):
-                raise MessageError(f"bundle: sealed block '{name}' is of unknown kind {spec['kind']!r}")
-            first, activation, second = map(str, spec["modules"])
-            public = SealedPublic.from_bytes(specs.pop(name), sets)
-            sealed[name] = SealedSpec(spec["kind"], first, activation, second, public)
+        specs = load(bytes(files[_LAYERS]))
         return cls(
             config=config,
             architecture=str(manifest["architecture"]),
             dtype=str(manifest["dtype"]),
             groups=groups,
-            specs={name: linear.LayerSpec.from_bytes(spec) for name, spec in specs.items()},
-            sealed=sealed,
+            specs={name: linear.LayerSpec.from_bytes(spec.numpy().tobytes()) for name, spec in specs.items()},
             tensors=load(bytes(files[_TENSORS])),
             kept=frozenset(map(str, manifest["kept"])),
             omitted=frozenset(map(str, manifest["omitted"])),

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
-    "FEED_FORWARD",
     "KEPT_HEADS",
     "NEW_HEADS",
     "PADDING_SAFE",
@@ -38,14 +37,6 @@ NEW_HEADS = ("pooler",)
 
 PRETRAINING_HEADS = ("ForMaskedLM", "ForPreTraining")
 """Ends of the names of classes whose head fine-tuning throws away: the base model is what their directory is for."""
-
-FEED_FORWARD: Mapping[tuple[str, str, str], str] = {
-    ("intermediate.dense", "intermediate.intermediate_act_fn", "output.dense"): "BERT, RoBERTa, ELECTRA",
-    ("c_fc", "act", "c_proj"): "GPT-2",
-    ("lin1", "activation", "lin2"): "DistilBERT",
-}
-"""(first layer, activation, second layer) below one parent that calls them in this order and nothing between -> the
-families that have such blocks."""
 
 PADDING_SAFE: Mapping[str, Literal["first", "last"]] = {
     "albert": "first",

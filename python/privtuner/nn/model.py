@@ -12,11 +12,9 @@ from privtuner.errors import InputError
 from privtuner.nn.bundle import GroupSpec, OwnerBundle
 from privtuner.nn.families import TASKS, canonical_names, check_regular
 from privtuner.nn.groups import EncryptedGroup
-from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.layers import EncryptedLayer, EncryptedLinear
 from privtuner.nn.pretrained import is_new_head
 from privtuner.nn.saving import adapt_methods
-from privtuner.nn.sealed import SealedMLP
 from privtuner.nn.session import Session
 
 if TYPE_CHECKING:
@@ -83,7 +81,6 @@ def build(
         check_regular(model)
     _check_against_architecture(bundle, configuration)
     _place_encrypted_layers(model, bundle, session)
-    _place_sealed_blocks(model, bundle, session)
     _load_tensors(model, bundle, resized=not _LABELS.isdisjoint(config))
     model.tie_weights()
     _initialise_missing(model)
@@ -152,13 +149,10 @@ def _check_against_architecture(bundle: OwnerBundle, config: PreTrainedConfig) -
     whole = _skeleton(bundle, config, None, None)
     canonical = canonical_names(whole)
     served = {member for spec in bundle.groups.values() for member in spec.members}
-    sealed = {name for spec in bundle.sealed.values() for name in (spec.first, spec.second)}
     named = whole.named_parameters(remove_duplicate=False)
     sources = {id(tensor) for name, tensor in named if canonical(name) in bundle.tensors}
     for path, module in whole.named_modules():
         name = canonical(path)
-        if name in sealed:
-            continue
         if name in bundle.omitted:
             if not is_new_head(whole, path):
                 raise InputError(
@@ -193,28 +187,6 @@ def _place_encrypted_layers(model: PreTrainedModel, bundle: OwnerBundle, session
             parent, _, leaf = path.rpartition(".")
             layer = _make_encrypted(group, member, spec, name, module, getattr(torch, bundle.dtype))
             setattr(model.get_submodule(parent), leaf, layer)
-
-
-def _place_sealed_blocks(model: PreTrainedModel, bundle: OwnerBundle, session: Session) -> None:
-    canonical = canonical_names(model)
-    modules = {canonical(name): (name, module) for name, module in model.named_modules()}
-    for wire, spec in bundle.sealed.items():
-        missing = [name for name in (spec.first, spec.activation, spec.second) if name not in modules]
-        if missing:
-            raise InputError(f"the model built here lacks {missing} of block '{wire}'; use the server's transformers")
-        first, second = modules[spec.first][1], modules[spec.second][1]
-        if kind_of(first) != spec.kind or kind_of(second) != spec.kind:
-            raise InputError(f"block '{wire}' was split as {spec.kind} layers; use the server's transformers")
-        features = (matrix_of(first).shape[1], matrix_of(second).shape[0])
-        if features != (spec.public.d_in, spec.public.d_out):
-            raise InputError(
-                f"block '{wire}' has {features} features (in, out) by the configuration and "
-                f"{(spec.public.d_in, spec.public.d_out)} at the server; do not change entries that set sizes"
-            )
-        block = SealedMLP(wire, spec.public, session)
-        for name, new in ((spec.first, block), (spec.activation, None), (spec.second, None)):
-            parent, _, leaf = modules[name][0].rpartition(".")
-            setattr(model.get_submodule(parent), leaf, torch.nn.Identity() if new is None else new)
 
 
 def _make_encrypted(

@@ -65,7 +65,7 @@ class RemoteTransport(Stays):
         self._closed = False
 
     def hello(self) -> dict[str, Any]:
-        """Return what the server says of itself: protocol, version, model, scheme, preset, layers, sealed.
+        """Return what the server says of itself: protocol, version, model, scheme, preset, layers.
 
         Raises:
             privtuner.errors.ServiceError: nothing answers, or something other than a server of this protocol.
@@ -180,7 +180,7 @@ class RemoteTransport(Stays):
             hello = dict(json.loads(answer))
             protocol = int(hello["protocol"])
             if protocol == PROTOCOL:
-                hello |= {name: int(hello.get(name, 0)) for name in ("bundle_bytes", "sealed")}
+                hello["bundle_bytes"] = int(hello.get("bundle_bytes", 0))
                 if not all(isinstance(hello[name], str) for name in ("model", "scheme", "preset")):
                     raise TypeError("model, scheme and preset are no names")
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:

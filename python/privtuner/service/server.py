@@ -1,4 +1,4 @@
-"""The model owner's process: prepared layers and sealed blocks behind gRPC."""
+"""The model owner's process: prepared layers behind gRPC."""
 
 from __future__ import annotations
 
@@ -104,7 +104,6 @@ class Server(Stays):
             "scheme": self._host.server.scheme,
             "preset": ", ".join(presets),
             "layers": len(split.server),
-            "sealed": len(split.bundle.sealed),
             "bundle_bytes": sum(map(len, self._files.values())),
         }
         """What clients are told first."""

@@ -29,18 +29,29 @@ enum class Work {
   term,    // one ciphertext times a number, or added
   plain,   // encoding clear values and one product with them
   matrix,  // 10^6 multiply-adds of one byte of a clear matrix with a residue
+  mask,     // one ciphertext masked for a refresh
+  unmask,   // the mask taken off a refreshed one
+  refresh,  // the owner's part between them
 };
 const char* work_name(Work work);
+
+// One masked refresh: ciphertexts that go to the key's owner and come back at a level.
+struct RefreshCount {
+  std::size_t ciphertexts;
+  int level;
+};
 
 // What was done, or in a dry run would be.
 class Trace {
  public:
   void count(Work work, std::size_t limbs, double amount);
+  void count_refresh(std::size_t ciphertexts, int level);
   void need_relinearisation();
   void need_galois(std::uint32_t element);
   std::map<std::pair<Work, std::size_t>, double> work() const;
   bool relinearisation() const;
   std::set<std::uint32_t> galois() const;
+  std::vector<RefreshCount> refreshes() const;  // in order
   void clear();
 
  private:
@@ -48,6 +59,7 @@ class Trace {
   std::map<std::pair<Work, std::size_t>, double> work_;
   bool relinearisation_ = false;
   std::set<std::uint32_t> galois_;
+  std::vector<RefreshCount> refreshes_;
 };
 
 // A clear matrix [rows][cols] in small integers: W[k][j] ~ delta[k] integers[k][j].
@@ -118,6 +130,12 @@ class Evaluator {
   TensorPtr automorphism(const TensorPtr& x, std::uint32_t element) const;
   TensorPtr multiply_monomial(const TensorPtr& x, std::size_t power) const;
   TensorPtr assume(const TensorPtr& x, double bound) const;
+  // What a masked refresh (refresh.hpp) makes of x, which is at kRefreshLevel: planned, or with room for the words. The
+  // errors of a packed tensor are those of coefficients.
+  std::shared_ptr<Tensor> refreshed(const TensorPtr& x, int level, bool packed) const;
+  // The same of revealing x (refresh.hpp) under a flood of `flood_bits`. Throws Error if more than one value in a
+  // million is then off by more than `error`.
+  std::shared_ptr<Tensor> revealed(const TensorPtr& x, int flood_bits, double error) const;
   // The same words read as values times `factor`, which are within `bound`.
   TensorPtr reinterpret(const TensorPtr& x, double factor, double bound) const;
 

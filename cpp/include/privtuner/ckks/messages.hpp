@@ -6,9 +6,12 @@
 //   public key      : seed [32] | rows [limb]
 //   evaluation keys : count u32 | 0 u32 | count times (element u32, 0: relinearisation | 0 u32 | seed [32]
 //                     | rows [digit][prime])
+//   refresh         : rows [ciphertext][component][limb], at kRefreshLevel
+//   refreshed       : seed [32] | rows [ciphertext][limb], at the level that both sides know
 //   row             : N words of as many bytes as their prime needs
 //
-// The head holds the hash of the parameters and the shape of a tensor. Component 1 of seeded tensors and of keys is
+// The head holds the hash of the parameters and the shape of a tensor. That of a refresh and of its answer hold the
+// session as subject, the message's number in it as request, and the number of ciphertexts as features. Component 1 of seeded tensors and of keys is
 // expanded from the seed on arrival: half the bytes.
 //
 // Scale, bound and predicted error of a tensor do not travel. They follow from the parameters and the circuit, which
@@ -31,6 +34,14 @@ std::size_t message_bytes(const Tensor& tensor);
 std::size_t message_bytes(const PublicKey& key);
 std::size_t message_bytes(const EvaluationKeys& keys);
 std::size_t parameters_message_bytes();
+std::size_t public_key_message_bytes(const Parameters& parameters);
+// Bytes of a refresh of `count` ciphertexts, of its answer at `level`, and how many one message has: as many as fit
+// kRefreshBytes either way, or one.
+inline constexpr std::size_t kRefreshBytes = std::size_t{4} << 20;
+inline constexpr std::size_t kMaxRefreshBatch = 64;
+std::size_t refresh_bytes(const Parameters& parameters, std::size_t count);
+std::size_t refreshed_bytes(const Parameters& parameters, std::size_t count, int level);
+std::size_t refresh_batch(const Parameters& parameters, int level);
 // Bytes of a set of `count` keys.
 std::size_t keys_message_bytes(const Parameters& parameters, std::size_t count);
 

@@ -23,8 +23,14 @@ double fresh_noise(const Parameters& parameters, bool with_public_key);
 TensorPtr planned_tensor(const ParametersPtr& parameters, std::size_t tokens, std::size_t features, const Fresh& fresh,
                          bool with_public_key, const std::shared_ptr<Ledger>& ledger);
 
+// The same of numbers in the coefficients (encrypt_coefficients), whose errors are those of coefficients.
+TensorPtr planned_coefficients(const ParametersPtr& parameters, std::size_t features, const Fresh& fresh,
+                               const std::shared_ptr<Ledger>& ledger);
+
 // Throws Error if the values cannot be encrypted: too many tokens, one that is not finite or above the bound.
 void check_values(const Parameters& parameters, const Values& values, double bound);
+// Throws Error for one of the numbers that is not finite or above the bound.
+void check_numbers(const double* numbers, std::size_t count, double bound);
 // Throws Error if values as large as the tensor's bound do not fit its modulus.
 void check_room(const Tensor& tensor);
 
@@ -38,6 +44,9 @@ class SecretKey {
   // The seed of component 1 travels instead of it. Throws Error when values pass the bound or the tokens the slots.
   TensorPtr encrypt(const Values& values, const Fresh& fresh) const;
 
+  // The same of numbers that stand in the coefficients instead of the slots, [feature][N].
+  TensorPtr encrypt_coefficients(const double* numbers, std::size_t features, const Fresh& fresh) const;
+
   // tokens x features values, row-major; im may be null. Throws Error when a value is beyond the tensor's bound: then
   // it left the domain of an approximation or the modulus, and no digit of it can be trusted.
   void decrypt(const Tensor& tensor, double* re, double* im) const;
@@ -50,6 +59,9 @@ class SecretKey {
   GaloisKey galois_key(std::uint32_t element) const;
 
  private:
+  // Encrypts the coefficients that `fill(feature, out)` writes, of a tensor without words yet.
+  template <class Fill>
+  void encrypt_into(Tensor& tensor, Fill fill) const;
   void check_decryptable(const Tensor& tensor) const;
   // The raw coefficients of one feature, N.
   void coefficients(const Tensor& tensor, std::size_t feature, double* out) const;

@@ -11,6 +11,15 @@ square root, but the polynomials stay moderate there, and the bounds that the ci
 Accuracies are those of the formulas in exact arithmetic; the noise of the ciphertexts comes on top.
 """
 
+from privtuner.ckks.circuits.attention import (
+    ATTENTION_DEPTH,
+    attention_scores,
+    attention_scores_backward,
+    attention_steps,
+    attention_values,
+    attention_values_backward,
+    pair_mask,
+)
 from privtuner.ckks.circuits.functions import (
     exponential,
     exponential_depth,
@@ -22,26 +31,21 @@ from privtuner.ckks.circuits.functions import (
     reciprocal_depth,
     reciprocal_error,
 )
+from privtuner.ckks.circuits.matrix_vector import MATRIX_VECTOR_DEPTH, matrix_vector, matrix_vector_steps
 from privtuner.ckks.circuits.normalisation import SoftmaxPlan, layer_norm, layer_norm_depth, softmax, softmax_plan
-from privtuner.ckks.circuits.rotations import (
-    ATTENTION_DEPTH,
-    MATRIX_VECTOR_DEPTH,
-    attention_mask,
-    attention_scores,
-    attention_steps,
-    attention_values,
-    matrix_vector,
-    matrix_vector_steps,
-)
+from privtuner.ckks.circuits.softmax import SquaringSoftmax, Stage, softmax_backward
 
 __all__ = [
     "ATTENTION_DEPTH",
     "MATRIX_VECTOR_DEPTH",
     "SoftmaxPlan",
-    "attention_mask",
+    "SquaringSoftmax",
+    "Stage",
     "attention_scores",
+    "attention_scores_backward",
     "attention_steps",
     "attention_values",
+    "attention_values_backward",
     "exponential",
     "exponential_depth",
     "exponential_error",
@@ -52,9 +56,11 @@ __all__ = [
     "layer_norm_depth",
     "matrix_vector",
     "matrix_vector_steps",
+    "pair_mask",
     "reciprocal",
     "reciprocal_depth",
     "reciprocal_error",
     "softmax",
+    "softmax_backward",
     "softmax_plan",
 ]
