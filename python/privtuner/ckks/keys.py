@@ -94,6 +94,17 @@ class EvaluationKeys(Immutable):
         )
 
 
+def elements_of(parameters: Parameters, rotations: Iterable[int], conjugation: bool, packing: bool) -> set[int]:
+    """The Galois elements whose keys `SecretKey.evaluation_keys` makes."""
+    core = parameters._core
+    elements = {core.galois_element(step) for step in rotations}
+    if conjugation:
+        elements.add(core.conjugation_element)
+    if packing:
+        elements.update(core.packing_elements)
+    return elements - {1}
+
+
 def rotations_of(parameters: Parameters, elements: Iterable[int]) -> tuple[int, ...]:
     """The steps whose Galois elements are among ``elements``."""
     wanted = set(elements)
@@ -273,13 +284,7 @@ class SecretKey:
             conjugation: for complex conjugates.
             packing: for `Evaluator.pack_slot_sums`, log2 N keys.
         """
-        core = self.parameters._core
-        elements = {core.galois_element(step) for step in rotations}
-        if conjugation:
-            elements.add(core.conjugation_element)
-        if packing:
-            elements.update(core.packing_elements)
-        elements.discard(1)
+        elements = elements_of(self.parameters, rotations, conjugation, packing)
         keys = self._core.evaluation_keys(relinearisation, sorted(elements))
         return EvaluationKeys(keys, self.parameters, rotations_of(self.parameters, elements))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -123,6 +123,22 @@ class RemoteTransport(Stays):
                 call = self._channel.unary_stream(path)(bytes(request), metadata=metadata)
             else:
                 call = self._channel.stream_stream(path)(_chunks(request), metadata=metadata)
+            try:
+                yield from call
+            finally:
+                call.cancel()
+
+    def job(self, messages: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the server's messages of a sealed model's job, while those of ``messages`` are sent.
+
+        See `privtuner.sealed.owner.JobTransport`. The call is cancelled when the iterator is closed early.
+
+        Raises:
+            privtuner.errors.ServiceError: the server cannot be reached, went away, refused a message or failed.
+        """
+        self.hello()
+        with self._explain_errors("the job"):
+            call: Any = self._channel.stream_stream(method("Job"))(iter(messages), metadata=_metadata())
             try:
                 yield from call
             finally:
