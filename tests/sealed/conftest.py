@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sealed_cases import StandInEvaluator, TinyModel, served, stand_in
 from privtuner.sealed.owner import SealedOwner
+from sealed_cases import TinyModel, served, stand_in
 
 
 @pytest.fixture(autouse=True)

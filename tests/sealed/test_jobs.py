@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from connections import Connection
-from sealed_cases import G, SEQUENCES, SLOTS, TOLERANCE, WIDTH, Between, TinyModel, Twin, batch, served, train, type_of
 from privtuner.errors import CkksError, InputError, MessageError, SecretError, ServiceError
 from privtuner.sealed.owner import SealedOwner
 from privtuner.service import RemoteTransport
+from sealed_cases import SEQUENCES, SLOTS, TOLERANCE, WIDTH, Between, G, TinyModel, Twin, batch, served, train, type_of
 
 
 def test_steps_are_those_of_the_clear_model(pair):
@@ -110,9 +110,7 @@ def test_a_killed_server_that_is_started_again():
     """The locked state of the owner is all that the new one needs."""
     model = TinyModel()
     with served("grpc", model) as (_, first), Connection(first.address) as line:
-        owner = SealedOwner(
-            model.public, RemoteTransport(line.address), allow_insecure=True, retries=3, pause=0.05
-        )
+        owner = SealedOwner(model.public, RemoteTransport(line.address), allow_insecure=True, retries=3, pause=0.05)
         twin, (x, lengths) = Twin(model), batch()
         train(owner, twin)
         owner.forward(x, lengths)

@@ -5,11 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sealed_cases import G, PARAMETERS, SLOTS, WIDTH, Between, StandInSecretKey, TinyModel, batch, remade, served, type_of
 from privtuner.errors import MessageError, ServiceError
 from privtuner.sealed.messages import Rates, Type, largest_message
 from privtuner.sealed.owner import SealedOwner
 from privtuner.sealed.server import SealedService
+from sealed_cases import (
+    PARAMETERS,
+    SLOTS,
+    WIDTH,
+    Between,
+    G,
+    StandInSecretKey,
+    TinyModel,
+    batch,
+    remade,
+    served,
+    type_of,
+)
 
 SECRET = StandInSecretKey(PARAMETERS)
 

@@ -7,12 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sealed_cases import G, PARAMETERS, WIDTH, Between, TinyModel, batch, remade, served, type_of
 from privtuner import wire
 from privtuner.errors import MessageError
 from privtuner.sealed.locker import Locker
 from privtuner.sealed.messages import _BODY, Type
 from privtuner.sealed.owner import SealedOwner
+from sealed_cases import PARAMETERS, WIDTH, Between, G, TinyModel, batch, remade, served, type_of
 
 
 def recorded(model, seed=1):
@@ -110,4 +110,4 @@ def test_nothing_is_sent_twice_and_every_job_is_another():
     assert len({head.request for head in heads}) == 2
     assert {head.subject for head in heads} == {model.public.id}
     assert remade(one[0][1]) == one[0][1]
-    assert WIDTH == sum(wire.peek(m[wire.HEAD_BYTES + _BODY.size :]).features for _, m in one if type_of(m) == 10)
+    assert sum(wire.peek(m[wire.HEAD_BYTES + _BODY.size :]).features for _, m in one if type_of(m) == 10) == WIDTH

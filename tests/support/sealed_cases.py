@@ -91,12 +91,12 @@ class TinyPublic:
     def read_pooled(self, values):
         return values[:SEQUENCES]
 
-    def spread(self, gradient, lengths):  # noqa: ARG002 - the first position has it all
+    def spread(self, gradient, lengths):
         values = np.zeros((SLOTS, WIDTH))
         values[: len(gradient)] = gradient
         return values
 
-    def initial_adapters(self, generator):  # noqa: ARG002 - the same for all, so that tests can compute them
+    def initial_adapters(self, generator):
         return np.ones((SLOTS, WIDTH))
 
 
@@ -121,7 +121,7 @@ class TinyModel:
         pooled = ev.assume(ev.multiply_plain(ev.square(y), first), 64.0)
         return ev.reveal(pooled), (h, y) if keep else None
 
-    def backward(self, ev, saved, gradient, adapters, progress=None):  # noqa: ARG002
+    def backward(self, ev, saved, gradient, adapters, progress=None):
         self.before_backward()
         h, y = saved
         progress("gradient")
@@ -269,10 +269,10 @@ class StandInSecretKey(SecretKey):
     def decrypt_packed(self, tensor):
         return self.decrypt(tensor)
 
-    def public_key(self, common):  # noqa: ARG002
+    def public_key(self, common):
         return super().public_key()
 
-    def evaluation_keys(self, common, **options):  # noqa: ARG002
+    def evaluation_keys(self, common, **options):
         return super().evaluation_keys(**options)
 
 
@@ -284,7 +284,7 @@ def stand_in(monkeypatch: Any) -> None:
 
         class Reader:
             @staticmethod
-            def from_bytes(parameters, data, common, cls=cls):  # noqa: ARG004
+            def from_bytes(parameters, data, common, cls=cls):
                 return cls.from_bytes(parameters, data)
 
         monkeypatch.setattr(server, name, Reader)

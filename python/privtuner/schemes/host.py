@@ -75,9 +75,7 @@ class Host:
                 )
         return self.server.answer(layer, request, block_bytes)
 
-    def job(
-        self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None
-    ) -> Iterator[bytes]:
+    def job(self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None) -> Iterator[bytes]:
         """Yield the messages of one session of the sealed model, see `privtuner.sealed.server.SealedService.job`.
 
         Raises:

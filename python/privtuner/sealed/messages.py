@@ -250,7 +250,7 @@ class Link:
         self._sent = self._received = 0
         self.bytes_in = self.bytes_out = 0
 
-    def send(self, type: Type, *payload: wire.BytesLike, last: bool = True, seconds: float) -> None:  # noqa: A002
+    def send(self, type: Type, *payload: wire.BytesLike, last: bool = True, seconds: float) -> None:
         """Send one message. Raises ServiceError as `Stream.send`."""
         body = _BODY.pack(type, last, 0, self._sent)
         message = wire.seal(
@@ -305,14 +305,14 @@ class Link:
             raise ServiceError("the stream ended in the middle of a job; begin again")
         return message
 
-    def send_bytes(self, type: Type, data: wire.BytesLike, *, seconds: float) -> None:  # noqa: A002
+    def send_bytes(self, type: Type, data: wire.BytesLike, *, seconds: float) -> None:
         """Send what is long in pieces."""
         view = memoryview(data)
         for start in range(0, max(1, len(view)), _PIECE_BYTES):
             end = start + _PIECE_BYTES
             self.send(type, view[start:end], last=end >= len(view), seconds=seconds)
 
-    def receive_bytes(self, type: Type, size: int, *, seconds: float) -> bytearray:  # noqa: A002
+    def receive_bytes(self, type: Type, size: int, *, seconds: float) -> bytearray:
         """Read what `send_bytes` sent, which must be ``size`` bytes; no more are ever held.
 
         Raises:
@@ -328,14 +328,14 @@ class Link:
             if message.last:
                 return data
 
-    def send_tensor(self, type: Type, tensor: EncryptedTensor, *, seconds: float) -> None:  # noqa: A002
+    def send_tensor(self, type: Type, tensor: EncryptedTensor, *, seconds: float) -> None:
         """Send a tensor, some features in each message."""
         for last, piece in pieces_of(tensor):
             self.send(type, piece.to_bytes(), last=last, seconds=seconds)
 
     def receive_tensor(
         self,
-        type: Type,  # noqa: A002
+        type: Type,
         expected: EncryptedTensor,
         *,
         seconds: float,
@@ -386,4 +386,3 @@ def pieces_of(tensor: EncryptedTensor) -> Iterator[tuple[bool, EncryptedTensor]]
 def largest_message(parameters: Parameters) -> int:
     """Bytes of the longest message of a job: 8 MiB, or two whole ciphertexts where these are longer."""
     return max(8 << 20, 2 * 16 * parameters.ring_dimension * (parameters.depth + 1)) + 4096
-

@@ -230,8 +230,11 @@ class SealedOwner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> SealedOwner:
+        return self  # a copied model goes on with it
+
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise SecretError("the owner of a sealed model holds the secret key and is never copied or pickled")
+        raise SecretError("the owner of a sealed model holds the secret key and is never pickled")
 
     # Tasks
 
@@ -280,9 +283,7 @@ class SealedOwner:
         if rest.size and not rest.max() <= error:
             raise CkksError("slots that are zero hold values beyond the predicted error")
 
-    def _send_batch(
-        self, connection: _Connection, task: str, x: Array, lengths: npt.NDArray[np.int64]
-    ) -> None:
+    def _send_batch(self, connection: _Connection, task: str, x: Array, lengths: npt.NDArray[np.int64]) -> None:
         inputs, mask = self.public.arrange(x, lengths)
         connection.begin(task)
         connection.kept = False
@@ -437,13 +438,13 @@ class _Connection:
         up, down = self.link.bytes_out - self._before[0], self.link.bytes_in - self._before[1]
         return Progress(self._task, stage, done, total, up, down, time.perf_counter() - self._start)
 
-    def send(self, type: Type, *payload: wire.BytesLike, last: bool = True) -> None:  # noqa: A002
+    def send(self, type: Type, *payload: wire.BytesLike, last: bool = True) -> None:
         self.link.send(type, *payload, last=last, seconds=self._patience)
 
-    def send_bytes(self, type: Type, data: bytes) -> None:  # noqa: A002
+    def send_bytes(self, type: Type, data: bytes) -> None:
         self.link.send_bytes(type, data, seconds=self._patience)
 
-    def send_tensor(self, type: Type, tensor: EncryptedTensor) -> None:  # noqa: A002
+    def send_tensor(self, type: Type, tensor: EncryptedTensor) -> None:
         self.link.send_tensor(type, tensor, seconds=self._patience)
 
     def expect(self, *types: Type) -> Message:
@@ -453,7 +454,7 @@ class _Connection:
         finally:
             self.wait_seconds += time.perf_counter() - start
 
-    def expect_step(self, type: Type, step: int) -> None:  # noqa: A002
+    def expect_step(self, type: Type, step: int) -> None:
         """Read a message that says ``step``.
 
         Raises:
@@ -464,7 +465,10 @@ class _Connection:
             raise MessageError(f"{type.name.lower()}: the server's adapters are not those of step {step}; begin again")
 
     def receive_tensor(
-        self, type: Type, planned: EncryptedTensor, first: Message | None = None  # noqa: A002
+        self,
+        type: Type,
+        planned: EncryptedTensor,
+        first: Message | None = None,
     ) -> list[EncryptedTensor]:
         return self.link.receive_tensor(type, planned, seconds=self._patience, first=first)
 

@@ -105,9 +105,7 @@ class SealedService:
             self.state.mkdir(parents=True, exist_ok=True)
         self._room = threading.BoundedSemaphore(sessions)
 
-    def job(
-        self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None
-    ) -> Iterator[bytes]:
+    def job(self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None) -> Iterator[bytes]:
         """Yield the server's messages of one session; those of the owner are taken from ``messages``.
 
         Args:
@@ -158,9 +156,7 @@ class _Adapters:
 class _Session:
     """One stream of an owner: keys, adapters, and what the last forward pass kept."""
 
-    def __init__(
-        self, service: SealedService, stream: Stream, count: Callable[[TaskCounts], object] | None
-    ) -> None:
+    def __init__(self, service: SealedService, stream: Stream, count: Callable[[TaskCounts], object] | None) -> None:
         self._service, self._model, self._public = service, service.model, service.model.public
         self._count, self._refreshes = count, 0
         parameters = self._public.parameters
@@ -200,7 +196,9 @@ class _Session:
         public_key = PublicKey.from_bytes(parameters, data, common)
         wanted = self._public.keys
         elements = elements_of(parameters, wanted.rotations, wanted.conjugation, wanted.packing)
-        data = self._link.receive_bytes(Type.KEYS, parameters.key_bytes(wanted.relinearisation + len(elements)), seconds=patience)
+        data = self._link.receive_bytes(
+            Type.KEYS, parameters.key_bytes(wanted.relinearisation + len(elements)), seconds=patience
+        )
         keys = EvaluationKeys.from_bytes(parameters, data, common)
         if keys.relinearisation != wanted.relinearisation or set(keys._core.elements) != elements:
             raise MessageError("keys: others than those that the model's public part asks for")
@@ -294,9 +292,7 @@ class _Session:
             raise MessageError("backward: no forward pass was kept; send the batch again")
         gradient = self._receive(Type.GRADIENT, public.gradient.planned(public.parameters))
         with self._alone():
-            gradients = self._model.backward(
-                self._engine, saved, gradient, adapters.tensors, progress=self._progress
-            )
+            gradients = self._model.backward(self._engine, saved, gradient, adapters.tensors, progress=self._progress)
             del saved
             stepped = self._model.step(self._engine, adapters.tensors, gradients, *rates)
             step = adapters.step + 1
@@ -343,13 +339,13 @@ class _Session:
         """Stop computing for a stream that ended."""
         self._link.stream.check()
 
-    def _send(self, type: Type, *payload: wire.BytesLike) -> None:  # noqa: A002
+    def _send(self, type: Type, *payload: wire.BytesLike) -> None:
         self._link.send(type, *payload, seconds=self._service.patience)
 
-    def _expect(self, type: Type) -> Message:  # noqa: A002
+    def _expect(self, type: Type) -> Message:
         return self._link.expect(type, seconds=self._service.patience)
 
-    def _receive(self, type: Type, planned: EncryptedTensor) -> Any:  # noqa: A002
+    def _receive(self, type: Type, planned: EncryptedTensor) -> Any:
         return self._upload(self._link.receive_tensor(type, planned, seconds=self._service.patience))
 
     def _upload(self, parts: list[EncryptedTensor]) -> Any:
