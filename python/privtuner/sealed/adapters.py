@@ -8,7 +8,7 @@ ciphertexts. Both matrices have ``width`` rows of ``rank`` numbers: A^T and B, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic
 
@@ -105,7 +105,7 @@ class Adapter:
         level = min(level, values.level - 1)
         for group, rows in enumerate(self.chunks.groups):
             packed = ev.select(values, slice(first + group, first + group + 1))
-            numbers = ev.expand(ev.drop_level(packed, level + 1), (rows.stop - rows.start) * self.chunks.rank)
+            numbers = ev.expand(ev.drop_level(packed, level + 1), self.chunks.numbers)
             yield rows, ev.multiply(numbers, factor)
 
     def _down(self, ev: EvaluatorProtocol[Tensor], values: Tensor, first: int, x: Tensor) -> Tensor:
@@ -188,11 +188,11 @@ def _squares(shape: Shape, target: Target) -> Array:
     return np.repeat([1.0, shape.strength(target) ** 2], groups)
 
 
-def initial_numbers(shape: Shape, generator: np.random.Generator) -> list[Array]:
+def initial_numbers(shape: Shape, generator: np.random.Generator) -> Array:
     """Fresh adapters: A uniform in +- 1 / sqrt(width), as PEFT initialises it (Kaiming, a = sqrt 5), and B zero.
 
     Returns:
-        The numbers of each packed ciphertext, float64 (count,).
+        float64 (`Chunks.numbers`, `Shape.adapter_ciphertexts`): a column is what one ciphertext packs.
     """
     limit = shape.width**-0.5
     fresh: Matrices = {
@@ -202,13 +202,13 @@ def initial_numbers(shape: Shape, generator: np.random.Generator) -> list[Array]
     return numbers_of(shape, fresh)
 
 
-def numbers_of(shape: Shape, matrices: Mapping[tuple[int, Target], tuple[npt.ArrayLike, npt.ArrayLike]]) -> list[Array]:
-    """The numbers of each packed ciphertext for given matrices A (rank, width) and B (width, rank).
+def numbers_of(shape: Shape, matrices: Mapping[tuple[int, Target], tuple[npt.ArrayLike, npt.ArrayLike]]) -> Array:
+    """The numbers of given matrices A (rank, width) and B (width, rank), as `initial_numbers` returns them.
 
     Raises:
         InputError: a matrix that is missing, of another shape, or not finite.
     """
-    numbers = []
+    columns = []
     for place in shape.adapted:
         if place not in matrices:
             raise InputError(f"no matrices for layer {place[0]}, {place[1]}")
@@ -219,28 +219,20 @@ def numbers_of(shape: Shape, matrices: Mapping[tuple[int, Target], tuple[npt.Arr
             )
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             raise InputError("an adapter holds NaN or infinity")
-        for rows in (a.T, b * shape.strength(place[1])):
-            numbers.extend(rows[group].ravel() for group in shape.chunks.groups)
-    return numbers
+        columns += [a.T.reshape(-1, shape.chunks.numbers), (b * shape.strength(place[1])).reshape(-1, shape.chunks.numbers)]
+    return np.concatenate(columns).T.copy()
 
 
-def matrices_of(shape: Shape, numbers: Sequence[npt.ArrayLike]) -> Matrices:
-    """The matrices A (rank, width) and B (width, rank) of every adapter, from the numbers of all packed ciphertexts.
+def matrices_of(shape: Shape, numbers: npt.ArrayLike) -> Matrices:
+    """The matrices A (rank, width) and B (width, rank) of every adapter, from what `numbers_of` returns.
 
     Raises:
-        InputError: another number of ciphertexts, or of numbers in one.
+        InputError: numbers of another shape.
     """
-    rows = [np.asarray(row, np.float64) for row in numbers]
-    wanted = shape.chunks.numbers * len(shape.adapted)
-    if tuple(len(row) for row in rows) != wanted:
-        raise InputError(f"numbers of {len(rows)} ciphertexts do not make the adapters of this encoder")
-    matrices: Matrices = {}
-    groups = len(shape.chunks.groups)
-    for layer, target in shape.adapted:
-        first = shape.adapter(layer, target)
-        a, b = (
-            np.concatenate(rows[begin : begin + groups]).reshape(shape.width, shape.rank)
-            for begin in (first, first + groups)
-        )
-        matrices[layer, target] = (a.T.copy(), b / shape.strength(target))
-    return matrices
+    table, expected = np.asarray(numbers, np.float64), (shape.chunks.numbers, shape.adapter_ciphertexts)
+    if table.shape != expected:
+        raise InputError(f"numbers of shape {table.shape}: expected {expected}")
+    parts = table.T.reshape(len(shape.adapted), 2, shape.width, shape.rank)
+    return {
+        place: (a.T.copy(), b / shape.strength(place[1])) for place, (a, b) in zip(shape.adapted, parts, strict=True)
+    }

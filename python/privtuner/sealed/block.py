@@ -104,7 +104,7 @@ class Block:
 
     def __init__(self, shape: Shape, weights: LayerWeights, domains: LayerDomains, index: int) -> None:
         self.shape, self.domains, self.index = shape, domains, index
-        self.softmax = circuits.SquaringSoftmax(domains.scores, shape.period)
+        self.softmax = circuits.SquaringSoftmax.choose(shape.period, domains.scores, unit=domains.scores)
         unit, root = self.softmax.unit, shape.head_width**0.5
         self.unit = unit
         query = Dense(weights.query.weight / root, weights.query.bias / root)
