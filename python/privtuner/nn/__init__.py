@@ -8,6 +8,7 @@ from privtuner.nn.layers import EncryptedLayer, EncryptedLinear, traffic_of
 from privtuner.nn.model import build, build_embeddings
 from privtuner.nn.padding import visible_only
 from privtuner.nn.prepared import Prepared
+from privtuner.nn.sealed_encoder import SealedEncoder
 from privtuner.nn.sealing import Sealing
 from privtuner.nn.session import Session
 from privtuner.nn.split import Split, split, split_pretrained
@@ -23,6 +24,7 @@ __all__ = [
     "LocalTransport",
     "OwnerBundle",
     "Prepared",
+    "SealedEncoder",
     "Sealing",
     "Session",
     "Split",
