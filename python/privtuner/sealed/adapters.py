@@ -8,7 +8,7 @@ ciphertexts. Both matrices have ``width`` rows of ``rank`` numbers: A^T and B, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic
 
@@ -28,6 +28,9 @@ BOUND = 16.0
 """What the numbers of all adapters stay below, and their velocities by `GRADIENT_BOUND`."""
 GRADIENT_BOUND = 2.0**9
 """What the gradients stay below, summed over a batch of sequences: the owner divides by a power of two if need be."""
+ERROR = 2.0**-14
+"""What errors of values stay below, as a part of their bound: what is known of them by running the circuits on clear
+numbers with noise, where predictions add up the worst of every operation."""
 STEP_LEVEL = 4
 """The level at which gradients enter a step: one for its combination, three for the refresh that follows."""
 
@@ -75,7 +78,7 @@ class Adapter:
             inner: what |A x| stays below.
             factor: by which B is multiplied.
         """
-        u = ev.assume(self._down(ev, values, self._a, x), inner)
+        u = ev.assume(self._down(ev, values, self._a, x), inner, inner * ERROR)
         return u, self._up(ev, values, self._b, u, factor)
 
     def backward(
@@ -91,7 +94,7 @@ class Adapter:
             inner: what the gradient by A x stays below.
             through: whether to return the gradient by x, two levels below dy.
         """
-        w = ev.assume(self._down(ev, values, self._b, dy), inner)
+        w = ev.assume(self._down(ev, values, self._b, dy), inner, inner * ERROR)
         gradients = [*self._outer(ev, x, w), *self._outer(ev, dy, u)]
         return gradients, self._up(ev, values, self._a, w) if through else None
 
@@ -105,7 +108,7 @@ class Adapter:
         level = min(level, values.level - 1)
         for group, rows in enumerate(self.chunks.groups):
             packed = ev.select(values, slice(first + group, first + group + 1))
-            numbers = ev.expand(ev.drop_level(packed, level + 1), (rows.stop - rows.start) * self.chunks.rank)
+            numbers = ev.expand(ev.drop_level(packed, level + 1), self.chunks.numbers)
             yield rows, ev.multiply(numbers, factor)
 
     def _down(self, ev: EvaluatorProtocol[Tensor], values: Tensor, first: int, x: Tensor) -> Tensor:
@@ -137,7 +140,8 @@ class Adapter:
         x, u = (ev.drop_level(y, level) for y in (x, u))
         for rows in self.chunks.groups:
             products = [ev.multiply(u, ev.select(x, slice(f, f + 1))) for f in range(rows.start, rows.stop)]
-            yield ev.assume(ev.pack_slot_sums(ev.concatenate(products)), GRADIENT_BOUND)
+            sums = ev.pack_slot_sums(ev.concatenate(products))
+            yield ev.assume(sums, GRADIENT_BOUND, GRADIENT_BOUND * ERROR)
 
 
 OUTER_LEVEL = 3
@@ -178,8 +182,8 @@ def take_step(
     velocity = ev.linear_combination([adapters.velocity, g], [momentum * ones, ones])
     values = ev.linear_combination([adapters.values, adapters.velocity, g], [ones, -momentum * rates, -rates])
     return EncryptedAdapters(
-        ev.refresh(ev.assume(values, BOUND), level, packed=True),
-        ev.refresh(ev.assume(velocity, GRADIENT_BOUND), level, packed=True),
+        ev.refresh(ev.assume(values, BOUND, BOUND * ERROR), level, packed=True),
+        ev.refresh(ev.assume(velocity, GRADIENT_BOUND, GRADIENT_BOUND * ERROR), level, packed=True),
     )
 
 
@@ -188,11 +192,11 @@ def _squares(shape: Shape, target: Target) -> Array:
     return np.repeat([1.0, shape.strength(target) ** 2], groups)
 
 
-def initial_numbers(shape: Shape, generator: np.random.Generator) -> list[Array]:
+def initial_numbers(shape: Shape, generator: np.random.Generator) -> Array:
     """Fresh adapters: A uniform in +- 1 / sqrt(width), as PEFT initialises it (Kaiming, a = sqrt 5), and B zero.
 
     Returns:
-        The numbers of each packed ciphertext, float64 (count,).
+        float64 (`Chunks.numbers`, `Shape.adapter_ciphertexts`): a column is what one ciphertext packs.
     """
     limit = shape.width**-0.5
     fresh: Matrices = {
@@ -202,13 +206,13 @@ def initial_numbers(shape: Shape, generator: np.random.Generator) -> list[Array]
     return numbers_of(shape, fresh)
 
 
-def numbers_of(shape: Shape, matrices: Mapping[tuple[int, Target], tuple[npt.ArrayLike, npt.ArrayLike]]) -> list[Array]:
-    """The numbers of each packed ciphertext for given matrices A (rank, width) and B (width, rank).
+def numbers_of(shape: Shape, matrices: Mapping[tuple[int, Target], tuple[npt.ArrayLike, npt.ArrayLike]]) -> Array:
+    """The numbers of given matrices A (rank, width) and B (width, rank), as `initial_numbers` returns them.
 
     Raises:
         InputError: a matrix that is missing, of another shape, or not finite.
     """
-    numbers = []
+    columns = []
     for place in shape.adapted:
         if place not in matrices:
             raise InputError(f"no matrices for layer {place[0]}, {place[1]}")
@@ -219,28 +223,20 @@ def numbers_of(shape: Shape, matrices: Mapping[tuple[int, Target], tuple[npt.Arr
             )
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             raise InputError("an adapter holds NaN or infinity")
-        for rows in (a.T, b * shape.strength(place[1])):
-            numbers.extend(rows[group].ravel() for group in shape.chunks.groups)
-    return numbers
+        columns += [a.T.reshape(-1, shape.chunks.numbers), (b * shape.strength(place[1])).reshape(-1, shape.chunks.numbers)]
+    return np.concatenate(columns).T.copy()
 
 
-def matrices_of(shape: Shape, numbers: Sequence[npt.ArrayLike]) -> Matrices:
-    """The matrices A (rank, width) and B (width, rank) of every adapter, from the numbers of all packed ciphertexts.
+def matrices_of(shape: Shape, numbers: npt.ArrayLike) -> Matrices:
+    """The matrices A (rank, width) and B (width, rank) of every adapter, from what `numbers_of` returns.
 
     Raises:
-        InputError: another number of ciphertexts, or of numbers in one.
+        InputError: numbers of another shape.
     """
-    rows = [np.asarray(row, np.float64) for row in numbers]
-    wanted = shape.chunks.numbers * len(shape.adapted)
-    if tuple(len(row) for row in rows) != wanted:
-        raise InputError(f"numbers of {len(rows)} ciphertexts do not make the adapters of this encoder")
-    matrices: Matrices = {}
-    groups = len(shape.chunks.groups)
-    for layer, target in shape.adapted:
-        first = shape.adapter(layer, target)
-        a, b = (
-            np.concatenate(rows[begin : begin + groups]).reshape(shape.width, shape.rank)
-            for begin in (first, first + groups)
-        )
-        matrices[layer, target] = (a.T.copy(), b / shape.strength(target))
-    return matrices
+    table, expected = np.asarray(numbers, np.float64), (shape.chunks.numbers, shape.adapter_ciphertexts)
+    if table.shape != expected:
+        raise InputError(f"numbers of shape {table.shape}: expected {expected}")
+    parts = table.T.reshape(len(shape.adapted), 2, shape.width, shape.rank)
+    return {
+        place: (a.T.copy(), b / shape.strength(place[1])) for place, (a, b) in zip(shape.adapted, parts, strict=True)
+    }

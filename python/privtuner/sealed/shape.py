@@ -16,8 +16,7 @@ Target = Literal["query", "value"]
 class Chunks(NamedTuple):
     """How the numbers of one adapter lie in packed ciphertexts: the rows of A^T, then those of B.
 
-    Both have ``width`` rows of ``rank`` numbers; ``rows`` of them, one after the other, share a ciphertext, fewer of
-    them the last.
+    Both have ``width`` rows of ``rank`` numbers; ``rows`` of them, one after the other, share a ciphertext.
     """
 
     rank: int
@@ -27,7 +26,7 @@ class Chunks(NamedTuple):
     @property
     def groups(self) -> tuple[slice, ...]:
         """The rows in each ciphertext of one matrix."""
-        return tuple(slice(begin, min(begin + self.rows, self.width)) for begin in range(0, self.width, self.rows))
+        return tuple(slice(begin, begin + self.rows) for begin in range(0, self.width, self.rows))
 
     @property
     def ciphertexts(self) -> int:
@@ -35,9 +34,9 @@ class Chunks(NamedTuple):
         return 2 * len(self.groups)
 
     @property
-    def numbers(self) -> tuple[int, ...]:
-        """How many numbers each of these ciphertexts holds."""
-        return 2 * tuple((rows.stop - rows.start) * self.rank for rows in self.groups)
+    def numbers(self) -> int:
+        """How many numbers a ciphertext holds, at most ``width``."""
+        return self.rows * self.rank
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,8 @@ class Shape:
     def chunks(self) -> Chunks:
         """How one adapter is packed."""
         rank = max(self.rank, 1)
-        return Chunks(rank, self.width, self.width // rank)
+        rows = next(rows for rows in range(self.width // rank, 0, -1) if self.width % rows == 0)
+        return Chunks(rank, self.width, rows)
 
     @property
     def adapted(self) -> tuple[tuple[int, Target], ...]:
