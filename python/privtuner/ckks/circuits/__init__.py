@@ -1,4 +1,4 @@
-"""Circuits on encrypted tensors: attention, softmax, layer norm and activations with their gradients, and what they need.
+"""Circuits on encrypted tensors: attention, softmax, layer norm, activations, their gradients, and what they need.
 
 Written against `privtuner.ckks.protocol.EvaluatorProtocol` alone, so that they run on every evaluator. Each states the
 levels it takes, which are known beforehand, and, where it rotates, the steps that the rotation keys must cover (the
@@ -10,9 +10,9 @@ wrong, and may be huge. Slots that are not in use hold 0; that is outside the do
 square root, but the polynomials stay moderate there, and the bounds that the circuits declare hold there too. Softmax
 and layer norm take an encrypted mask of the tokens there are, and give 0 elsewhere.
 
-What is *wide* has a ciphertext a feature, a head or a pair of tokens; row sums, means and variances are *narrow*, a few
-ciphertexts. Circuits refresh what is narrow by themselves, as often as levels run out, and leave to their caller what is
-wide.
+What is *wide* has a ciphertext a feature or a pair of tokens; row sums, means and variances are *narrow*, a few
+ciphertexts. Circuits refresh what is narrow by themselves, as often as levels run out, and leave to their caller what
+is wide.
 
 Accuracies are those of the formulas in exact arithmetic; the noise of the ciphertexts comes on top.
 """
