@@ -56,6 +56,19 @@ class Renewing(Watched):
         return super().refresh(x, level, packed=packed)
 
 
+class Attended(ckks.Evaluator):
+    """On ciphertexts, with the owner of the key at hand: refreshes by decrypting and encrypting."""
+
+    def __init__(self, parameters: ckks.Parameters, keys: ckks.EvaluationKeys, secret: ckks.SecretKey) -> None:
+        super().__init__(parameters, keys)
+        self.secret = secret
+
+    def refresh(self, x, level=None, *, packed=False):
+        assert x.level >= 2
+        assert not packed
+        return self.secret.encrypt(np.clip(self.secret.decrypt(x), -x.bound, x.bound), bound=x.bound, level=level)
+
+
 def tensor(evaluator, values, level=None, bound=None, domain=(-1.0, 1.0)):
     """A tensor of the scale at which a polynomial on the domain takes no level for it."""
     level = evaluator.parameters.depth if level is None else level

@@ -38,13 +38,16 @@ enum class Kind : std::uint8_t {
   tensor,
   public_key,
   evaluation_keys,
+  refresh,
+  refreshed,
   openfhe_request,
   openfhe_reply,
   openfhe_tensor,
+  sealed_public,
 };
-inline constexpr std::array<const char*, 10> kKindNames = {
-    "layer",      "request",         "reply",           "parameters",    "tensor",
-    "public_key", "evaluation_keys", "openfhe_request", "openfhe_reply", "openfhe_tensor"};
+inline constexpr std::array<const char*, 13> kKindNames = {
+    "layer",   "request",   "reply",           "parameters",    "tensor",         "public_key",   "evaluation_keys",
+    "refresh", "refreshed", "openfhe_request", "openfhe_reply", "openfhe_tensor", "sealed_public"};
 
 enum class Direction : std::uint8_t { forward, backward };
 inline constexpr std::array<const char*, 2> kDirectionNames = {"forward", "backward"};
