@@ -52,7 +52,7 @@ class Activation:
         low, high = found.domain
         if not low < 0 < high:
             raise InputError(f"domain {(low, high)}: must hold 0 inside, where no token is")
-        if FUNCTIONS[name].exact(np.zeros(1))[0] != 0:
+        if np.any(FUNCTIONS[name].exact(np.zeros(1))):
             raise InputError(f"{name} is not 0 at 0, as it must be where no token is")
         at_zero = float(found(0.0))
         error = (found.max_error or 0.0) + abs(at_zero)

@@ -83,7 +83,7 @@ class SquaringSoftmax:
         narrow = self.bound / 2**self.squarings
         relative = self.unit / 2**self.squarings * error
         absolute = (math.exp(narrow) + 2 * math.sqrt(self.period)) * self.noise
-        return 2.0 ** (turn + 1) * (relative + absolute) * self._gain(turn)
+        return math.ldexp(relative + absolute, turn + 1) * self._gain(turn)
 
     @classmethod
     def choose(
