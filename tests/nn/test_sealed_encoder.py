@@ -116,8 +116,7 @@ def test_the_mean_and_the_pooler_are_the_owners():
     encoder = made(rate=1.0).eval()
     ids, mask = texts()
     first = encoder(ids, mask)
-    shape = TinyShape(pool="mean", pooler=True)
-    encoder.owner.public = dataclasses.replace(encoder.owner.public, shape=shape)
+    encoder.owner.public = dataclasses.replace(encoder.owner.public, pooling="mean", shape=TinyShape(pooler=True))
     lengths = torch.tensor([[2.0], [4.0], [1.0]])
     assert (encoder(ids, mask) - (first / lengths).tanh()).abs().max() < TOLERANCE
     encoder.owner.close()

@@ -49,7 +49,7 @@ def test_a_step_is_pads_ciphertexts_and_counts():
             case Type.FORWARD:
                 assert len(payload) == 0
             case Type.BACKWARD:
-                assert np.frombuffer(payload).tolist() == [8.0 / model.public.sequences, 0.9]
+                assert np.frombuffer(payload).tolist() == [8.0 / model.public.batch, 0.9]
             case Type.PUBLIC_KEY | Type.KEYS:
                 assert wire.peek(payload).kind == {Type.PUBLIC_KEY: "public_key", Type.KEYS: "evaluation_keys"}[what]
             case Type.KEPT:
@@ -68,13 +68,13 @@ def test_a_step_is_pads_ciphertexts_and_counts():
         ("down", Type.WELCOME): 1,
         ("up", Type.PUBLIC_KEY): 1,
         ("up", Type.KEYS): 1,
-        ("up", Type.FRESH): 1,
+        ("up", Type.FRESH): 2,
         ("down", Type.READY): 1,
         ("up", Type.FORWARD): 1,
         ("up", Type.INPUTS): 1,
         ("up", Type.MASK): 1,
-        ("down", Type.REFRESH): 8,
-        ("up", Type.REFRESHED): 8,
+        ("down", Type.REFRESH): 4,
+        ("up", Type.REFRESHED): 4,
         ("down", Type.POOLED): 1,
         ("up", Type.BACKWARD): 1,
         ("up", Type.GRADIENT): 1,
@@ -84,7 +84,7 @@ def test_a_step_is_pads_ciphertexts_and_counts():
 
 
 def looks_uniform(payload):
-    """The lowest bytes of the last row's words: 255 degrees of freedom, and eight standard deviations above their mean."""
+    """The lowest bytes of the last row's words: 255 degrees of freedom, eight standard deviations above their mean."""
     width = (PARAMETERS.primes[1].bit_length() + 7) // 8
     low = np.frombuffer(payload[-width * PARAMETERS.ring_dimension :], np.uint8)[::width]
     expected = len(low) / 256
@@ -92,14 +92,14 @@ def looks_uniform(payload):
 
 
 def test_sizes_and_schedule_are_the_same_for_other_weights_and_data():
-    """The owner of a model that is larger by a thousand, and the server of another batch, see the same lengths."""
+    """The owner of a model whose weights are smaller by ten, and the server of another batch, see the same lengths."""
 
     def shape(seen):
         return [(direction, type_of(message), len(message)) for direction, message in seen]
 
     first = shape(recorded(TinyModel()))
-    assert first == shape(recorded(TinyModel(seed=5, scale=5e-4), seed=2))
-    assert len(first) == 31
+    assert first == shape(recorded(TinyModel(seed=5, scale=0.05), seed=2))
+    assert len(first) == 24
 
 
 def test_nothing_is_sent_twice_and_every_job_is_another():

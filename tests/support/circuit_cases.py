@@ -31,8 +31,8 @@ class Watched(ckks.ClearEvaluator):
             self.rotated.extend(steps)
         return super().rotate(x, steps)
 
-    def assume(self, x, bound):
-        y = super().assume(x, bound)
+    def assume(self, x, bound, error=None):
+        y = super().assume(x, bound, error)
         assert np.abs(y._slots).max() <= y.bound * (1 + 1e-9)
         return y
 
@@ -44,26 +44,29 @@ class Watched(ckks.ClearEvaluator):
         return amounts
 
 
-class Refreshed(Watched):
-    """Has levels without end: a tensor is fresh again where a circuit promises a bound."""
-
-    def assume(self, x, bound):
-        return self.tensor(super().assume(x, bound).values, bound=bound)
-
-
 class Renewing(Watched):
-    """Refreshes: a new tensor of the values, from two levels up. Notes how many features came back at which level."""
+    """Notes what is refreshed: features, and the bound."""
 
     def __init__(self, parameters=PARAMETERS, noise=None):
         super().__init__(parameters, noise)
-        self.renewed: list[int] = []
+        self.renewed: list[tuple[int, float]] = []
+
+    def refresh(self, x, level=None, *, packed=False):
+        self.renewed.append((x.shape[1], x.bound))
+        return super().refresh(x, level, packed=packed)
+
+
+class Attended(ckks.Evaluator):
+    """On ciphertexts, with the owner of the key at hand: refreshes by decrypting and encrypting."""
+
+    def __init__(self, parameters: ckks.Parameters, keys: ckks.EvaluationKeys, secret: ckks.SecretKey) -> None:
+        super().__init__(parameters, keys)
+        self.secret = secret
 
     def refresh(self, x, level=None, *, packed=False):
         assert x.level >= 2
         assert not packed
-        self.renewed.append(x.shape[1])
-        scale = None if x.level > 2 else x.scale
-        return self.tensor(x.values, bound=x.bound, level=level, scale=scale)
+        return self.secret.encrypt(np.clip(self.secret.decrypt(x), -x.bound, x.bound), bound=x.bound, level=level)
 
 
 def tensor(evaluator, values, level=None, bound=None, domain=(-1.0, 1.0)):

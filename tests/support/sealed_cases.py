@@ -16,6 +16,7 @@ from privtuner.ckks.keys import EvaluationKeys, PublicKey, SecretKey
 from privtuner.ckks.tensor import EncryptedTensor
 from privtuner.nn import OwnerBundle, Split
 from privtuner.schemes import LocalTransport
+from privtuner.sealed import owner, server
 from privtuner.sealed.messages import _BODY, _KIND, Type
 from privtuner.sealed.model import EncryptedAdapters
 from privtuner.sealed.owner import SealedOwner
@@ -28,58 +29,59 @@ SLOTS = PARAMETERS.slots
 SEQUENCES = SLOTS // PERIOD
 
 
+def planned_packed(bound):
+    core = Evaluator(PARAMETERS)._core.planned_packed(np.ones((WIDTH, 1)), 6, bound, np.zeros(0))
+    return EncryptedTensor(core, PARAMETERS)
+
+
+
+
+PAIRS = WIDTH // 2
+"""Ciphertexts that carry the features of a wide tensor in a refresh."""
+
+
 class Keys(NamedTuple):
-    rotations: tuple[int, ...]
-    relinearisation: bool
-    conjugation: bool
-    packing: bool
+    rotations: tuple[int, ...] = ()
+    conjugation: bool = True
+    packing: bool = True
 
 
 class Refresh(NamedTuple):
     stage: str
     ciphertexts: int
-    level: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    features: int
-    level: int
-    bound: float
-    scale: float | None = None
-    noise: float | None = None
-
-    def planned(self, parameters):
-        return Evaluator(parameters).planned(
-            SLOTS, self.features, bound=self.bound, level=self.level, scale=self.scale, noise=self.noise
-        )
+    level: int = 6
 
 
 @dataclass(frozen=True)
 class TinyShape:
-    width: int = WIDTH
-    period: int = PERIOD
-    pool: str = "first"
     pooler: bool = False
+
+
+SCHEDULES = {
+    "embed": (Refresh("product", PAIRS),),
+    "forward": (Refresh("product", PAIRS),),
+    "backward": (Refresh("gradient", 1), Refresh("velocity", 1), Refresh("adapters", 1)),
+}
 
 
 @dataclass(frozen=True)
 class TinyPublic:
     id: bytes
-    parameters: ckks.Parameters = PARAMETERS
+    pooling: str = "first"
     shape: TinyShape = field(default_factory=TinyShape)
-    sequences: int = SEQUENCES
-    keys: Keys = Keys(tuple(1 << bit for bit in range(SLOTS.bit_length() - 1)), True, False, False)
-    input: Layout = Layout(WIDTH, 6, 1.0)
-    mask: Layout = Layout(1, 6, 1.0)
-    gradient: Layout = Layout(WIDTH, 6, 1.0)
-    adapters: Layout = Layout(WIDTH, 6, 4.0)
-    velocity: Layout = Layout(WIDTH, 6, 64.0)
-    pooled: Layout = Layout(WIDTH, 4, 64.0, noise=4096.0)
-    forward: tuple[Refresh, ...] = (Refresh("product", WIDTH, 6),)
-    train_forward: tuple[Refresh, ...] = (Refresh("product", WIDTH, 6),)
-    backward: tuple[Refresh, ...] = (Refresh("gradient", WIDTH, 6),)
-    step: tuple[Refresh, ...] = (Refresh("velocity", WIDTH, 6), Refresh("adapters", WIDTH, 6))
+
+    parameters = PARAMETERS
+    period, batch, width = PERIOD, SEQUENCES, WIDTH
+    keys = Keys()
+    adapter_numbers = WIDTH
+    inputs = Evaluator(PARAMETERS).planned(SLOTS, WIDTH)
+    mask = Evaluator(PARAMETERS).planned(SLOTS, 1)
+    gradient = Evaluator(PARAMETERS).planned(SLOTS, WIDTH)
+    adapters = tuple(planned_packed(bound) for bound in (4.0, 64.0))
+    pooled = Evaluator(PARAMETERS).planned(SLOTS, WIDTH, level=4, bound=64.0, noise=2.0**25)
+
+    def schedule(self, task):
+        return SCHEDULES[task]
 
     def arrange(self, x, lengths):
         values, mask = np.zeros((PERIOD, SEQUENCES, WIDTH)), np.zeros((PERIOD, SEQUENCES, 1))
@@ -96,8 +98,12 @@ class TinyPublic:
         values[: len(gradient)] = gradient
         return values
 
-    def initial_adapters(self, generator):
-        return np.ones((SLOTS, WIDTH))
+    def initial_adapters(self, secret):
+        """The same for all, so that tests can compute what becomes of them."""
+        return tuple(
+            secret.encrypt_packed(np.full((WIDTH, 1), value), bound=planned.bound, level=6)
+            for value, planned in zip((1.0, 0.0), self.adapters, strict=True)
+        )
 
 
 class TinyModel:
@@ -115,26 +121,27 @@ class TinyModel:
     def forward(self, ev, x, mask, adapters, keep=False, progress=None):
         h = ev.assume(ev.linear(ev.concatenate([x, mask]), self.matrix), 4.0)
         progress("product")
-        y = ev.assume(ev.refresh(ev.multiply(h, adapters.values), 6), 4.0)
+        y = ev.assume(ev.refresh(ev.multiply(h, ev.expand(adapters.values, WIDTH)), 6), 4.0)
         first = np.zeros(SLOTS)
         first[:SEQUENCES] = 1
         pooled = ev.assume(ev.multiply_plain(ev.square(y), first), 64.0)
-        return ev.reveal(pooled), (h, y) if keep else None
+        return ev.reveal(self.last(ev, pooled), error=1e-2), (h, y) if keep else None
+
+    def last(self, ev, pooled):
+        return pooled
 
     def backward(self, ev, saved, gradient, adapters, progress=None):
         self.before_backward()
         h, y = saved
         progress("gradient")
         each = ev.multiply(ev.multiply(ev.multiply(gradient, y), h), 2.0)
-        return ev.assume(ev.refresh(ev.assume(ev.sum_slots(each), 64.0), 6), 64.0)
+        return ev.refresh(ev.assume(ev.pack_slot_sums(each), 64.0), 6, packed=True)
 
     def step(self, ev, adapters, gradients, rate, momentum):
-        velocity = gradients
-        if adapters.velocity is not None:
-            velocity = ev.add(ev.multiply(adapters.velocity, momentum), ev.multiply(gradients, 1.0))
-        velocity = ev.refresh(ev.assume(velocity, 64.0), 6)
+        velocity = ev.add(ev.multiply(adapters.velocity, momentum), ev.multiply(gradients, 1.0))
+        velocity = ev.refresh(ev.assume(velocity, 64.0), 6, packed=True)
         values = ev.subtract(ev.multiply(adapters.values, 1.0), ev.multiply(velocity, rate))
-        return EncryptedAdapters(ev.refresh(ev.assume(values, 4.0), 6), velocity)
+        return EncryptedAdapters(ev.refresh(ev.assume(values, 4.0), 6, packed=True), velocity)
 
     # The same in the clear
 
@@ -240,34 +247,32 @@ class StandInEvaluator(Evaluator):
         super().__init__(parameters, keys)
         self.refresher = refresher
 
-    def refresh(self, x, level=None):
-        x = self.multiply(x, 1.0) if x.scale[0] != PARAMETERS.scale(x.level) else x
-        while x.level > 2:
-            x = self.multiply(self.drop_level(x, 3), 1.0)
-        parts = [self.select(x, slice(f, f + 2)) for f in range(0, x.shape[1], 2)]
-        planned = [self.planned(*part.shape, bound=x.bound, level=level) for part in parts]
-        replies = self.refresher.exchange(part.to_bytes() for part in parts)
-        return self.concatenate(
-            [EncryptedTensor.from_bytes(PARAMETERS, r, p) for r, p in zip(replies, planned, strict=True)]
+    def _refreshed(self, x, level, packed):
+        if x.planned:
+            return super()._refreshed(x, level, packed)
+        core = self._core.refreshed(x._core, level, packed)
+        expected = self.planned(
+            *x.shape, bound=core.bound, level=level, scale=core.scale, noise=float(core.noise.max())
         )
+        most = PARAMETERS.refresh_batch(level)
+        spans = [slice(f, min(f + most, x.shape[1])) for f in range(0, x.shape[1], most)]
+        replies = self.refresher.exchange(self.select(x, span).to_bytes() for span in spans)
+        parts = [
+            EncryptedTensor.from_bytes(PARAMETERS, reply, self.select(expected, span))
+            for reply, span in zip(replies, spans, strict=True)
+        ]
+        return self.concatenate(parts)
 
-    def reveal(self, x):
+    def _revealed(self, x, flood_bits, error):
         return x
 
 
 class StandInSecretKey(SecretKey):
-    bound = 64.0
-
-    def refresh(self, message, level):
-        planned = Evaluator(PARAMETERS).planned(SLOTS, 2, bound=self.bound, level=2)
-        values = self.decrypt(EncryptedTensor.from_bytes(PARAMETERS, message, planned))
-        return self.encrypt(values, bound=self.bound, level=level).to_bytes()
-
-    def encrypt_packed(self, values, *, bound, level):
-        return self.encrypt(values, bound=bound, level=level)
-
-    def decrypt_packed(self, tensor):
-        return self.decrypt(tensor)
+    def refresh(self, message, level, count):
+        scale, bound = 2.0**40, 2.0**20
+        planned = Evaluator(PARAMETERS).planned(SLOTS, count, bound=bound, level=2, scale=scale)
+        values = self.decrypt(EncryptedTensor.from_bytes(PARAMETERS, message, planned), complex=True)
+        return self.encrypt(values, bound=bound, level=level, scale=scale).to_bytes()
 
     def public_key(self, common):
         return super().public_key()
@@ -276,15 +281,15 @@ class StandInSecretKey(SecretKey):
         return super().evaluation_keys(**options)
 
 
+class _Reader:
+    def __init__(self, cls):
+        self.cls = cls
+
+    def from_bytes(self, parameters, data, common):
+        return self.cls.from_bytes(parameters, data)
+
+
 def stand_in(monkeypatch: Any) -> None:
-    from privtuner.sealed import owner, server
-
     monkeypatch.setattr(owner, "SecretKey", StandInSecretKey)
-    for name, cls in (("PublicKey", PublicKey), ("EvaluationKeys", EvaluationKeys)):
-
-        class Reader:
-            @staticmethod
-            def from_bytes(parameters, data, common, cls=cls):
-                return cls.from_bytes(parameters, data)
-
-        monkeypatch.setattr(server, name, Reader)
+    monkeypatch.setattr(server, "PublicKey", _Reader(PublicKey))
+    monkeypatch.setattr(server, "EvaluationKeys", _Reader(EvaluationKeys))

@@ -339,7 +339,7 @@ def _coefficients(slots: Array) -> Array:
 _VALUES: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "add_constant": np.add,
-    "assume": lambda x, _bound: x,
+    "assume": lambda x, _bound, _error: x,
     "concatenate": lambda *xs: np.concatenate(xs, axis=1),
     "conjugate": np.conj,
     "dot": lambda x, y: (x * y).sum(axis=1, keepdims=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar, overload
@@ -298,13 +299,19 @@ class Operations(ABC, Generic[T]):
         """Return what `reveal` makes of x; here: what is known of it."""
         return self._one((x,), self._core.revealed, flood_bits, error)
 
-    def assume(self, x: T, bound: float) -> T:
+    def assume(self, x: T, bound: float, error: float | None = None) -> T:
         """The same tensor with the caller's promise that |value| <= bound. No copy, no level.
 
+        Args:
+            x: any tensor.
+            bound: positive.
+            error: positive, what no slot is off by, where less is known to be than the prediction, which takes every
+                value for as large as the bound and every error for as bad as it may be; None to leave the prediction.
+
         Raises:
-            CkksError: the bound is not a positive number.
+            CkksError: the bound or the error is not a positive number.
         """
-        return self._one((x,), self._core.assume, bound)
+        return self._one((x,), self._core.assume, bound, math.inf if error is None else float(error))
 
 
 class Evaluator(Operations[EncryptedTensor]):

@@ -10,7 +10,16 @@ from numpy.typing import ArrayLike
 from privtuner.ckks.evaluator import Matrix
 from privtuner.ckks.polynomial import Polynomial
 
-__all__ = ["EvaluatorProtocol", "Tensor", "TensorProtocol"]
+__all__ = ["BudgetProtocol", "EvaluatorProtocol", "Tensor", "TensorProtocol"]
+
+
+class BudgetProtocol(Protocol):
+    """What circuits read of a tensor's budget."""
+
+    @property
+    def error(self) -> float:
+        """What the worst slot's absolute error stays below, but for one case in a million."""
+        ...
 
 
 class TensorProtocol(Protocol):
@@ -29,6 +38,10 @@ class TensorProtocol(Protocol):
     @property
     def bound(self) -> float:
         """What |value| stays below."""
+        ...
+
+    def budget(self) -> BudgetProtocol:
+        """What is predicted of its errors."""
         ...
 
 
@@ -139,6 +152,6 @@ class EvaluatorProtocol(Protocol[Tensor]):
         """The same values to be decrypted by the owner: re-randomised, and flooded as far as ``error`` allows."""
         ...
 
-    def assume(self, x: Tensor, bound: float) -> Tensor:
-        """The same tensor with the caller's promise that |value| <= bound in every slot."""
+    def assume(self, x: Tensor, bound: float, error: float | None = None) -> Tensor:
+        """The same tensor with the caller's promise that |value| <= bound in every slot, off by ``error`` at most."""
         ...

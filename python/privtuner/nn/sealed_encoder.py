@@ -52,8 +52,8 @@ class SealedEncoder(torch.nn.Module):
             raise InputError(f"momentum is {momentum:g}; give a number in [0, 1)")
         self.embeddings = embeddings.requires_grad_(False)
         self.owner, self.rate, self.momentum = owner, rate, momentum
-        shape = owner.public.shape
-        self.width, self.period, self.sequences = shape.width, shape.period, owner.public.sequences
+        public = owner.public
+        self.width, self.period, self.sequences = public.width, public.period, public.batch
         self.meter = TrafficMeter()
         self._passes = 0
 
@@ -91,10 +91,10 @@ class SealedEncoder(torch.nn.Module):
             pooled: torch.Tensor = _Pooled.apply(trigger, x, lengths, self)  # type: ignore[no-untyped-call]
         else:
             pooled = self.run("embed", x, lengths)
-        shape = self.owner.public.shape
-        if shape.pool == "mean":
+        public = self.owner.public
+        if public.pooling == "mean":
             pooled = pooled / lengths.to(pooled).unsqueeze(1)
-        return pooled.tanh() if shape.pooler else pooled
+        return pooled.tanh() if public.shape.pooler else pooled  # it can be undone, so it would hide nothing
 
     def run(self, task: str, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Run the task "embed" or "forward" of the owner, and count its traffic."""

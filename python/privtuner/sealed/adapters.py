@@ -28,6 +28,9 @@ BOUND = 16.0
 """What the numbers of all adapters stay below, and their velocities by `GRADIENT_BOUND`."""
 GRADIENT_BOUND = 2.0**9
 """What the gradients stay below, summed over a batch of sequences: the owner divides by a power of two if need be."""
+ERROR = 2.0**-14
+"""What errors of values stay below, as a part of their bound: what is known of them by running the circuits on clear
+numbers with noise, where predictions add up the worst of every operation."""
 STEP_LEVEL = 4
 """The level at which gradients enter a step: one for its combination, three for the refresh that follows."""
 
@@ -75,7 +78,7 @@ class Adapter:
             inner: what |A x| stays below.
             factor: by which B is multiplied.
         """
-        u = ev.assume(self._down(ev, values, self._a, x), inner)
+        u = ev.assume(self._down(ev, values, self._a, x), inner, inner * ERROR)
         return u, self._up(ev, values, self._b, u, factor)
 
     def backward(
@@ -91,7 +94,7 @@ class Adapter:
             inner: what the gradient by A x stays below.
             through: whether to return the gradient by x, two levels below dy.
         """
-        w = ev.assume(self._down(ev, values, self._b, dy), inner)
+        w = ev.assume(self._down(ev, values, self._b, dy), inner, inner * ERROR)
         gradients = [*self._outer(ev, x, w), *self._outer(ev, dy, u)]
         return gradients, self._up(ev, values, self._a, w) if through else None
 
@@ -137,7 +140,8 @@ class Adapter:
         x, u = (ev.drop_level(y, level) for y in (x, u))
         for rows in self.chunks.groups:
             products = [ev.multiply(u, ev.select(x, slice(f, f + 1))) for f in range(rows.start, rows.stop)]
-            yield ev.assume(ev.pack_slot_sums(ev.concatenate(products)), GRADIENT_BOUND)
+            sums = ev.pack_slot_sums(ev.concatenate(products))
+            yield ev.assume(sums, GRADIENT_BOUND, GRADIENT_BOUND * ERROR)
 
 
 OUTER_LEVEL = 3
@@ -178,8 +182,8 @@ def take_step(
     velocity = ev.linear_combination([adapters.velocity, g], [momentum * ones, ones])
     values = ev.linear_combination([adapters.values, adapters.velocity, g], [ones, -momentum * rates, -rates])
     return EncryptedAdapters(
-        ev.refresh(ev.assume(values, BOUND), level, packed=True),
-        ev.refresh(ev.assume(velocity, GRADIENT_BOUND), level, packed=True),
+        ev.refresh(ev.assume(values, BOUND, BOUND * ERROR), level, packed=True),
+        ev.refresh(ev.assume(velocity, GRADIENT_BOUND, GRADIENT_BOUND * ERROR), level, packed=True),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Generic
 
 from privtuner.ckks import circuits
 from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
-from privtuner.sealed.adapters import Adapter
+from privtuner.sealed.adapters import ERROR, Adapter
 from privtuner.sealed.affine import Affine, Masks, add_residual, canonical
 from privtuner.sealed.domains import LayerDomains
 from privtuner.sealed.shape import Shape, Target
@@ -30,6 +30,11 @@ INNER = 1.0
 
 Saved = dict[str, Tensor]
 """What a block keeps for its backward pass, by name."""
+
+
+def within(ev: EvaluatorProtocol[Tensor], x: Tensor, bound: float) -> Tensor:
+    """The tensor with the bound that was measured, and errors within `ERROR` of it."""
+    return ev.assume(x, bound, bound * ERROR)
 
 
 class Stages(Generic[Tensor]):
@@ -116,8 +121,10 @@ class Block:
         up, down = Affine.of([weights.up]), Affine.of([weights.down])
         self.chunks = list(zip(up.rows(CHUNK), down.columns(CHUNK), strict=True))
         self.activation = circuits.Activation(shape.activation, domains.up)
-        self.norm1 = circuits.LayerNorm(weights.norm1.weight, weights.norm1.bias, domains.variance1, shape.eps)
-        self.norm2 = circuits.LayerNorm(weights.norm2.weight, weights.norm2.bias, domains.variance2, shape.eps)
+        self.norms = tuple(
+            (circuits.LayerNorm.choose(shape.width, domain, shape.eps), norm)
+            for domain, norm in ((domains.variance1, weights.norm1), (domains.variance2, weights.norm2))
+        )
         self.adapters: dict[Target, Adapter] = {
             target: Adapter(shape, layer, target) for layer, target in shape.adapted if layer == index
         }
@@ -156,18 +163,18 @@ class Block:
         k = canonical(ev, self.key.apply(ev, self.key.extend(ev, h, masks)), level)
         v = self._project(ev, "value", self.value, h, masks, values, level, keep)
         q, k, v = (
-            ev.assume(x, bound)
+            within(ev, x, bound)
             for x, bound in ((q, domains.query / self.unit), (k, domains.key), (v, domains.value))
         )
         for part, x in (("query", q), ("key", k), ("value", v)):
             keep(part, x)
-        scores = ev.assume(circuits.attention_scores(ev, q, k, shape.period, shape.heads), 1.0)
+        scores = within(ev, circuits.attention_scores(ev, q, k, shape.period, shape.heads), 1.0)
         scores = stages.at(name + "scores", scores)
         p = self.softmax.forward(ev, scores, pairs, masks.mask, shape.heads, stages.within(name))
         keep("probabilities", p)
-        mixed = ev.assume(circuits.attention_values(ev, p, v, shape.period, shape.heads), domains.mixed)
+        mixed = within(ev, circuits.attention_values(ev, p, v, shape.period, shape.heads), domains.mixed)
         out = self.output.apply(ev, self.output.extend(ev, mixed, masks))
-        x = ev.assume(add_residual(ev, out, h), domains.residual1)
+        x = within(ev, add_residual(ev, out, h), domains.residual1)
         return self._norm(ev, 1, stages.settle(name + "residual1", x), masks, keep)
 
     def feed_forward(
@@ -197,16 +204,16 @@ class Block:
         total: Tensor | None = None
         extended = self.chunks[0][0].extend(ev, y, masks)
         for number, (up, down) in enumerate(self.chunks):
-            z = ev.assume(up.apply(ev, extended), max(-domains.up[0], domains.up[1]))
+            z = within(ev, up.apply(ev, extended), max(-domains.up[0], domains.up[1]))
             z = stages.settle(name + "up", z)
             active = self.activation.forward(ev, z)
             if keep:
                 keep(f"slope{number}", self.activation.slope(ev, z))
-            active = stages.at(name + "active", ev.assume(active, domains.active))
+            active = stages.at(name + "active", within(ev, active, domains.active))
             part = down.apply(ev, down.extend(ev, active, masks))
             total = part if total is None else ev.add(total, part)
         assert total is not None  # noqa: S101 - there is a chunk
-        x = ev.assume(add_residual(ev, total, y), domains.residual2)
+        x = within(ev, add_residual(ev, total, y), domains.residual2)
         return self._norm(ev, 2, stages.settle(name + "residual2", x), masks, keep)
 
     def _project(
@@ -232,11 +239,11 @@ class Block:
     def _norm(
         self, ev: EvaluatorProtocol[Tensor], which: int, x: Tensor, masks: Masks[Tensor], keep: Keep[Tensor]
     ) -> Tensor:
-        norm, bound = (self.norm1, self.domains.output1) if which == 1 else (self.norm2, self.domains.output2)
-        y, (centred, root) = norm.forward(ev, x, masks.mask)
-        keep(f"centred{which}", centred)
-        keep(f"root{which}", root)
-        return ev.assume(y, bound)
+        norm, weights = self.norms[which - 1]
+        y, saved = norm.forward(ev, x, masks.mask, weights.weight, weights.bias)
+        keep(f"centred{which}", saved.centred)
+        keep(f"root{which}", saved.root)
+        return within(ev, y, self.domains.output1 if which == 1 else self.domains.output2)
 
     # Backward
 
@@ -255,16 +262,15 @@ class Block:
             (slots, width), of the chain's scale.
         """
         domains, name = self.domains, f"{self.index}."
-        dx = ev.assume(self.norm2.backward(ev, (saved["centred2"], saved["root2"]), dy), domains.d_residual2)
-        dx = stages.at(name + "d_residual2", dx)
+        dx = stages.at(name + "d_residual2", self._norm_backward(ev, 2, saved, dy))
         total: Tensor | None = None
         for number, (up, down) in enumerate(self.chunks):
-            da = stages.settle(name + "d_active", ev.assume(down.backward(ev, dx), domains.d_active))
-            dz = ev.assume(ev.multiply(da, saved[f"slope{number}"]), domains.d_up)
+            da = stages.settle(name + "d_active", within(ev, down.backward(ev, dx), domains.d_active))
+            dz = within(ev, ev.multiply(da, saved[f"slope{number}"]), domains.d_up)
             part = up.backward(ev, stages.at(name + "d_up", dz))
             total = part if total is None else ev.add(total, part)
         assert total is not None  # noqa: S101 - there is a chunk
-        return stages.settle(name + "d_output1", ev.assume(add_residual(ev, total, dx), domains.d_output1))
+        return stages.settle(name + "d_output1", within(ev, add_residual(ev, total, dx), domains.d_output1))
 
     def attention_backward(
         self,
@@ -289,25 +295,24 @@ class Block:
         """
         shape, domains, name = self.shape, self.domains, f"{self.index}."
         q, k, v, p = (saved[part] for part in ("query", "key", "value", "probabilities"))
-        dx = ev.assume(self.norm1.backward(ev, (saved["centred1"], saved["root1"]), dy), domains.d_residual1)
-        dx = stages.at(name + "d_residual1", dx)
-        do = canonical(ev, ev.assume(self.output.backward(ev, dx), domains.d_mixed))
+        dx = stages.at(name + "d_residual1", self._norm_backward(ev, 1, saved, dy))
+        do = canonical(ev, within(ev, self.output.backward(ev, dx), domains.d_mixed))
         dp, dv = circuits.attention_values_backward(ev, do, p, v, shape.period, shape.heads)
-        dp = stages.at(name + "d_probabilities", ev.assume(dp, domains.d_probabilities))
-        ds = ev.assume(circuits.softmax_backward(ev, p, dp, shape.heads), domains.d_scores)
+        dp = stages.at(name + "d_probabilities", within(ev, dp, domains.d_probabilities))
+        ds = within(ev, circuits.softmax_backward(ev, p, dp, shape.heads), domains.d_scores)
         ds = stages.at(name + "d_scores", ds)
         through = self.index > 0
         if through:
             dq, dk = circuits.attention_scores_backward(ev, ds, q, k, shape.period, shape.heads)
             # The query was divided by the scores' bound, and so is the gradient by the key.
-            dq, dk = ev.assume(dq, domains.d_query), ev.assume(dk, domains.d_key / self.unit)
+            dq, dk = within(ev, dq, domains.d_query), within(ev, dk, domains.d_key / self.unit)
             both = stages.at(name + "d_query", ev.concatenate([dq, dk]))
             dq, dk = ev.select(both, slice(0, shape.width)), ev.select(both, slice(shape.width, None))
             dx = ev.add(dx, canonical(ev, self.key_back.backward(ev, dk)))
         else:
-            dq = ev.assume(circuits.attention_values(ev, ds, k, shape.period, shape.heads), domains.d_query)
+            dq = within(ev, circuits.attention_values(ev, ds, k, shape.period, shape.heads), domains.d_query)
             dq = stages.at(name + "d_query", dq)
-        dv = stages.level_with(name + "d_value", ev.assume(dv, domains.d_value), dq)
+        dv = stages.level_with(name + "d_value", within(ev, dv, domains.d_value), dq)
         gradients: list[Tensor] = []
         targets: tuple[tuple[Target, Tensor, float, Affine], ...] = (
             ("query", dq, domains.d_query, self.query_back),
@@ -322,3 +327,11 @@ class Block:
                 gradients.extend(found)
                 dx = dx if more is None else ev.add(dx, more)
         return (dx if through else None), gradients
+
+    def _norm_backward(
+        self, ev: EvaluatorProtocol[Tensor], which: int, saved: Saved[Tensor], dy: Tensor
+    ) -> Tensor:
+        norm, weights = self.norms[which - 1]
+        kept = circuits.Normed(saved[f"centred{which}"], saved[f"root{which}"])
+        dx = norm.backward(ev, kept, dy, weights.weight)
+        return within(ev, dx, self.domains.d_residual1 if which == 1 else self.domains.d_residual2)

@@ -11,7 +11,7 @@ from privtuner.ckks import circuits
 from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
 from privtuner.errors import InputError
 from privtuner.sealed.affine import Affine, Masks
-from privtuner.sealed.block import Block, Keep, Saved, Stages
+from privtuner.sealed.block import Block, Keep, Saved, Stages, within
 from privtuner.sealed.domains import Domains
 from privtuner.sealed.shape import Shape
 from privtuner.sealed.weights import Weights
@@ -56,7 +56,8 @@ class Encoder:
             x: embeddings (slots, width), zero at hidden positions.
             mask: (slots, 1), 1 at real positions, else 0.
             values: of `EncryptedAdapters`, or None without adapters.
-            stages: those of the blocks, and ``output`` between two of them, all with the block's number before.
+            stages: those of the blocks, and ``output`` between two of them, all with the block's number before; at the
+                end ``pooled``.
             levels: of `Keep`, with the block's number before each name; None keeps nothing.
 
         Returns:
@@ -76,7 +77,7 @@ class Encoder:
             saved.append(keep.saved)
             if block.index < len(self.blocks) - 1:
                 h = stages.at(name + "output", h)
-        return self._pool(ev, h, masks), saved
+        return self._pool(ev, stages.at("pooled", h), masks), saved
 
     def _pool(self, ev: EvaluatorProtocol[Tensor], h: Tensor, masks: Masks[Tensor]) -> Tensor:
         """Sum the vectors of every sequence, or take the first one, and zero all slots but those of `places`."""
@@ -94,12 +95,12 @@ class Encoder:
             h, step = ev.add(h, turned), 2 * step
         if self.pooler is not None:
             h = self.pooler.apply(ev, h)
-        h = ev.assume(h, self.domains.pooled)
+        h = within(ev, h, self.domains.pooled)
         packed = []
         for begin in range(0, self.shape.width, period):
             some = ev.select(h, slice(begin, min(begin + period, self.shape.width)))
             packed.append(ev.sum_features(ev.multiply_plain(some, places(ev.slots, period)[:, : some.shape[1]])))
-        return ev.assume(ev.concatenate(packed), self.domains.pooled)
+        return within(ev, ev.concatenate(packed), self.domains.pooled)
 
     def backward(
         self,

@@ -19,8 +19,9 @@ _TAG_BYTES = 32
 class Locker:
     """Encrypts and authenticates pieces: SHAKE-256 under a key as the stream, HMAC-SHA-256 over what comes of it.
 
-    The adapters are ciphertexts under the owner's key, so an owner who kept them as they are could decrypt them, and of
-    two steps' adapters the activations that met in their gradients. Locked, they are the owner's to keep and not to read.
+    The adapters are ciphertexts under the owner's key, so an owner who kept them as they are could decrypt them, and
+    learn from two steps' adapters of the activations that met in their gradients. Locked, they are the owner's to keep
+    and not to read.
 
     Args:
         secret: 32 bytes that the model's owner alone can make.

@@ -55,7 +55,7 @@ NONCE_BYTES = 32
 STEP = struct.Struct("<Q")
 """A step's number."""
 
-_KIND = "sealed_request"
+_KIND = "job"
 _BODY = struct.Struct("<BBHI")
 _RATES = struct.Struct("<dd")
 _PIECE_BYTES = 4 << 20  # large enough to amortise the cost of a message, small enough to overlap with the next

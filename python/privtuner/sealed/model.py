@@ -8,5 +8,12 @@ SealedModel = Any
 
 
 class EncryptedAdapters(NamedTuple):
+    """Stand-in."""
+
     values: Any
-    velocity: Any = None
+    velocity: Any
+
+    @property
+    def tensors(self) -> tuple[Any, ...]:
+        """Stand-in."""
+        return tuple(self)

@@ -1,4 +1,4 @@
-"""The data owner of a sealed model: keys, encrypted batches, refreshes, pooled vectors, and the locked training state."""
+"""The data owner of a sealed model: keys, encrypted batches, refreshes, pooled vectors, the locked training state."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class SealedOwner:
         allow_insecure: bool = False,
     ) -> None:
         parameters = require_secure(public.parameters, allow_insecure)
-        bound = 1.0 / public.sequences if gradient_bound is None else gradient_bound
+        bound = 1.0 / public.batch if gradient_bound is None else gradient_bound
         if not (bound > 0 and math.frexp(bound)[0] == 0.5):
             raise InputError(f"gradient_bound is {bound:g}; give a power of two")
         if not (patience > 0 and retries >= 0 and pause >= 0):
@@ -128,7 +128,7 @@ class SealedOwner:
         self._transport, self._patience, self._retries, self._pause = transport, patience, retries, pause
         self._secret = SecretKey(parameters)
         self._run = secrets.token_bytes(16)
-        self._fresh: EncryptedTensor | None = None
+        self._fresh: tuple[EncryptedTensor, ...] = ()
         self._kept: list[bytes] = []
         self._connection: _Connection | None = None
         self._batch: tuple[Array, npt.NDArray[np.int64]] | None = None
@@ -137,7 +137,7 @@ class SealedOwner:
         """Return the pooled vectors of a batch; the server keeps nothing of it.
 
         Args:
-            x: float (n, length, width): embeddings after their norm; n at most ``public.sequences``, length at most
+            x: float (n, length, width): embeddings after their norm; n at most ``public.batch``, length at most
                 the period. What stands at positions beyond a sequence's length is not used.
             lengths: integers (n,), each in [1, length].
 
@@ -184,18 +184,17 @@ class SealedOwner:
         peak = np.abs(g).max(axis=1, keepdims=True)
         unit = self.gradient_bound / self.public.gradient.bound
         g = g * np.minimum(1.0, self.gradient_bound / np.maximum(peak, 1e-300)) / unit
-        spread = self.public.spread(g, lengths)
+        gradient_slots = self.public.spread(g, lengths)
 
         def work(connection: _Connection) -> None:
             if not connection.kept:  # a new connection: the server has nothing of the batch
                 self._send_batch(connection, "forward", x, lengths)
-                self._collect(connection, self.public.train_forward)
+                self._collect(connection, "forward")
             connection.kept = False
             connection.begin("backward")
             connection.send(Type.BACKWARD, Rates(rate * unit, momentum).to_bytes())
-            connection.send_tensor(Type.GRADIENT, self._encrypt(spread, self.public.gradient))
-            schedule = (*self.public.backward, *self.public.step)
-            self._kept = self._keep(connection, schedule)
+            connection.send_tensor(Type.GRADIENT, self._encrypt(gradient_slots, self.public.gradient))
+            self._kept = self._keep(connection)
             self.step += 1
 
         self._batch = None
@@ -205,18 +204,19 @@ class SealedOwner:
         """Return the adapters' packed numbers, if the server gives them away; `Public.adapter_matrices` reads them.
 
         Raises:
+            InputError: the model has none.
             MessageError, ServiceError: the server keeps them to itself, or as `embed`.
         """
+        if not self.public.adapters:
+            raise InputError("the model has no adapters")
 
         def work(connection: _Connection) -> list[EncryptedTensor]:
             connection.begin("release")
             connection.send(Type.RELEASE)
-            layout = self.public.adapters
-            if layout is None:
-                raise InputError("the model has no adapters")
-            return connection.receive_tensor(Type.RELEASED, layout.planned(self.public.parameters))
+            return connection.receive_tensor(Type.RELEASED, self.public.adapters[0])
 
-        return np.concatenate([self._secret.decrypt_packed(part) for part in self._retrying(work)], axis=1)
+        parts, count = self._retrying(work), self.public.adapter_numbers
+        return np.concatenate([self._secret.decrypt_packed(part, count) for part in parts], axis=1)
 
     def close(self) -> None:
         """End the connection; the next task opens another."""
@@ -239,16 +239,16 @@ class SealedOwner:
     # Tasks
 
     def _checked(self, x: npt.ArrayLike, lengths: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.int64]]:
-        shape = self.public.shape
+        public = self.public
         values, counts = np.asarray(x, np.float64), np.asarray(lengths)
-        if values.ndim != 3 or not 1 <= len(values) <= self.public.sequences or values.shape[2] != shape.width:
+        if values.ndim != 3 or not 1 <= len(values) <= public.batch or values.shape[2] != public.width:
             raise InputError(
-                f"embeddings of shape {values.shape}; pass (n, length, {shape.width}) with 1 to "
-                f"{self.public.sequences} sequences at a time"
+                f"embeddings of shape {values.shape}; pass (n, length, {public.width}) with 1 to {public.batch} "
+                "sequences at a time"
             )
-        if values.shape[1] > shape.period:
+        if values.shape[1] > public.period:
             raise InputError(
-                f"texts of {values.shape[1]} tokens, and this server's model takes {shape.period}: truncate them, or "
+                f"texts of {values.shape[1]} tokens, and this server's model takes {public.period}: truncate them, or "
                 "ask for a server with a longer period"
             )
         whole = counts.dtype.kind in "iu" and counts.shape == (len(values),)
@@ -259,28 +259,27 @@ class SealedOwner:
         return values, counts.astype(np.int64)
 
     def _pooled(self, task: str, x: Array, lengths: npt.NDArray[np.int64]) -> Array:
-        schedule = self.public.train_forward if task == "forward" else self.public.forward
 
         def work(connection: _Connection) -> list[EncryptedTensor]:
             self._send_batch(connection, task, x, lengths)
-            return self._collect(connection, schedule)
+            return self._collect(connection, task)
 
         parts = self._retrying(work)
         try:
             values = np.concatenate([self._secret.decrypt(part) for part in parts], axis=1)
-            self._check_hidden(values, parts)
+            pooled = self.public.read_pooled(values)
+            self._check_unused(pooled[len(x) :], parts)
         except CkksError as error:
             raise CkksError(
                 "the pooled vectors are no results: an input left the domain that the server calibrated its model on. "
                 f"Leave out texts unlike those, or ask for a wider calibration ({error})"
             ) from error
-        return self.public.read_pooled(values)[: len(x)]
+        return pooled[: len(x)]
 
-    def _check_hidden(self, values: Array, parts: Sequence[EncryptedTensor]) -> None:
-        """Raise CkksError if a slot that the server zeroes holds more than the predicted error."""
+    def _check_unused(self, pooled: Array, parts: Sequence[EncryptedTensor]) -> None:
+        """Raise CkksError if a sequence without tokens, whose pooled vector is zero, has more than the error in it."""
         error = max(part.budget().error for part in parts)
-        rest = np.abs(values[self.public.sequences :])
-        if rest.size and not rest.max() <= error:
+        if pooled.size and not np.abs(pooled).max() <= error:
             raise CkksError("slots that are zero hold values beyond the predicted error")
 
     def _send_batch(self, connection: _Connection, task: str, x: Array, lengths: npt.NDArray[np.int64]) -> None:
@@ -288,26 +287,22 @@ class SealedOwner:
         connection.begin(task)
         connection.kept = False
         connection.send(Type.FORWARD if task == "forward" else Type.EMBED)
-        connection.send_tensor(Type.INPUTS, self._encrypt(inputs, self.public.input))
+        connection.send_tensor(Type.INPUTS, self._encrypt(inputs, self.public.inputs))
         connection.send_tensor(Type.MASK, self._encrypt(mask, self.public.mask))
         connection.kept = task == "forward"
 
-    def _encrypt(self, values: Array, layout: Any) -> EncryptedTensor:
-        planned = layout.planned(self.public.parameters)
+    def _encrypt(self, values: Array, planned: EncryptedTensor) -> EncryptedTensor:
         return self._secret.encrypt(values, bound=planned.bound, level=planned.level, scale=planned.scale)
 
-    def _collect(self, connection: _Connection, schedule: Sequence[Refresh]) -> list[EncryptedTensor]:
-        """Answer the refreshes of ``schedule``, and return the pooled vectors that end them."""
-        first = self._answer(connection, schedule, Type.POOLED)
-        planned = self.public.pooled.planned(self.public.parameters)
-        return connection.receive_tensor(Type.POOLED, planned, first=first)
+    def _collect(self, connection: _Connection, task: str) -> list[EncryptedTensor]:
+        """Answer the refreshes of a task, and return the pooled vectors that end them."""
+        first = self._answer(connection, task, Type.POOLED)
+        return connection.receive_tensor(Type.POOLED, self.public.pooled, first=first)
 
-    def _keep(self, connection: _Connection, schedule: Sequence[Refresh]) -> list[bytes]:
-        """Answer the refreshes of ``schedule``, and return the locked state that ends them."""
-        message = self._answer(connection, schedule, Type.KEPT)
-        pieces, size = [], 0
-        layouts = (self.public.adapters, self.public.velocity)
-        limit = piece_limit([layout.planned(self.public.parameters) for layout in layouts if layout is not None])
+    def _keep(self, connection: _Connection) -> list[bytes]:
+        """Answer the refreshes of a backward pass, and return the locked state that ends them."""
+        message = self._answer(connection, "backward", Type.KEPT)
+        pieces, size, limit = [], 0, piece_limit(self.public.adapters)
         while True:
             size += len(message.payload)
             if size > limit:
@@ -319,30 +314,27 @@ class SealedOwner:
         connection.expect_step(Type.DONE, self.step + 1)
         return pieces
 
-    def _answer(self, connection: _Connection, schedule: Sequence[Refresh], end: Type) -> Message:
-        """Answer every refresh of ``schedule``, each at its level, and return the first message of type ``end``."""
-        due = [(refresh, refresh.ciphertexts) for refresh in schedule]
-        total, done = sum(count for _, count in due), 0
-        due.reverse()
-        while True:
+    def _answer(self, connection: _Connection, task: str, end: Type) -> Message:
+        """Answer every refresh of a task, each at its level, and return the first message of type ``end``."""
+        schedule = self.public.schedule(task)
+        total, done = sum(refresh.ciphertexts for refresh in schedule), 0
+        for refresh, count in self._batches(schedule):
             message = connection.expect(Type.REFRESH, end)
             if message.type == end:
-                if due:
-                    raise MessageError(f"{end.name.lower()}: it comes after {done} of {total} refreshes")
-                return message
-            count = wire.peek(message.payload).features
-            if not due or not 1 <= count <= due[-1][1]:
-                raise MessageError(
-                    f"refresh: {count} ciphertexts where {due[-1][1] if due else 0} at most are due by the schedule"
-                )
-            refresh, left = due.pop()
-            if left > count:
-                due.append((refresh, left - count))
-            connection.send(Type.REFRESHED, self._secret.refresh(bytes(message.payload), refresh.level))
+                raise MessageError(f"{end.name.lower()}: it comes after {done} of {total} refreshes")
+            connection.send(Type.REFRESHED, self._secret.refresh(bytes(message.payload), refresh.level, count))
             done += count
             connection.refreshes += count
             if self.progress is not None:
                 self.progress(connection.told(refresh.stage, done, total))
+        return connection.expect(end)
+
+    def _batches(self, schedule: Sequence[Refresh]) -> Iterator[tuple[Refresh, int]]:
+        """Yield the ciphertexts of each message that is due."""
+        for refresh in schedule:
+            most = self.public.parameters.refresh_batch(refresh.level)
+            for start in range(0, refresh.ciphertexts, most):
+                yield refresh, min(most, refresh.ciphertexts - start)
 
     # The connection
 
@@ -367,7 +359,7 @@ class SealedOwner:
         raise AssertionError  # the loop returns or raises
 
     def _open(self) -> _Connection:
-        public, parameters = self.public, self.public.parameters
+        public = self.public
         connection = _Connection(self._transport, public, self._run, self._patience)
         self._connection = connection
         nonce = secrets.token_bytes(NONCE_BYTES)
@@ -379,20 +371,21 @@ class SealedOwner:
         common = hashlib.sha256(nonce + bytes(welcome.payload[:NONCE_BYTES])).digest()
         (stored,) = STEP.unpack_from(welcome.payload, NONCE_BYTES)
         connection.send_bytes(Type.PUBLIC_KEY, self._secret.public_key(common).to_bytes())
-        keys = self._secret.evaluation_keys(common=common, **public.keys._asdict())
+        wanted = public.keys
+        keys = self._secret.evaluation_keys(
+            rotations=wanted.rotations, conjugation=wanted.conjugation, packing=wanted.packing, common=common
+        )
         connection.send_bytes(Type.KEYS, keys.to_bytes())
         del keys  # up to a gigabyte
-        if public.adapters is None or (self.step > 0 and stored == self.step):
+        if not public.adapters or (self.step > 0 and stored == self.step):
             connection.send(Type.STORED)
         elif self.step > 0:
             for number, piece in enumerate(self._kept, 1):
                 connection.send(Type.RESUME, piece, last=number == len(self._kept))
         else:
-            if self._fresh is None:
-                numbers = public.initial_adapters(np.random.default_rng(secrets.randbits(256)))
-                layout = public.adapters.planned(parameters)
-                self._fresh = self._secret.encrypt_packed(numbers, bound=layout.bound, level=layout.level)
-            connection.send_tensor(Type.FRESH, self._fresh)
+            self._fresh = self._fresh or public.initial_adapters(self._secret)
+            for tensor in self._fresh:
+                connection.send_tensor(Type.FRESH, tensor)
         connection.expect_step(Type.READY, self.step)
         return connection
 

@@ -1,4 +1,4 @@
-"""The server of a sealed model: sessions that compute on the data owner's ciphertexts and keep its adapters encrypted."""
+"""The server of a sealed model: sessions that compute on an owner's ciphertexts and keep its adapters encrypted."""
 
 from __future__ import annotations
 
@@ -197,22 +197,27 @@ class _Session:
         wanted = self._public.keys
         elements = elements_of(parameters, wanted.rotations, wanted.conjugation, wanted.packing)
         data = self._link.receive_bytes(
-            Type.KEYS, parameters.key_bytes(wanted.relinearisation + len(elements)), seconds=patience
+            Type.KEYS, parameters.key_bytes(1 + len(elements)), seconds=patience
         )
         keys = EvaluationKeys.from_bytes(parameters, data, common)
-        if keys.relinearisation != wanted.relinearisation or set(keys._core.elements) != elements:
+        if not keys.relinearisation or set(keys._core.elements) != elements:
             raise MessageError("keys: others than those that the model's public part asks for")
         self._engine = self._service.evaluator(parameters, keys, Refresher(public_key, self._exchange))
 
     # The training state
 
     def _fresh(self, message: Message) -> None:
-        planned = self._state_layout(0)[0]
-        values = self._link.receive_tensor(Type.FRESH, planned, seconds=self._service.patience, first=message)
-        self._take(0, EncryptedAdapters(self._upload(values)))
+        first: Message | None = message
+        parts = []
+        for planned in self._state_layout():
+            parts.append(
+                self._link.receive_tensor(Type.FRESH, planned, seconds=self._service.patience, first=first)
+            )
+            first = None
+        self._take(0, EncryptedAdapters(*map(self._upload, parts)))
 
     def _resume(self, message: Message) -> None:
-        self._state_layout(0)
+        self._state_layout()
 
         def pieces() -> Iterator[memoryview]:
             yield message.payload
@@ -227,7 +232,7 @@ class _Session:
     def _accept_stored(self, message: Message) -> None:
         if len(message.payload):
             raise MessageError(f"stored: {len(message.payload)} bytes where none are due")
-        if self._public.adapters is None:
+        if not self._public.adapters:
             self._take(0, None)
         elif self._stored is None:
             raise MessageError("stored: this server has saved no state of this run; send it, or begin a new run")
@@ -243,15 +248,15 @@ class _Session:
 
     def _unlock(self, pieces: Iterable[bytes | memoryview]) -> tuple[int, list[EncryptedTensor]]:
         assert self._locker is not None  # noqa: S101 - made when the session opened
-        return unlock_state(self._locker, pieces, self._state_layout(1))
+        return unlock_state(self._locker, pieces, self._state_layout())
 
     def _load(self) -> tuple[int, list[EncryptedTensor]] | None:
         """Return the state on disk; none where it is damaged, or other weights': the owner has it as well."""
         path = self._path()
-        if path is None or not path.exists() or self._public.adapters is None:
+        if path is None or not path.exists() or not self._public.adapters:
             return None
         try:
-            return self._unlock(load_pieces(path, piece_limit(self._state_layout(1))))
+            return self._unlock(load_pieces(path, piece_limit(self._state_layout())))
         except MessageError as error:
             _log.warning("%s", error)
             return None
@@ -260,13 +265,12 @@ class _Session:
         folder = self._service.state
         return None if folder is None else folder / f"{self._link.request.hex()}.state"
 
-    def _state_layout(self, step: int) -> list[EncryptedTensor]:
-        """Return what the tensors of the state are like: adapters, and after the first step their velocity."""
-        public = self._public
-        if public.adapters is None or public.velocity is None:
+    def _state_layout(self) -> tuple[EncryptedTensor, ...]:
+        """Return what the tensors of the state are like: adapters, and their velocity."""
+        layout: tuple[EncryptedTensor, ...] = self._public.adapters
+        if not layout:
             raise MessageError("the model has no adapters; ask for embeddings alone")
-        layouts = [public.adapters] if step == 0 else [public.adapters, public.velocity]
-        return [layout.planned(public.parameters) for layout in layouts]
+        return layout
 
     # Tasks
 
@@ -274,8 +278,8 @@ class _Session:
         task, public = "forward" if keep else "embed", self._public
         adapters, start = self._ready(task), self._mark()
         self._saved = None  # of an earlier pass: two would be held at once
-        x = self._receive(Type.INPUTS, public.input.planned(public.parameters))
-        mask = self._receive(Type.MASK, public.mask.planned(public.parameters))
+        x = self._receive(Type.INPUTS, public.inputs)
+        mask = self._receive(Type.MASK, public.mask)
         with self._alone():
             pooled, self._saved = self._model.forward(
                 self._engine, x, mask, adapters.tensors, keep=keep, progress=self._progress
@@ -290,14 +294,14 @@ class _Session:
         saved, self._saved = self._saved, None
         if saved is None or adapters.tensors is None:
             raise MessageError("backward: no forward pass was kept; send the batch again")
-        gradient = self._receive(Type.GRADIENT, public.gradient.planned(public.parameters))
+        gradient = self._receive(Type.GRADIENT, public.gradient)
         with self._alone():
             gradients = self._model.backward(self._engine, saved, gradient, adapters.tensors, progress=self._progress)
             del saved
             stepped = self._model.step(self._engine, adapters.tensors, gradients, *rates)
             step = adapters.step + 1
             assert self._locker is not None  # noqa: S101 - made when the session opened
-            tensors = [self._engine.download(tensor) for tensor in (stepped.values, stepped.velocity)]
+            tensors = [self._engine.download(tensor) for tensor in stepped.tensors]
             pieces = list(lock_state(self._locker, step, tensors))
         path = self._path()
         if path is not None:

@@ -43,9 +43,12 @@ def unlock_state(
     Raises:
         MessageError: pieces of another run or of several steps, too few, or of other shapes or levels.
     """
-    tensors, steps, arriving = [], set(), enumerate(pieces)
+    tensors: list[EncryptedTensor] = []
+    steps: set[int] = set()
+    arriving = enumerate(pieces)
     for planned in expected:
-        engine, parts, done = Evaluator(planned.parameters), [], 0
+        engine, done = Evaluator(planned.parameters), 0
+        parts: list[EncryptedTensor] = []
         while done < planned.shape[1]:
             number, locked = next(arriving, (0, b""))
             piece = memoryview(locker.open(number, locked))

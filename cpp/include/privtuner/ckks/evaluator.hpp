@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -129,7 +130,8 @@ class Evaluator {
   // The ring automorphism X -> X^element, and the product with X^power: what slots are made of is coefficients.
   TensorPtr automorphism(const TensorPtr& x, std::uint32_t element) const;
   TensorPtr multiply_monomial(const TensorPtr& x, std::size_t power) const;
-  TensorPtr assume(const TensorPtr& x, double bound) const;
+  // The caller's promise that values are within `bound`, and that no slot is off by more than `error` (worst_error).
+  TensorPtr assume(const TensorPtr& x, double bound, double error = std::numeric_limits<double>::infinity()) const;
   // What a masked refresh (refresh.hpp) makes of x, which is at kRefreshLevel: planned, or with room for the words. The
   // errors of a packed tensor are those of coefficients.
   std::shared_ptr<Tensor> refreshed(const TensorPtr& x, int level, bool packed) const;

@@ -41,10 +41,11 @@ enum class Kind : std::uint8_t {
   openfhe_request,
   openfhe_reply,
   openfhe_tensor,
+  job,
 };
-inline constexpr std::array<const char*, 10> kKindNames = {
-    "layer",      "request",         "reply",           "parameters",    "tensor",
-    "public_key", "evaluation_keys", "openfhe_request", "openfhe_reply", "openfhe_tensor"};
+inline constexpr std::array<const char*, 11> kKindNames = {
+    "layer",           "request",         "reply",         "parameters",     "tensor", "public_key",
+    "evaluation_keys", "openfhe_request", "openfhe_reply", "openfhe_tensor", "job"};
 
 enum class Direction : std::uint8_t { forward, backward };
 inline constexpr std::array<const char*, 2> kDirectionNames = {"forward", "backward"};

@@ -11,6 +11,7 @@ square root, but the polynomials stay moderate there, and the bounds that the ci
 Accuracies are those of the formulas in exact arithmetic; the noise of the ciphertexts comes on top.
 """
 
+from privtuner.ckks.circuits.activation import Activation
 from privtuner.ckks.circuits.attention import (
     ATTENTION_DEPTH,
     attention_scores,
@@ -31,14 +32,16 @@ from privtuner.ckks.circuits.functions import (
     reciprocal_depth,
     reciprocal_error,
 )
+from privtuner.ckks.circuits.layer_norm import LayerNorm, Normed
 from privtuner.ckks.circuits.matrix_vector import MATRIX_VECTOR_DEPTH, matrix_vector, matrix_vector_steps
-from privtuner.ckks.circuits.normalisation import SoftmaxPlan, layer_norm, layer_norm_depth, softmax, softmax_plan
 from privtuner.ckks.circuits.softmax import SquaringSoftmax, Stage, softmax_backward
 
 __all__ = [
     "ATTENTION_DEPTH",
     "MATRIX_VECTOR_DEPTH",
-    "SoftmaxPlan",
+    "Activation",
+    "LayerNorm",
+    "Normed",
     "SquaringSoftmax",
     "Stage",
     "attention_scores",
@@ -52,15 +55,11 @@ __all__ = [
     "inverse_square_root",
     "inverse_square_root_depth",
     "inverse_square_root_error",
-    "layer_norm",
-    "layer_norm_depth",
     "matrix_vector",
     "matrix_vector_steps",
     "pair_mask",
     "reciprocal",
     "reciprocal_depth",
     "reciprocal_error",
-    "softmax",
     "softmax_backward",
-    "softmax_plan",
 ]

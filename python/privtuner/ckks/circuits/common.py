@@ -32,6 +32,16 @@ def scale_polynomial(start: Polynomial, gain: float) -> Polynomial:
     return replace(start, coefficients=values, max_error=error, derivative_error=None)
 
 
+def polynomial_depth(polynomial: Polynomial) -> int:
+    """Levels of a polynomial of a tensor of the chain's scale: one more than its own if the domain is wider than that.
+
+    The highest power squares what the scale has beyond the chain's with each of its levels, and may have two bits.
+    """
+    low, high = polynomial.domain
+    too_large = (high - low) / 2 > 2 ** min(1.0, 2.0 ** (2 - polynomial.depth))
+    return max(1, polynomial.depth) + int(too_large)
+
+
 def check_degree(degree: int) -> int:
     """Return the degree if it is in range; else raise InputError."""
     if not 1 <= degree <= MAX_DEGREE:
@@ -103,14 +113,20 @@ def rotations(evaluator: EvaluatorProtocol[Tensor], x: Tensor, steps: Sequence[i
     return [rotated.pop(0) if step else x for step in steps]
 
 
+def renewed(evaluator: EvaluatorProtocol[Tensor], x: Tensor) -> Tensor:
+    """A narrow tensor refreshed, of the chain's scale: at the highest level, or from level 2 at the one below it."""
+    fresh = evaluator.refresh(x)
+    return fresh if x.level >= REFRESH_LEVELS else evaluator.multiply(fresh, 1.0)
+
+
 def with_levels(evaluator: EvaluatorProtocol[Tensor], x: Tensor, levels: int, narrow: bool = True) -> Tensor:
     """A narrow tensor, refreshed unless so many levels and those of a refresh are left; another one as it is."""
-    return evaluator.refresh(x) if narrow and x.level < levels + REFRESH_LEVELS else x
+    return renewed(evaluator, x) if narrow and x.level < levels + REFRESH_LEVELS else x
 
 
 def raised(evaluator: EvaluatorProtocol[Tensor], x: Tensor, level: int) -> Tensor:
     """A narrow tensor at this level or above, so that what it meets there loses none."""
-    return x if x.level >= level else evaluator.refresh(x)
+    return x if x.level >= level else renewed(evaluator, x)
 
 
 def heads_of(x: Tensor, heads: int) -> list[slice]:

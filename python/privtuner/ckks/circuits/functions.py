@@ -121,19 +121,26 @@ def reciprocal(
     x = evaluator.assume(with_levels(evaluator, x, start.depth + 1, narrow), domain[1])
     inside = gain / domain[0] * (1 + reciprocal_error(domain, degree, 0))
     outside = 0.0 if narrow else abs(float(start(0.0)))
-    y = evaluator.assume(evaluator.polynomial(x, start), (1 + SLACK) * max(inside, outside))
+    # The ends of a narrow tensor's domain are no further apart than its noise bears.
+    off = SLACK if narrow else None
+    y = _assume(evaluator, evaluator.polynomial(x, start), (1 + SLACK) * max(inside, outside), off)
     if newton_steps:
         # While the polynomial is evaluated the level of x is idle: the gain is divided out of it at no cost.
         x, y = with_levels(evaluator, x, 2, narrow), with_levels(evaluator, y, 1, narrow)
         product = evaluator.multiply(x if gain == 1 else evaluator.multiply(x, 1 / gain), y)
-        e = evaluator.assume(evaluator.add(evaluator.negate(product), 1.0), 1 + SLACK)
+        e = _assume(evaluator, evaluator.add(evaluator.negate(product), 1.0), 1 + SLACK, off)
         for step in range(newton_steps):
             e = with_levels(evaluator, e, 2, narrow)
             e = evaluator.multiply(e, e) if step else e
             outside *= 2  # where x is 0, e is 1
             y = evaluator.multiply(with_levels(evaluator, y, 1, narrow), evaluator.add(e, 1.0))
-            y = evaluator.assume(y, (1 + SLACK) * max(inside, outside))
+            y = _assume(evaluator, y, (1 + SLACK) * max(inside, outside), off)
     return y
+
+
+def _assume(evaluator: EvaluatorProtocol[Tensor], x: Tensor, bound: float, off: float | None) -> Tensor:
+    """Promise a bound and, unless None, an error of so much of it."""
+    return evaluator.assume(x, bound, None if off is None else off * bound)
 
 
 def reciprocal_depth(degree: int = 15, newton_steps: int = 0) -> int:
@@ -191,7 +198,8 @@ def inverse_square_root(
     inside = gain / math.sqrt(domain[0]) * (1 + max(rough, error))
     outside = 0.0 if narrow else abs(float(start(0.0))) * 1.5**newton_steps
     bound = (1 + SLACK) * max(inside, outside)
-    y = evaluator.assume(y, bound)
+    off = SLACK if narrow else None
+    y = _assume(evaluator, y, bound, off)
     if newton_steps:
         half = evaluator.multiply(with_levels(evaluator, x, 3, narrow), 0.5 / gain**2)
         for _ in range(newton_steps):
@@ -199,7 +207,7 @@ def inverse_square_root(
             y = evaluator.subtract(
                 evaluator.multiply(y, 1.5), evaluator.multiply(evaluator.multiply(half, y), evaluator.multiply(y, y))
             )
-            y = evaluator.assume(y, bound)
+            y = _assume(evaluator, y, bound, off)
     return y
 
 

@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from privtuner.ckks.circuits.common import SLACK, check_positive, heads_of, raised, with_levels
+from privtuner.ckks.circuits.common import (
+    REFRESH_LEVELS,
+    SLACK,
+    check_positive,
+    heads_of,
+    polynomial_depth,
+    raised,
+    renewed,
+    with_levels,
+)
 from privtuner.ckks.circuits.functions import exponential_start, reciprocal, reciprocal_depth, reciprocal_error
 from privtuner.ckks.polynomial import Domain, Polynomial
 from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
@@ -41,6 +50,7 @@ class SquaringSoftmax:
             probabilities.
         inverses: degree and Goldschmidt steps of the reciprocal of each sum.
         error: largest absolute error of a probability, in exact arithmetic.
+        noise: what an operation or a refresh adds to the error of a value at the most; see `noise_error`.
     """
 
     period: int
@@ -50,6 +60,7 @@ class SquaringSoftmax:
     domains: tuple[Domain, ...]
     inverses: tuple[tuple[int, int], ...]
     error: float
+    noise: float
 
     @property
     def squarings(self) -> int:
@@ -59,8 +70,20 @@ class SquaringSoftmax:
     @property
     def depth(self) -> int:
         """Levels of `forward` if nothing wide is refreshed: the exponential, a division, and two a squaring."""
-        too_large = self.bound / self.unit > 2 ** min(1.0, 2.0 ** (2 - self.exponential.depth))
-        return self.exponential.depth + int(too_large) + 1 + 2 * self.squarings
+        return polynomial_depth(self.exponential) + 1 + 2 * self.squarings
+
+    def noise_error(self, turn: int, error: float) -> float:
+        """What the shares after a turn are off by at the most, for scores / unit off by ``error``.
+
+        Squaring and normalising i times makes probabilities p of p_0 as ``p_0 ** (2**i)`` over their sum: relative
+        errors of p_0 grow by 2^i, twice that with the sum's, whatever a division adds is common to a row and removed by
+        the next one, and p (1 / period at least, where it is largest) bounds what absolute errors are relatively.
+        A prediction that knows bounds alone would be 2 period times larger with every turn.
+        """
+        narrow = self.bound / 2**self.squarings
+        relative = self.unit / 2**self.squarings * error
+        absolute = (math.exp(narrow) + 2 * math.sqrt(self.period)) * self.noise
+        return 2.0 ** (turn + 1) * (relative + absolute) * self._gain(turn)
 
     @classmethod
     def choose(
@@ -73,6 +96,7 @@ class SquaringSoftmax:
         squarings: int | None = None,
         first: Domain | None = None,
         squares: Sequence[Domain] | None = None,
+        noise: float = 2.0**-17,
     ) -> SquaringSoftmax:
         """Choose the plan of fewest levels, and among equals the one of fewest squarings.
 
@@ -87,13 +111,14 @@ class SquaringSoftmax:
             first: positive, what ``sum exp(x / 2**squarings)`` of a row's keys is in; default what it may be.
             squares: positive, what the sums of squares of a row's probabilities are in before each squaring; default
                 (1 / period, 1) for each.
+            noise: positive, of one operation; the default holds for scales of 2^40 and N = 2^15, refreshes included.
 
         Raises:
             InputError: an argument out of range, or no plan that is accurate enough.
         """
         if not 1 <= period <= 4096:
             raise InputError(f"period = {period}: must be between 1 and 4096")
-        for name, value in (("bound", bound), ("unit", unit)):
+        for name, value in (("bound", bound), ("unit", unit), ("noise", noise)):
             if not 0 < value < math.inf:
                 raise InputError(f"{name} = {value}: must be positive and finite")
         if not 1e-9 <= accuracy <= 0.1:
@@ -109,7 +134,7 @@ class SquaringSoftmax:
             narrow = min(bound / 2**count, 99.0)
             sums = (math.exp(-narrow), period * math.exp(narrow)) if first is None else check_positive(first)
             rows = [(1 / period, 1.0)] * count if squares is None else [check_positive(d) for d in squares]
-            plan = _plan(int(period), float(bound), float(unit), float(accuracy), (sums, *rows))
+            plan = _plan(int(period), float(bound), float(unit), float(accuracy), (sums, *rows), float(noise))
             if plan is not None:
                 plans.append(plan)
         if not plans:
@@ -158,14 +183,14 @@ class SquaringSoftmax:
         for name, x, features in (("scores", scores, heads * period), ("pairs", pairs, period), ("mask", mask, 1)):
             if x.shape != (slots, features):
                 raise InputError(f"{name} has shape {x.shape}: expected {(slots, features)}")
-        at = stage or _keep
+        at, off = stage or _keep, scores.budget().error
         y = evaluator.polynomial(evaluator.assume(scores, self.bound / self.unit), self.exponential)
         y = at("softmax.exp", evaluator.assume(y, (1 + SLACK) * self.exponential.bound))
         parts = [evaluator.select(y, some) for some in heads_of(y, heads)]
         sums = evaluator.concatenate([evaluator.dot(part, pairs) for part in parts])
         inverse = raised(evaluator, self._inverse(evaluator, sums, mask, 0), y.level + 1)
         shares = [evaluator.multiply(pairs, evaluator.select(inverse, slice(h, h + 1))) for h in range(heads)]
-        y = at("softmax.divide0", self._share(evaluator, evaluator.multiply(y, evaluator.concatenate(shares)), 0))
+        y = at("softmax.divide0", self._share(evaluator, evaluator.multiply(y, evaluator.concatenate(shares)), 0, off))
         for turn in range(1, self.squarings + 1):
             y = at(f"softmax.square{turn}", evaluator.square(y))
             parts = [evaluator.select(y, some) for some in heads_of(y, heads)]
@@ -174,15 +199,15 @@ class SquaringSoftmax:
             shares = [
                 evaluator.multiply(part, evaluator.select(inverse, slice(h, h + 1))) for h, part in enumerate(parts)
             ]
-            y = at(f"softmax.divide{turn}", self._share(evaluator, evaluator.concatenate(shares), turn))
+            y = at(f"softmax.divide{turn}", self._share(evaluator, evaluator.concatenate(shares), turn, off))
         return y
 
     def _gain(self, turn: int) -> float:
         """What shares are kept times, after the division of a turn."""
         return 1.0 if turn == self.squarings else math.sqrt(self.period)
 
-    def _share(self, evaluator: EvaluatorProtocol[Tensor], y: Tensor, turn: int) -> Tensor:
-        return evaluator.assume(y, (1 + max(SLACK, self.error)) * self._gain(turn))
+    def _share(self, evaluator: EvaluatorProtocol[Tensor], y: Tensor, turn: int, off: float) -> Tensor:
+        return evaluator.assume(y, (1 + max(SLACK, self.error)) * self._gain(turn), self.noise_error(turn, off))
 
     def _inverse(self, evaluator: EvaluatorProtocol[Tensor], sums: Tensor, mask: Tensor, turn: int) -> Tensor:
         """The gain over each row's sum, and something moderate in rows that the mask hides."""
@@ -191,7 +216,8 @@ class SquaringSoftmax:
         low, high = low * before * (1 - SLACK), high * before * (1 + SLACK)
         domain = (low / high, 1.0)
         filling = math.sqrt(domain[0])
-        sums, mask = with_levels(evaluator, sums, 1), with_levels(evaluator, mask, 1)
+        sums = raised(evaluator, evaluator.assume(sums, high), REFRESH_LEVELS)
+        mask = with_levels(evaluator, mask, 1)
         filled = evaluator.linear_combination([sums, mask], [1 / high, -filling], filling)
         degree, steps = self.inverses[turn]
         return reciprocal(evaluator, filled, domain, degree, steps, self._gain(turn) / high, narrow=True)
@@ -199,7 +225,7 @@ class SquaringSoftmax:
 
 @lru_cache(maxsize=256)
 def _plan(
-    period: int, bound: float, unit: float, accuracy: float, domains: tuple[Domain, ...]
+    period: int, bound: float, unit: float, accuracy: float, domains: tuple[Domain, ...], noise: float
 ) -> SquaringSoftmax | None:
     """The plan for these domains with the exponential of fewest levels; None if none is accurate enough."""
     squarings = len(domains) - 1
@@ -219,7 +245,7 @@ def _plan(
     inverses = [_fewest_products(d, _ROUGH) for d in wider[:-1]] + [_fewest_products(wider[-1], accuracy / 10)]
     error += reciprocal_error(wider[-1], *inverses[-1])
     exponential = replace(start, domain=(-bound / unit, bound / unit))
-    return SquaringSoftmax(period, bound, unit, exponential, domains, tuple(inverses), error)
+    return SquaringSoftmax(period, bound, unit, exponential, domains, tuple(inverses), error, noise)
 
 
 def _fewest_products(domain: Domain, accuracy: float) -> tuple[int, int]:
@@ -261,7 +287,7 @@ def softmax_backward(evaluator: EvaluatorProtocol[Tensor], p: Tensor, dp: Tensor
     pairs = [(evaluator.select(p, some), evaluator.select(dp, some)) for some in spans]
     means = evaluator.concatenate([evaluator.dot(x, y) for x, y in pairs])
     # Probabilities sum to 1 or, in hidden rows, to 0.
-    means = evaluator.refresh(evaluator.assume(means, (1 + SLACK) * dp.bound))
+    means = renewed(evaluator, evaluator.assume(means, (1 + SLACK) * dp.bound))
     centred = [evaluator.subtract(y, evaluator.select(means, slice(h, h + 1))) for h, (_, y) in enumerate(pairs)]
     return evaluator.multiply(p, evaluator.concatenate(centred))
 
