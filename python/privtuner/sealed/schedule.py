@@ -8,18 +8,16 @@ thought, the programme is corrected and run again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from privtuner.ckks import Evaluator, Parameters, Timings
-from privtuner.ckks.planning import Refresh
 from privtuner.ckks.tensor import EncryptedTensor
 from privtuner.errors import CkksError
 from privtuner.sealed.block import Stages
 
-__all__ = ["Costs", "Pass", "Schedule", "choose"]
+__all__ = ["Costs", "Pass", "Refresh", "Schedule", "Stretch", "choose", "measure", "visits"]
 
 Work = dict[tuple[str, int], float]
 Pass = Callable[[Evaluator, int, Stages[EncryptedTensor]], Any]
@@ -27,6 +25,14 @@ Pass = Callable[[Evaluator, int, Stages[EncryptedTensor]], Any]
 
 REFRESH_FROM = 3
 """From this level on a refresh brings a tensor to the chain's scale, and two features travel together."""
+
+
+class Refresh(NamedTuple):
+    """One masked refresh: where in the pass, how many ciphertexts go to the owner, and the level they come back at."""
+
+    stage: str
+    ciphertexts: int
+    level: int
 
 
 @dataclass(frozen=True)
@@ -89,12 +95,11 @@ class Schedule:
         start: the level of what is sent first.
         levels: the points where a refresh is, with the level it leads to.
         table: (point, features, level on arrival, level refreshed to or None), in order.
-        refreshes: all masked refreshes in order, those of few features too.
+        refreshes: all masked refreshes in order, those of few features too, with the last point before each.
         work: units of work by kind and limbs.
         seconds: predicted.
         peak_bytes: most bytes of tensors alive at once.
         elements: the automorphisms used.
-        saved: the levels of what is kept for a later pass.
     """
 
     start: int
@@ -105,7 +110,6 @@ class Schedule:
     seconds: float
     peak_bytes: int
     elements: tuple[int, ...] = field(repr=False)
-    saved: dict[str, int] = field(repr=False)
 
 
 @dataclass
@@ -129,6 +133,7 @@ class _Probe(Stages[EncryptedTensor]):
         self._current = self.events[0]
         self._settling = False
         self._before: Work = {}
+        self.refreshes: list[Refresh] = []
 
     def at(self, name: str, x: EncryptedTensor) -> EncryptedTensor:
         self.close()
@@ -149,6 +154,10 @@ class _Probe(Stages[EncryptedTensor]):
         finally:
             self._settling = False
 
+    def level_with(self, name: str, x: EncryptedTensor, other: EncryptedTensor) -> EncryptedTensor:
+        self.close()
+        return super().level_with(name, x, other)
+
     def close(self) -> None:
         """Put the work since the last point down to it."""
         now = {(kind, limbs): amount for kind, limbs, amount in self.ev._core.work()}  # type: ignore[attr-defined]
@@ -157,6 +166,8 @@ class _Probe(Stages[EncryptedTensor]):
             if more:
                 self._current.work[key] = self._current.work.get(key, 0.0) + more
         self._before = now
+        fresh = self.ev._core.refreshes()[len(self.refreshes) :]  # type: ignore[attr-defined]
+        self.refreshes += [Refresh(self._current.name, ciphertexts, level) for ciphertexts, level in fresh]
 
 
 def _run(parameters: Parameters, run: Pass, start: int, decide: Callable[[str], int | None]) -> tuple[_Probe, Any]:
@@ -179,8 +190,14 @@ class _Stuck(Exception):
         self.probe = probe
 
 
+def visits(parameters: Parameters, run: Pass, level: int) -> tuple[list[str], Any]:
+    """The names of a pass's points in order, and what it returns with every point at a level."""
+    probe, result = _run(parameters, run, level, lambda name: level)
+    return [event.name for event in probe.events], result
+
+
 @dataclass
-class _Stretch:
+class Stretch:
     """From one point to the next.
 
     Attributes:
@@ -224,7 +241,7 @@ def is_anchor(name: str) -> bool:
     return name == "start" or name.rsplit(".", 1)[-1] in ("output", "output1", "d_output2", "d_residual1", "d_residual2")
 
 
-def measure(parameters: Parameters, run: Pass, full: Pass | None = None) -> list[_Stretch]:
+def measure(parameters: Parameters, run: Pass, full: Pass | None = None) -> list[Stretch]:
     """Find the stretches of a pass. ``full`` is the same pass with all that was saved at the full depth."""
     depth, step = parameters.depth, 2
     free = full or run
@@ -239,7 +256,7 @@ def measure(parameters: Parameters, run: Pass, full: Pass | None = None) -> list
     found = []
     for index, event in enumerate(top):
         anchor = is_anchor(event.name)
-        stretch = _Stretch(event.name, event.features, event.settles, anchor)
+        stretch = Stretch(event.name, event.features, event.settles, anchor)
         if index + 1 < len(top):
             ends = [events[index + 1].arrival for events in (top, low, held, capped)]
             moved = ends[2] if anchor else ends[1]  # the run in which this stretch began lower
@@ -261,9 +278,8 @@ def choose(
     costs: Costs,
     floors: Mapping[str, int],
     full: Pass | None = None,
-    saved: Callable[[Any], dict[str, int]] = lambda result: {},
     first: Callable[[int], float] = lambda level: 0.0,
-    stretches: list[_Stretch] | None = None,
+    stretches: list[Stretch] | None = None,
 ) -> tuple[Schedule, Any]:
     """Choose the refreshes of a pass.
 
@@ -273,7 +289,6 @@ def choose(
         costs: what is to be least.
         floors: the least level behind some points.
         full: as for `measure`.
-        saved: the levels of what a pass returned.
         first: the cost of what is sent first at a level.
         stretches: of `measure`, if they are known.
 
@@ -307,21 +322,20 @@ def choose(
         start,
         {name: levels[name] for name, *_ in table if name in levels},
         table,
-        tuple(Refresh(*counted) for counted in core.refreshes()),
+        tuple(probe.refreshes),
         work,
         costs.seconds(work),
         core.peak_bytes,
         tuple(core.needed_elements()),
-        saved(result),
     )
     return schedule, result
 
 
-def _copy(stretch: _Stretch) -> _Stretch:
-    return _Stretch(**vars(stretch))
+def _copy(stretch: Stretch) -> Stretch:
+    return Stretch(**vars(stretch))
 
 
-def _correct(stretches: list[_Stretch], probe: _Probe, levels: Mapping[str, int]) -> bool:
+def _correct(stretches: list[Stretch], probe: _Probe, levels: Mapping[str, int]) -> bool:
     """Take over what a run found stretches to take that was thought to be less; whether there was one."""
     level = anchor = probe.events[0].arrival or max(levels.get("start", 0), 0)
     for index, event in enumerate(probe.events[:-1]):
@@ -339,7 +353,7 @@ def _correct(stretches: list[_Stretch], probe: _Probe, levels: Mapping[str, int]
     return False
 
 
-def _raise_floor(stretches: list[_Stretch], probe: _Probe, levels: Mapping[str, int]) -> None:
+def _raise_floor(stretches: list[Stretch], probe: _Probe, levels: Mapping[str, int]) -> None:
     """The last stretch of a run that got stuck needs more levels than it began with."""
     event = probe.events[-1]
     index = len(probe.events) - 1
@@ -350,7 +364,7 @@ def _raise_floor(stretches: list[_Stretch], probe: _Probe, levels: Mapping[str, 
 
 
 def _programme(
-    parameters: Parameters, stretches: list[_Stretch], costs: Costs, first: Callable[[int], float], trouble: str
+    parameters: Parameters, stretches: list[Stretch], costs: Costs, first: Callable[[int], float], trouble: str
 ) -> tuple[int, dict[str, int]]:
     """The level at the start, and the refreshes with their levels, of least cost."""
     depth = parameters.depth
@@ -367,7 +381,7 @@ def _programme(
         ]
         following: dict[tuple[int, int], tuple[float, tuple[Any, ...]]] = {}
 
-        def offer(level: int, anchor: int, cost: float, way: tuple[Any, ...], stretch: _Stretch = stretch) -> None:
+        def offer(level: int, anchor: int, cost: float, way: tuple[Any, ...], stretch: Stretch = stretch) -> None:
             key = (level, level if stretch.anchor else anchor)
             if level >= stretch.floor and (key not in following or cost < following[key][0]):
                 following[key] = cost, way
@@ -414,13 +428,3 @@ def _refresh_cost(costs: Costs, features: int, level: int) -> float:
         ("decompose", level + 1): pairs,
     }
     return costs.seconds(work) + costs.traffic(ciphertexts, level)
-
-
-def saved_floor(levels: Mapping[str, int], depth: int, least: int) -> int:
-    """What a point's level must be for what is saved behind it to be at ``least``."""
-    return max((depth - level + least for level in levels.values()), default=least)
-
-
-def log2(value: float) -> float:
-    """The logarithm to base 2."""
-    return math.log2(value)
