@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -12,6 +12,7 @@ from privtuner.errors import InputError, MessageError
 from privtuner.linear import BytesLike, QuantisedWeight
 from privtuner.parties import BLOCK_BYTES, LinearServer
 from privtuner.schemes.registry import SCHEMES
+from privtuner.sealed.server import SealedService, TaskCounts
 
 __all__ = ["Host", "LocalTransport"]
 
@@ -22,10 +23,17 @@ class Host:
     Args:
         layers: wire name -> layer, e.g. `privtuner.nn.Split.server`.
         server: computes the layers; the linear scheme on the processor when None.
+        sealed: serves a sealed model, if there is one.
     """
 
-    def __init__(self, layers: Mapping[str, QuantisedWeight], server: LinearServer | None = None) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, QuantisedWeight],
+        server: LinearServer | None = None,
+        sealed: SealedService | None = None,
+    ) -> None:
         self.server: LinearServer = CpuServer() if server is None else server
+        self.sealed = sealed
         self._layers = dict(layers)
 
     @property
@@ -67,6 +75,16 @@ class Host:
                 )
         return self.server.answer(layer, request, block_bytes)
 
+    def job(self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None) -> Iterator[bytes]:
+        """Yield the messages of one session of the sealed model, see `privtuner.sealed.server.SealedService.job`.
+
+        Raises:
+            InputError: no sealed model is served. PrivtunerError: as there.
+        """
+        if self.sealed is None:
+            raise InputError("no sealed model is served here; start the server with --seal model")
+        return self.sealed.job(messages, count)
+
     def close(self) -> None:
         """Let go of the server's threads and the like; a later request still works."""
         self.server.close()
@@ -96,11 +114,12 @@ class LocalTransport:
         layers: Mapping[str, QuantisedWeight],
         *,
         server: LinearServer | None = None,
+        sealed: SealedService | None = None,
         block_bytes: int = BLOCK_BYTES,
     ) -> None:
         if block_bytes < 1:
             raise InputError(f"block_bytes is {block_bytes}; give at least 1")
-        self.host = Host(layers, server)
+        self.host = Host(layers, server, sealed)
         self.block_bytes = block_bytes
 
     @property
@@ -111,3 +130,7 @@ class LocalTransport:
     def apply(self, layer: str, request: BytesLike) -> Iterator[Any]:
         """Yield the blocks of the reply of ``layer``; see `privtuner.schemes.Transport`."""
         return self.host.answer(layer, request, self.block_bytes)
+
+    def job(self, messages: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the server's messages of a job; see `privtuner.sealed.owner.JobTransport`."""
+        return self.host.job(messages)

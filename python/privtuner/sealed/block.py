@@ -224,7 +224,7 @@ class Block:
             z = stages.settle(name + "up", z)
             active = self.activation.forward(ev, z)
             if keep:
-                keep(f"slope{number}", within(ev, ev.polynomial(z, self.activation.slope), self.activation.slope.bound))
+                keep(f"slope{number}", within(ev, self.activation.slope(ev, z), self.activation.derivative.bound))
             active = stages.at(name + "active", within(ev, active, domains.active))
             part = down.apply(ev, down.extend(ev, active, masks))
             total = part if total is None else ev.add(total, part)
