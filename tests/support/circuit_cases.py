@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,25 @@ class Renewing(Watched):
     def refresh(self, x, level=None, *, packed=False):
         self.renewed.append((x.shape[1], x.bound))
         return super().refresh(x, level, packed=packed)
+
+
+def attended(secret: ckks.SecretKey, plan: ckks.Plan) -> ckks.Evaluator:
+    """An evaluator on ciphertexts with a plan's keys, and the owner of the key at hand, who follows its schedule."""
+
+    def messages() -> Iterator[tuple[int, int]]:
+        for refresh in plan.refreshes:
+            batch = plan.parameters.refresh_batch(refresh.level)
+            for begin in range(0, refresh.ciphertexts, batch):
+                yield min(batch, refresh.ciphertexts - begin), refresh.level
+
+    schedule = messages()
+
+    def exchange(masked: Iterable[bytes]) -> Iterator[bytes]:
+        for message in masked:
+            count, level = next(schedule)
+            yield secret.refresh(message, level, count)
+
+    return ckks.Evaluator(plan.parameters, plan.keys(secret), ckks.Refresher(secret.public_key(), exchange))
 
 
 def tensor(evaluator, values, level=None, bound=None, domain=(-1.0, 1.0)):

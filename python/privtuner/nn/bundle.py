@@ -13,6 +13,7 @@ import torch
 
 from privtuner import linear
 from privtuner.errors import InputError, MessageError
+from privtuner.sealed.public import Public
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +41,7 @@ _NOT_DESCRIBING = frozenset({"auto_map", "custom_pipelines", "quantization_confi
 
 _FORMAT = 4
 _CONFIG, _MANIFEST = "config.json", "privtuner.json"
-_TENSORS, _LAYERS = "owner.safetensors", "layers.safetensors"
+_TENSORS, _LAYERS, _PUBLIC = "owner.safetensors", "layers.safetensors", "sealed.bin"
 _OWN_FILES = (_CONFIG, _MANIFEST, _TENSORS, _LAYERS)
 
 
@@ -74,6 +75,7 @@ class OwnerBundle:
         kept: names among ``tensors`` of heads that were kept to be trained.
         omitted: modules of the architecture that neither party has, to be initialised by the data owner.
         files: tokenizer files, name -> contents.
+        sealed: what the data owner must know of a model that is sealed whole; None of one that is served in layers.
     """
 
     config: Mapping[str, Any]
@@ -85,6 +87,7 @@ class OwnerBundle:
     kept: frozenset[str] = frozenset()
     omitted: frozenset[str] = frozenset()
     files: Mapping[str, bytes] = field(default_factory=dict)
+    sealed: Public | None = None
 
     def __post_init__(self) -> None:
         if set(self.groups) != set(self.specs):
@@ -105,7 +108,8 @@ class OwnerBundle:
 
     def __repr__(self) -> str:
         size = sum(tensor.nbytes for tensor in self.tensors.values())
-        return f"OwnerBundle({self.architecture}, {len(self.groups)} served layers, {size / 1e6:.1f} MB of tensors)"
+        served = f"{len(self.groups)} served layers" if self.sealed is None else "sealed"
+        return f"OwnerBundle({self.architecture}, {served}, {size / 1e6:.1f} MB of tensors)"
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer whose files the bundle carries.
@@ -151,6 +155,7 @@ class OwnerBundle:
             _MANIFEST: json.dumps(manifest, indent=1).encode(),
             _TENSORS: save({name: tensor.contiguous() for name, tensor in self.tensors.items()}),
             _LAYERS: save(specs),
+            **({} if self.sealed is None else {_PUBLIC: self.sealed.to_bytes()}),
             **self.files,
         }
 
@@ -204,7 +209,8 @@ class OwnerBundle:
             tensors=load(bytes(files[_TENSORS])),
             kept=frozenset(map(str, manifest["kept"])),
             omitted=frozenset(map(str, manifest["omitted"])),
-            files={name: bytes(content) for name, content in files.items() if name not in _OWN_FILES},
+            files={name: bytes(content) for name, content in files.items() if name not in (*_OWN_FILES, _PUBLIC)},
+            sealed=Public.from_bytes(files[_PUBLIC]) if _PUBLIC in files else None,
         )
 
     def save(self, directory: str | Path) -> None:
@@ -228,7 +234,7 @@ class OwnerBundle:
         folder = Path(directory)
         if not (folder / _MANIFEST).is_file():
             raise InputError(f"no bundle in {folder}: {_MANIFEST} is missing; write one with OwnerBundle.save")
-        names = sorted(path.name for path in folder.iterdir() if path.name in TOKENIZER_FILES | set(_OWN_FILES))
+        names = sorted(path.name for path in folder.iterdir() if path.name in TOKENIZER_FILES | {*_OWN_FILES, _PUBLIC})
         return cls.from_files({name: (folder / name).read_bytes() for name in names})
 
     def _config_bytes(self) -> bytes:

@@ -20,6 +20,7 @@ __all__ = [
     "PRETRAINING_HEADS",
     "READ_WEIGHTS",
     "REGULAR",
+    "SEALABLE",
     "TASKS",
     "canonical_names",
     "check_regular",
@@ -75,6 +76,9 @@ REGULAR = frozenset((_ENCODERS + _DECODERS + _ENCODERS_WITH_DECODERS).split())
 and for how many tokens follows from the shapes of the inputs alone. Left out are those that route tokens to experts,
 gather some of them, pad to sizes of their own, or stop early. Layers dropped in training (BART, OPT) are drawn from
 PyTorch's generator."""
+
+SEALABLE = frozenset({"bert", "camembert", "data2vec-text", "electra", "roberta", "xlm-roberta"})
+"""Model types whose base model is embeddings with a norm of their own, then blocks as BERT has them and names them."""
 
 TASKS = {
     "causal-lm": "AutoModelForCausalLM",

@@ -20,7 +20,7 @@ from privtuner.nn.session import Session
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["build"]
+__all__ = ["build", "build_embeddings"]
 
 _LABELS = frozenset({"num_labels", "id2label", "label2id", "problem_type"})
 
@@ -73,6 +73,8 @@ def build(
     """
     if not isinstance(session, Session):
         raise InputError(f"session is a {type(session).__name__}; give privtuner.nn.Session(transport)")
+    if bundle.sealed is not None:
+        raise InputError("the bundle is of a sealed model, which has no layers to place; use nn.SealedEncoder")
     configuration = _configuration(bundle, config)
     if task is None and not {"num_labels", "id2label"}.isdisjoint(config):
         task = "sequence-classification"
@@ -91,6 +93,26 @@ def build(
         model.name_or_path = configuration.name_or_path = base_model
     model.eval()
     return model
+
+
+def build_embeddings(bundle: OwnerBundle) -> torch.nn.Module:
+    """Return the embeddings of a sealed model with their norm: frozen, without dropout, on the processor.
+
+    They are called with ``input_ids`` (n, length), and give (n, length, width).
+
+    Raises:
+        privtuner.errors.InputError: the bundle lacks a part of them, or the architecture has none.
+    """
+    model: Any = _skeleton(bundle, _configuration(bundle, {}), None, None)
+    _load_tensors(model, bundle, resized=False)
+    embeddings = getattr(model, "embeddings", None)
+    if not isinstance(embeddings, torch.nn.Module):
+        raise InputError(f"a {bundle.architecture} has no embeddings of its own; fetch the bundle again")
+    _check_complete(embeddings)
+    for name, module in embeddings.named_children():
+        if isinstance(module, torch.nn.Dropout):
+            setattr(embeddings, name, torch.nn.Identity())
+    return embeddings.eval()
 
 
 def _configuration(bundle: OwnerBundle, overrides: Mapping[str, Any]) -> PreTrainedConfig:
@@ -258,7 +280,7 @@ def _initialise_missing(model: PreTrainedModel) -> None:
             )
 
 
-def _check_complete(model: PreTrainedModel) -> None:
+def _check_complete(model: torch.nn.Module) -> None:
     for path, module in model.named_modules():
         for name, value in [*vars(module).items(), *module._parameters.items(), *module._buffers.items()]:
             if isinstance(value, torch.Tensor) and value.is_meta:

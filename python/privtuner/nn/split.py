@@ -1,4 +1,4 @@
-"""Cuts a Hugging Face model into the server's layers and the data owner's bundle."""
+"""Cuts a Hugging Face model into the server's part and the data owner's bundle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -26,9 +26,12 @@ from privtuner.nn.families import (
 )
 from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.pretrained import load_configuration, load_model, load_tokenizer, tokenizer_files
+from privtuner.nn.sealing import Sealing, take_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from privtuner.sealed.weights import Weights
 
 __all__ = ["Split", "split", "split_pretrained"]
 
@@ -40,12 +43,17 @@ class Split:
     Attributes:
         server: wire name -> prepared layer; never leaves the model owner.
         bundle: for the data owner.
+        weights: of a model that is sealed whole, which is served instead of layers, once
+            `privtuner.nn.Prepared.calibrate` has prepared it; never leaves the model owner.
     """
 
     server: Mapping[str, linear.QuantisedWeight]
     bundle: OwnerBundle
+    weights: Weights | None = None
 
     def __repr__(self) -> str:
+        if self.weights is not None:
+            return f"Split(weights of {len(self.weights.layers)} blocks, bundle={self.bundle!r})"
         return f"Split(server={len(self.server)} prepared layers, bundle={self.bundle!r})"
 
 
@@ -56,6 +64,7 @@ def split(
     *,
     files: Mapping[str, bytes] | None = None,
     omit: Collection[str] = (),
+    seal: Sealing | Literal["model"] | None = None,
     allow_data_dependent_requests: bool = False,
     progress: Callable[[int, int, str], object] | None = None,
 ) -> Split:
@@ -72,6 +81,8 @@ def split(
             ("classifier" covers everything inside ``classifier``).
         files: tokenizer files to carry along, name -> contents.
         omit: names of modules (as in ``model``) to leave out of both parts.
+        seal: how to seal a BERT-like encoder whole, "model" for the defaults: its blocks are then evaluated on
+            ciphertexts, and neither side learns the other's secret. Preset and keep have no meaning then.
         allow_data_dependent_requests: split model types that are not known to ask every layer for the same tokens
             whatever the texts say; see `privtuner.nn.build`, where the data owner has to say so too.
         progress: called with the weights prepared so far, all that there are, and the name of the layer that is next.
@@ -79,7 +90,8 @@ def split(
     Raises:
         privtuner.errors.InputError: ``model`` is no such model, has adapters, quantised layers or tensors that are not
             in memory, holds a matrix that is neither linear nor an embedding, or weights that are not finite; it is of
-            a type whose requests may depend on the data; or ``preset`` is unknown.
+            a type whose requests may depend on the data; ``preset`` is unknown; or with ``seal``, it is of a type or
+            form that cannot be sealed.
     """
     from transformers import PreTrainedModel
 
@@ -95,6 +107,9 @@ def split(
             f"'{away}' is not in memory (offloaded to disk, or on the meta device); load the model with "
             "from_pretrained(directory) and no device_map"
         )
+    if seal is not None:
+        weights, bundle = take_apart(model, _sealing(seal), files or {}, omit)
+        return Split({}, bundle, weights)
     if not allow_data_dependent_requests:
         check_regular(model)
     canonical = canonical_names(model)
@@ -166,7 +181,7 @@ def split_pretrained(
         task: which head to load, as in `privtuner.nn.build`. None loads the architecture the configuration
             names, or the base model when that is a pretraining head.
         dtype: dtype to load and train in.
-        **options: ``allow_data_dependent_requests``, ``progress`` of `split`.
+        **options: ``seal``, ``allow_data_dependent_requests``, ``progress`` of `split`.
 
     Raises:
         privtuner.errors.InputError: ``directory`` holds no whole model: a file is missing or damaged, or a tensor that
@@ -192,6 +207,14 @@ def split_pretrained(
         load_tokenizer(directory)  # one that does not load should show here, not at the data owner's
     # A head that the directory lacks was made up on loading: the data owner makes and trains its own.
     return split(model, preset, keep, files=files, omit=missing, **options)
+
+
+def _sealing(seal: Sealing | str) -> Sealing:
+    if seal == "model":
+        return Sealing()
+    if not isinstance(seal, Sealing):
+        raise InputError(f"seal is {seal!r}; give 'model', or privtuner.nn.Sealing(...) with options")
+    return seal
 
 
 def _make_counter(

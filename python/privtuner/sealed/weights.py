@@ -110,6 +110,19 @@ class Weights:
                 yield part.bias
 
 
+    def to_state(self) -> Iterator[tuple[str, Array]]:
+        """Yield names and arrays as `of_state` takes them."""
+        parts: list[tuple[str, Dense | Norm | None]] = [
+            (f"encoder.layer.{index}.{name}", getattr(layer, field))
+            for index, layer in enumerate(self.layers)
+            for field, name in _NAMES.items()
+        ]
+        for name, part in [*parts, ("pooler.dense", self.pooler)]:
+            if part is not None:
+                yield f"{name}.weight", part.weight
+                yield f"{name}.bias", part.bias
+
+
 def _dense(state: Mapping[str, npt.ArrayLike], name: str, rows: int, columns: int) -> Dense:
     return Dense(_read(state, f"{name}.weight", (rows, columns)), _read(state, f"{name}.bias", (rows,)))
 

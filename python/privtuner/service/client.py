@@ -65,7 +65,7 @@ class RemoteTransport(Stays):
         self._closed = False
 
     def hello(self) -> dict[str, Any]:
-        """Return what the server says of itself: protocol, version, model, scheme, preset, layers.
+        """Return what the server says of itself: protocol, version, model, scheme, preset, layers, sealed.
 
         Raises:
             privtuner.errors.ServiceError: nothing answers, or something other than a server of this protocol.
@@ -181,6 +181,7 @@ class RemoteTransport(Stays):
             protocol = int(hello["protocol"])
             if protocol == PROTOCOL:
                 hello["bundle_bytes"] = int(hello.get("bundle_bytes", 0))
+                hello["sealed"] = bool(hello.get("sealed", False))
                 if not all(isinstance(hello[name], str) for name in ("model", "scheme", "preset")):
                     raise TypeError("model, scheme and preset are no names")
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -2,7 +2,7 @@
 
 Calls carry raw bytes, no protobuf. Every call names the protocol version in its metadata.
 
-    Hello   nothing -> JSON: protocol, version, model, scheme, preset, layers, bytes of the bundle
+    Hello   nothing -> JSON: protocol, version, model, scheme, preset, layers, whether it is sealed, bytes of the bundle
     Bundle  nothing -> stream of pieces of the owner's bundle: u16 length of the file name, name, contents
     Apply   stream of a request's bytes, layer name in the metadata -> stream of the reply's blocks
     Job     stream of the owner's messages of a sealed model's job <-> stream of the server's, see

@@ -104,6 +104,7 @@ class Server(Stays):
             "scheme": self._host.server.scheme,
             "preset": ", ".join(presets),
             "layers": len(split.server),
+            "sealed": sealed is not None,
             "bundle_bytes": sum(map(len, self._files.values())),
         }
         """What clients are told first."""

@@ -32,6 +32,16 @@ def scale_polynomial(start: Polynomial, gain: float) -> Polynomial:
     return replace(start, coefficients=values, max_error=error, derivative_error=None)
 
 
+def polynomial_depth(polynomial: Polynomial) -> int:
+    """Levels of a polynomial of a tensor of the chain's scale: one more than its own if the domain is wider than that.
+
+    The highest power squares what the scale has beyond the chain's with each of its levels, and may have two bits.
+    """
+    low, high = polynomial.domain
+    too_large = (high - low) / 2 > 2 ** min(1.0, 2.0 ** (2 - polynomial.depth))
+    return max(1, polynomial.depth) + int(too_large)
+
+
 def check_degree(degree: int) -> int:
     """Return the degree if it is in range; else raise InputError."""
     if not 1 <= degree <= MAX_DEGREE:

@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from privtuner.ckks.circuits.common import REFRESH_LEVELS, SLACK, check_positive, heads_of, raised, renewed, with_levels
+from privtuner.ckks.circuits.common import (
+    REFRESH_LEVELS,
+    SLACK,
+    check_positive,
+    heads_of,
+    polynomial_depth,
+    raised,
+    renewed,
+    with_levels,
+)
 from privtuner.ckks.circuits.functions import exponential_start, reciprocal, reciprocal_depth, reciprocal_error
 from privtuner.ckks.polynomial import Domain, Polynomial
 from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
@@ -61,8 +70,7 @@ class SquaringSoftmax:
     @property
     def depth(self) -> int:
         """Levels of `forward` if nothing wide is refreshed: the exponential, a division, and two a squaring."""
-        too_large = self.bound / self.unit > 2 ** min(1.0, 2.0 ** (2 - self.exponential.depth))
-        return self.exponential.depth + int(too_large) + 1 + 2 * self.squarings
+        return polynomial_depth(self.exponential) + 1 + 2 * self.squarings
 
     def noise_error(self, turn: int, error: float) -> float:
         """What the shares after a turn are off by at the most, for scores / unit off by ``error``.
@@ -75,7 +83,7 @@ class SquaringSoftmax:
         narrow = self.bound / 2**self.squarings
         relative = self.unit / 2**self.squarings * error
         absolute = (math.exp(narrow) + 2 * math.sqrt(self.period)) * self.noise
-        return 2.0 ** (turn + 1) * (relative + absolute) * self._gain(turn)
+        return math.ldexp(relative + absolute, turn + 1) * self._gain(turn)
 
     @classmethod
     def choose(
@@ -181,6 +189,8 @@ class SquaringSoftmax:
         parts = [evaluator.select(y, some) for some in heads_of(y, heads)]
         sums = evaluator.concatenate([evaluator.dot(part, pairs) for part in parts])
         inverse = raised(evaluator, self._inverse(evaluator, sums, mask, 0), y.level + 1)
+        if inverse.level > y.level + 1:  # the products with it need no more levels than the exponentials have
+            inverse = evaluator.multiply(evaluator.drop_level(inverse, y.level + 2), 1.0)
         shares = [evaluator.multiply(pairs, evaluator.select(inverse, slice(h, h + 1))) for h in range(heads)]
         y = at("softmax.divide0", self._share(evaluator, evaluator.multiply(y, evaluator.concatenate(shares)), 0, off))
         for turn in range(1, self.squarings + 1):
