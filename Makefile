@@ -57,7 +57,6 @@ bench: develop
 	$(BIN)/python benchmarks/training.py --json out/training.json --plot out/training.png
 	$(BIN)/python benchmarks/ckks.py --json out/ckks.json --plot out/ckks.png
 	$(BIN)/python benchmarks/schemes.py --json out/schemes.json --plot out/schemes.png
-	$(BIN)/python benchmarks/activation.py --json out/activation.json
 	$(BIN)/python benchmarks/wireless.py --json out/wireless.json
 
 lint: $(VENV)/installed

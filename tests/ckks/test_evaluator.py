@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from privtuner import ckks, system
+from privtuner.ckks.parameters import require_secure
 from privtuner.errors import CkksError, InputError, MessageError, SecretError
 
 PARAMETERS = ckks.Parameters.INSECURE(3)
@@ -667,8 +668,7 @@ def test_depth_zero_sets_of_other_scales_differ():
     assert ckks.Parameters.INSECURE(0, 30, first_bits=40) != ckks.Parameters.INSECURE(0, 35, first_bits=40)
 
 
-def test_the_server_cannot_make_the_owner_use_insecure_parameters():
-    from privtuner.sealed.blocks import SealedClient
-
+def test_insecure_parameters_of_the_other_side_are_refused():
     with pytest.raises(InputError, match="the server asks for INSECURE-ckks.*refuse that server"):
-        SealedClient(PARAMETERS)
+        require_secure(PARAMETERS, allow_insecure=False)
+    assert require_secure(PARAMETERS, allow_insecure=True) is PARAMETERS

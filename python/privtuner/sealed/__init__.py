@@ -1,7 +1,5 @@
-"""Blocks that a server evaluates whole on ciphertexts."""
+"""The sealed model: a server evaluates and trains a whole encoder on ciphertexts.
 
-from __future__ import annotations
-
-from privtuner.sealed.blocks import SealedClient, SealedMLP
-
-__all__ = ["SealedClient", "SealedMLP"]
+The server holds the weights and sees ciphertexts alone; the data owner holds the one secret key, refreshes masked
+ciphertexts and decrypts pooled vectors alone.
+"""
