@@ -94,7 +94,7 @@ TEST(every_refusal_has_one_reason) {
             ": wire version " + std::to_string(version) +
                 ", this build speaks version 2: install the same privtuner on both");
   }
-  for (const int kind : {0, 15, 255}) {
+  for (const int kind : {0, static_cast<int>(privtuner::wire::kKindNames.size()) + 1, 255}) {
     refused(with(good, kKindAt, static_cast<std::uint8_t>(kind)), ": unknown kind " + std::to_string(kind));
   }
   for (const int direction : {5, 255}) {

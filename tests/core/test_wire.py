@@ -53,7 +53,8 @@ def checksum(*streams: bytes) -> int:
 
 def test_kinds_and_directions_keep_their_numbers():
     first = "layer request reply parameters tensor public_key evaluation_keys"
-    others = "openfhe_request openfhe_reply openfhe_tensor sealed_public sealed_request sealed_reply held_public"
+    others = "openfhe_request openfhe_reply openfhe_tensor refresh refreshed"
+    others += " sealed_public sealed_request sealed_reply held_public"
     assert " ".join(wire.KINDS) == f"{first} {others}"
     assert " ".join(wire.DIRECTIONS) == "forward backward gradient step describe"
     for number, kind in enumerate(wire.KINDS, 1):

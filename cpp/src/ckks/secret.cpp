@@ -151,7 +151,8 @@ void SecretKey::encrypt_into(Tensor& tensor, Fill fill) const {
 TensorPtr SecretKey::encrypt(const Values& values, const Fresh& fresh) const {
   check_values(*parameters_, values, fresh.bound);
   const auto tensor = fresh_tensor(parameters_, values.tokens, values.features, fresh, false, false, nullptr);
-  encrypt_into(*tensor, [&](std::size_t f, std::int64_t* out) { encode(*parameters_, values, f, fresh.scale[f], out); });
+  encrypt_into(*tensor,
+               [&](std::size_t f, std::int64_t* out) { encode(*parameters_, values, f, fresh.scale[f], out); });
   return tensor;
 }
 

@@ -38,20 +38,20 @@ enum class Kind : std::uint8_t {
   tensor,
   public_key,
   evaluation_keys,
-  refresh,
-  refreshed,
   openfhe_request,
   openfhe_reply,
   openfhe_tensor,
+  refresh,
+  refreshed,
   sealed_public,
   sealed_request,
   sealed_reply,
   held_public,
 };
 inline constexpr std::array<const char*, 16> kKindNames = {
-    "layer",         "request",         "reply",           "parameters",    "tensor",
-    "public_key",    "evaluation_keys", "refresh", "refreshed", "openfhe_request", "openfhe_reply", "openfhe_tensor",
-    "sealed_public", "sealed_request",  "sealed_reply",    "held_public"};
+    "layer",           "request",         "reply",         "parameters",     "tensor",  "public_key",
+    "evaluation_keys", "openfhe_request", "openfhe_reply", "openfhe_tensor", "refresh", "refreshed",
+    "sealed_public",   "sealed_request",  "sealed_reply",  "held_public"};
 
 enum class Direction : std::uint8_t { forward, backward, gradient, step, describe };
 inline constexpr std::array<const char*, 5> kDirectionNames = {"forward", "backward", "gradient", "step", "describe"};
