@@ -163,8 +163,7 @@ class Block:
         k = canonical(ev, self.key.apply(ev, self.key.extend(ev, h, masks)), level)
         v = self._project(ev, "value", self.value, h, masks, values, level, keep)
         q, k, v = (
-            within(ev, x, bound)
-            for x, bound in ((q, domains.query / self.unit), (k, domains.key), (v, domains.value))
+            within(ev, x, bound) for x, bound in ((q, domains.query / self.unit), (k, domains.key), (v, domains.value))
         )
         for part, x in (("query", q), ("key", k), ("value", v)):
             keep(part, x)
@@ -328,9 +327,7 @@ class Block:
                 dx = dx if more is None else ev.add(dx, more)
         return (dx if through else None), gradients
 
-    def _norm_backward(
-        self, ev: EvaluatorProtocol[Tensor], which: int, saved: Saved[Tensor], dy: Tensor
-    ) -> Tensor:
+    def _norm_backward(self, ev: EvaluatorProtocol[Tensor], which: int, saved: Saved[Tensor], dy: Tensor) -> Tensor:
         norm, weights = self.norms[which - 1]
         kept = circuits.Normed(saved[f"centred{which}"], saved[f"root{which}"])
         dx = norm.backward(ev, kept, dy, weights.weight)
