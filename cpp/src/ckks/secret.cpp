@@ -110,9 +110,8 @@ TensorPtr planned_coefficients(const ParametersPtr& parameters, std::size_t feat
   return packed_tensor(parameters, features, fresh, true, ledger);
 }
 
-SecretKey::SecretKey(ParametersPtr parameters) : parameters_(std::move(parameters)), words_(0) {
+SecretKey::SecretKey(ParametersPtr parameters, const ring::Seed& seed) : parameters_(std::move(parameters)), words_(0) {
   const std::size_t n = parameters_->n();
-  const ring::Seed seed = ring::Seed::from_os();
   math::SecretBuffer<std::int8_t> coefficients(n);
   ring::sample_ternary(seed, {ring::Domain::secret, 0, 0}, coefficients.data(), n, math::active_isa());
   words_ = Words(parameters_->prime_count() * n);
@@ -151,7 +150,8 @@ void SecretKey::encrypt_into(Tensor& tensor, Fill fill) const {
 TensorPtr SecretKey::encrypt(const Values& values, const Fresh& fresh) const {
   check_values(*parameters_, values, fresh.bound);
   const auto tensor = fresh_tensor(parameters_, values.tokens, values.features, fresh, false, false, nullptr);
-  encrypt_into(*tensor, [&](std::size_t f, std::int64_t* out) { encode(*parameters_, values, f, fresh.scale[f], out); });
+  encrypt_into(*tensor,
+               [&](std::size_t f, std::int64_t* out) { encode(*parameters_, values, f, fresh.scale[f], out); });
   return tensor;
 }
 
