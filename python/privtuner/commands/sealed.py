@@ -145,12 +145,14 @@ def train(
         written = [out / "head.safetensors", out / "labels.json"]
         if arguments.release:
             written += _release(model, bundle, out)
-    spent = encoder.owner.spent
+    spent, parameters = encoder.owner.spent, encoder.owner.public.parameters
     numbers = {
         **result.to_dict(),
         "seal": "model",
         "momentum": momentum,
-        "parameters": encoder.owner.public.parameters.name,
+        "parameters": parameters.name,
+        "ring_dimension": parameters.ring_dimension,
+        "log2_modulus": parameters.log_qp,
         "sequences": encoder.sequences,
         "spent": asdict(spent),
         "jobs": {task: asdict(traffic) for (_, task), traffic in encoder.meter.snapshot().items()},
