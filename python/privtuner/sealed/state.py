@@ -9,6 +9,7 @@ import os
 import secrets
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from privtuner import wire
@@ -88,7 +89,8 @@ def save_pieces(path: Path, pieces: Sequence[bytes]) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
         raise InputError(f"the training state cannot be written to {path}: {error.strerror}") from error
 
 
