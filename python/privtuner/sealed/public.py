@@ -265,10 +265,9 @@ class Public:
         if head != wire.Head("sealed_public", "forward", 0, head.subject, bytes(16), 0, 0, len(body)):
             raise MessageError("sealed model: its public part uses a field of the head that it has no use for")
         reader = _Reader(body)
-        (
-            *(layers, width, heads, hidden, period, rank, eps, alpha, pool, pooler, flags, packed, rotations),
-            *(input_level, gradient_level, pooled_level, input_bound, pooled_bound, noise, names, forward, backward),
-        ) = _HEAD.unpack(reader.take(_HEAD.size))
+        fields = _HEAD.unpack(reader.take(_HEAD.size))
+        layers, width, heads, hidden, period, rank, eps, alpha, pool, pooler, flags, packed, rotations = fields[:13]
+        input_level, gradient_level, pooled_level, input_bound, pooled_bound, noise, names, forward, backward = fields[13:]
         if pool >= len(_POOLINGS) or pooler > 1 or flags >= 1 << len(_TARGETS) or packed > 3:
             raise MessageError("sealed model: an impossible shape; fetch it again")
         if forward + backward > _MOST_REFRESHES or names > forward + backward or rotations > _MOST_REFRESHES:
