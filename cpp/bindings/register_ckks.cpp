@@ -233,6 +233,16 @@ py::array decrypt(const ckks::SecretKey& key, const Tensor& tensor, bool complex
   return both;
 }
 
+using Common = std::optional<py::bytes>;
+
+// The randomness that both sides have a part in, if there is any.
+std::optional<ckks::SeedBytes> common_of(const Common& common) {
+  if (!common) return std::nullopt;
+  return fixed<32>(*common, "common randomness");
+}
+
+const ckks::SeedBytes* pointer_to(const std::optional<ckks::SeedBytes>& common) { return common ? &*common : nullptr; }
+
 void require_packed(const ckks::Values& numbers, std::size_t n) {
   if (numbers.tokens < 1 || numbers.tokens > n) {
     throw std::invalid_argument(std::to_string(numbers.tokens) + " numbers do not fit the " + std::to_string(n) +
@@ -533,9 +543,11 @@ void register_ckks(py::module_& module) {
              return ckks::encrypt(key, values, fresh);
            })
       .def("to_bytes", &message<ckks::PublicKey>)
-      .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer) {
+      .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer, const Common& common) {
         const Bytes bytes(buffer);
-        return std::const_pointer_cast<ckks::PublicKey>(ckks::read_public_key(parameters, bytes.data(), bytes.size()));
+        const auto shared = common_of(common);
+        return std::const_pointer_cast<ckks::PublicKey>(
+            ckks::read_public_key(parameters, pointer_to(shared), bytes.data(), bytes.size()));
       });
 
   py::class_<ckks::EvaluationKeys, std::shared_ptr<ckks::EvaluationKeys>>(module, "CkksEvaluationKeys")
@@ -550,10 +562,12 @@ void register_ckks(py::module_& module) {
       .def_property_readonly("nbytes", &ckks::EvaluationKeys::bytes)
       .def("words", &key_words, py::arg("element").none(true))
       .def("to_bytes", &message<ckks::EvaluationKeys>)
-      .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer) {
+      .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer, const Common& common) {
         const Bytes bytes(buffer);
+        const auto shared = common_of(common);
         const py::gil_scoped_release release;
-        return std::const_pointer_cast<ckks::EvaluationKeys>(ckks::read_keys(parameters, bytes.data(), bytes.size()));
+        return std::const_pointer_cast<ckks::EvaluationKeys>(
+            ckks::read_keys(parameters, pointer_to(shared), bytes.data(), bytes.size()));
       });
 
   py::class_<ckks::SecretKey, std::shared_ptr<ckks::SecretKey>>(module, "CkksSecretKey")
@@ -605,21 +619,36 @@ void register_ckks(py::module_& module) {
              return numbers;
            })
       .def("public_key",
-           [](const ckks::SecretKey& key) {
+           [](const ckks::SecretKey& key, const Common& common) {
+             const auto shared = common_of(common);
              const py::gil_scoped_release release;
-             return std::const_pointer_cast<ckks::PublicKey>(key.public_key());
+             return std::const_pointer_cast<ckks::PublicKey>(key.public_key(pointer_to(shared)));
            })
       .def("evaluation_keys",
-           [](const ckks::SecretKey& key, bool relinearisation, const std::vector<std::uint32_t>& elements) {
+           [](const ckks::SecretKey& key, bool relinearisation, const std::vector<std::uint32_t>& elements,
+              const Common& common) {
+             const auto shared = common_of(common);
              const py::gil_scoped_release release;
              auto keys = std::make_shared<ckks::EvaluationKeys>();
              keys->parameters = key.parameters();
-             if (relinearisation) keys->relinearisation = key.relinearisation_key();
+             if (relinearisation) keys->relinearisation = key.relinearisation_key(pointer_to(shared));
              for (const std::uint32_t element : elements) {
-               if (element != 1) keys->galois.emplace(element, key.galois_key(element));
+               if (element != 1) keys->galois.emplace(element, key.galois_key(element, pointer_to(shared)));
              }
              return keys;
-           });
+           })
+      .def("refresh", [](const ckks::SecretKey& key, const py::buffer& message, std::size_t count, int level) {
+        const Bytes bytes(message);
+        if (count < 1 || count > ckks::kMaxRefreshBatch) {
+          throw std::invalid_argument(std::to_string(count) + " ciphertexts in a message of a refresh");
+        }
+        ckks::check_refresh_levels(*key.parameters(), ckks::kRefreshLevel, level);
+        std::uint8_t* out = nullptr;
+        py::bytes answer = new_bytes(ckks::refreshed_bytes(*key.parameters(), count, level), out);
+        const py::gil_scoped_release release;
+        key.refresh(bytes.data(), bytes.size(), count, level, out);
+        return answer;
+      });
 
   py::class_<ckks::Matrix, std::shared_ptr<ckks::Matrix>>(module, "CkksMatrix")
       .def(py::init(&matrix_of), py::arg("weights"), py::arg("delta"))
@@ -628,6 +657,39 @@ void register_ckks(py::module_& module) {
       .def_property_readonly("bytes_per_weight", [](const ckks::Matrix& m) { return m.weights().bytes_per_weight(); })
       .def_property_readonly("scale", [](const ckks::Matrix& m) { return array_of(m.delta()); });
 
+  using ckks::MaskedRefresh;
+  py::class_<MaskedRefresh, std::shared_ptr<MaskedRefresh>>(module, "CkksMaskedRefresh")
+      .def(py::init([](const std::shared_ptr<ckks::PublicKey>& key, const TensorPtr& x,
+                       const std::shared_ptr<Tensor>& fresh, const py::bytes& session, std::uint64_t first) {
+        return std::make_shared<MaskedRefresh>(key, x, fresh, fixed<16>(session, "a session"), first);
+      }))
+      .def_property_readonly("messages", &MaskedRefresh::messages)
+      .def("mask",
+           [](MaskedRefresh& refresh, std::size_t i) {
+             if (i >= refresh.messages()) throw std::invalid_argument("no such message");
+             std::uint8_t* out = nullptr;
+             py::bytes message = new_bytes(refresh.message_bytes(i), out);
+             const py::gil_scoped_release release;
+             refresh.mask(i, out);
+             return message;
+           })
+      .def("unmask",
+           [](MaskedRefresh& refresh, std::size_t i, const py::buffer& answer) {
+             if (i >= refresh.messages()) throw std::invalid_argument("no such message");
+             const Bytes bytes(answer);
+             const py::gil_scoped_release release;
+             refresh.unmask(i, bytes.data(), bytes.size());
+           })
+      .def("result", &MaskedRefresh::result);
+  module.attr("CKKS_REFRESHES") = std::uint64_t{1} << ckks::kLogRefreshes;
+  module.def(
+      "ckks_reveal",
+      [](const ckks::PublicKey& key, const TensorPtr& x, int flood_bits, bool packed,
+         const std::shared_ptr<Tensor>& revealed) {
+        ckks::reveal(key, *x, flood_bits, packed, *revealed);
+        return revealed;
+      },
+      Release());
   register_evaluator(module);
 }
 

@@ -470,6 +470,17 @@ def test_bounds_that_are_assumed():
     assert X.bound == 1.0
 
 
+def test_errors_that_are_assumed():
+    for wrong in (0.0, -1.0, np.nan):
+        with pytest.raises(CkksError, match="error .* is not a positive number"):
+            ENGINE.assume(X, 1.0, wrong)
+    y = ENGINE.assume(X, 1.0, 1e-12)
+    assert y.budget().error == pytest.approx(1e-12)
+    assert ENGINE.sum_features(y).budget().error <= y.shape[1] * 1e-12
+    assert ENGINE.assume(X, 1.0, 1e-2).budget() == X.budget()  # a promise makes nothing worse
+    assert ENGINE.assume(X, 1.0).budget() == X.budget()
+
+
 def test_the_domain_of_a_polynomial():
     narrow = ckks.Polynomial((1.0, 1.0), domain=(-0.5, 0.5))
     with pytest.raises(CkksError, match="values up to 1.0.* may leave the domain .*declare a smaller bound"):

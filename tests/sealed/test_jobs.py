@@ -11,7 +11,21 @@ from connections import Connection
 from privtuner.errors import CkksError, InputError, MessageError, SecretError, ServiceError
 from privtuner.sealed.owner import SealedOwner
 from privtuner.service import RemoteTransport
-from sealed_cases import SEQUENCES, SLOTS, PAIRS, TOLERANCE, WIDTH, Between, G, TinyModel, Twin, batch, served, train, type_of
+from sealed_cases import (
+    PAIRS,
+    SEQUENCES,
+    SLOTS,
+    TOLERANCE,
+    WIDTH,
+    Between,
+    G,
+    TinyModel,
+    Twin,
+    batch,
+    served,
+    train,
+    type_of,
+)
 
 
 def test_steps_are_those_of_the_clear_model(pair):
@@ -134,7 +148,7 @@ def test_a_server_with_other_weights_is_noticed(pair):
 
 
 def test_a_server_that_saved_the_state_is_not_sent_it(tmp_path, caplog):
-    model, seen = TinyModel(), []
+    model = TinyModel()
     twin = Twin(model)
     with served("local", model, state=tmp_path) as (transport, _):
         owner = SealedOwner(model.public, between := Between(transport), allow_insecure=True)
@@ -146,7 +160,7 @@ def test_a_server_that_saved_the_state_is_not_sent_it(tmp_path, caplog):
         owner._transport = between = Between(transport)
         train(owner, twin)
         owner.close()
-    seen = {message_type for message_type in map(type_of_pair, between.seen)}
+    seen = set(map(type_of_pair, between.seen))
     assert ("up", "STORED") in seen
     assert ("up", "RESUME") not in seen
     file.write_bytes(file.read_bytes()[:-1])

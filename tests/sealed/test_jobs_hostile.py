@@ -121,7 +121,12 @@ TO_OWNER = {
     "another step": (Type.READY, 0, lambda m: [remade(m, b"\1" + bytes(7))], "not those of step 0"),
     "another step at the end": (Type.DONE, 0, lambda m: [remade(m, bytes(8))], "not those of step 1"),
     "a refresh again": (Type.REFRESH, 0, lambda m: [m, m], "repeated or out of order"),
-    "a refresh more": (Type.POOLED, 0, lambda m: [remade(m, tensor(2, 2), type=Type.REFRESH)], "type 34 where pooled is due"),
+    "a refresh more": (
+        Type.POOLED,
+        0,
+        lambda m: [remade(m, tensor(2, 2), type=Type.REFRESH)],
+        "type 34 where pooled is due",
+    ),
     "more in a refresh": (Type.REFRESH, 0, lambda m: [remade(m, tensor(3, 2))], "3"),
     "fewer in a refresh": (Type.REFRESH, 0, lambda m: [remade(m, tensor(1, 2))], "1"),
     "none in a refresh": (Type.REFRESH, 0, lambda m: [remade(m, b"")], "shorter than its head"),

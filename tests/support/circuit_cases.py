@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -56,17 +57,23 @@ class Renewing(Watched):
         return super().refresh(x, level, packed=packed)
 
 
-class Attended(ckks.Evaluator):
-    """On ciphertexts, with the owner of the key at hand: refreshes by decrypting and encrypting."""
+def attended(secret: ckks.SecretKey, plan: ckks.Plan) -> ckks.Evaluator:
+    """An evaluator on ciphertexts with a plan's keys, and the owner of the key at hand, who follows its schedule."""
 
-    def __init__(self, parameters: ckks.Parameters, keys: ckks.EvaluationKeys, secret: ckks.SecretKey) -> None:
-        super().__init__(parameters, keys)
-        self.secret = secret
+    def messages() -> Iterator[tuple[int, int]]:
+        for refresh in plan.refreshes:
+            batch = plan.parameters.refresh_batch(refresh.level)
+            for begin in range(0, refresh.ciphertexts, batch):
+                yield min(batch, refresh.ciphertexts - begin), refresh.level
 
-    def refresh(self, x, level=None, *, packed=False):
-        assert x.level >= 2
-        assert not packed
-        return self.secret.encrypt(np.clip(self.secret.decrypt(x), -x.bound, x.bound), bound=x.bound, level=level)
+    schedule = messages()
+
+    def exchange(masked: Iterable[bytes]) -> Iterator[bytes]:
+        for message in masked:
+            count, level = next(schedule)
+            yield secret.refresh(message, level, count)
+
+    return ckks.Evaluator(plan.parameters, plan.keys(secret), ckks.Refresher(secret.public_key(), exchange))
 
 
 def tensor(evaluator, values, level=None, bound=None, domain=(-1.0, 1.0)):

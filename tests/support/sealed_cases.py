@@ -34,8 +34,6 @@ def planned_packed(bound):
     return EncryptedTensor(core, PARAMETERS)
 
 
-
-
 PAIRS = WIDTH // 2
 """Ciphertexts that carry the features of a wide tensor in a refresh."""
 

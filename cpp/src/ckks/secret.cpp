@@ -13,15 +13,6 @@ namespace {
 
 using Words = math::SecretBuffer<std::uint64_t>;
 
-// Small coefficients modulo prime `i`, NTT domain.
-void small_to_row(const Parameters& parameters, std::size_t i, const std::int8_t* coefficients, std::uint64_t* out) {
-  const math::Modulus& q = parameters.prime(i).row.modulus();
-  for (std::size_t k = 0; k < parameters.n(); ++k) {
-    out[k] = q.add_if_negative(static_cast<std::uint64_t>(std::int64_t{coefficients[k]}));
-  }
-  parameters.prime(i).ntt.forward(out, math::active_isa());
-}
-
 }  // namespace
 
 void check_values(const Parameters& parameters, const Values& values, double bound) {
@@ -290,11 +281,23 @@ void SecretKey::decrypt_coefficients(const Tensor& tensor, double* out) const {
   });
 }
 
-std::shared_ptr<const PublicKey> SecretKey::public_key() const {
-  const std::size_t n = parameters_->n();
+SeedBytes SecretKey::key_seed(const SeedBytes* common, KeyRole role, std::uint32_t element) const {
   SeedBytes seed;
-  ring::os_random(seed.data(), seed.size());
-  auto key = std::make_shared<PublicKey>(parameters_, seed);
+  if (common == nullptr) {
+    ring::os_random(seed.data(), seed.size());
+    return seed;
+  }
+  seed = derived_seed(*common, role, element);
+  const std::lock_guard<std::mutex> lock(derived_mutex_);
+  if (!derived_.insert(seed).second) {
+    throw Error("a key of this kind was made of this common randomness: use that one, or agree on other randomness");
+  }
+  return seed;
+}
+
+std::shared_ptr<const PublicKey> SecretKey::public_key(const SeedBytes* common) const {
+  const std::size_t n = parameters_->n();
+  auto key = std::make_shared<PublicKey>(parameters_, key_seed(common, KeyRole::encryption, 0));
   const ring::Seed error_seed = ring::Seed::from_os();
   const math::Isa isa = math::active_isa();
   math::SecretBuffer<std::int8_t> error(n);
@@ -310,10 +313,9 @@ std::shared_ptr<const PublicKey> SecretKey::public_key() const {
 }
 
 std::shared_ptr<const SwitchingKey> SecretKey::switching_key(const std::uint64_t* source,
-                                                             const std::vector<std::uint32_t>& target_index) const {
+                                                             const std::vector<std::uint32_t>& target_index,
+                                                             const SeedBytes& seed) const {
   const std::size_t n = parameters_->n(), primes = parameters_->prime_count(), limbs = parameters_->max_limbs();
-  SeedBytes seed;
-  ring::os_random(seed.data(), seed.size());
   auto key = std::make_shared<SwitchingKey>(parameters_, seed);
   const ring::Seed error_seed = ring::Seed::from_os();
   const math::Isa isa = math::active_isa();
@@ -346,16 +348,16 @@ std::shared_ptr<const SwitchingKey> SecretKey::switching_key(const std::uint64_t
   return key;
 }
 
-std::shared_ptr<const SwitchingKey> SecretKey::relinearisation_key() const {
+std::shared_ptr<const SwitchingKey> SecretKey::relinearisation_key(const SeedBytes* common) const {
   const std::size_t n = parameters_->n(), limbs = parameters_->max_limbs();
   Words square(limbs * n);
   for (std::size_t i = 0; i < limbs; ++i) {
     parameters_->prime(i).row.multiply(row(i), row(i), square.data() + i * n, n, math::active_isa());
   }
-  return switching_key(square.data(), {});
+  return switching_key(square.data(), {}, key_seed(common, KeyRole::evaluation, kRelinearisation));
 }
 
-GaloisKey SecretKey::galois_key(std::uint32_t element) const {
+GaloisKey SecretKey::galois_key(std::uint32_t element, const SeedBytes* common) const {
   const std::uint64_t order = 2 * parameters_->n();
   if (element % 2 == 0 || element >= order) {
     throw Error(std::to_string(element) + " is no automorphism; pass an odd number below " + std::to_string(order));
@@ -365,7 +367,8 @@ GaloisKey SecretKey::galois_key(std::uint32_t element) const {
     if (exponent & 1) inverse = inverse * power % order;
     power = power * power % order;
   }
-  return {element, switching_key(row(0), galois_permutation(*parameters_, static_cast<std::uint32_t>(inverse)))};
+  const std::vector<std::uint32_t> index = galois_permutation(*parameters_, static_cast<std::uint32_t>(inverse));
+  return {element, switching_key(row(0), index, key_seed(common, KeyRole::evaluation, element))};
 }
 
 TensorPtr encrypt(const PublicKey& key, const Values& values, const Fresh& fresh) {

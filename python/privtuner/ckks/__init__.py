@@ -24,6 +24,7 @@ from privtuner.ckks.keys import EvaluationKeys, PublicKey, SecretKey
 from privtuner.ckks.parameters import Parameters
 from privtuner.ckks.planning import Measurement, Plan, Refresh, plan
 from privtuner.ckks.polynomial import Polynomial
+from privtuner.ckks.refresher import Refresher
 from privtuner.ckks.remez import fit
 from privtuner.ckks.tensor import Budget, EncryptedTensor
 from privtuner.ckks.timing import Timings, measure_timings
@@ -42,6 +43,7 @@ __all__ = [
     "Polynomial",
     "PublicKey",
     "Refresh",
+    "Refresher",
     "SecretKey",
     "Timings",
     "approximate",

@@ -150,9 +150,7 @@ class ClearEvaluator(Operations[ClearTensor]):
     def refresh(self, x: ClearTensor, level: int | None = None, *, packed: bool = False) -> ClearTensor:
         """The same values, as `Operations.refresh` has them refreshed; checked to be real, or packed."""
         core = self._core_of(x)
-        if packed != x._packed:
-            kind = ("a tensor of slots", "packed numbers")[x._packed]
-            raise CkksError(f"refresh: the tensor holds {kind}; say so by packed={x._packed}")
+        _check_packed("refresh", x, packed)
         if not packed and (np.abs(x._slots.imag) > core.bound * _SLACK + self._error_of(core)).any():
             raise CkksError("refresh: the values are not real; refresh real and imaginary part as two features")
 
@@ -163,6 +161,11 @@ class ClearEvaluator(Operations[ClearTensor]):
 
         at = self.parameters.depth if level is None else whole("level", level)
         return self._one((x,), refresh, at, packed)
+
+    def _revealed(self, x: ClearTensor, flood_bits: int, error: float, packed: bool) -> ClearTensor:
+        self._core_of(x)
+        _check_packed("reveal", x, packed)
+        return super()._revealed(x, flood_bits, error, packed)
 
     def _core_of(self, x: object) -> _core.CkksTensor:
         if not isinstance(x, ClearTensor):
@@ -180,8 +183,8 @@ class ClearEvaluator(Operations[ClearTensor]):
             self._check_encoding(inputs[0], *arguments)
         promised = self._check_domain(inputs[0], *arguments[-2:]) if name == "polynomial" else np.True_
         made = _VALUES[name](*(x._slots for x in inputs), *arguments)
-        if name == "expand" and not inputs[0]._packed:
-            raise CkksError("expand: the tensor holds slots, no packed numbers")
+        if name == "expand":
+            _check_packed("expand", inputs[0], True)
         packed = name == "pack_slot_sums" or (name != "expand" and any(x._packed for x in inputs))
         return [
             self._make(name, result, values, error, packed, promised)
@@ -244,6 +247,12 @@ class ClearEvaluator(Operations[ClearTensor]):
 
     def __repr__(self) -> str:
         return f"<clear CKKS evaluator of {self.parameters.name}>"
+
+
+def _check_packed(name: str, x: ClearTensor, packed: bool) -> None:
+    """Refuse slots where coefficients are meant, or the other way round: bounds and errors would be those of others."""
+    if packed != x._packed:
+        raise CkksError(f"{name}: the tensor holds {'packed numbers' if x._packed else 'slots, no packed numbers'}")
 
 
 def _describe(bad: Array) -> str:
@@ -355,7 +364,7 @@ _VALUES: dict[str, Callable[..., Any]] = {
     "polynomial": _evaluate,
     "refresh": lambda x, _level, packed: x if packed else x.real,
     "rescale": lambda x: x,
-    "revealed": lambda x, _flood_bits, _error: x,
+    "revealed": lambda x, _flood_bits, _error, _packed: x,
     "rotate": lambda x, steps: [np.roll(x, -step, axis=0) for step in steps],
     "select": lambda x, begin, end: x[:, begin:end],
     "subtract": np.subtract,

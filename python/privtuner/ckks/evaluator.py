@@ -15,11 +15,12 @@ from privtuner.ckks.arguments import as_choice, as_numbers, as_span, as_steps, a
 from privtuner.ckks.keys import EvaluationKeys, as_scales, as_values
 from privtuner.ckks.parameters import Parameters
 from privtuner.ckks.polynomial import Polynomial
+from privtuner.ckks.refresher import Refresher
 from privtuner.ckks.tensor import EncryptedTensor, Tensor
 from privtuner.copies import Immutable
 from privtuner.errors import CkksError, InputError
 
-__all__ = ["Evaluator", "Matrix", "Operations", "call_core"]
+__all__ = ["Evaluator", "Matrix", "Operations", "call_core", "refresh_with", "reveal_with"]
 
 T = TypeVar("T", bound=Tensor)
 
@@ -277,7 +278,7 @@ class Operations(ABC, Generic[T]):
         """Return what the owner of the key makes of a tensor at level 2; here: what is known of it."""
         return self._one((x,), self._core.refreshed, level, packed)
 
-    def reveal(self, x: T, flood_bits: int = 12, *, error: float) -> T:
+    def reveal(self, x: T, flood_bits: int = 12, *, error: float, packed: bool = False) -> T:
         """The same values for the owner of the key to decrypt: re-randomised, and their errors drowned.
 
         An encryption of zero is added, which cuts what the ciphertext has to do with the inputs and with clear weights,
@@ -288,16 +289,17 @@ class Operations(ABC, Generic[T]):
             x: a tensor whose slots may all be seen: zero those that may not first.
             flood_bits: 1 to 40.
             error: what is left of the values' precision: no value is off by more, but for one case in a million.
+            packed: the numbers are coefficients, as `pack_slot_sums` leaves them.
 
         Raises:
             CkksError: the flood leaves less precision, or does not fit the modulus; no refresher, whose public key is
                 taken.
         """
-        return self._revealed(x, whole("flood_bits", flood_bits), float(error))
+        return self._revealed(x, whole("flood_bits", flood_bits), float(error), packed)
 
-    def _revealed(self, x: T, flood_bits: int, error: float) -> T:
+    def _revealed(self, x: T, flood_bits: int, error: float, packed: bool) -> T:
         """Return what `reveal` makes of x; here: what is known of it."""
-        return self._one((x,), self._core.revealed, flood_bits, error)
+        return self._one((x,), self._core.revealed, flood_bits, error, packed)
 
     def assume(self, x: T, bound: float, error: float | None = None) -> T:
         """The same tensor with the caller's promise that |value| <= bound. No copy, no level.
@@ -323,15 +325,19 @@ class Evaluator(Operations[EncryptedTensor]):
     Args:
         parameters: the set in force.
         keys: what products and rotations need; None for operations without keys and for dry runs.
+        refresher: the way to the owner of the key, for `refresh` and `reveal`.
     """
 
     name = "native"
 
-    def __init__(self, parameters: Parameters, keys: EvaluationKeys | None = None) -> None:
+    def __init__(
+        self, parameters: Parameters, keys: EvaluationKeys | None = None, refresher: Refresher | None = None
+    ) -> None:
         super().__init__(parameters, keys)
+        self.refresher = refresher
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Evaluator, (self.parameters, self.keys))
+        return (Evaluator, (self.parameters, self.keys, self.refresher))
 
     def planned(
         self,
@@ -364,12 +370,12 @@ class Evaluator(Operations[EncryptedTensor]):
     def _refreshed(self, x: EncryptedTensor, level: int, packed: bool) -> EncryptedTensor:
         if x.planned:
             return super()._refreshed(x, level, packed)
-        raise CkksError("not yet")
+        return refresh_with(self.refresher, self._core, x, level, packed)
 
-    def _revealed(self, x: EncryptedTensor, flood_bits: int, error: float) -> EncryptedTensor:
+    def _revealed(self, x: EncryptedTensor, flood_bits: int, error: float, packed: bool) -> EncryptedTensor:
         if x.planned:
-            return super()._revealed(x, flood_bits, error)
-        raise CkksError("not yet")
+            return super()._revealed(x, flood_bits, error, packed)
+        return reveal_with(self.refresher, self._core, x, flood_bits, error, packed)
 
     def upload(self, x: EncryptedTensor) -> EncryptedTensor:
         """The tensor itself, which is where this evaluator computes."""
@@ -392,6 +398,32 @@ class Evaluator(Operations[EncryptedTensor]):
 
     def __repr__(self) -> str:
         return f"<CKKS evaluator of {self.parameters.name}, keys: {self.keys!r}>"
+
+
+def refresh_with(
+    refresher: Refresher | None, core: _core.CkksEvaluator, x: EncryptedTensor, level: int, packed: bool
+) -> EncryptedTensor:
+    """Have the owner of the key refresh a tensor at level 2 that is in this process."""
+    if refresher is None:
+        raise CkksError("a refresh needs the owner of the key: make the evaluator with a refresher")
+    (fresh,) = call_core(core.refreshed, (x._core,), (level, packed))
+    return EncryptedTensor(refresher._refresh(x._core, fresh), x.parameters)
+
+
+def reveal_with(
+    refresher: Refresher | None,
+    core: _core.CkksEvaluator,
+    x: EncryptedTensor,
+    flood_bits: int,
+    error: float,
+    packed: bool,
+) -> EncryptedTensor:
+    """Return `Operations.reveal` of a tensor in this process."""
+    if refresher is None:
+        raise CkksError("to reveal takes the public key: make the evaluator with a refresher")
+    (room,) = call_core(core.revealed, (x._core,), (flood_bits, error, packed))
+    key = refresher.public_key._core
+    return EncryptedTensor(_core.ckks_reveal(key, x._core, flood_bits, packed, room), x.parameters)
 
 
 def call_core(

@@ -75,13 +75,20 @@ class EvaluationKeys(Immutable):
         return self._core.to_bytes()
 
     @classmethod
-    def from_bytes(cls, parameters: Parameters, data: BytesLike) -> EvaluationKeys:
+    def from_bytes(cls, parameters: Parameters, data: BytesLike, common: bytes | None = None) -> EvaluationKeys:
         """Read what `to_bytes` wrote.
 
+        Args:
+            parameters: the parameters of the keys.
+            data: the message.
+            common: the 32 bytes that the keys must have been made with, as `SecretKey.evaluation_keys` takes them; None
+                for keys of any randomness.
+
         Raises:
-            MessageError: malformed, truncated, corrupted, of another version, or of other parameters.
+            MessageError: malformed, truncated, corrupted, of another version, of other parameters, or of other
+                randomness.
         """
-        core = _core.CkksEvaluationKeys.from_bytes(parameters._core, data)
+        core = _core.CkksEvaluationKeys.from_bytes(parameters._core, data, common)
         return cls(core, parameters, rotations_of(parameters, core.elements))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -140,13 +147,9 @@ class PublicKey(Immutable):
         return self._core.to_bytes()
 
     @classmethod
-    def from_bytes(cls, parameters: Parameters, data: BytesLike) -> PublicKey:
-        """Read what `to_bytes` wrote.
-
-        Raises:
-            MessageError: malformed, truncated, corrupted, of another version, or of other parameters.
-        """
-        return cls(_core.CkksPublicKey.from_bytes(parameters._core, data), parameters)
+    def from_bytes(cls, parameters: Parameters, data: BytesLike, common: bytes | None = None) -> PublicKey:
+        """Read what `to_bytes` wrote; ``common`` and errors as those of `EvaluationKeys.from_bytes`."""
+        return cls(_core.CkksPublicKey.from_bytes(parameters._core, data, common), parameters)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (PublicKey.from_bytes, (self.parameters, self.to_bytes()))
@@ -264,9 +267,30 @@ class SecretKey:
             secret.fill(0)
         return flooded
 
-    def public_key(self) -> PublicKey:
-        """Make a key for others to encrypt with."""
-        return PublicKey(self._core.public_key(), self.parameters)
+    def refresh(self, message: BytesLike, level: int, count: int) -> bytes:
+        """Answer a message of a `Refresher`: fresh ciphertexts of what its masked ones hold.
+
+        Number and level come from a schedule that is this side's own, never from the message. What the ciphertexts hold
+        decides nothing, and the steps taken are the same whatever it is.
+
+        Args:
+            message: masked ciphertexts.
+            level: that of the fresh ones.
+            count: how many the message has: ``parameters.refresh_batch(level)``, or the rest of a tensor's.
+
+        Raises:
+            MessageError: malformed, truncated, corrupted, of other parameters, or of another number of ciphertexts.
+            CkksError: no refresh leads to that level. InputError: no message has so many ciphertexts.
+        """
+        return self._core.refresh(message, count, level)
+
+    def public_key(self, common: bytes | None = None) -> PublicKey:
+        """Make a key for others to encrypt with.
+
+        Args:
+            common: as that of `evaluation_keys`.
+        """
+        return PublicKey(self._core.public_key(common), self.parameters)
 
     def evaluation_keys(
         self,
@@ -275,6 +299,7 @@ class SecretKey:
         relinearisation: bool = True,
         conjugation: bool = False,
         packing: bool = False,
+        common: bytes | None = None,
     ) -> EvaluationKeys:
         """Make the keys a circuit needs (`plan` lists them).
 
@@ -282,10 +307,15 @@ class SecretKey:
             rotations: steps, any sign.
             relinearisation: for products of ciphertexts.
             conjugation: for complex conjugates.
-            packing: for `Evaluator.pack_slot_sums`, log2 N keys.
+            packing: for `Evaluator.pack_slot_sums` and `Evaluator.expand`, log2 N keys.
+            common: 32 bytes from which the random halves of the keys are derived: a hash of random numbers of both
+                sides, where the other one must know that this one did not choose them. None: from the operating system.
+
+        Raises:
+            CkksError: a key of the same kind was made of ``common``: both together would tell of the secret.
         """
         elements = elements_of(self.parameters, rotations, conjugation, packing)
-        keys = self._core.evaluation_keys(relinearisation, sorted(elements))
+        keys = self._core.evaluation_keys(relinearisation, sorted(elements), common)
         return EvaluationKeys(keys, self.parameters, rotations_of(self.parameters, elements))
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:

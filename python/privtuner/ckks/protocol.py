@@ -148,7 +148,7 @@ class EvaluatorProtocol(Protocol[Tensor]):
         """
         ...
 
-    def reveal(self, x: Tensor, flood_bits: int = 12, *, error: float) -> Tensor:
+    def reveal(self, x: Tensor, flood_bits: int = 12, *, error: float, packed: bool = False) -> Tensor:
         """The same values to be decrypted by the owner: re-randomised, and flooded as far as ``error`` allows."""
         ...
 

@@ -196,9 +196,7 @@ class _Session:
         public_key = PublicKey.from_bytes(parameters, data, common)
         wanted = self._public.keys
         elements = elements_of(parameters, wanted.rotations, wanted.conjugation, wanted.packing)
-        data = self._link.receive_bytes(
-            Type.KEYS, parameters.key_bytes(1 + len(elements)), seconds=patience
-        )
+        data = self._link.receive_bytes(Type.KEYS, parameters.key_bytes(1 + len(elements)), seconds=patience)
         keys = EvaluationKeys.from_bytes(parameters, data, common)
         if not keys.relinearisation or set(keys._core.elements) != elements:
             raise MessageError("keys: others than those that the model's public part asks for")
@@ -210,9 +208,7 @@ class _Session:
         first: Message | None = message
         parts = []
         for planned in self._state_layout():
-            parts.append(
-                self._link.receive_tensor(Type.FRESH, planned, seconds=self._service.patience, first=first)
-            )
+            parts.append(self._link.receive_tensor(Type.FRESH, planned, seconds=self._service.patience, first=first))
             first = None
         self._take(0, EncryptedAdapters(*map(self._upload, parts)))
 

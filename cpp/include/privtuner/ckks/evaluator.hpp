@@ -137,7 +137,7 @@ class Evaluator {
   std::shared_ptr<Tensor> refreshed(const TensorPtr& x, int level, bool packed) const;
   // The same of revealing x (refresh.hpp) under a flood of `flood_bits`. Throws Error if more than one value in a
   // million is then off by more than `error`.
-  std::shared_ptr<Tensor> revealed(const TensorPtr& x, int flood_bits, double error) const;
+  std::shared_ptr<Tensor> revealed(const TensorPtr& x, int flood_bits, double error, bool packed) const;
   // The same words read as values times `factor`, which are within `bound`.
   TensorPtr reinterpret(const TensorPtr& x, double factor, double bound) const;
 

@@ -25,6 +25,7 @@
 
 #include "privtuner/ckks/keys.hpp"
 #include "privtuner/ckks/tensor.hpp"
+#include "privtuner/wire/envelope.hpp"
 
 namespace privtuner::ckks {
 
@@ -58,9 +59,26 @@ ParametersPtr read_parameters(const std::uint8_t* data, std::size_t size);
 // shape.
 TensorPtr read_tensor(const ParametersPtr& parameters, const Tensor* expected, const std::uint8_t* data,
                       std::size_t size);
-std::shared_ptr<const PublicKey> read_public_key(const ParametersPtr& parameters, const std::uint8_t* data,
-                                                 std::size_t size);
-std::shared_ptr<const EvaluationKeys> read_keys(const ParametersPtr& parameters, const std::uint8_t* data,
-                                                std::size_t size);
+// common: not null where the keys must be derived from it (derived_seed).
+std::shared_ptr<const PublicKey> read_public_key(const ParametersPtr& parameters, const SeedBytes* common,
+                                                 const std::uint8_t* data, std::size_t size);
+std::shared_ptr<const EvaluationKeys> read_keys(const ParametersPtr& parameters, const SeedBytes* common,
+                                                const std::uint8_t* data, std::size_t size);
+
+// One message of a refresh: the session, and the number of the message in it.
+struct RefreshId {
+  wire::Id session{};
+  std::uint64_t number = 0;
+};
+// Masked ciphertexts at kRefreshLevel.
+void write_refresh(const Tensor& masked, const RefreshId& id, std::uint8_t* out);
+// Reads `count` of them; which message it is, into `id`. Throws MessageError.
+std::shared_ptr<Tensor> read_refresh(const ParametersPtr& parameters, std::size_t count, const std::uint8_t* data,
+                                     std::size_t size, RefreshId& id);
+// Fresh ciphertexts, whose component 1 is expanded from their seed.
+void write_refreshed(const Tensor& fresh, const RefreshId& id, std::uint8_t* out);
+// Reads the answer to message `id` into `count` features of `fresh` from `first` on. Throws MessageError.
+void read_refreshed(const RefreshId& id, const std::uint8_t* data, std::size_t size, std::size_t first,
+                    std::size_t count, Tensor& fresh);
 
 }  // namespace privtuner::ckks

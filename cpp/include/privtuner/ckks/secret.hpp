@@ -1,7 +1,11 @@
 // The data owner's side: the secret key, encryption and decryption. A server needs none of this.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <mutex>
+#include <set>
 #include <vector>
 
 #include "privtuner/ckks/keys.hpp"
@@ -54,9 +58,15 @@ class SecretKey {
   // The coefficients over the scale instead of the slots, [feature][N]: for sums that were packed. Throws as decrypt.
   void decrypt_coefficients(const Tensor& tensor, double* out) const;
 
-  std::shared_ptr<const PublicKey> public_key() const;
-  std::shared_ptr<const SwitchingKey> relinearisation_key() const;
-  GaloisKey galois_key(std::uint32_t element) const;
+  // Keys whose random halves are derived from `common`, or for null from a seed of their own. Two keys of one kind and
+  // one `common` would tell the difference of their errors: the second one is refused with Error.
+  std::shared_ptr<const PublicKey> public_key(const SeedBytes* common = nullptr) const;
+  std::shared_ptr<const SwitchingKey> relinearisation_key(const SeedBytes* common = nullptr) const;
+  GaloisKey galois_key(std::uint32_t element, const SeedBytes* common = nullptr) const;
+
+  // Answers a refresh (messages.hpp) of `count` ciphertexts, at `level`: refreshed_bytes() bytes. What they decrypt to
+  // decides nothing, least of all which steps are taken. Throws MessageError, Error for a level that cannot be.
+  void refresh(const std::uint8_t* message, std::size_t size, std::size_t count, int level, std::uint8_t* out) const;
 
  private:
   // Encrypts the coefficients that `fill(feature, out)` writes, of a tensor without words yet.
@@ -68,11 +78,15 @@ class SecretKey {
 
   // An encryption under the secret permuted by `target_index` (empty: as it is) of P times `source` [limb][N].
   std::shared_ptr<const SwitchingKey> switching_key(const std::uint64_t* source,
-                                                    const std::vector<std::uint32_t>& target_index) const;
+                                                    const std::vector<std::uint32_t>& target_index,
+                                                    const SeedBytes& seed) const;
+  SeedBytes key_seed(const SeedBytes* common, KeyRole role, std::uint32_t element) const;
   const std::uint64_t* row(std::size_t prime) const { return words_.data() + prime * parameters_->n(); }
 
   ParametersPtr parameters_;
   math::SecretBuffer<std::uint64_t> words_;  // [prime of QP][N], NTT domain
+  mutable std::mutex derived_mutex_;
+  mutable std::set<SeedBytes> derived_;  // seeds of keys that were made of common randomness
 };
 
 // Encryption without the secret.

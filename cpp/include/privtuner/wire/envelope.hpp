@@ -38,14 +38,17 @@ enum class Kind : std::uint8_t {
   tensor,
   public_key,
   evaluation_keys,
+  refresh,
+  refreshed,
   openfhe_request,
   openfhe_reply,
   openfhe_tensor,
+  sealed_public,
   job,
 };
-inline constexpr std::array<const char*, 11> kKindNames = {
-    "layer",           "request",         "reply",         "parameters",     "tensor", "public_key",
-    "evaluation_keys", "openfhe_request", "openfhe_reply", "openfhe_tensor", "job"};
+inline constexpr std::array<const char*, 14> kKindNames = {
+    "layer",   "request",   "reply",           "parameters",    "tensor",         "public_key",    "evaluation_keys",
+    "refresh", "refreshed", "openfhe_request", "openfhe_reply", "openfhe_tensor", "sealed_public", "job"};
 
 enum class Direction : std::uint8_t { forward, backward };
 inline constexpr std::array<const char*, 2> kDirectionNames = {"forward", "backward"};

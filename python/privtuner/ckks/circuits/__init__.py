@@ -1,12 +1,18 @@
-"""Circuits on encrypted tensors: exponential, reciprocal, softmax, layer norm, attention, matrix-vector product.
+"""Circuits on encrypted tensors: attention, softmax, layer norm, activations, their gradients, and what they need.
 
 Written against `privtuner.ckks.protocol.EvaluatorProtocol` alone, so that they run on every evaluator. Each states the
-levels it takes, which are known beforehand (the ``..._depth`` functions), and, where it rotates, the steps that the
-rotation keys must cover (the ``..._steps`` functions).
+levels it takes, which are known beforehand, and, where it rotates, the steps that the rotation keys must cover (the
+``..._steps`` functions). Softmax, layer norm and activations are planned objects of public constants: polynomials,
+domains, errors.
 
 A domain or a bound that a circuit is given is the caller's promise about values nobody can see: outside it results are
 wrong, and may be huge. Slots that are not in use hold 0; that is outside the domain of a reciprocal or an inverse
-square root, but the polynomials stay moderate there, and the bounds that the circuits declare hold there too.
+square root, but the polynomials stay moderate there, and the bounds that the circuits declare hold there too. Softmax
+and layer norm take an encrypted mask of the tokens there are, and give 0 elsewhere.
+
+What is *wide* has a ciphertext a feature or a pair of tokens; row sums, means and variances are *narrow*, a few
+ciphertexts. Circuits refresh what is narrow by themselves, as often as levels run out, and leave to their caller what
+is wide.
 
 Accuracies are those of the formulas in exact arithmetic; the noise of the ciphertexts comes on top.
 """

@@ -22,13 +22,13 @@ class Activation:
         unit: values are given as multiples of it. With a unit of half the domain's width the polynomial takes its
             depth; values that are more than a unit or two from the domain's centre take a level more.
         value: the polynomial of x / unit.
-        slope: its derivative by x, of x / unit.
+        derivative: its derivative by x, of x / unit.
         error: largest absolute error of the value on the domain.
     """
 
     unit: float
     value: Polynomial
-    slope: Polynomial
+    derivative: Polynomial
     error: float
 
     @classmethod
@@ -52,7 +52,7 @@ class Activation:
         low, high = found.domain
         if not low < 0 < high:
             raise InputError(f"domain {(low, high)}: must hold 0 inside, where no token is")
-        if FUNCTIONS[name].exact(np.zeros(1))[0] != 0:
+        if np.any(FUNCTIONS[name].exact(np.zeros(1))):
             raise InputError(f"{name} is not 0 at 0, as it must be where no token is")
         at_zero = float(found(0.0))
         error = (found.max_error or 0.0) + abs(at_zero)
@@ -62,33 +62,26 @@ class Activation:
 
     @property
     def depth(self) -> int:
-        """Levels of `forward`, and of the derivative in `backward`, which takes one more."""
+        """Levels of all methods."""
         return polynomial_depth(self.value)
 
     def forward(self, evaluator: EvaluatorProtocol[Tensor], x: Tensor) -> Tensor:
-        """The activation of x, given over `unit` and of the chain's scale; in its domain in every slot.
+        """The activation of x, which is given over `unit`, of the chain's scale, in the domain in every slot.
 
         Raises:
             CkksError: not enough levels.
         """
         return _evaluate(evaluator, x, self.value)
 
-    def backward(self, evaluator: EvaluatorProtocol[Tensor], x: Tensor, dy: Tensor) -> Tensor:
-        """The gradient by x (not by x / unit) from that of the activation: ``dy slope(x)``.
+    def slope(self, evaluator: EvaluatorProtocol[Tensor], x: Tensor) -> Tensor:
+        """What a gradient is multiplied by on its way back, for x as in `forward`: the derivative by x, not by x / unit.
 
-        One level below the lower of dy and the derivative, which is the depth of `slope` below x.
-
-        Args:
-            evaluator: computes.
-            x: as for `forward`.
-            dy: the gradient, of the shape of x.
+        Kept from the forward pass it needs no levels of x later.
 
         Raises:
-            InputError: shapes that do not fit. CkksError: not enough levels.
+            CkksError: not enough levels.
         """
-        if x.shape != dy.shape:
-            raise InputError(f"x has shape {x.shape}, dy {dy.shape}: they must agree")
-        return evaluator.multiply(dy, _evaluate(evaluator, x, self.slope))
+        return _evaluate(evaluator, x, self.derivative)
 
 
 def _evaluate(evaluator: EvaluatorProtocol[Tensor], x: Tensor, polynomial: Polynomial) -> Tensor:

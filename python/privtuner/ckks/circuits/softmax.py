@@ -83,7 +83,7 @@ class SquaringSoftmax:
         narrow = self.bound / 2**self.squarings
         relative = self.unit / 2**self.squarings * error
         absolute = (math.exp(narrow) + 2 * math.sqrt(self.period)) * self.noise
-        return 2.0 ** (turn + 1) * (relative + absolute) * self._gain(turn)
+        return math.ldexp(relative + absolute, turn + 1) * self._gain(turn)
 
     @classmethod
     def choose(
@@ -189,6 +189,8 @@ class SquaringSoftmax:
         parts = [evaluator.select(y, some) for some in heads_of(y, heads)]
         sums = evaluator.concatenate([evaluator.dot(part, pairs) for part in parts])
         inverse = raised(evaluator, self._inverse(evaluator, sums, mask, 0), y.level + 1)
+        if inverse.level > y.level + 1:  # the products with it need no more levels than the exponentials have
+            inverse = evaluator.multiply(evaluator.drop_level(inverse, y.level + 2), 1.0)
         shares = [evaluator.multiply(pairs, evaluator.select(inverse, slice(h, h + 1))) for h in range(heads)]
         y = at("softmax.divide0", self._share(evaluator, evaluator.multiply(y, evaluator.concatenate(shares)), 0, off))
         for turn in range(1, self.squarings + 1):
