@@ -164,15 +164,15 @@ def take_step(
         shape: of the encoder.
         adapters: all of them.
         gradients: of all numbers, packed as they are.
-        rate: of learning, divided by what the gradient was multiplied by; positive.
+        rate: of learning, divided by what the gradient was multiplied by; from 0 on.
         momentum: from 0 to below 1.
         level: of the result.
 
     Raises:
         InputError: a rate or momentum out of range, or gradients of another shape.
     """
-    if not 0 < rate < np.inf or not 0 <= momentum < 1:
-        raise InputError(f"rate = {rate}, momentum = {momentum}: expected a positive rate, and momentum in [0, 1)")
+    if not 0 <= rate < np.inf or not 0 <= momentum < 1:
+        raise InputError(f"rate = {rate}, momentum = {momentum}: expected a rate from 0 on, and momentum in [0, 1)")
     if gradients.shape != adapters.values.shape:
         raise InputError(f"gradients of shape {gradients.shape} for adapters of shape {adapters.values.shape}")
     # A step of B is one of strength B by strength squared: once for the gradient, once for what is stored.

@@ -20,6 +20,10 @@ from privtuner.sealed.weights import Dense, LayerWeights
 
 __all__ = ["Block", "Saved", "Stages"]
 
+DEGREES = (15, 31, 63, 95, 127)
+"""Degrees of the polynomial in place of the activation."""
+ACTIVATION_ERROR = 2.0**-12
+"""What that polynomial may be off by, as a part of the largest value in its domain."""
 CHUNK = 128
 """Features between the two dense layers that are worked on at a time."""
 SAVED_LEVEL = 3
@@ -30,6 +34,14 @@ INNER = 1.0
 
 Saved = dict[str, Tensor]
 """What a block keeps for its backward pass, by name."""
+
+
+def activation_degree(name: str, domain: tuple[float, float]) -> int:
+    """The least degree, of those that use their levels up, that is as exact as the domain's width allows for."""
+    for degree in DEGREES:
+        if circuits.Activation.choose(name, domain, degree).error <= ACTIVATION_ERROR * max(map(abs, domain)):
+            break
+    return degree
 
 
 def within(ev: EvaluatorProtocol[Tensor], x: Tensor, bound: float) -> Tensor:
@@ -118,9 +130,13 @@ class Block:
         self.key, self.value, self.output = (Affine.of([w]) for w in (weights.key, weights.value, weights.output))
         self.query_back = Affine.of([query])
         self.key_back = Affine.of([Dense(weights.key.weight * unit, weights.key.bias * unit)])
-        up, down = Affine.of([weights.up]), Affine.of([weights.down])
-        self.chunks = list(zip(up.rows(CHUNK), down.columns(CHUNK), strict=True))
-        self.activation = circuits.Activation(shape.activation, domains.up)
+        low, high = domains.up
+        self.half = 0.5 * (high - low)  # what values before the activation are divided by, and their gradient
+        up = Affine.of([Dense(weights.up.weight / self.half, weights.up.bias / self.half)])
+        up_back, down = Affine.of([weights.up]), Affine.of([weights.down])
+        self.chunks = list(zip(up.rows(CHUNK), up_back.rows(CHUNK), down.columns(CHUNK), strict=True))
+        degree = activation_degree(shape.activation, domains.up)
+        self.activation = circuits.Activation.choose(shape.activation, domains.up, degree, unit=self.half)
         self.norms = tuple(
             (circuits.LayerNorm.choose(shape.width, domain, shape.eps), norm)
             for domain, norm in ((domains.variance1, weights.norm1), (domains.variance2, weights.norm2))
@@ -203,12 +219,12 @@ class Block:
         y = stages.at(name + "output1", y)
         total: Tensor | None = None
         extended = self.chunks[0][0].extend(ev, y, masks)
-        for number, (up, down) in enumerate(self.chunks):
-            z = within(ev, up.apply(ev, extended), max(-domains.up[0], domains.up[1]))
+        for number, (up, _, down) in enumerate(self.chunks):
+            z = within(ev, up.apply(ev, extended), max(-domains.up[0], domains.up[1]) / self.half)
             z = stages.settle(name + "up", z)
             active = self.activation.forward(ev, z)
             if keep:
-                keep(f"slope{number}", self.activation.slope(ev, z))
+                keep(f"slope{number}", within(ev, self.activation.slope(ev, z), self.activation.derivative.bound))
             active = stages.at(name + "active", within(ev, active, domains.active))
             part = down.apply(ev, down.extend(ev, active, masks))
             total = part if total is None else ev.add(total, part)
@@ -264,7 +280,7 @@ class Block:
         domains, name = self.domains, f"{self.index}."
         dx = stages.at(name + "d_residual2", self._norm_backward(ev, 2, saved, dy))
         total: Tensor | None = None
-        for number, (up, down) in enumerate(self.chunks):
+        for number, (_, up, down) in enumerate(self.chunks):
             da = stages.settle(name + "d_active", within(ev, down.backward(ev, dx), domains.d_active))
             dz = within(ev, ev.multiply(da, saved[f"slope{number}"]), domains.d_up)
             part = up.backward(ev, stages.at(name + "d_up", dz))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,10 @@ class LayerDomains:
                 raise InputError(f"domain {name} = {getattr(self, name)}: a variance is positive")
         if not self.up[0] < 0 < self.up[1]:
             raise InputError(f"domain up = {self.up}: must hold zero, which hidden positions are at")
+
+    def with_gradients(self, factor: float) -> LayerDomains:
+        """The domains for gradients times a factor."""
+        return replace(self, **{f.name: factor * getattr(self, f.name) for f in fields(self) if f.name[:2] == "d_"})
 
 
 @dataclass(frozen=True)

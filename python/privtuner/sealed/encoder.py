@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import fields
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,11 @@ from privtuner.sealed.weights import Weights
 
 __all__ = ["Encoder", "places"]
 
+POOLED_ERROR = 2.0**-19
+"""What pooled vectors are off by, as a part of their bound: known as `privtuner.sealed.adapters.ERROR` is."""
+LARGEST_GRADIENT = 2.0**8
+"""What the bounds of all gradients stay below: a quarter of what a refresh takes at a scale of 2^40."""
+
 Array = npt.NDArray[np.float64]
 
 
@@ -28,15 +35,23 @@ class Encoder:
         weights: of the encoder.
         domains: measured with these weights.
 
+    Attributes:
+        input_bound, pooled_bound, gradient_bound: powers of two, of what is sent, revealed, and sent back.
+
     Raises:
         InputError: domains of another number of layers.
     """
 
     def __init__(self, weights: Weights, domains: Domains) -> None:
-        self.shape, self.domains = weights.shape, domains
+        self.shape = weights.shape
         if len(domains.layers) != len(weights.layers):
             raise InputError(f"domains of {len(domains.layers)} layers for {len(weights.layers)}: measure them again")
-        parts = zip(weights.layers, domains.layers, strict=True)
+        self.input_bound, self.pooled_bound = power_of_two(domains.inputs), power_of_two(domains.pooled)
+        # Gradients are linear in the one that comes in: that is small enough for all of them to fit a refresh.
+        largest = max(getattr(layer, f.name) for layer in domains.layers for f in fields(layer) if f.name[:2] == "d_")
+        self.gradient_bound = min(1.0, LARGEST_GRADIENT / power_of_two(largest))
+        scaled = [layer.with_gradients(self.gradient_bound) for layer in domains.layers]
+        parts = zip(weights.layers, scaled, strict=True)
         self.blocks = tuple(Block(self.shape, w, d, index) for index, (w, d) in enumerate(parts))
         self.pooler = None if weights.pooler is None else Affine.of([weights.pooler])
 
@@ -95,12 +110,12 @@ class Encoder:
             h, step = ev.add(h, turned), 2 * step
         if self.pooler is not None:
             h = self.pooler.apply(ev, h)
-        h = within(ev, h, self.domains.pooled)
+        h = within(ev, h, self.pooled_bound)
         packed = []
         for begin in range(0, self.shape.width, period):
             some = ev.select(h, slice(begin, min(begin + period, self.shape.width)))
             packed.append(ev.sum_features(ev.multiply_plain(some, places(ev.slots, period)[:, : some.shape[1]])))
-        return within(ev, ev.concatenate(packed), self.domains.pooled)
+        return ev.assume(ev.concatenate(packed), self.pooled_bound, self.pooled_bound * POOLED_ERROR)
 
     def backward(
         self,
@@ -133,6 +148,11 @@ class Encoder:
             if dx is not None:
                 dy = stages.at(f"{block.index - 1}.d_output2", dx)
         return ev.concatenate([g for index in sorted(found) for g in found[index]])
+
+
+def power_of_two(value: float) -> float:
+    """The least one that is no less."""
+    return float(2.0 ** math.ceil(math.log2(value)))
 
 
 def first_position(slots: int, period: int) -> Array:

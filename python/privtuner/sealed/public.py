@@ -8,7 +8,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, get_args
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ Array = npt.NDArray[np.float64]
 BytesLike = bytes | bytearray | memoryview
 Task = Literal["embed", "forward", "backward"]
 
-_HEAD = struct.Struct("<6I 2d 4B I 3I 3d I 2I")
+_HEAD = struct.Struct("<6I 2d 4B I 3I 4d I 2I")
 _MOST_REFRESHES = 1 << 16
 _MOST_NAME = 64
 _TARGETS = get_args(Target)
@@ -56,6 +57,7 @@ class Public:
         parameters: of the encryption.
         shape: of the encoder.
         input_bound: |x| <= input_bound for embeddings.
+        gradient_bound: |g| <= gradient_bound for gradients; a power of two up to one.
         input_level, gradient_level: of what the owner encrypts.
         pooled_level, pooled_bound, pooled_noise: of what it decrypts; the noise is mostly what the server adds.
         keys: the evaluation keys.
@@ -66,6 +68,7 @@ class Public:
     parameters: Parameters
     shape: Shape
     input_bound: float
+    gradient_bound: float
     input_level: int
     gradient_level: int
     pooled_level: int
@@ -119,7 +122,7 @@ class Public:
     @cached_property
     def gradient(self) -> EncryptedTensor:
         """The gradient of the loss, (slots, width), of `spread`."""
-        return self._planned(self.width, 1.0, self.gradient_level)
+        return self._planned(self.width, self.gradient_bound, self.gradient_level)
 
     @cached_property
     def pooled(self) -> EncryptedTensor:
@@ -170,17 +173,17 @@ class Public:
         """Lay out the gradient by what `read_pooled` returned: float64 (slots, width).
 
         Args:
-            gradient: (n, width), entries up to one.
+            gradient: (n, width), entries up to `gradient_bound`.
             lengths: as for `arrange`.
 
         Raises:
-            InputError: shapes that do not fit, or an entry beyond one or not finite.
+            InputError: shapes that do not fit, or an entry beyond that or not finite.
         """
         g = np.asarray(gradient, np.float64)
         if g.ndim != 2 or g.shape[1] != self.width or not len(g):
             raise InputError(f"a gradient of shape {g.shape}: expected (n, {self.width})")
-        if not (np.abs(g) <= 1).all():
-            raise InputError("a gradient has an entry beyond one, or not finite: divide by a power of two")
+        if not (np.abs(g) <= self.gradient_bound).all():
+            raise InputError(f"a gradient has an entry beyond {self.gradient_bound:g}, or not finite: scale it down")
         real = self._real(len(g), lengths)
         values = np.zeros((self.period, self.batch, self.width))
         if self.pooling == "mean":
@@ -244,7 +247,7 @@ class Public:
             *(s.layers, s.width, s.heads, s.hidden, s.period, s.rank, s.eps, s.alpha),
             *(_POOLINGS.index(s.pool), s.pooler, flags, k.conjugation + 2 * k.packing, len(k.rotations)),
             *(self.input_level, self.gradient_level, self.pooled_level),
-            *(self.input_bound, self.pooled_bound, self.pooled_noise),
+            *(self.input_bound, self.gradient_bound, self.pooled_bound, self.pooled_noise),
             *(len(names), len(self.forward), len(self.backward)),
         )
         parts = [head, _text(name), *(_text(stage.encode()) for stage in names)]
@@ -265,9 +268,11 @@ class Public:
         if head != wire.Head("sealed_public", "forward", 0, head.subject, bytes(16), 0, 0, len(body)):
             raise MessageError("sealed model: its public part uses a field of the head that it has no use for")
         reader = _Reader(body)
-        fields = _HEAD.unpack(reader.take(_HEAD.size))
-        layers, width, heads, hidden, period, rank, eps, alpha, pool, pooler, flags, packed, rotations = fields[:13]
-        input_level, gradient_level, pooled_level, input_bound, pooled_bound, noise, names, forward, backward = fields[13:]
+        (
+            (layers, width, heads, hidden, period, rank, eps, alpha, pool, pooler, flags, packed, rotations),
+            (input_level, gradient_level, pooled_level, input_bound, gradient_bound, pooled_bound, noise),
+            (names, forward, backward),
+        ) = _parts(_HEAD.unpack(reader.take(_HEAD.size)), 13, 7, 3)
         if pool >= len(_POOLINGS) or pooler > 1 or flags >= 1 << len(_TARGETS) or packed > 3:
             raise MessageError("sealed model: an impossible shape; fetch it again")
         if forward + backward > _MOST_REFRESHES or names > forward + backward or rotations > _MOST_REFRESHES:
@@ -286,7 +291,7 @@ class Public:
         parameters = Parameters.from_bytes(reader.rest())
         depth, slots = parameters.depth, parameters.slots
         levels = np.array([input_level, gradient_level, pooled_level])
-        numbers = (input_bound, pooled_bound, noise)
+        numbers = (input_bound, gradient_bound, pooled_bound, noise)
         if (
             slots % period
             or (levels > depth).any()
@@ -300,8 +305,8 @@ class Public:
         refreshes = tuple(Refresh(stages[name], int(count), int(level)) for name, count, level in rows)
         keys = Keys(tuple(int(step) for step in steps), bool(packed & 1), bool(packed & 2))
         return cls(
-            *(head.subject, parameters, shape, input_bound, input_level, gradient_level, pooled_level, pooled_bound),
-            *(noise, keys, refreshes[:forward], refreshes[forward:]),
+            *(head.subject, parameters, shape, input_bound, gradient_bound, input_level, gradient_level),
+            *(pooled_level, pooled_bound, noise, keys, refreshes[:forward], refreshes[forward:]),
         )
 
 
@@ -311,6 +316,11 @@ def packed_layout(parameters: Parameters, shape: Shape, bound: float) -> Encrypt
     numbers = np.zeros((shape.chunks.numbers, shape.adapter_ciphertexts))
     core = ev._core.planned_packed(numbers, parameters.depth, bound, np.zeros(0))
     return EncryptedTensor(core, parameters)
+
+
+def _parts(values: tuple[Any, ...], *sizes: int) -> list[tuple[Any, ...]]:
+    ends = list(accumulate(sizes))
+    return [values[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 def _text(data: bytes) -> bytes:
