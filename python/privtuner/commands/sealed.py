@@ -149,6 +149,7 @@ def train(
     numbers = {
         **result.to_dict(),
         "seal": "model",
+        "pool": shape.pool,
         "momentum": momentum,
         "parameters": parameters.name,
         "ring_dimension": parameters.ring_dimension,
