@@ -20,7 +20,7 @@ Evaluator::Evaluator(ParametersPtr parameters, std::shared_ptr<const EvaluationK
     throw Error("evaluation keys of " + keys_->parameters->name() + " do not fit " + parameters_->name());
   }
   for (const auto& entry : keys_->galois) {
-    permutations_.emplace(entry.first, galois_permutation(*parameters_, entry.first));
+    automorphisms_.emplace(entry.first, ring::Automorphism(parameters_->n(), entry.first));
   }
 }
 

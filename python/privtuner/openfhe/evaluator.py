@@ -242,6 +242,10 @@ class Evaluator:
             core = self._lib.power_series(x._core, coefficients, self._keys)
         return self._tensor(x, core, self._estimate(x).polynomial(polynomial, self._errors))
 
+    def polynomials(self, x: EncryptedTensor, polynomials: Sequence[Polynomial]) -> list[EncryptedTensor]:
+        """The values of several polynomials, one by one: OpenFHE keeps no powers."""
+        return [self.polynomial(x, polynomial) for polynomial in polynomials]
+
     def rescale(self, x: EncryptedTensor) -> EncryptedTensor:
         """Rescale ciphertexts that another program left unscaled under FIXEDMANUAL; all else is rescaled already."""
         self._check(x)
