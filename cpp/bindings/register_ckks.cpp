@@ -579,7 +579,12 @@ void register_ckks(py::module_& module) {
       });
 
   py::class_<ckks::SecretKey, std::shared_ptr<ckks::SecretKey>>(module, "CkksSecretKey")
-      .def(py::init([](const ParametersPtr& parameters) { return std::make_shared<ckks::SecretKey>(parameters); }))
+      .def(py::init([](const ParametersPtr& parameters, const std::optional<py::bytes>& given) {
+        if (!given) return std::make_shared<ckks::SecretKey>(parameters);
+        ring::Seed seed;
+        seed.bytes = fixed<32>(*given, "a seed");
+        return std::make_shared<ckks::SecretKey>(parameters, seed);
+      }))
       .def("encrypt",
            [](const ckks::SecretKey& key, const Doubles& re, const std::optional<Doubles>& im, int level, double bound,
               const Doubles& scale) {

@@ -110,9 +110,8 @@ TensorPtr planned_coefficients(const ParametersPtr& parameters, std::size_t feat
   return packed_tensor(parameters, features, fresh, true, ledger);
 }
 
-SecretKey::SecretKey(ParametersPtr parameters) : parameters_(std::move(parameters)), words_(0) {
+SecretKey::SecretKey(ParametersPtr parameters, const ring::Seed& seed) : parameters_(std::move(parameters)), words_(0) {
   const std::size_t n = parameters_->n();
-  const ring::Seed seed = ring::Seed::from_os();
   math::SecretBuffer<std::int8_t> coefficients(n);
   ring::sample_ternary(seed, {ring::Domain::secret, 0, 0}, coefficients.data(), n, math::active_isa());
   words_ = Words(parameters_->prime_count() * n);

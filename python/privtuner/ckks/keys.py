@@ -156,10 +156,19 @@ class PublicKey(Immutable):
 
 
 class SecretKey:
-    """A uniform ternary secret, drawn from the operating system. Never copied or pickled; wiped when released."""
+    """A uniform ternary secret. Never copied or pickled; wiped when released.
 
-    def __init__(self, parameters: Parameters) -> None:
-        self._core = _core.CkksSecretKey(parameters._core)
+    Args:
+        parameters: the set in force.
+        seed: 32 bytes that decide the secret, to make it again in another process: whoever has them has the key. None
+            draws it from the operating system.
+
+    Raises:
+        InputError: a seed of another length.
+    """
+
+    def __init__(self, parameters: Parameters, seed: bytes | None = None) -> None:
+        self._core = _core.CkksSecretKey(parameters._core, seed)
         self.parameters = parameters
 
     def encrypt(

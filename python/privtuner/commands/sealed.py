@@ -74,7 +74,7 @@ def sealed_encoder(
         )
     shape = bundle.sealed.shape
     say(
-        f"{shape.layers} blocks of {shape.width} features are sealed; a pass takes {bundle.sealed.sequences} texts of "
+        f"{shape.layers} blocks of {shape.width} features are sealed; a pass takes {bundle.sealed.batch} texts of "
         f"{shape.period} tokens, however few there are"
     )
     owner = SealedOwner(bundle.sealed, transport, progress=_JobLines(), retries=3)
@@ -149,6 +149,7 @@ def train(
     numbers = {
         **result.to_dict(),
         "seal": "model",
+        "pool": shape.pool,
         "momentum": momentum,
         "parameters": parameters.name,
         "ring_dimension": parameters.ring_dimension,

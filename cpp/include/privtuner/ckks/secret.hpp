@@ -11,6 +11,7 @@
 #include "privtuner/ckks/keys.hpp"
 #include "privtuner/ckks/plaintext.hpp"
 #include "privtuner/ckks/tensor.hpp"
+#include "privtuner/ring/sampling.hpp"
 
 namespace privtuner::ckks {
 
@@ -41,7 +42,8 @@ void check_room(const Tensor& tensor);
 // A uniform ternary secret. Never copied, never serialised; wiped when released.
 class SecretKey {
  public:
-  explicit SecretKey(ParametersPtr parameters);
+  // The seed decides the secret: whoever has it has the key.
+  explicit SecretKey(ParametersPtr parameters, const ring::Seed& seed = ring::Seed::from_os());
 
   const ParametersPtr& parameters() const { return parameters_; }
 
