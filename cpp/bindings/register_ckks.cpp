@@ -339,6 +339,14 @@ void register_evaluator(py::module_& module) {
              const py::gil_scoped_release release;
              return circuits::evaluate(e, x, polynomial);
            })
+      .def("polynomials",
+           [](const Evaluator& e, const TensorPtr& x, const std::string& basis,
+              const std::vector<Doubles>& coefficients, double low, double high) {
+             std::vector<circuits::Polynomial> polynomials;
+             for (const Doubles& each : coefficients) polynomials.push_back(polynomial_of(basis, each, low, high));
+             const py::gil_scoped_release release;
+             return circuits::evaluate_all(e, x, polynomials);
+           })
       .def("planned",
            [](const Evaluator& e, std::size_t tokens, std::size_t features, int level, double bound,
               const Doubles& scale, bool with_public_key, std::optional<double> noise) {

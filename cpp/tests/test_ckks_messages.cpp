@@ -319,7 +319,7 @@ TEST(each_field_is_named) {
   for (const Kind& kind : c.kinds) {
     const std::uint64_t length = kind.message.size() - kBodyAt;
     refused(kind, {}, "of 0 bytes is shorter than its head");
-    refused(kind, forged(kind.message, kVersionAt, std::uint16_t{1}), "wire version 1, this build speaks version 2");
+    refused(kind, forged(kind.message, kVersionAt, std::uint16_t{1}), "wire version 1, this build speaks version 3");
     refused(kind, forged(kind.message, kKindAt, std::uint8_t{2}), "got request");
     for (const std::size_t at : {kDirectionAt, kSubjectAt, kSubjectAt + 15, kRequestAt, kRequestAt + 15}) {
       if (kind.addressed && at != kDirectionAt) continue;
@@ -437,7 +437,7 @@ TEST(random_damage_under_a_right_checksum) {
   std::size_t accepted = 0, refused = 0;
   const auto run = [&](const char* name, int count) {
     const Kind& kind = c.kind(name);
-    for (int turn = 0; turn < count / kCasesDividedBy; ++turn) {
+    for (int turn = 0; turn < count / check::kShare; ++turn) {
       Bytes message = kind.message;
       for (std::uint64_t changes = 1 + random() % 3; changes > 0; --changes) {
         const std::size_t size = message.size();
@@ -484,8 +484,8 @@ TEST(random_damage_under_a_right_checksum) {
   run("public key", 10000);
   run("keys", 1500);
   // Deep checks were reached: damage to words and seeds alone gives another valid object, all else is refused.
-  CHECK_LT(std::size_t{1000 / kCasesDividedBy}, accepted);
-  CHECK_LT(std::size_t{1000 / kCasesDividedBy}, refused);
+  CHECK_LT(std::size_t{1000 / check::kShare}, accepted);
+  CHECK_LT(std::size_t{1000 / check::kShare}, refused);
 }
 
 TEST(random_damage_to_parameters) {

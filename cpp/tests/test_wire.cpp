@@ -25,7 +25,7 @@ Bytes sealed(const Head& head, std::size_t body) {
 }
 
 Head some_head() {
-  Head head{Kind::tensor, Direction::step, 0x0123456789abcdefu};
+  Head head{Kind::tensor, Direction::backward, 0x0123456789abcdefu};
   for (std::uint8_t i = 0; i < 16; ++i) {
     head.subject[i] = i;
     head.request[i] = static_cast<std::uint8_t>(16 + i);
@@ -55,7 +55,7 @@ class Threads {
 
 TEST(known_places) {
   const Bytes message = sealed(some_head(), 8);
-  Bytes known = {'P', 'V', 'T', 'N', 2, 0, 5, 3, 0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01};
+  Bytes known = {'P', 'V', 'T', 'N', 3, 0, 5, 1, 0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01};
   for (std::uint8_t i = 0; i < 32; ++i) known.push_back(i);
   for (const int byte : {7, 0, 0, 0, 4, 3, 2, 1, 8, 0, 0, 0, 0, 0, 0, 0}) {
     known.push_back(static_cast<std::uint8_t>(byte));
@@ -89,15 +89,15 @@ TEST(every_refusal_has_one_reason) {
   refused({}, " of 0 bytes is shorter than its head of 72 bytes: truncated?");
   refused(Bytes(good.begin(), good.begin() + 71), " of 71 bytes is shorter");
   refused(with(good, 0, 'p'), ": not a privtuner message");
-  for (const int version : {0, 1, 3, 258}) {
+  for (const int version : {0, 1, 2, 4, 258}) {
     refused(with(good, kVersionAt, static_cast<std::uint16_t>(version)),
             ": wire version " + std::to_string(version) +
-                ", this build speaks version 2: install the same privtuner on both");
+                ", this build speaks version 3: install the same privtuner on both");
   }
   for (const int kind : {0, static_cast<int>(privtuner::wire::kKindNames.size()) + 1, 255}) {
     refused(with(good, kKindAt, static_cast<std::uint8_t>(kind)), ": unknown kind " + std::to_string(kind));
   }
-  for (const int direction : {5, 255}) {
+  for (const int direction : {2, 255}) {
     refused(with(good, kDirectionAt, static_cast<std::uint8_t>(direction)),
             ": unknown direction " + std::to_string(direction));
   }

@@ -20,7 +20,7 @@ Evaluator::Evaluator(ParametersPtr parameters, std::shared_ptr<const EvaluationK
     throw Error("evaluation keys of " + keys_->parameters->name() + " do not fit " + parameters_->name());
   }
   for (const auto& entry : keys_->galois) {
-    permutations_.emplace(entry.first, galois_permutation(*parameters_, entry.first));
+    automorphisms_.emplace(entry.first, ring::Automorphism(parameters_->n(), entry.first));
   }
 }
 
@@ -72,11 +72,17 @@ TensorPtr Evaluator::reinterpret(const TensorPtr& x, double factor, double bound
   return out;
 }
 
-TensorPtr Evaluator::assume(const TensorPtr& x, double bound) const {
+TensorPtr Evaluator::assume(const TensorPtr& x, double bound, double error) const {
   if (!(bound > 0) || !std::isfinite(bound))
     throw Error("bound " + std::to_string(bound) + " is not a positive number");
+  if (!(error > 0)) throw Error("error " + std::to_string(error) + " is not a positive number");
   auto out = std::make_shared<Tensor>(*x);
   out->bound = bound;
+  const double deviation = error / worst_of(static_cast<double>(x->features * parameters_->slots()));
+  for (std::size_t f = 0; f < x->features && std::isfinite(error); ++f) {
+    out->noise[f] = std::min(x->noise[f], deviation * x->scale[f]);
+    out->shared[f] = std::min(x->shared[f], out->noise[f]);
+  }
   return out;
 }
 

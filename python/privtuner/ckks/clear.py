@@ -183,7 +183,7 @@ class ClearEvaluator(Operations[ClearTensor]):
             errors = call_core(operation, exact if isinstance(cores, list) else tuple(exact), arguments)
         if name == "multiply_plain":
             self._check_encoding(inputs[0], *arguments)
-        promised = self._check_domain(inputs[0], *arguments[-2:]) if name == "polynomial" else np.True_
+        promised = self._check_domain(inputs[0], *arguments[-2:]) if name.startswith("polynomial") else np.True_
         made = _VALUES[name](*(x._slots for x in inputs), *arguments)
         if name == "expand":
             _check_packed("expand", inputs[0], True)
@@ -350,7 +350,7 @@ def _coefficients(slots: Array) -> Array:
 _VALUES: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "add_constant": np.add,
-    "assume": lambda x, _bound: x,
+    "assume": lambda x, _bound, _error: x,
     "concatenate": lambda *xs: np.concatenate(xs, axis=1),
     "conjugate": np.conj,
     "dot": lambda x, y: (x * y).sum(axis=1, keepdims=True),
@@ -364,6 +364,7 @@ _VALUES: dict[str, Callable[..., Any]] = {
     "negate": np.negative,
     "pack_slot_sums": _pack,
     "polynomial": _evaluate,
+    "polynomials": lambda x, basis, rows, low, high: [_evaluate(x, basis, row, low, high) for row in rows],
     "refresh": lambda x, _level, packed: x if packed else x.real,
     "rescale": lambda x: x,
     "revealed": lambda x, _flood_bits, _error, _packed: x,

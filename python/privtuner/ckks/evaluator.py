@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar, overload
@@ -196,6 +197,19 @@ class Operations(ABC, Generic[T]):
         coefficients = np.asarray(polynomial.coefficients, np.float64)
         return self._one((x,), self._core.polynomial, polynomial.basis, coefficients, *polynomial.domain)
 
+    def polynomials(self, x: T, polynomials: Sequence[Polynomial]) -> list[T]:
+        """The values of several polynomials of one basis and domain, at powers of x that are computed once.
+
+        Each takes the levels that `polynomial` says; if one of them takes a level for the domain, all do.
+        """
+        if not polynomials:
+            raise InputError("no polynomials: give at least one")
+        basis, domain = polynomials[0].basis, polynomials[0].domain
+        if any((p.basis, p.domain) != (basis, domain) for p in polynomials):
+            raise InputError("polynomials of different bases or domains share no powers: evaluate them one by one")
+        coefficients = [np.asarray(p.coefficients, np.float64) for p in polynomials]
+        return self._run((x,), self._core.polynomials, basis, coefficients, *domain)
+
     def rescale(self, x: T) -> T:
         """The same values with scale and error divided by the level's prime. One level."""
         return self._one((x,), self._core.rescale)
@@ -300,13 +314,19 @@ class Operations(ABC, Generic[T]):
         """Return what `reveal` makes of x; here: what is known of it."""
         return self._one((x,), self._core.revealed, flood_bits, error, packed)
 
-    def assume(self, x: T, bound: float) -> T:
+    def assume(self, x: T, bound: float, error: float | None = None) -> T:
         """The same tensor with the caller's promise that |value| <= bound. No copy, no level.
 
+        Args:
+            x: any tensor.
+            bound: positive.
+            error: positive, what no slot is off by, where less is known to be than the prediction, which takes every
+                value for as large as the bound and every error for as bad as it may be; None to leave the prediction.
+
         Raises:
-            CkksError: the bound is not a positive number.
+            CkksError: the bound or the error is not a positive number.
         """
-        return self._one((x,), self._core.assume, bound)
+        return self._one((x,), self._core.assume, bound, math.inf if error is None else float(error))
 
 
 class Evaluator(Operations[EncryptedTensor]):

@@ -101,6 +101,17 @@ class EvaluationKeys(Immutable):
         )
 
 
+def elements_of(parameters: Parameters, rotations: Iterable[int], conjugation: bool, packing: bool) -> set[int]:
+    """The Galois elements whose keys `SecretKey.evaluation_keys` makes."""
+    core = parameters._core
+    elements = {core.galois_element(step) for step in rotations}
+    if conjugation:
+        elements.add(core.conjugation_element)
+    if packing:
+        elements.update(core.packing_elements)
+    return elements - {1}
+
+
 def rotations_of(parameters: Parameters, elements: Iterable[int]) -> tuple[int, ...]:
     """The steps whose Galois elements are among ``elements``."""
     wanted = set(elements)
@@ -303,13 +314,7 @@ class SecretKey:
         Raises:
             CkksError: a key of the same kind was made of ``common``: both together would tell of the secret.
         """
-        core = self.parameters._core
-        elements = {core.galois_element(step) for step in rotations}
-        if conjugation:
-            elements.add(core.conjugation_element)
-        if packing:
-            elements.update(core.packing_elements)
-        elements.discard(1)
+        elements = elements_of(self.parameters, rotations, conjugation, packing)
         keys = self._core.evaluation_keys(relinearisation, sorted(elements), common)
         return EvaluationKeys(keys, self.parameters, rotations_of(self.parameters, elements))
 

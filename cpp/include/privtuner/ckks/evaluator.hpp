@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -131,7 +132,8 @@ class Evaluator {
   // The ring automorphism X -> X^element, and the product with X^power: what slots are made of is coefficients.
   TensorPtr automorphism(const TensorPtr& x, std::uint32_t element) const;
   TensorPtr multiply_monomial(const TensorPtr& x, std::size_t power) const;
-  TensorPtr assume(const TensorPtr& x, double bound) const;
+  // The caller's promise that values are within `bound`, and that no slot is off by more than `error` (worst_error).
+  TensorPtr assume(const TensorPtr& x, double bound, double error = std::numeric_limits<double>::infinity()) const;
   // What a masked refresh (refresh.hpp) makes of x, which is at kRefreshLevel: planned, or with room for the words. The
   // errors of a packed tensor are those of coefficients.
   std::shared_ptr<Tensor> refreshed(const TensorPtr& x, int level, bool packed) const;
@@ -158,6 +160,7 @@ class Evaluator {
  private:
   class Scratch;
   struct Decomposition;
+  struct Switched;
   std::shared_ptr<Tensor> result(std::size_t tokens, std::size_t features, int level, bool planned) const;
   void check(const Tensor& x) const;
   void check_pair(const Tensor& x, const Tensor& y) const;
@@ -173,20 +176,20 @@ class Evaluator {
 
   // Of rows [limb][N] in the NTT domain; targets are the limbs, then the special primes.
   std::size_t prime_of(std::size_t target, std::size_t limbs) const;
-  void decompose(const std::uint64_t* rows, std::size_t limbs, Decomposition& out) const;
-  void extend_digit(const Decomposition& decomposition, std::size_t digit, std::size_t target,
-                    std::uint64_t* out) const;
-  void switch_key(const Decomposition& decomposition, const std::uint64_t* extended, const SwitchingKey& key,
-                  std::uint64_t* out0, std::uint64_t* out1) const;
-  // sum += P rows, limb by limb: what a switched component meets before P is divided out.
-  void add_raised(const std::uint64_t* rows, std::size_t limbs, std::uint64_t* sum) const;
+  std::size_t target_of(std::size_t prime, std::size_t limbs) const;
+  void convert(const std::vector<const std::uint64_t*>& from, const BaseConversion& conversion,
+               const std::vector<ring::kernels::ConversionTarget>& targets) const;
+  void decompose(Decomposition& digits) const;
+  void transform_digits(Decomposition& digits, std::size_t target) const;
+  void switch_key(Decomposition& digits, const SwitchingKey& key, const Switched& to) const;
+  // out = rows divided by the primes of the conversion, whose rows are used up.
   void divide(std::uint64_t* rows, const BaseConversion& conversion, std::size_t limbs, std::size_t kept,
               std::uint64_t* out) const;
 
   ParametersPtr parameters_;
   std::shared_ptr<const EvaluationKeys> keys_;
   std::shared_ptr<Recording> recording_;
-  std::map<std::uint32_t, std::vector<std::uint32_t>> permutations_;
+  std::map<std::uint32_t, ring::Automorphism> automorphisms_;
   mutable Trace trace_;
   std::shared_ptr<Ledger> ledger_;
   mutable std::mutex pool_mutex_;

@@ -76,9 +76,8 @@ class SecretKey {
   // The raw coefficients of one feature, N.
   void coefficients(const Tensor& tensor, std::size_t feature, double* out) const;
 
-  // An encryption under the secret permuted by `target_index` (empty: as it is) of P times `source` [limb][N].
-  std::shared_ptr<const SwitchingKey> switching_key(const std::uint64_t* source,
-                                                    const std::vector<std::uint32_t>& target_index,
+  // An encryption under the secret's image by `automorphism` (null: the secret) of P times `source` [limb][N].
+  std::shared_ptr<const SwitchingKey> switching_key(const std::uint64_t* source, const ring::Automorphism* automorphism,
                                                     const SeedBytes& seed) const;
   SeedBytes key_seed(const SeedBytes* common, KeyRole role, std::uint32_t element) const;
   const std::uint64_t* row(std::size_t prime) const { return words_.data() + prime * parameters_->n(); }
