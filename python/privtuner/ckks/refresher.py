@@ -46,9 +46,7 @@ class Refresher(Stays):
 
     LIMIT: int = _core.CKKS_REFRESHES
     """For so many ciphertexts a wrong one is improbable: 1 in 2^40 that there is any."""
-    stays = (
-        "a refresher cannot be pickled: make one in the other process, and tell it how many ciphertexts were refreshed"
-    )
+    stays = "a refresher cannot be pickled: make one in the other process, and tell it how far this one came"
 
     def __init__(self, public_key: PublicKey, exchange: Exchange, *, refreshed: int = 0) -> None:
         if not 0 <= refreshed <= self.LIMIT:
