@@ -52,7 +52,7 @@ class Masks(Generic[Tensor]):
 
 
 class Affine:
-    """x W^T + b x mask with weights in 16 bits and one scale: the mask is further features of x, the bias their weights.
+    """x W^T + b x mask, weights in 16 bits with one scale: the mask is further features of x, the bias their weights.
 
     Args:
         integers: int16 (d_out, d_in + copies).
@@ -78,7 +78,9 @@ class Affine:
 
     def rows(self, size: int) -> list[Affine]:
         """The layer as several, of at most ``size`` outputs each."""
-        return [Affine(self._integers[i : i + size], self._scale, self.copies) for i in range(0, len(self._integers), size)]
+        return [
+            Affine(self._integers[i : i + size], self._scale, self.copies) for i in range(0, len(self._integers), size)
+        ]
 
     def columns(self, size: int) -> list[Affine]:
         """The layer as a sum of several, of at most ``size`` features of x each; the first one has the bias."""

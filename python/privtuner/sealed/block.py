@@ -78,7 +78,7 @@ class Stages(Generic[Tensor]):
         return canonical(self.ev, x) if refreshed is x else refreshed
 
     def level_with(self, name: str, x: Tensor, other: Tensor) -> Tensor:
-        """The tensor, refreshed to the level of another one where it is below that: it shall not hold the other back."""
+        """The tensor, refreshed to the level of another one where it is below that, so as not to hold it back."""
         if self.progress is not None:
             self.progress(name)
         return self.ev.refresh(x, other.level) if x.level < other.level else x
@@ -179,8 +179,7 @@ class Block:
         k = canonical(ev, self.key.apply(ev, self.key.extend(ev, h, masks)), level)
         v = self._project(ev, "value", self.value, h, masks, values, level, keep)
         q, k, v = (
-            within(ev, x, bound)
-            for x, bound in ((q, domains.query / self.unit), (k, domains.key), (v, domains.value))
+            within(ev, x, bound) for x, bound in ((q, domains.query / self.unit), (k, domains.key), (v, domains.value))
         )
         for part, x in (("query", q), ("key", k), ("value", v)):
             keep(part, x)
@@ -344,9 +343,7 @@ class Block:
                 dx = dx if more is None else ev.add(dx, more)
         return (dx if through else None), gradients
 
-    def _norm_backward(
-        self, ev: EvaluatorProtocol[Tensor], which: int, saved: Saved[Tensor], dy: Tensor
-    ) -> Tensor:
+    def _norm_backward(self, ev: EvaluatorProtocol[Tensor], which: int, saved: Saved[Tensor], dy: Tensor) -> Tensor:
         norm, weights = self.norms[which - 1]
         kept = circuits.Normed(saved[f"centred{which}"], saved[f"root{which}"])
         dx = norm.backward(ev, kept, dy, weights.weight)

@@ -35,7 +35,7 @@ _POOLINGS = get_args(Pooling)
 
 
 class Keys(NamedTuple):
-    """The evaluation keys that the server needs, as `SecretKey.evaluation_keys` takes them; always a relinearisation key.
+    """The evaluation keys that the server needs beside that for products, as `SecretKey.evaluation_keys` takes them.
 
     Attributes:
         rotations: steps, rising.
@@ -132,7 +132,7 @@ class Public:
 
     @cached_property
     def adapters(self) -> tuple[EncryptedTensor, ...]:
-        """Values and velocities of all adapters, packed: (slots, `Shape.adapter_ciphertexts`) each. Empty for rank 0."""
+        """Values and velocities of all adapters, packed: (slots, `Shape.adapter_ciphertexts`) each; none for rank 0."""
         if not self.shape.rank:
             return ()
         return tuple(packed_layout(self.parameters, self.shape, bound) for bound in (BOUND, GRADIENT_BOUND))
@@ -166,7 +166,9 @@ class Public:
         values[: x.shape[1], : len(x)] = x.transpose(1, 0, 2)
         values[~real] = 0.0
         if not (np.abs(values) <= self.input_bound).all():
-            raise InputError(f"an embedding is beyond {self.input_bound:g}, or not finite: the server's domains are too narrow")
+            raise InputError(
+                f"an embedding is beyond {self.input_bound:g}, or not finite: the server's domains are too narrow"
+            )
         return values.reshape(-1, self.width), real.reshape(-1, 1).astype(np.float64)
 
     def spread(self, gradient: npt.ArrayLike, lengths: npt.ArrayLike) -> Array:
@@ -210,7 +212,9 @@ class Public:
         if not 1 <= count <= self.batch:
             raise InputError(f"{count} sequences: expected 1 to {self.batch}")
         if counts.shape != (count,) or counts.dtype.kind not in "iu":
-            raise InputError(f"lengths of shape {counts.shape} and dtype {counts.dtype}: expected {count} whole numbers")
+            raise InputError(
+                f"lengths of shape {counts.shape} and dtype {counts.dtype}: expected {count} whole numbers"
+            )
         if counts.min() < 1 or counts.max() > self.period:
             raise InputError(f"lengths must be from 1 to {self.period}")
         return np.arange(self.period)[:, None] < np.pad(counts, (0, self.batch - count))
@@ -228,7 +232,7 @@ class Public:
         return secret.encrypt_packed(numbers, bound=bound, level=self.parameters.depth)
 
     def adapter_matrices(self, numbers: npt.ArrayLike) -> Matrices:
-        """A (rank, width) and B (width, rank) of each (layer, target), from decrypted numbers (numbers, ciphertexts)."""
+        """A (rank, width) and B (width, rank) of each (layer, target), from numbers (numbers, ciphertexts)."""
         return matrices_of(self.shape, numbers)
 
     def adapter_columns(self, matrices: Mapping[tuple[int, Target], tuple[npt.ArrayLike, npt.ArrayLike]]) -> Array:
