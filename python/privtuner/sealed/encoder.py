@@ -160,7 +160,7 @@ def first_position(slots: int, period: int) -> Array:
 
 
 def places(slots: int, period: int) -> Array:
-    """1 where a pooled feature is, else 0: of ``period`` neighbouring features one at each position, (slots, period)."""
+    """1 where a pooled feature is, else 0: of ``period`` features one at each position, (slots, period)."""
     position = np.arange(slots) // (slots // period)
     table: Array = (position[:, None] == np.arange(period)).astype(np.float64)
     return table

@@ -146,8 +146,8 @@ class ExactEncoder:
         dk = show(index, "d_key", self._join(ds.swapaxes(-1, -2) @ q))
         dv = show(index, "d_value", self._join(p.swapaxes(-1, -2) @ do))
         dx = dr1 + dk @ layer.key.weight + dv @ layer.value.weight
-        dx = dx + dq @ layer.query.weight / self.shape.head_width**0.5
-        return dx
+        total: Array = dx + dq @ layer.query.weight / self.shape.head_width**0.5
+        return total
 
     def _norm_backward(self, index: int, which: str, norm: Norm, dy: Array, kept: dict[str, Array]) -> Array:
         normed, root = kept[f"normed{which}"], kept[f"root{which}"]

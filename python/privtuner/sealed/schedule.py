@@ -187,7 +187,7 @@ def _run(parameters: Parameters, run: Pass, start: int, decide: Callable[[str], 
     return probe, result
 
 
-class _StuckError(Exception):
+class _StuckError(CkksError):
     def __init__(self, text: str, probe: _Probe) -> None:
         super().__init__(text)
         self.probe = probe
@@ -408,10 +408,10 @@ def _programme(
                 + (f" ({trouble})" if trouble else "")
             )
         states = following
-    way: tuple[Any, ...] | None = min(states.values(), key=lambda state: state[0])[1]
+    back: tuple[Any, ...] | None = min(states.values(), key=lambda state: state[0])[1]
     chosen: list[tuple[str, int]] = []
-    while way is not None:
-        name, level, way = way
+    while back:
+        name, level, back = back
         if level is not None:
             chosen.append((name, level))
     (_, start), *levels = reversed(chosen)
