@@ -231,7 +231,6 @@ TEST(rows_of_residues) {
     check("negate", [&] { row.negate(a.data(), out.data(), kN, isa); });
     check("multiply", [&] { row.multiply(a.data(), b.data(), out.data(), kN, isa); });
     check("multiply_scalar", [&] { row.multiply_scalar(a.data(), 3, out.data(), kN, isa); });
-    check("subtract_multiply", [&] { row.subtract_multiply(a.data(), b.data(), 3, out.data(), kN, isa); });
     check("add_scalar", [&] { row.add_scalar(a.data(), 3, out.data(), kN, isa); });
     check("reduce", [&] { row.reduce(a.data(), out.data(), kN, isa); });
     check("inner_product", [&] { row.inner_product(terms_a, terms_b, 2, out.data(), kN, isa); });
