@@ -7,7 +7,6 @@ The figures to reach are absolute times of one thread on the processor it was de
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ import numpy as np
 import harness
 from harness import Record, progress
 from privtuner import ckks, system
-from privtuner.sealed.blocks import SealedMLP
 
 RING_LIMBS = ((8192, 3), (16384, 8), (32768, 16))
 TARGETS = {
@@ -103,41 +101,6 @@ def matrix(threads: int, runs: int) -> Iterator[Record]:
         yield Record(name, seconds, "s", threads=threads, isa=system.active_isa(), note=f"{rate / 1e9:.3g} G MAC/s")
 
 
-def sealed(threads: int, tokens: int) -> Iterator[Record]:
-    """The sealed MLP of MiniLM's shape, forward and backward, and the most memory this process ever had."""
-    progress(f"sealed MLP 384 - 1536 - 384, {tokens} tokens: some minutes")
-    system.set_num_threads(threads)
-    rng = np.random.default_rng(0)
-    w1, w2 = rng.normal(size=(1536, 384)) * 0.05, rng.normal(size=(384, 1536)) * 0.05
-    block = SealedMLP(w1, None, w2, None, ckks.approximate("gelu", (-8.0, 8.0)))
-    secret = ckks.SecretKey(block.public.parameters)
-    evaluator = ckks.Evaluator(block.public.parameters, secret.evaluation_keys())
-    values, gradient = np.clip(rng.normal(size=(2, tokens, 384)), -4, 4)
-    gradient /= 4  # the owner divides by each token's largest entry
-    for direction in ("forward", "backward"):
-        x = block.public.encrypt_input(secret, values, direction)
-        if direction == "forward":
-            start = time.perf_counter()
-            y = block.forward(evaluator, x)
-            expected = block.exact(values)
-        else:
-            g = block.public.encrypt_gradient(secret, gradient)
-            start = time.perf_counter()
-            y = block.backward(evaluator, x, g)
-            expected = block.exact(values, gradient)
-        seconds = time.perf_counter() - start
-        error = float(np.abs(secret.decrypt(y) - expected).max() / np.abs(expected).max())
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        yield Record(
-            f"sealed MLP 384 - 1536 - 384, {direction}, {tokens} tokens",
-            seconds,
-            "s",
-            threads=threads,
-            isa=system.active_isa(),
-            note=f"peak {peak:.2f} GB of the process; worst error {error:.1e} of the largest output",
-        )
-
-
 def main() -> None:
     """Measure everything and write what was asked for."""
     options = harness.arguments((__doc__ or "").splitlines()[0])
@@ -148,8 +111,6 @@ def main() -> None:
         records += matrix(threads, 3)
     system.set_num_threads(1)
     records.append(transform(runs))
-    if not options.quick:
-        records += sealed(options.threads, 8192)
     harness.finish(records, options, "CKKS")
 
 

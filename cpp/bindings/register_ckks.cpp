@@ -11,10 +11,13 @@
 #include <vector>
 
 #include "bindings.hpp"
+#include "privtuner/circuits/expansion.hpp"
 #include "privtuner/circuits/packing.hpp"
 #include "privtuner/circuits/polynomial.hpp"
+#include "privtuner/circuits/refreshing.hpp"
 #include "privtuner/ckks/evaluator.hpp"
 #include "privtuner/ckks/messages.hpp"
+#include "privtuner/ckks/refresh.hpp"
 #include "privtuner/ckks/secret.hpp"
 #include "steps.hpp"
 
@@ -230,6 +233,40 @@ py::array decrypt(const ckks::SecretKey& key, const Tensor& tensor, bool complex
   return both;
 }
 
+using Common = std::optional<py::bytes>;
+
+// The randomness that both sides have a part in, if there is any.
+std::optional<ckks::SeedBytes> common_of(const Common& common) {
+  if (!common) return std::nullopt;
+  return fixed<32>(*common, "common randomness");
+}
+
+const ckks::SeedBytes* pointer_to(const std::optional<ckks::SeedBytes>& common) { return common ? &*common : nullptr; }
+
+void require_packed(const ckks::Values& numbers, std::size_t n) {
+  if (numbers.tokens < 1 || numbers.tokens > n) {
+    throw std::invalid_argument(std::to_string(numbers.tokens) + " numbers do not fit the " + std::to_string(n) +
+                                " coefficients of a ciphertext");
+  }
+}
+
+// Numbers (count, ciphertexts), placed as packed sums are.
+TensorPtr encrypt_packed(const ckks::SecretKey& key, const Doubles& numbers, int level, double bound,
+                         const Doubles& scale) {
+  const ckks::Values values = values_of(numbers, std::nullopt);
+  const std::size_t n = key.parameters()->n(), count = values.tokens, features = values.features;
+  require_packed(values, n);
+  const ckks::Fresh fresh = fresh_of(*key.parameters(), level, bound, scale, features);
+  const py::gil_scoped_release release;
+  math::SecretBuffer<double> coefficients(features * n);
+  std::fill_n(coefficients.data(), features * n, 0.0);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t place = circuits::packed_place(n, count, i).coefficient;
+    for (std::size_t f = 0; f < features; ++f) coefficients[f * n + place] = values.re[i * features + f];
+  }
+  return key.encrypt_coefficients(coefficients.data(), features, fresh);
+}
+
 using Release = py::call_guard<py::gil_scoped_release>;
 
 void register_evaluator(py::module_& module) {
@@ -261,6 +298,11 @@ void register_evaluator(py::module_& module) {
       .def("sum_slots", &Evaluator::sum_slots, Release())
       .def("assume", &Evaluator::assume, Release())
       .def("pack_slot_sums", &circuits::pack_slot_sums, Release())
+      .def("expand", &circuits::expand, Release())
+      .def("lower_for_refresh", &circuits::lower_for_refresh, Release())
+      .def("refreshed", &Evaluator::refreshed, Release())
+      .def("split_pairs", &circuits::split_pairs, Release())
+      .def("revealed", &Evaluator::revealed, Release())
       .def("add_constant",
            [](const Evaluator& e, const TensorPtr& x, const Doubles& constants) {
              const std::vector<double> values = vector_of(constants);
@@ -297,6 +339,14 @@ void register_evaluator(py::module_& module) {
              const py::gil_scoped_release release;
              return circuits::evaluate(e, x, polynomial);
            })
+      .def("polynomials",
+           [](const Evaluator& e, const TensorPtr& x, const std::string& basis,
+              const std::vector<Doubles>& coefficients, double low, double high) {
+             std::vector<circuits::Polynomial> polynomials;
+             for (const Doubles& each : coefficients) polynomials.push_back(polynomial_of(basis, each, low, high));
+             const py::gil_scoped_release release;
+             return circuits::evaluate_all(e, x, polynomials);
+           })
       .def("planned",
            [](const Evaluator& e, std::size_t tokens, std::size_t features, int level, double bound,
               const Doubles& scale, bool with_public_key, std::optional<double> noise) {
@@ -309,12 +359,27 @@ void register_evaluator(py::module_& module) {
              const std::vector<double> all(features, *noise);  // of one source, as far as anybody knows
              return e.with_noise(planned, all, all);
            })
+      .def("planned_packed",
+           [](const Evaluator& e, const Doubles& numbers, int level, double bound, const Doubles& scale) {
+             const ckks::Values values = values_of(numbers, std::nullopt);
+             require_packed(values, e.parameters()->n());
+             ckks::check_numbers(values.re, values.tokens * values.features, bound);
+             return ckks::planned_coefficients(e.parameters(), values.features,
+                                               fresh_of(*e.parameters(), level, bound, scale, values.features),
+                                               e.ledger());
+           })
       .def("work",
            [](const Evaluator& e) {
              std::vector<std::tuple<std::string, std::size_t, double>> rows;
              for (const auto& [key, amount] : e.trace().work()) {
                rows.emplace_back(ckks::work_name(key.first), key.second, amount);
              }
+             return rows;
+           })
+      .def("refreshes",
+           [](const Evaluator& e) {
+             std::vector<std::pair<std::size_t, int>> rows;
+             for (const auto& [ciphertexts, level] : e.trace().refreshes()) rows.emplace_back(ciphertexts, level);
              return rows;
            })
       .def("needs_relinearisation", [](const Evaluator& e) { return e.trace().relinearisation(); })
@@ -374,6 +439,11 @@ void register_ckks(py::module_& module) {
            })
       .def("keys_bytes",
            [](const ckks::Parameters& p, std::size_t count) { return ckks::keys_message_bytes(p, count); })
+      .def("refresh_batch", &ckks::refresh_batch)
+      .def("refresh_bytes", [](const ckks::Parameters& p, std::size_t count) { return ckks::refresh_bytes(p, count); })
+      .def("refreshed_bytes", [](const ckks::Parameters& p, std::size_t count,
+                                 int level) { return ckks::refreshed_bytes(p, count, level); })
+      .def("public_key_bytes", &ckks::public_key_message_bytes)
       .def("galois_element", [](const ckks::Parameters& p, long long steps) { return ckks::galois_element(p, steps); })
       .def_property_readonly("max_limbs", &ckks::Parameters::max_limbs)
       .def_property_readonly("special_count", &ckks::Parameters::special_count)
@@ -481,9 +551,11 @@ void register_ckks(py::module_& module) {
              return ckks::encrypt(key, values, fresh);
            })
       .def("to_bytes", &message<ckks::PublicKey>)
-      .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer) {
+      .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer, const Common& common) {
         const Bytes bytes(buffer);
-        return std::const_pointer_cast<ckks::PublicKey>(ckks::read_public_key(parameters, bytes.data(), bytes.size()));
+        const auto shared = common_of(common);
+        return std::const_pointer_cast<ckks::PublicKey>(
+            ckks::read_public_key(parameters, pointer_to(shared), bytes.data(), bytes.size()));
       });
 
   py::class_<ckks::EvaluationKeys, std::shared_ptr<ckks::EvaluationKeys>>(module, "CkksEvaluationKeys")
@@ -498,14 +570,21 @@ void register_ckks(py::module_& module) {
       .def_property_readonly("nbytes", &ckks::EvaluationKeys::bytes)
       .def("words", &key_words, py::arg("element").none(true))
       .def("to_bytes", &message<ckks::EvaluationKeys>)
-      .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer) {
+      .def_static("from_bytes", [](const ParametersPtr& parameters, const py::buffer& buffer, const Common& common) {
         const Bytes bytes(buffer);
+        const auto shared = common_of(common);
         const py::gil_scoped_release release;
-        return std::const_pointer_cast<ckks::EvaluationKeys>(ckks::read_keys(parameters, bytes.data(), bytes.size()));
+        return std::const_pointer_cast<ckks::EvaluationKeys>(
+            ckks::read_keys(parameters, pointer_to(shared), bytes.data(), bytes.size()));
       });
 
   py::class_<ckks::SecretKey, std::shared_ptr<ckks::SecretKey>>(module, "CkksSecretKey")
-      .def(py::init([](const ParametersPtr& parameters) { return std::make_shared<ckks::SecretKey>(parameters); }))
+      .def(py::init([](const ParametersPtr& parameters, const std::optional<py::bytes>& given) {
+        if (!given) return std::make_shared<ckks::SecretKey>(parameters);
+        ring::Seed seed;
+        seed.bytes = fixed<32>(*given, "a seed");
+        return std::make_shared<ckks::SecretKey>(parameters, seed);
+      }))
       .def("encrypt",
            [](const ckks::SecretKey& key, const Doubles& re, const std::optional<Doubles>& im, int level, double bound,
               const Doubles& scale) {
@@ -514,6 +593,7 @@ void register_ckks(py::module_& module) {
              const py::gil_scoped_release release;
              return key.encrypt(values, fresh);
            })
+      .def("encrypt_packed", &encrypt_packed)
       .def("decrypt", &decrypt, py::arg("tensor"), py::arg("complex"))
       .def("decrypt_sums",
            [](const ckks::SecretKey& key, const Tensor& tensor, std::size_t count) {
@@ -533,22 +613,55 @@ void register_ckks(py::module_& module) {
              }
              return sums;
            })
-      .def("public_key",
-           [](const ckks::SecretKey& key) {
+      .def("decrypt_packed",
+           [](const ckks::SecretKey& key, const Tensor& tensor, std::size_t count) {
+             const std::size_t n = key.parameters()->n(), features = tensor.features;
+             if (count < 1 || count > n) {
+               throw std::invalid_argument(std::to_string(count) + " numbers do not fit the " + std::to_string(n) +
+                                           " coefficients of a ciphertext");
+             }
+             math::SecretBuffer<double> coefficients(features * n);
+             py::array_t<double> numbers({count, features});
+             double* out = numbers.mutable_data();
              const py::gil_scoped_release release;
-             return std::const_pointer_cast<ckks::PublicKey>(key.public_key());
+             key.decrypt_coefficients(tensor, coefficients.data());
+             for (std::size_t i = 0; i < count; ++i) {
+               const std::size_t place = circuits::packed_place(n, count, i).coefficient;
+               for (std::size_t f = 0; f < features; ++f) out[i * features + f] = coefficients[f * n + place];
+             }
+             return numbers;
+           })
+      .def("public_key",
+           [](const ckks::SecretKey& key, const Common& common) {
+             const auto shared = common_of(common);
+             const py::gil_scoped_release release;
+             return std::const_pointer_cast<ckks::PublicKey>(key.public_key(pointer_to(shared)));
            })
       .def("evaluation_keys",
-           [](const ckks::SecretKey& key, bool relinearisation, const std::vector<std::uint32_t>& elements) {
+           [](const ckks::SecretKey& key, bool relinearisation, const std::vector<std::uint32_t>& elements,
+              const Common& common) {
+             const auto shared = common_of(common);
              const py::gil_scoped_release release;
              auto keys = std::make_shared<ckks::EvaluationKeys>();
              keys->parameters = key.parameters();
-             if (relinearisation) keys->relinearisation = key.relinearisation_key();
+             if (relinearisation) keys->relinearisation = key.relinearisation_key(pointer_to(shared));
              for (const std::uint32_t element : elements) {
-               if (element != 1) keys->galois.emplace(element, key.galois_key(element));
+               if (element != 1) keys->galois.emplace(element, key.galois_key(element, pointer_to(shared)));
              }
              return keys;
-           });
+           })
+      .def("refresh", [](const ckks::SecretKey& key, const py::buffer& message, std::size_t count, int level) {
+        const Bytes bytes(message);
+        if (count < 1 || count > ckks::kMaxRefreshBatch) {
+          throw std::invalid_argument(std::to_string(count) + " ciphertexts in a message of a refresh");
+        }
+        ckks::check_refresh_levels(*key.parameters(), ckks::kRefreshLevel, level);
+        std::uint8_t* out = nullptr;
+        py::bytes answer = new_bytes(ckks::refreshed_bytes(*key.parameters(), count, level), out);
+        const py::gil_scoped_release release;
+        key.refresh(bytes.data(), bytes.size(), count, level, out);
+        return answer;
+      });
 
   py::class_<ckks::Matrix, std::shared_ptr<ckks::Matrix>>(module, "CkksMatrix")
       .def(py::init(&matrix_of), py::arg("weights"), py::arg("delta"))
@@ -557,6 +670,40 @@ void register_ckks(py::module_& module) {
       .def_property_readonly("bytes_per_weight", [](const ckks::Matrix& m) { return m.weights().bytes_per_weight(); })
       .def_property_readonly("scale", [](const ckks::Matrix& m) { return array_of(m.delta()); });
 
+  using ckks::MaskedRefresh;
+  py::class_<MaskedRefresh, std::shared_ptr<MaskedRefresh>>(module, "CkksMaskedRefresh")
+      .def(py::init([](const std::shared_ptr<ckks::PublicKey>& key, const TensorPtr& x,
+                       const std::shared_ptr<Tensor>& fresh, const py::bytes& session, std::uint64_t first) {
+        return std::make_shared<MaskedRefresh>(key, x, fresh, fixed<16>(session, "a session"), first);
+      }))
+      .def_property_readonly("messages", &MaskedRefresh::messages)
+      .def("mask",
+           [](MaskedRefresh& refresh, std::size_t i) {
+             if (i >= refresh.messages()) throw std::invalid_argument("no such message");
+             std::uint8_t* out = nullptr;
+             py::bytes message = new_bytes(refresh.message_bytes(i), out);
+             const py::gil_scoped_release release;
+             refresh.mask(i, out);
+             return message;
+           })
+      .def("unmask",
+           [](MaskedRefresh& refresh, std::size_t i, const py::buffer& answer) {
+             if (i >= refresh.messages()) throw std::invalid_argument("no such message");
+             const Bytes bytes(answer);
+             const py::gil_scoped_release release;
+             refresh.unmask(i, bytes.data(), bytes.size());
+           })
+      .def("result", &MaskedRefresh::result);
+  module.attr("CKKS_REFRESH_LEVEL") = ckks::kRefreshLevel;
+  module.attr("CKKS_REFRESHES") = std::uint64_t{1} << ckks::kLogRefreshes;
+  module.def(
+      "ckks_reveal",
+      [](const ckks::PublicKey& key, const TensorPtr& x, int flood_bits, bool packed,
+         const std::shared_ptr<Tensor>& revealed) {
+        ckks::reveal(key, *x, flood_bits, packed, *revealed);
+        return revealed;
+      },
+      Release());
   register_evaluator(module);
 }
 

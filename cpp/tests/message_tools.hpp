@@ -11,13 +11,6 @@
 
 namespace tools {
 
-// Random cases are a fifth under the sanitizers, where each takes ten times as long.
-#ifdef PRIVTUNER_SANITIZED
-constexpr int kCasesDividedBy = 5;
-#else
-constexpr int kCasesDividedBy = 1;
-#endif
-
 using Bytes = std::vector<std::uint8_t>;
 
 // Places in a head (envelope.hpp).

@@ -271,6 +271,8 @@ TEST(operations_refuse) {
   CHECK_THROWS(Error, bare.conjugate(x), "conjugation needs its key");
   CHECK_THROWS(Error, e.assume(x, 0), "bound 0.000000 is not a positive number");
   CHECK_THROWS(Error, e.assume(x, nan), "is not a positive number");
+  CHECK_THROWS(Error, e.assume(x, 1, 0), "error 0.000000 is not a positive number");
+  CHECK_THROWS(Error, e.assume(x, 1, nan), "is not a positive number");
   CHECK_THROWS(Error, e.reinterpret(x, 0, 1), "values cannot be read times");
 
   const double clear[10] = {};

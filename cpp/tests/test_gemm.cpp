@@ -87,15 +87,15 @@ TEST(large_sizes) {
   check_all_types(usable_isas(), {17, 1000, 1000, 1}, Fill::random, Fill::random, 0, 6010);
   check_all_types(usable_isas(), {1000, 17, 1000, 0}, Fill::random, Fill::random, 0, 6020);
   check_all_types(usable_isas(), {65536, 1, 3, 0}, Fill::random, Fill::random, 0, 6030);
-  check_product<std::int8_t, std::uint32_t>(usable_isas(), {1000, 1000, 1000, 0}, Operand::plain, Fill::random,
-                                            Fill::random, kPreset32, 6040);
+  check_product<std::int8_t, std::uint32_t>(usable_isas(), {1000, 1000, 1000 / check::kShare, 0}, Operand::plain,
+                                            Fill::random, Fill::random, kPreset32, 6040);
 }
 
 TEST(extreme_weights_and_residues) { check_fills_and_moduli(usable_isas()); }
 
-TEST(depths_to_the_limit) { check_depths(usable_isas(), {8188, 8192, 8193, 16389, 65536}, 5, 17); }
+TEST(depths_to_the_limit) { check_depths(usable_isas(), {8188, 8192, 8193, 16389, 65536}, 5, 17 / check::kShare); }
 
-TEST(every_number_of_digits) { check_digit_counts(usable_isas(), kMaxDepth, 17); }
+TEST(every_number_of_digits) { check_digit_counts(usable_isas(), kMaxDepth, 17 / check::kShare); }
 
 TEST(row_ranges) { check_row_ranges(usable_isas()); }
 

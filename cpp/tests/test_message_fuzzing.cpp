@@ -40,7 +40,7 @@ class Exact {
 template <class Read>
 void fuzz(const char* name, int messages, std::uint64_t seed, const std::vector<Bytes>& originals,
           const std::vector<Bytes>& others, const std::vector<const char*>& reasons, Read reads) {
-  messages /= kCasesDividedBy;
+  messages /= check::kShare;
   Mutator mutator(seed, others);
   std::map<std::string, int> seen;
   int accepted = 0;
@@ -65,11 +65,12 @@ void fuzz(const char* name, int messages, std::uint64_t seed, const std::vector<
     if (seal == 0) check::fail(__FILE__, __LINE__, "a message was accepted whose checksum nobody made right");
   }
   std::printf("       %s: %d refused, %d accepted\n", name, messages - accepted, accepted);
-  CHECK_LT(1000 / kCasesDividedBy, accepted);
+  CHECK_LT(1000 / check::kShare, accepted);
   for (const char* reason : reasons) {
     int count = 0;
     for (const auto& [text, times] : seen) count += text.find(reason) != std::string::npos ? times : 0;
-    if (count < 10) check::fail(__FILE__, __LINE__, std::string(name) + ": refused too rarely with: " + reason);
+    if (count < 10 / check::kShare)
+      check::fail(__FILE__, __LINE__, std::string(name) + ": refused too rarely with: " + reason);
   }
 }
 

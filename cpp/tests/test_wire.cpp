@@ -89,15 +89,15 @@ TEST(every_refusal_has_one_reason) {
   refused({}, " of 0 bytes is shorter than its head of 72 bytes: truncated?");
   refused(Bytes(good.begin(), good.begin() + 71), " of 71 bytes is shorter");
   refused(with(good, 0, 'p'), ": not a privtuner message");
-  for (const int version : {0, 1, 3, 258}) {
+  for (const int version : {0, 1, 2, 4, 258}) {
     refused(with(good, kVersionAt, static_cast<std::uint16_t>(version)),
             ": wire version " + std::to_string(version) +
-                ", this build speaks version 2: install the same privtuner on both");
+                ", this build speaks version 3: install the same privtuner on both");
   }
-  for (const int kind : {0, 15, 255}) {
+  for (const int kind : {0, static_cast<int>(privtuner::wire::kKindNames.size()) + 1, 255}) {
     refused(with(good, kKindAt, static_cast<std::uint8_t>(kind)), ": unknown kind " + std::to_string(kind));
   }
-  for (const int direction : {5, 255}) {
+  for (const int direction : {2, 255}) {
     refused(with(good, kDirectionAt, static_cast<std::uint8_t>(direction)),
             ": unknown direction " + std::to_string(direction));
   }

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from privtuner import ckks as ckks
     from privtuner import cpu as cpu
     from privtuner import cuda as cuda
-    from privtuner import held as held
     from privtuner import nn as nn
     from privtuner import openfhe as openfhe
     from privtuner import schemes as schemes
@@ -39,7 +38,6 @@ _PARTS = frozenset(
         "ckks",
         "cpu",
         "cuda",
-        "held",
         "nn",
         "openfhe",
         "schemes",

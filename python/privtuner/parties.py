@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from privtuner.ckks import EvaluationKeys, Evaluator, Parameters
 from privtuner.linear import DEFAULT_BLOCK_ROWS, BytesLike, Direction, LayerSpec, QuantisedWeight
 
 __all__ = ["BLOCK_BYTES", "LinearClient", "LinearServer", "Transport", "rows_of"]
@@ -29,9 +28,8 @@ class Transport(Protocol):
 
         Args:
             layer: wire name of the layer, as in the bundle's ``specs``.
-            request: what a `LinearClient` or a `privtuner.sealed.blocks.SealedClient` encrypted. From a client on a GPU
-                it is a read-only memoryview, of memory that is used again once nothing refers to the view or a part of
-                it; ``bytes(request)`` is a copy.
+            request: what a `LinearClient` encrypted. From a client on a GPU it is a read-only memoryview, of memory
+                that is used again once nothing refers to the view or a part of it; ``bytes(request)`` is a copy.
 
         Raises:
             PrivtunerError: the layer is unknown, the request is malformed, or the server failed.
@@ -81,10 +79,6 @@ class LinearServer(ABC):
             MessageError: the request is malformed or meant for another layer.
         """
         ...
-
-    def evaluator(self, parameters: Parameters, keys: EvaluationKeys | None) -> Any:
-        """Return what evaluates sealed blocks under ``keys`` on this device: an evaluator of CKKS."""
-        return Evaluator(parameters, keys)
 
     def close(self) -> None:  # noqa: B027 - for those with threads
         """Let go of threads and the like; a later request still works."""

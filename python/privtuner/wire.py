@@ -41,7 +41,7 @@ class Head(NamedTuple):
         kind: one of `KINDS`.
         direction: one of `DIRECTIONS`: what a request asks for, or what a reply answers.
         parameters: hash of the parameter set.
-        subject: 16 bytes that name the layer or block.
+        subject: 16 bytes that name the layer.
         request: 16 bytes that name the request.
         tokens, features: shape of what is encrypted.
         length: bytes of the body, which follow the head.
@@ -86,7 +86,7 @@ def seal(
         parts: contiguous buffers, each copied once.
         direction: one of `DIRECTIONS`.
         parameters: hash of the parameter set.
-        subject: 16 bytes that name the layer or block.
+        subject: 16 bytes that name the layer.
         request: 16 bytes that name the request.
         tokens: rows of what is encrypted.
         features: columns of it.

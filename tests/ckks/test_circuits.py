@@ -87,94 +87,6 @@ def test_inverse_square_root(degree, steps, gain):
     assert plan.outputs[0].budget().error < 1e-2
 
 
-@pytest.mark.parametrize(("keys", "bound", "masked"), [(4, 2.0, False), (5, 4.0, True), (3, 0.5, False)])
-def test_softmax(keys, bound, masked):
-    rng = np.random.default_rng(keys)
-    scores = rng.uniform(-bound, bound, (slots(), keys))
-    mask = rng.integers(0, 2, scores.shape) if masked else None
-    if masked:
-        mask[0], mask[1] = 0, 1
-    soft = circuits.softmax_plan(keys, bound, masked)
-    weights = np.exp(scores) * (mask if masked else 1)
-    want = weights / np.maximum(weights.sum(1, keepdims=True), 1e-300)
-    values, plan = run(
-        lambda e, t: circuits.softmax(e, t, bound, mask), scores, depth=soft.depth + 2, bounds=[bound], scale_bits=45
-    )
-    assert plan.levels <= soft.depth + 2
-    assert plan.rotations == ()
-    # The noise in the first sum is multiplied by 4,096 at the most; a fresh error here is some 2^-35.
-    assert np.abs(values - want).max() <= soft.accuracy + min(plan.outputs[0].budget().error, 2.0**12 * 2.0**-30)
-
-
-@pytest.mark.parametrize(("features", "degree", "steps"), [(8, 7, 1), (5, 15, 0)])
-def test_layer_norm(features, degree, steps):
-    rng = np.random.default_rng(features)
-    x = rng.uniform(-1, 1, (slots(), features))
-    x = x / x.std(1, keepdims=True) * np.sqrt(rng.uniform(0.3, 0.9, (len(x), 1)))
-    weight, bias = rng.uniform(-2, 2, features), rng.uniform(-1, 1, features)
-    bound, domain, eps = float(np.ceil(np.abs(x).max())), (0.3 - 1e-9, 0.9 + 1e-9), 1e-5
-    variance = x.var(1, keepdims=True)
-    assert variance.min() >= domain[0]
-    normal = (x - x.mean(1, keepdims=True)) / np.sqrt(variance + eps) * weight
-    depth = circuits.layer_norm_depth(degree, steps)
-    values, plan = run(
-        lambda e, t: circuits.layer_norm(e, t, weight, bias, domain, eps, degree, steps),
-        x,
-        depth=depth + 1,
-        bounds=[bound],
-        scale_bits=45,
-    )
-    assert plan.levels <= depth + 1
-    assert plan.rotations == ()
-    relative = circuits.inverse_square_root_error((domain[0] + eps, domain[1] + eps), degree, steps)
-    allowed = relative * np.abs(normal) + min(plan.outputs[0].budget().error, 2.0**-15)
-    assert (np.abs(values - (normal + bias)) <= allowed).all()
-
-
-@pytest.mark.parametrize("period", [4, 8])
-def test_attention(period):
-    rng = np.random.default_rng(period)
-    size, features = slots(), 3
-    stride = size // period
-    q, k, v = (rng.uniform(-1, 1, (size, features)) for _ in range(3))
-    steps = circuits.attention_steps(size, period)
-
-    def rotated(x, d):
-        return np.roll(x, -d * stride, 0)
-
-    scores = np.stack([(q * rotated(k, d)).sum(1) for d in range(period)], axis=1)
-    values, plan = run(
-        lambda e, a, b: circuits.attention_scores(e, a, b, period, chunk=3), q, k, depth=2, bounds=[1, 1]
-    )
-    assert plan.rotations == tuple(sorted(steps))
-    assert plan.levels == circuits.ATTENTION_DEPTH
-    assert np.abs(values - scores).max() <= plan.outputs[0].budget().error < 1e-6
-
-    probabilities = rng.dirichlet(np.ones(period), size)
-    mixed = sum(probabilities[:, d : d + 1] * rotated(v, d) for d in range(period))
-    values, plan = run(
-        lambda e, p, x: circuits.attention_values(e, p, x, period), probabilities, v, depth=2, bounds=[1, 1]
-    )
-    assert plan.rotations == tuple(sorted(steps))
-    assert plan.levels == circuits.ATTENTION_DEPTH
-    assert np.abs(values - mixed).max() <= plan.outputs[0].budget().error < 1e-6
-
-
-def test_attention_is_attention():
-    # The layout's definition once more, token by token of each sequence.
-    size, period, features = slots(), 4, 2
-    stride = size // period
-    rng = np.random.default_rng(3)
-    q, k = rng.uniform(-1, 1, (2, size, features))
-    values, _ = run(lambda e, a, b: circuits.attention_scores(e, a, b, period), q, k, depth=1, bounds=[1, 1])
-    for token in range(period):
-        for sequence in (0, 1, stride - 1):
-            for d in range(period):
-                other = (token + d) % period * stride + sequence
-                want = q[token * stride + sequence] @ k[other]
-                assert abs(values[token * stride + sequence, d] - want) < 1e-6
-
-
 @pytest.mark.parametrize(("shape", "period"), [((8, 8), None), ((5, 7), None), ((3, 2), 16), ((1, 1), None)])
 def test_matrix_vector(shape, period):
     rng = np.random.default_rng(shape[0])
@@ -200,7 +112,6 @@ def test_circuits_run_out_of_levels():
     parameters = ckks.Parameters.INSECURE(3)
     for circuit in (
         lambda e, x: circuits.exponential(e, x, -1.0, 2, 7),
-        lambda e, x: circuits.softmax(e, x, 1.0),
         lambda e, x: circuits.reciprocal(e, x, (0.5, 1.0), 7, 2),
     ):
         with pytest.raises(CkksError, match="level"):

@@ -3,73 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from circuit_cases import PARAMETERS, SLOTS, Watched, random, spread, tensor
 from privtuner import ckks
 from privtuner.ckks import circuits
 from privtuner.errors import CkksError, InputError
 
-PARAMETERS = ckks.Parameters.INSECURE(40)
-SLOTS, DEPTH = PARAMETERS.slots, PARAMETERS.depth
-
-
-class Watched(ckks.ClearEvaluator):
-    """Counts rotations and relinearisations. A bound that a circuit assumes must hold in slots without a token too."""
-
-    def __init__(self, parameters=PARAMETERS, noise=None):
-        super().__init__(parameters, noise)
-        self.rotated: list[int] = []
-        self.held: list[int] = []  # results of each call with several steps
-
-    def rotate(self, x, steps):
-        if isinstance(steps, int):
-            self.rotated.append(steps)
-        else:
-            self.held.append(len(steps) * x.shape[1])
-            self.rotated.extend(steps)
-        return super().rotate(x, steps)
-
-    def assume(self, x, bound):
-        y = super().assume(x, bound)
-        assert np.abs(y._slots).max() <= y.bound * (1 + 1e-9)
-        return y
-
-    @property
-    def relinearisations(self) -> float:
-        return sum(amount for kind, _, amount in self._core.work() if kind == "relinearise")
-
-
-class Refreshed(Watched):
-    """Has levels without end: a tensor is fresh again where a circuit promises a bound."""
-
-    def assume(self, x, bound):
-        return self.tensor(super().assume(x, bound).values, bound=bound)
-
-
-def tensor(evaluator, values, level=None, bound=None, domain=(-1.0, 1.0)):
-    """A tensor of the scale at which a polynomial on the domain takes no level for it."""
-    level = evaluator.parameters.depth if level is None else level
-    scale = evaluator.parameters.scale(level) / max(1.0, (domain[1] - domain[0]) / 2)
-    bound = float(np.abs(values).max()) if bound is None else bound
-    return evaluator.tensor(values, bound=bound, level=level, scale=scale)
-
-
-def one_more(domain, degree) -> int:
-    """The level a polynomial takes where a tensor of the chain's scale is too large for the domain."""
-    return int((domain[1] - domain[0]) / 2 > 2 ** min(1.0, 2.0 ** (2 - degree.bit_length())))
-
-
-def random(*shape: int, seed: int = 3, low: float = -1.0, high: float = 1.0) -> npt.NDArray[np.float64]:
-    return np.random.default_rng(seed).uniform(low, high, shape)
-
-
-def spread(low: float, high: float, tokens: int = 50) -> npt.NDArray[np.float64]:
-    """Values over the whole interval, ends included, as one feature; the slots after them are not in use."""
-    return np.geomspace(low, high, tokens)[:, None]
+DEPTH = PARAMETERS.depth
 
 
 def relative(y: ckks.ClearTensor, exact: npt.NDArray[np.float64]) -> float:
@@ -133,154 +77,6 @@ def test_inverse_square_root(low, high, degree, steps, gain):
     assert relative(y, gain / np.sqrt(x)) <= error * (1 + 1e-6) + 1e-12
 
 
-# Softmax
-
-
-def softmax(scores: npt.NDArray[np.float64], mask: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float64]:
-    e = np.exp(scores) if mask is None else np.exp(scores) * mask
-    total = e.sum(axis=1, keepdims=True)
-    return e / np.where(total == 0, 1, total)
-
-
-def extreme_scores(tokens: int, keys: int, bound: float) -> npt.NDArray[np.float64]:
-    """Rows at both ends of every range: equal, one high, one low, half and half, random."""
-    scores = random(tokens, keys, low=-bound, high=bound)
-    scores[0], scores[1], scores[2], scores[3], scores[4] = bound, -bound, -bound, bound, -bound
-    scores[2, 0], scores[3, 0], scores[4, : keys // 2] = bound, -bound, bound
-    return scores
-
-
-@pytest.mark.parametrize("accuracy", [1e-2, 1e-4, 1e-7])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(
-    ("keys", "bound"), [(1, 2.0), (2, 0.5), (8, 1.0), (16, 4.0), (16, 8.0), (33, 30.0), (8, 200.0)]
-)
-def test_softmax(keys, bound, masked, accuracy):
-    tokens = 40
-    scores = extreme_scores(tokens, keys, bound)
-    mask = None
-    if masked:
-        mask = random(tokens, keys, seed=5) < 0.2
-        mask[:6], mask[7], mask[8] = True, False, np.arange(keys) == 0
-    plan = circuits.softmax_plan(keys, bound, masked, accuracy)
-    assert plan.accuracy <= accuracy
-    clear = Watched() if plan.depth < DEPTH else Refreshed()
-    y = circuits.softmax(clear, tensor(clear, scores, bound=bound, domain=(-bound, bound)), bound, mask, accuracy)
-    if plan.depth < DEPTH:
-        assert DEPTH - y.level == plan.depth + sum(map(one_more, plan.domains, plan.degrees))
-    exact = softmax(scores, mask)
-    assert np.abs(y.values - exact).max() <= plan.accuracy
-    allowed = exact > 0
-    assert np.abs(y.values[allowed] / exact[allowed] - 1).max() <= plan.accuracy + 1e-10
-    assert not y.values[~allowed].any()
-    assert y.bound < 1.02 + accuracy
-
-
-@pytest.mark.parametrize(("keys", "bound"), [(16, 4.0), (16, 8.0), (64, 16.0)])
-def test_softmax_bears_noise(keys, bound):
-    clear = ckks.ClearEvaluator(PARAMETERS, noise=7)
-    scores = extreme_scores(SLOTS, keys, bound)
-    mask = circuits.attention_mask(SLOTS, np.tri(SLOTS))[:, :keys]
-    mask[:, 0] = 1
-    for m in (None, mask):
-        y = circuits.softmax(clear, tensor(clear, scores, bound=bound, domain=(-bound, bound)), bound, m)
-        assert np.abs(y.values - softmax(scores, m)).max() < 2e-4
-
-
-def test_softmax_levels():
-    # What the documentation may quote; fewer is better.
-    depths = [circuits.softmax_plan(32, bound, accuracy=1e-4).depth for bound in (1.0, 2.0, 4.0, 8.0, 16.0)]
-    assert depths == [8, 11, 15, 20, 27]
-
-
-# Layer norm
-
-
-@pytest.mark.parametrize(("degree", "steps", "accuracy"), [(7, 1, 1e-2), (15, 1, 1e-4), (31, 0, 1e-5), (7, 3, 1e-5)])
-@pytest.mark.parametrize("tokens", [SLOTS, 11])
-def test_layer_norm(degree, steps, accuracy, tokens):
-    clear = Watched()
-    features, eps = 24, 1e-3
-    x = random(tokens, features) * spread(0.4, 1.6, tokens) + random(tokens, 1, seed=9)
-    weight, bias = random(features, seed=1), random(features, seed=2)
-    variance = x.var(axis=1, keepdims=True)
-    domain = (0.9 * float(variance.min()), 1.1 * float(variance.max()))
-    y = circuits.layer_norm(clear, tensor(clear, x), weight, bias, domain, eps, degree, steps)
-    depth = 3 + math.ceil(math.log2(degree + 1)) + 2 * steps
-    assert circuits.layer_norm_depth(degree, steps) == depth
-    assert DEPTH - y.level == depth + one_more((features * domain[0], features * domain[1]), degree)
-    exact = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(variance + eps) * weight
-    error = circuits.inverse_square_root_error((domain[0] + eps, domain[1] + eps), degree, steps)
-    assert error < accuracy
-    assert np.abs(y.values - bias - exact).max() <= error * np.abs(exact).max() + 1e-12
-
-
-# Attention
-
-
-def arrange(sequences: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """(sequence, token, feature) to slots: token i of sequence s in slot i * stride + s."""
-    return sequences.transpose(1, 0, 2).reshape(-1, sequences.shape[2])
-
-
-@pytest.mark.parametrize("period", [1, 4, 8, SLOTS])
-@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
-def test_attention_scores(period, chunk):
-    clear = Watched()
-    stride, features = SLOTS // period, 5
-    q, k = random(stride, period, features), random(stride, period, features, seed=4)
-    y = circuits.attention_scores(clear, tensor(clear, arrange(q)), tensor(clear, arrange(k)), period, chunk)
-    assert y.shape == (SLOTS, period)
-    assert DEPTH - y.level == circuits.ATTENTION_DEPTH
-    table = np.einsum("sif,sjf->sij", q, k)
-    for s in range(stride):
-        for i in range(period):
-            np.testing.assert_allclose(y.values[i * stride + s], np.roll(table[s, i], -i), atol=1e-12)
-    assert tuple(clear.rotated) == circuits.attention_steps(SLOTS, period)
-    assert clear.relinearisations == period
-    assert max(clear.held, default=0) <= chunk * features
-
-
-@pytest.mark.parametrize("period", [1, 4, SLOTS])
-def test_attention_values(period):
-    clear = Watched()
-    stride, features = SLOTS // period, 5
-    p, v = random(SLOTS, period), random(stride, period, features, seed=4)
-    y = circuits.attention_values(clear, tensor(clear, p), tensor(clear, arrange(v)), period)
-    assert y.shape == (SLOTS, features)
-    assert DEPTH - y.level == circuits.ATTENTION_DEPTH
-    for s in range(stride):
-        for i in range(period):
-            expected = sum(p[i * stride + s, d] * v[s, (i + d) % period] for d in range(period))
-            np.testing.assert_allclose(y.values[i * stride + s], expected, atol=1e-12)
-    assert tuple(sorted(set(clear.rotated))) == circuits.attention_steps(SLOTS, period)
-    assert clear.relinearisations == features
-    assert max(clear.held, default=0) <= period
-
-
-@pytest.mark.parametrize("each", [False, True])
-def test_attention_from_end_to_end(each):
-    clear = Watched()
-    period, stride, features, bound = 8, SLOTS // 8, 4, 4.0
-    q, k, v = (random(stride, period, features, seed=s) for s in (1, 2, 3))
-    allowed = np.tri(period, dtype=bool)
-    if each:  # sequences of their own lengths, causal too
-        lengths = 1 + np.arange(stride) % period
-        allowed = allowed & (np.arange(period) < lengths[:, None])[:, None, :]
-    scores = circuits.attention_scores(clear, tensor(clear, arrange(q)), tensor(clear, arrange(k)), period)
-    mask = circuits.attention_mask(SLOTS, allowed)
-    probabilities = circuits.softmax(clear, scores, bound, mask)
-    y = circuits.attention_values(clear, probabilities, tensor(clear, arrange(v)), period)
-    plan = circuits.softmax_plan(period, bound, True)
-    wide = one_more((-bound, bound), plan.exponential.degree) + sum(map(one_more, plan.domains, plan.degrees))
-    assert DEPTH - y.level == 2 * circuits.ATTENTION_DEPTH + plan.depth + wide
-    table = np.einsum("sif,sjf->sij", q, k)
-    table = np.where(allowed, table, -np.inf)
-    weights = np.exp(table - table.max(axis=2, keepdims=True))
-    weights /= weights.sum(axis=2, keepdims=True)
-    np.testing.assert_allclose(y.values, arrange(np.einsum("sij,sjf->sif", weights, v)), atol=1e-4)
-
-
 # Matrix-vector product
 
 
@@ -330,23 +126,6 @@ X = CLEAR.tensor(np.ones((SLOTS, 4)))
         (lambda: circuits.reciprocal(CLEAR, X, (0.5, 1.0), gain=0), "gain = 0"),
         (lambda: circuits.inverse_square_root(CLEAR, X, (-1.0, 1.0)), "low > 0"),
         (lambda: circuits.inverse_square_root(CLEAR, X, (1e-6, 1.0), 3, 2), "raise the degree"),
-        (lambda: circuits.softmax(CLEAR, X, -1.0), "bound = -1.0"),
-        (lambda: circuits.softmax(CLEAR, X, 1e4), "scale the scores down"),
-        (lambda: circuits.softmax(CLEAR, X, 1.0, accuracy=1.0), "accuracy = 1.0"),
-        (lambda: circuits.softmax(CLEAR, X, 1.0, np.ones((4, 4))), "mask has shape"),
-        (lambda: circuits.softmax(CLEAR, X, 1.0, np.full((SLOTS, 4), 0.5)), "other than 0 and 1"),
-        (lambda: circuits.softmax_plan(0, 1.0), "keys = 0"),
-        (lambda: circuits.layer_norm(CLEAR, X, np.ones(3), np.ones(4), (0.1, 1)), "weight has shape"),
-        (lambda: circuits.layer_norm(CLEAR, X, np.ones(4), np.full(4, np.nan), (0.1, 1)), "bias holds"),
-        (lambda: circuits.layer_norm(CLEAR, X, np.ones(4), np.ones(4), (0.0, 1.0), 0.0), "variance_domain"),
-        (lambda: circuits.layer_norm(CLEAR, X, np.ones(4), np.ones(4), (0.1, 1.0), -1.0), "eps = -1.0"),
-        (lambda: circuits.attention_steps(SLOTS, 3), "period = 3"),
-        (lambda: circuits.attention_steps(SLOTS, 0), "period = 0"),
-        (lambda: circuits.attention_scores(CLEAR, X, CLEAR.tensor(np.ones((SLOTS, 3))), 4), "must agree"),
-        (lambda: circuits.attention_scores(CLEAR, X, X, 4, 0), "chunk = 0"),
-        (lambda: circuits.attention_values(CLEAR, X, X, 8), "probabilities has shape"),
-        (lambda: circuits.attention_mask(SLOTS, np.ones((4, 5))), "allowed has shape"),
-        (lambda: circuits.attention_mask(SLOTS, np.ones((3, 4, 4))), "hold 128"),
         (lambda: circuits.matrix_vector_steps(SLOTS, 12), "power of two"),
         (lambda: circuits.matrix_vector(CLEAR, X, np.ones((4, 4))), "repeated over all slots"),
         (lambda: circuits.matrix_vector(CLEAR, X, np.ones(4)), "matrix has shape"),

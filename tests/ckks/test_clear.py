@@ -74,6 +74,7 @@ def test_slots_without_a_token_count_as_in_ciphertexts():
 def test_a_promise_that_does_not_hold(evaluator):
     x = evaluator.tensor(np.array([[0.9, 0.2], [0.4, -0.6], [0.0, 0.0]]))
     assert evaluator.assume(x, 0.91).bound == 0.91
+    assert evaluator.assume(x, 0.91, 1e-12).budget().error == pytest.approx(1e-12)
     with pytest.raises(
         CkksError, match=r"assume: 2 of 6 values, the first of them at \[0, 0\], are beyond the bound of 0.5"
     ):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from privtuner import ckks, system
+from privtuner.ckks.parameters import require_secure
 from privtuner.errors import CkksError, InputError, MessageError, SecretError
 
 PARAMETERS = ckks.Parameters.INSECURE(3)
@@ -469,6 +470,17 @@ def test_bounds_that_are_assumed():
     assert X.bound == 1.0
 
 
+def test_errors_that_are_assumed():
+    for wrong in (0.0, -1.0, np.nan):
+        with pytest.raises(CkksError, match="error .* is not a positive number"):
+            ENGINE.assume(X, 1.0, wrong)
+    y = ENGINE.assume(X, 1.0, 1e-12)
+    assert y.budget().error == pytest.approx(1e-12)
+    assert ENGINE.sum_features(y).budget().error <= y.shape[1] * 1e-12
+    assert ENGINE.assume(X, 1.0, 1e-2).budget() == X.budget()  # a promise makes nothing worse
+    assert ENGINE.assume(X, 1.0).budget() == X.budget()
+
+
 def test_the_domain_of_a_polynomial():
     narrow = ckks.Polynomial((1.0, 1.0), domain=(-0.5, 0.5))
     with pytest.raises(CkksError, match="values up to 1.0.* may leave the domain .*declare a smaller bound"):
@@ -656,8 +668,7 @@ def test_depth_zero_sets_of_other_scales_differ():
     assert ckks.Parameters.INSECURE(0, 30, first_bits=40) != ckks.Parameters.INSECURE(0, 35, first_bits=40)
 
 
-def test_the_server_cannot_make_the_owner_use_insecure_parameters():
-    from privtuner.sealed.blocks import SealedClient
-
+def test_insecure_parameters_of_the_other_side_are_refused():
     with pytest.raises(InputError, match="the server asks for INSECURE-ckks.*refuse that server"):
-        SealedClient(PARAMETERS)
+        require_secure(PARAMETERS, allow_insecure=False)
+    assert require_secure(PARAMETERS, allow_insecure=True) is PARAMETERS

@@ -1,7 +1,6 @@
 """What the commands tell of long work: how much is done, how long the rest takes, and not too often."""
 
 import itertools
-import logging
 import sys
 import types
 
@@ -53,16 +52,16 @@ def test_a_line_for_each_tenth(clock, capsys):
 
 
 def test_long_work_is_not_silent_between_the_tenths(clock, capsys):
-    progress = Progress("sealed blocks")
+    progress = Progress("running the study")
     progress(0, 10_000)
     for done in range(1, 21):
         clock.now += 60
         progress(done, 10_000)
     assert [line.partition(": ")[2].partition(",")[0] for line in told(capsys)] == [
-        "sealed blocks: 1 of 10",
-        "sealed blocks: 6 of 10",
-        "sealed blocks: 11 of 10",
-        "sealed blocks: 16 of 10",
+        "running the study: 1 of 10",
+        "running the study: 6 of 10",
+        "running the study: 11 of 10",
+        "running the study: 16 of 10",
     ]
 
 
@@ -165,24 +164,6 @@ def test_an_error_starts_on_a_clean_line(clock, terminal, capsys):
     with pytest.raises(KeyboardInterrupt):
         stopped()
     assert drawn(capsys)[-1] == ""
-
-
-def test_sealed_blocks_are_reported_with_what_is_left(clock, capsys):
-    log = logging.getLogger("privtuner.nn.session")
-    before = log.level, log.propagate, log.handlers
-    try:
-        common.report_sealed(3)
-        for number in range(4):
-            clock.now += 40
-            log.info("sealed block %s forward: %d tokens in %.1f s", "b", number, 39.9)
-    finally:
-        log.level, log.propagate, log.handlers = before
-    assert told(capsys) == [
-        "privtuner: sealed block b forward: 0 tokens in 39.9 s; 1 of 3, about 80 s left",
-        "privtuner: sealed block b forward: 1 tokens in 39.9 s; 2 of 3, about 40 s left",
-        "privtuner: sealed block b forward: 2 tokens in 39.9 s; 3 of 3, about 0 s left",
-        "privtuner: sealed block b forward: 3 tokens in 39.9 s; 4 of 4, about 0 s left",
-    ]
 
 
 def test_lengths_of_time_grow():

@@ -21,10 +21,8 @@ from privtuner.cuda.evaluator import CudaEvaluator, DeviceTensor
 from privtuner.cuda.linear.server import DeviceLayer
 from privtuner.cuda.server import CudaServer
 from privtuner.errors import InputError, PrivtunerError, SecretError
-from privtuner.held import layer as held
 from privtuner.nn import Session, Traffic, TrafficMeter, build, split, traffic_of
 from privtuner.schemes import LocalTransport
-from privtuner.sealed import blocks
 from privtuner.service import RemoteTransport, Server
 
 RNG = np.random.default_rng(0)
@@ -35,8 +33,6 @@ SECRET = ckks.SecretKey(PARAMETERS)
 KEYS = SECRET.evaluation_keys(rotations=[1], conjugation=True)
 TENSOR = SECRET.encrypt(RNG.uniform(-1, 1, (3, 2)))
 MATRIX = ckks.Matrix(RNG.normal(size=(4, 2)), bits=16)
-WEIGHTS = (RNG.normal(size=(8, 6)) / 8, np.zeros(8), RNG.normal(size=(4, 8)) / 8, np.zeros(4))
-BLOCK = blocks.SealedMLP(*WEIGHTS, ckks.approximate("gelu", (-6.0, 6.0), 15), parameters=PARAMETERS)
 
 
 def again(thing: Any) -> Any:
@@ -69,16 +65,6 @@ def test_ciphertexts_keys_and_matrices(duplicate: Callable[[Any], Any]) -> None:
     ours, theirs = ckks.Evaluator(PARAMETERS, KEYS), duplicate(ckks.Evaluator(PARAMETERS, KEYS))
     want = ours.square(ours.linear(TENSOR, MATRIX))
     assert theirs.square(theirs.linear(tensor, matrix)).to_bytes() == want.to_bytes()
-
-
-def test_sealed_blocks() -> None:
-    other = again(BLOCK)
-    assert other.public.to_bytes() == BLOCK.public.to_bytes()
-    client = blocks.SealedClient(PARAMETERS, allow_insecure=True)
-    request, pending = client.request(BLOCK.public, np.full((2, 6), 0.25))
-    y = client.decrypt(other.answer(request), pending)
-    # Fresh noise of this set, below 2^-10.
-    assert np.abs(y - BLOCK.exact(np.full((2, 6), 0.25))).max() < 2**-8
 
 
 @pytest.mark.parametrize("duplicate", [again, copy.copy, copy.deepcopy])
@@ -114,12 +100,9 @@ def test_both_parts_of_a_model_and_its_counts() -> None:
 
 @pytest.mark.parametrize("leave", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_what_decrypts_stays(leave: Callable[[Any], Any]) -> None:
-    client = blocks.SealedClient(PARAMETERS, allow_insecure=True)
-    _, pending = client.request(BLOCK.public, np.full((2, 6), 0.25), np.ones((2, 4)))
-    for secret in (linear.encrypt(X, PREPARED["linear-w8"].spec)[1], SECRET, pending):
+    for secret in (linear.encrypt(X, PREPARED["linear-w8"].spec)[1], SECRET):
         with pytest.raises(SecretError, match="never copied or pickled"):
             leave(secret)
-    leave(client)  # holds no secret between requests
 
 
 @pytest.mark.parametrize(
@@ -133,7 +116,6 @@ def test_what_decrypts_stays(leave: Callable[[Any], Any]) -> None:
         DeviceTensor,
         RemoteTransport,
         Server,
-        held.HeldLora,
     ],
 )
 def test_what_is_bound_to_a_process_says_what_to_do(kind: type) -> None:

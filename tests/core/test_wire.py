@@ -29,10 +29,10 @@ def changed(place: str, value: bytes, message: bytes = MESSAGE) -> bytes:
 
 
 def test_known_bytes():
-    known = b"PVTN\2\0\2\1" + bytes.fromhex("efcdab8967452301") + bytes(range(32)) + b"\7\0\0\0\4\3\2\1\10" + bytes(7)
+    known = b"PVTN\3\0\2\1" + bytes.fromhex("efcdab8967452301") + bytes(range(32)) + b"\7\0\0\0\4\3\2\1\10" + bytes(7)
     known += struct.pack("<Q", checksum(known, b"the body")) + b"the body"
     assert known == MESSAGE
-    assert MESSAGE[64:72].hex() == "21ef0abb17317178"
+    assert MESSAGE[64:72].hex() == "3e94759e772aa88e"
 
 
 def checksum(*streams: bytes) -> int:
@@ -53,15 +53,15 @@ def checksum(*streams: bytes) -> int:
 
 def test_kinds_and_directions_keep_their_numbers():
     first = "layer request reply parameters tensor public_key evaluation_keys"
-    others = "openfhe_request openfhe_reply openfhe_tensor sealed_public sealed_request sealed_reply held_public"
+    others = "refresh refreshed openfhe_request openfhe_reply openfhe_tensor sealed_public job"
     assert " ".join(wire.KINDS) == f"{first} {others}"
-    assert " ".join(wire.DIRECTIONS) == "forward backward gradient step describe"
+    assert " ".join(wire.DIRECTIONS) == "forward backward"
     for number, kind in enumerate(wire.KINDS, 1):
         for place, direction in enumerate(wire.DIRECTIONS):
             message = wire.seal(kind, [], direction=direction)
             assert message[4:8] == bytes((wire.VERSION, 0, number, place))
             assert wire.peek(message)[:2] == wire.open(kind, message)[0][:2] == (kind, direction)
-    assert (wire.VERSION, wire.HEAD_BYTES) == (2, 72)
+    assert (wire.VERSION, wire.HEAD_BYTES) == (3, 72)
 
 
 def test_what_is_sealed_comes_back():
@@ -136,7 +136,7 @@ def test_every_other_length_is_refused():
         (changed("magic", b"PVCK"), ": not a privtuner message"),
         (
             changed("version", b"\1\0"),
-            ": wire version 1, this build speaks version 2: install the same privtuner on both",
+            ": wire version 1, this build speaks version 3: install the same privtuner on both",
         ),
         (changed("version", b"\2\1"), ": wire version 258, this build speaks"),
         (changed("kind", b"\0"), ": unknown kind 0"),
@@ -181,7 +181,7 @@ def test_announced_lengths_take_no_memory(length):
     ("change", "text"),
     [
         ({"kind": "block"}, "kind 'block': choose one of layer, request, "),
-        ({"direction": "sideways"}, "direction 'sideways': choose one of forward, backward, "),
+        ({"direction": "sideways"}, "direction 'sideways': choose one of forward, backward"),
         ({"subject": b"short"}, "a subject has 16 bytes"),
         ({"request": bytes(17)}, "a request id has 16 bytes"),
         ({"tokens": -1}, r"tokens = -1: must be in \[0, 2\*\*32\)"),

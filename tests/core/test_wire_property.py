@@ -41,7 +41,7 @@ def test_damage_is_refused(kind, body, data):
     check_refused(kind, bytes(message))
 
 
-@given(KINDS, st.one_of(st.binary(max_size=200), st.binary(max_size=200).map(lambda tail: b"PVTN\2\0\2\0" + tail)))
+@given(KINDS, st.one_of(st.binary(max_size=200), st.binary(max_size=200).map(lambda tail: b"PVTN\3\0\2\0" + tail)))
 def test_noise_is_refused(kind, noise):
     check_refused(kind, noise)
 

@@ -14,7 +14,6 @@ from privtuner.cuda import evaluator as cuda_ckks
 from privtuner.cuda.evaluator import CudaEvaluator
 from privtuner.cuda.words import Words
 from privtuner.errors import CkksError, EngineError, InputError
-from privtuner.sealed.blocks import SealedClient, SealedMLP
 
 RNG = np.random.default_rng(0)
 TOKENS, FEATURES = 5, 3
@@ -149,21 +148,6 @@ def test_a_longer_computation(party):
         return e.dot(z, e.select(e.concatenate([x, y]), slice(1, 5)))
 
     assert_equal_results(party, steps, party.encrypt(), party.encrypt())
-
-
-def test_a_sealed_block_answers_the_same(deep):
-    """A whole server's answer, forward and backward, with an engine on a device in place of the native one."""
-    rng = np.random.default_rng(3)
-    weights = [0.3 * rng.normal(size=shape) for shape in ((4, 3), (4,), (2, 4), (2,))]
-    block = SealedMLP(*weights, ckks.approximate("gelu", (-6.0, 6.0), 6), parameters=deep.parameters)
-    client = SealedClient(deep.parameters, allow_insecure=True)
-    x, g = rng.normal(size=(TOKENS, 3)), rng.normal(size=(TOKENS, 2))
-    for gradient in (None, g):
-        request, pending = client.request(block.public, x, gradient)
-        expected = list(block.answer(request))
-        found = list(block.answer(request, lambda parameters, keys: CudaEvaluator(HostDevice(), parameters, keys)))
-        assert found == expected
-        assert client.decrypt(found, pending).shape == (TOKENS, 2 if gradient is None else 3)
 
 
 def test_upload_and_download(party):

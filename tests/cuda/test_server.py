@@ -10,7 +10,7 @@ import torch
 
 import linear_cases as cases
 from cuda_host import HostDevice
-from privtuner import ckks, linear
+from privtuner import linear
 from privtuner.cpu import CpuServer
 from privtuner.cuda import linear as kernels
 from privtuner.cuda.client import CudaClient
@@ -18,7 +18,6 @@ from privtuner.cuda.server import CudaServer, _Ticket
 from privtuner.errors import EngineError, InputError
 from privtuner.nn import EncryptedLinear, Session
 from privtuner.schemes import LocalTransport, scheme
-from privtuner.sealed.blocks import SealedClient, SealedMLP
 
 PRESETS, DIRECTIONS = cases.PRESETS, cases.DIRECTIONS
 
@@ -262,19 +261,6 @@ def test_a_reply_that_nobody_reads_holds_nothing_up(engine):
     assert b"".join(engine.answer(prepared, request)) == linear.apply(prepared, request)
     engine.close()
     assert b"".join(engine.answer(prepared, request)) == linear.apply(prepared, request)  # starts again
-
-
-def test_a_sealed_block_is_evaluated_on_the_device(engine):
-    parameters = ckks.Parameters.INSECURE(depth=6)
-    rng = np.random.default_rng(0)
-    w1, w2 = 0.3 * rng.standard_normal((9, 5)), 0.3 * rng.standard_normal((4, 9))
-    block = SealedMLP(w1, None, w2, None, ckks.approximate("gelu", (-6.0, 6.0), 15), parameters=parameters)
-    client = SealedClient(parameters, allow_insecure=True)
-    for g in (None, rng.standard_normal((3, 4))):
-        request, pending = client.request(block.public, rng.standard_normal((3, 5)), g)
-        reply = list(LocalTransport({"block": block}, server=engine).apply("block", request))
-        assert reply == list(block.answer(request))
-        client.decrypt(reply, pending)
 
 
 def test_tensors_of_the_device_go_through_a_layer_and_back():

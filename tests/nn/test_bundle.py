@@ -117,7 +117,7 @@ def test_contradictions_are_refused(files: dict[str, bytes]) -> None:
     manifest = json.loads(files["privtuner.json"])
     groups = manifest["groups"]
     for changes, message in [
-        ({"format": 1}, "format 1, this version reads 3; install the same version"),
+        ({"format": 1}, "format 1, this version reads 4; install the same version"),
         ({"dtype": "nn"}, "unknown dtype 'nn'"),
         ({"dtype": "load"}, "unknown dtype 'load'"),
         ({"groups": {k: v for k, v in groups.items() if k != "pooler.dense"}}, "groups and layers differ in"),

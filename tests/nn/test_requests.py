@@ -13,7 +13,6 @@ from transformers.models.auto import modeling_auto
 from family_cases import tiny_model
 from loops import each
 from nn_cases import RecordingTransport, tiny_bert, tiny_llama, tokens
-from privtuner.ckks import Parameters
 from privtuner.errors import InputError
 from privtuner.nn import LocalTransport, Session, Split, build, split
 from privtuner.nn.families import PADDING_SAFE, REGULAR
@@ -191,21 +190,6 @@ def test_a_layer_in_a_pass_takes_the_sizes_of_the_pass() -> None:
     model(tokens(2, 6))
     assert refused == [size for size, fits in sizes.items() if not fits]
     assert layer(torch.randn(5, 48)).shape == (5, 32), "outside of a pass it is the caller who calls"
-
-
-def test_a_sealed_block_takes_the_sizes_of_the_pass() -> None:
-    parts = split(
-        tiny_bert(num_hidden_layers=1),
-        seal="mlp",
-        activation_degree=3,
-        seal_parameters=Parameters.INSECURE(depth=6),
-    )
-    model = build(parts.bundle, Session(LocalTransport(parts.server), allow_insecure=True))
-    block = model.encoder.layer[0].intermediate.dense
-    # Before anything of the pass is encrypted.
-    model.embeddings.register_forward_hook(lambda *_: block(torch.randn(5, 32)))
-    with pytest.raises(InputError, match="is asked for tokens that the model chose"):
-        model(tokens(2, 6))
 
 
 def test_what_one_model_of_a_session_may_send_no_other_may() -> None:

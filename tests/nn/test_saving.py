@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from nn_cases import CountingTransport, clear_twin, tiny_bert, tiny_gpt2, tiny_llama, tokens
-from privtuner import ckks
 from privtuner.errors import InputError, WeightWithheldError
 from privtuner.nn import LocalTransport, Session, Split, build, split
 
@@ -102,17 +101,6 @@ def test_a_state_has_the_owner_s_tensors_alone(parts: Split, tmp_path: Path) -> 
         model.load_state_dict(state)
         clear.load_state_dict(state, strict=False)
         assert torch.equal(clear.classifier.weight, model.classifier.weight)
-
-
-def test_sealed_blocks_are_marked_too(tmp_path: Path) -> None:
-    options = {"activation_domain": (-6.0, 6.0), "activation_degree": 15}
-    parts = split(tiny_bert(), seal="mlp", seal_parameters=ckks.Parameters.INSECURE(depth=6), **options)
-    model = build(parts.bundle, Session(LocalTransport(parts.server), allow_insecure=True))
-    saved = load_file(save(model, tmp_path))
-    assert saved["encoder.layer.0.intermediate.dense.weight"].shape == (1,)
-    model.load_state_dict(saved)
-    with pytest.raises(RuntimeError, match=r"size mismatch for encoder.layer.0.intermediate.dense.weight"):
-        tiny_bert().load_state_dict(saved, strict=False)
 
 
 def test_a_model_in_the_way_is_not_overwritten(parts: Split, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from message_cases import resealed
 from nn_cases import tiny_bert, tokens, weight_in_force
 from openfhe_cases import BITS, ClearOwner, N, apply_blocks
-from privtuner import _core, ckks, linear, openfhe
+from privtuner import _core, linear, openfhe
 from privtuner.cpu import CpuClient, CpuServer
 from privtuner.errors import EngineError, InputError, MessageError, ServiceError
 from privtuner.nn import EncryptedLinear, GroupSpec, OwnerBundle, Session, Split, build, split, traffic_of
@@ -18,7 +18,6 @@ from privtuner.openfhe import library, messages
 from privtuner.openfhe.messages import BLOCK, REQUEST, Head
 from privtuner.openfhe.server import OpenFheServer
 from privtuner.schemes import SCHEMES, LocalTransport, scheme
-from privtuner.sealed.blocks import SealedMLP as Block
 from privtuner.service import RemoteTransport, Server
 from privtuner.service.counts import LayerCounts
 
@@ -184,26 +183,6 @@ def test_a_whole_model_gives_what_the_linear_scheme_gives():
     assert torch.allclose(found["openfhe"], found["linear"], rtol=0, atol=2e-4)
     with pytest.raises(InputError, match="unknown scheme 'cuda'"):
         build(parts.bundle, Session(LocalTransport(parts.server), scheme="cuda"))
-
-
-@pytest.mark.usefixtures("clear_owner")
-def test_sealed_blocks_keep_their_own_messages():
-    rng = np.random.default_rng(5)
-    w1, w2 = 0.3 * rng.standard_normal((3, 2)), 0.3 * rng.standard_normal((2, 3))
-    block = Block(
-        w1,
-        np.zeros(3),
-        w2,
-        np.zeros(2),
-        ckks.approximate("gelu", (-6.0, 6.0), 15),
-        parameters=ckks.Parameters.INSECURE(6),
-    )
-    transport = LocalTransport({"mlp": block}, server=OpenFheServer())
-    session = Session(transport, scheme="openfhe", allow_insecure=True)
-    x = rng.standard_normal((3, 2))
-    assert np.abs(session.sealed("mlp", block.public, x) - block.exact(x)).max() < 1e-3
-    with pytest.raises(MessageError):
-        list(transport.apply("mlp", request_of()))
 
 
 # Over a connection

@@ -40,14 +40,14 @@ PYTHON_LAYERS = {
     "wireless": {"security", "paths", "errors"},
     "ckks": {"wire", "system", "copies", "errors", "_core"},
     "calibration": {"ckks", "wireless", "linear", "system", "errors"},
-    "parties": {"ckks", "linear"},
+    "parties": {"linear"},
     "sealed": {"ckks", "wire", "errors", "_core"},
     "cpu": {"parties", "linear", "wire"},
     "cuda": {"parties", "ckks", "linear", "packages", "copies", "errors", "_core"},
     "openfhe": {"parties", "ckks", "linear", "wire", "paths", "packages", "copies", "errors", "_core"},
     "schemes": {"openfhe", "cuda", "cpu", "sealed", "parties", "linear", "wire", "errors"},
     "nn": {"schemes", "cuda", "sealed", "parties", "ckks", "linear", "copies", "errors"},
-    "service": {"nn", "schemes", "linear", "wire", "copies", "errors", "_core"},
+    "service": {"nn", "schemes", "sealed", "linear", "wire", "copies", "errors", "_core"},
     "train": {"nn", "paths", "errors"},
     "commands": {
         "train",
@@ -55,6 +55,7 @@ PYTHON_LAYERS = {
         "nn",
         "schemes",
         "cuda",
+        "sealed",
         "calibration",
         "wireless",
         "linear",
@@ -64,10 +65,8 @@ PYTHON_LAYERS = {
         "errors",
         "_core",
     },
-    "held": {"train", "service", "nn", "sealed", "ckks", "wire", "copies", "_core", "errors"},
     "cli": {"commands", "packages", "errors", "_core"},
     "__init__": {
-        "held",
         "train",
         "service",
         "nn",
@@ -91,9 +90,9 @@ PYTHON_LAYERS = {
 """Python module or folder -> what it imports from the package, for type checkers alone included."""
 
 NEEDS = {
-    "torch": {"nn", "train", "held", "commands"},
-    "transformers": {"nn", "train", "held", "commands"},
-    "safetensors": {"nn", "train", "held", "commands"},
+    "torch": {"nn", "train", "commands"},
+    "transformers": {"nn", "train", "commands"},
+    "safetensors": {"nn", "train", "commands"},
     "peft": {"train/peft_adapter.py"},
     "grpc": {"service"},
     "matplotlib": {"train", "commands", "wireless/figures.py"},
@@ -255,7 +254,9 @@ def test_contributing_shows_the_graph():
 
 def test_nothing_but_its_commands_and_the_calibration_touches_the_wireless_part():
     users = {file for file in python_files() if "wireless" in layers_of(file)}
-    commands = {PACKAGE / "commands" / f"{name}.py" for name in ("allocate", "wireless_study", "calibrate")}
+    commands = {
+        PACKAGE / "commands" / f"{name}.py" for name in ("allocate", "wireless_study", "calibrate", "demo_sealed")
+    }
     assert users == {*commands, PACKAGE / "calibration.py", PACKAGE / "__init__.py"}  # the last one for type checkers
 
 

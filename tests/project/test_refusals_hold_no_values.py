@@ -9,7 +9,6 @@ from loops import each
 from privtuner import _core, ckks, linear, openfhe
 from privtuner.cuda import gemm as device_gemm
 from privtuner.cuda import linear as device_linear
-from privtuner.sealed.blocks import SealedClient, SealedMLP
 
 DIGITS = ("7351", "32735")
 """Of every value, in whatever way it is written: 7351.25, 0.7351, 7.351e+39; a weight of 16 bits that is too large."""
@@ -53,10 +52,6 @@ WEIGHTS = {
     "beyond": lambda: _core.QuantisedWeight("linear-w16", bytes(16), integers(32735, np.int16), np.ones(1)),
     "beyond, on a device": lambda: device_gemm.Weights(HostDevice(), integers(32735, np.int16)),
     "a matrix of NaN": lambda: ckks.Matrix(spoilt(np.nan)),
-    "sealed": lambda: SealedMLP(spoilt(np.nan), None, np.ones((3, 2)), None, ckks.approximate("gelu", (-6.0, 6.0), 15)),
-    "sealed, shapes": lambda: SealedMLP(
-        spoilt(1), None, np.ones((3, 9)), None, ckks.approximate("gelu", (-6.0, 6.0), 15)
-    ),
 }
 
 # Of both engines' keys.
@@ -138,20 +133,3 @@ def test_weights(case):
 @each(case=CKKS)
 def test_values_of_ckks(case, keys):
     assert_refused_without_values(lambda: CKKS[case](keys))
-
-
-def test_sealed_inputs():
-    block = SealedMLP(
-        np.ones((4, 3)),
-        None,
-        np.ones((2, 4)),
-        None,
-        ckks.approximate("gelu", (-6.0, 6.0), 15),
-        parameters=NATIVE,
-        input_bound=64.0,
-    )
-    client = SealedClient(NATIVE, allow_insecure=True)
-    for x, g in ((spoilt(1), None), (spoilt(np.nan), None), (np.ones((2, 3)), np.array([[7351.25, 1], [np.inf, 1]]))):
-        assert_refused_without_values(lambda x=x, g=g: client.request(block.public, x, g))
-    request, pending = client.request(block.public, np.full((1, 3), 63.7351))  # outside the domain of the activation
-    assert_refused_without_values(lambda: client.decrypt(list(block.answer(request)), pending))

@@ -1,4 +1,4 @@
-"""A host of layers: linear ones are answered by the server of a scheme, blocks by themselves."""
+"""A host of layers: each is answered by the server of a scheme."""
 
 import numpy as np
 import pytest
@@ -9,34 +9,25 @@ from privtuner.errors import InputError, MessageError
 from privtuner.openfhe import OpenFheServer
 from privtuner.parties import LinearServer, rows_of
 from privtuner.schemes import SCHEMES, Host
-from privtuner.sealed.exchange import Block
 
 PREPARED = linear.prepare(np.random.default_rng(0).standard_normal((300, 5)))
-
-
-class Echo(Block):
-    """Answers with what it was asked, and by whom it would be computed."""
-
-    id = bytes(16)
-
-    def answer(self, request, evaluator=None):
-        yield bytes(request)
-        yield evaluator
 
 
 def request(tokens=3):
     return linear.encrypt(np.ones((tokens, 5), np.float32), PREPARED.spec)[0]
 
 
-def test_each_layer_is_answered_by_what_its_kind_decides():
-    host = Host({"fc": PREPARED, "block": Echo()})
-    assert set(host.layers) == {"fc", "block"}
+def test_layers_are_answered_by_their_names():
+    other = linear.prepare(np.ones((2, 5)))
+    host = Host({"fc": PREPARED, "other": other})
+    assert dict(host.layers) == {"fc": PREPARED, "other": other}
     asked = request()
     assert list(host.answer("fc", asked)) == list(linear.apply_blocks(PREPARED, asked))
-    assert list(host.answer("block", b"anything")) == [b"anything", host.server.evaluator]
+    with pytest.raises(MessageError, match="meant for another layer"):
+        list(host.answer("other", asked))
 
 
-def test_only_linear_layers_are_loaded_and_gathered_by_the_server():
+def test_layers_are_loaded_and_gathered_by_the_server():
     class Noting(CpuServer):
         def load(self, layers):
             return {"memory": len(list(layers))}
@@ -44,10 +35,9 @@ def test_only_linear_layers_are_loaded_and_gathered_by_the_server():
         def gather(self, prepared, parts):
             return b"gathered " + super().gather(prepared, parts)
 
-    host = Host({"fc": PREPARED, "block": Echo()}, Noting())
+    host = Host({"fc": PREPARED}, Noting())
     assert host.load() == {"memory": 1}
     assert host.gather("fc", iter([b"a", b"b"])) == b"gathered ab"
-    assert host.gather("block", iter([b"a", b"b"])) == b"ab"
 
 
 def test_a_layer_that_is_none_is_refused_before_its_request_is_received():
@@ -86,5 +76,5 @@ def test_requests_of_another_scheme_are_named():
         Host({"fc": PREPARED}).answer("fc", foreign)
     with pytest.raises(MessageError, match="carries linear: .* train with --scheme openfhe"):
         Host({"fc": PREPARED}, OpenFheServer()).answer("fc", request())
-    with pytest.raises(MessageError, match="expected a message of kind request, got sealed request"):
-        list(Host({"fc": PREPARED}).answer("fc", wire.seal("sealed_request", [], tokens=3)))
+    with pytest.raises(MessageError, match="expected a message of kind request, got tensor"):
+        list(Host({"fc": PREPARED}).answer("fc", wire.seal("tensor", [], tokens=3)))

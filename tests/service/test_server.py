@@ -138,6 +138,7 @@ def test_server_counts_what_it_saw(split):
         "largest": 9,
         "bytes_in": len(request),
         "bytes_out": len(reply),
+        "refreshes": 0,
     }
     assert (counts.bundles, counts.refused) == (1, 1)
 
@@ -281,7 +282,7 @@ def test_counts_are_not_waited_for_without_end(split, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "answer", [b'{"protocol": 2}', b'{"protocol": 2, "model": 5, "scheme": "s", "preset": "p"}', b"[" * 100000]
+    "answer", [b'{"protocol": 3}', b'{"protocol": 3, "model": 5, "scheme": "s", "preset": "p"}', b"[" * 100000]
 )
 def test_hello_that_lacks_something(answer):
     with (
@@ -393,9 +394,8 @@ def test_another_grpc_service_listens():
         b"[]",
         b"{}",
         b'{"protocol": null}',
-        b'{"protocol": 2, "model": "m", "preset": "p"}',
-        b'{"protocol": 2, "model": "m", "scheme": "s", "preset": "p", "bundle_bytes": []}',
-        b'{"protocol": 2, "model": "m", "scheme": "s", "preset": "p", "sealed": "x"}',
+        b'{"protocol": 3, "model": "m", "preset": "p"}',
+        b'{"protocol": 3, "model": "m", "scheme": "s", "preset": "p", "bundle_bytes": []}',
         b"\xff",
     ],
 )

@@ -1,9 +1,12 @@
 #include "privtuner/ckks/keys.hpp"
 
+#include <algorithm>
+#include <cstring>
 #include <string>
 #include <utility>
 
 #include "privtuner/math/parallel.hpp"
+#include "privtuner/ring/chacha20.hpp"
 #include "privtuner/ring/sampling.hpp"
 
 namespace privtuner::ckks {
@@ -30,6 +33,18 @@ void expand_mask(const Parameters& parameters, const SeedBytes& seed_bytes, std:
   seed.bytes = seed_bytes;
   ring::sample_uniform(seed, {ring::Domain::mask, index, static_cast<std::uint32_t>(prime)}, parameters.prime(prime).q,
                        out, parameters.n(), math::active_isa());
+}
+
+SeedBytes derived_seed(const SeedBytes& common, KeyRole role, std::uint32_t element) {
+  const std::uint32_t words[3] = {static_cast<std::uint32_t>(ring::Domain::key), static_cast<std::uint32_t>(role),
+                                  element};
+  ring::ChaChaNonce nonce;
+  std::memcpy(nonce.data(), words, sizeof(words));
+  std::array<std::uint8_t, ring::kChaChaBlock> block;
+  ring::chacha20_keystream(common.data(), nonce, 0, block.data(), 1, math::active_isa());
+  SeedBytes seed;
+  std::copy_n(block.begin(), seed.size(), seed.begin());
+  return seed;
 }
 
 SwitchingKey::SwitchingKey(ParametersPtr params, const SeedBytes& seed_bytes)

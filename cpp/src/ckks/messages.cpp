@@ -1,8 +1,10 @@
 #include "privtuner/ckks/messages.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
+#include "privtuner/ckks/refresh.hpp"
 #include "privtuner/ckks/secret.hpp"
 #include "privtuner/math/parallel.hpp"
 #include "privtuner/wire/envelope.hpp"
@@ -42,6 +44,37 @@ Head open(Kind kind, const char* what, const Parameters& parameters, const std::
   const Head head = open(kind, what, message, size, least);
   require(head.parameters == parameters.hash(), std::string(what) + ": made with other parameters than " +
                                                     parameters.name() + "; both sides must use the same set");
+  return head;
+}
+
+void require_derived(const SeedBytes* common, KeyRole role, std::uint32_t element, const SeedBytes& seed,
+                     const char* what) {
+  require(common == nullptr || derived_seed(*common, role, element) == seed,
+          std::string(what) + ": not derived from the randomness that both sides agreed on");
+}
+
+Head refresh_head(Kind kind, const Tensor& x, const RefreshId& id) {
+  Head head{kind};
+  head.parameters = x.parameters->hash();
+  head.subject = id.session;
+  std::memcpy(head.request.data(), &id.number, sizeof(id.number));
+  head.tokens = static_cast<std::uint32_t>(x.parameters->slots());
+  head.features = static_cast<std::uint32_t>(x.features);
+  return head;
+}
+
+// Opens a message of a refresh, of `count` ciphertexts and `expected` bytes.
+Head open_refresh(Kind kind, const char* what, const Parameters& parameters, std::size_t count, std::size_t expected,
+                  const std::uint8_t* data, std::size_t size) {
+  const Head head = wire::open(kind, data, size);
+  require(head.parameters == parameters.hash(), std::string(what) + ": made with other parameters than " +
+                                                    parameters.name() + "; both sides must use the same set");
+  require(head.direction == wire::Direction::forward, std::string(what) + ": a field it does not use is not zero");
+  require(head.tokens == parameters.slots(), std::string(what) + ": of " + std::to_string(head.tokens) +
+                                                 " tokens; ciphertexts are refreshed with all their slots");
+  require(head.features == count, std::string(what) + ": of " + std::to_string(head.features) + " ciphertexts where " +
+                                      std::to_string(count) + " are due");
+  require(size == expected, std::string(what) + ": of the wrong length");
   return head;
 }
 
@@ -124,8 +157,24 @@ std::size_t message_bytes(const Tensor& x) {
          x.features * components * rows_bytes(*x.parameters, x.limbs());
 }
 
-std::size_t message_bytes(const PublicKey& key) {
-  return kHeadBytes + sizeof(SeedBytes) + rows_bytes(*key.parameters, key.parameters->max_limbs());
+std::size_t public_key_message_bytes(const Parameters& parameters) {
+  return kHeadBytes + sizeof(SeedBytes) + rows_bytes(parameters, parameters.max_limbs());
+}
+
+std::size_t message_bytes(const PublicKey& key) { return public_key_message_bytes(*key.parameters); }
+
+std::size_t refresh_bytes(const Parameters& parameters, std::size_t count) {
+  return kHeadBytes + count * 2 * rows_bytes(parameters, parameters.limbs(kRefreshLevel));
+}
+
+std::size_t refreshed_bytes(const Parameters& parameters, std::size_t count, int level) {
+  return kHeadBytes + sizeof(SeedBytes) + count * rows_bytes(parameters, parameters.limbs(level));
+}
+
+std::size_t refresh_batch(const Parameters& parameters, int level) {
+  check_refresh_levels(parameters, kRefreshLevel, level);
+  const std::size_t larger = std::max(refresh_bytes(parameters, 1), refreshed_bytes(parameters, 1, level));
+  return std::clamp<std::size_t>(kMaxRefreshBytes / larger, 1, kMaxRefreshBatch);
 }
 
 std::size_t keys_message_bytes(const Parameters& parameters, std::size_t count) {
@@ -250,13 +299,15 @@ void write(const PublicKey& key, std::uint8_t* message) {
   seal(Kind::public_key, *key.parameters, message, message_bytes(key));
 }
 
-std::shared_ptr<const PublicKey> read_public_key(const ParametersPtr& parameters, const std::uint8_t* data,
-                                                 std::size_t size) {
-  const std::size_t expected = kHeadBytes + sizeof(SeedBytes) + rows_bytes(*parameters, parameters->max_limbs());
+std::shared_ptr<const PublicKey> read_public_key(const ParametersPtr& parameters, const SeedBytes* common,
+                                                 const std::uint8_t* data, std::size_t size) {
+  const std::size_t expected = public_key_message_bytes(*parameters);
   open(Kind::public_key, "public key", *parameters, data, size, expected);
   require(size == expected, "public key: of the wrong length");
   Reader in(data + kHeadBytes);
-  auto key = std::make_shared<PublicKey>(parameters, in.get<SeedBytes>());
+  const auto seed = in.get<SeedBytes>();
+  require_derived(common, KeyRole::encryption, 0, seed, "public key");
+  auto key = std::make_shared<PublicKey>(parameters, seed);
   unpack_groups(*parameters, 1, parameters->max_limbs(), in.at(), "public key",
                 [&](std::size_t, std::size_t limb) { return key->row(0, limb); });
   return key;
@@ -281,8 +332,8 @@ void write(const EvaluationKeys& keys, std::uint8_t* message) {
   seal(Kind::evaluation_keys, parameters, message, message_bytes(keys));
 }
 
-std::shared_ptr<const EvaluationKeys> read_keys(const ParametersPtr& parameters, const std::uint8_t* data,
-                                                std::size_t size) {
+std::shared_ptr<const EvaluationKeys> read_keys(const ParametersPtr& parameters, const SeedBytes* common,
+                                                const std::uint8_t* data, std::size_t size) {
   open(Kind::evaluation_keys, "evaluation keys", *parameters, data, size, kHeadBytes + 8);
   Reader in(data + kHeadBytes);
   const auto count = in.get<std::uint32_t>();
@@ -298,7 +349,9 @@ std::shared_ptr<const EvaluationKeys> read_keys(const ParametersPtr& parameters,
                 (element == 0 || (element % 2 == 1 && element > 1 && element < 2 * parameters->n())),
             "evaluation keys: " + std::to_string(element) + " names no key, or keys are out of order");
     last = element;
-    auto key = std::make_shared<SwitchingKey>(parameters, in.get<SeedBytes>());
+    const auto seed = in.get<SeedBytes>();
+    require_derived(common, KeyRole::evaluation, element, seed, "evaluation keys");
+    auto key = std::make_shared<SwitchingKey>(parameters, seed);
     unpack_groups(*parameters, key->digits(), parameters->prime_count(), in.at(), "evaluation keys",
                   [&](std::size_t digit, std::size_t prime) { return key->row(digit, 0, prime); });
     in.skip(key_bytes(*parameters) - kKeyPrefix);
@@ -309,6 +362,59 @@ std::shared_ptr<const EvaluationKeys> read_keys(const ParametersPtr& parameters,
     }
   }
   return keys;
+}
+
+void write_refresh(const Tensor& masked, const RefreshId& id, std::uint8_t* message) {
+  pack_groups(
+      *masked.parameters, masked.features * 2, masked.limbs(), message + kHeadBytes,
+      [&](std::size_t group, std::size_t limb) { return masked.row(group / 2, static_cast<int>(group % 2), limb); });
+  wire::seal(refresh_head(Kind::refresh, masked, id), message, refresh_bytes(*masked.parameters, masked.features));
+}
+
+std::shared_ptr<Tensor> read_refresh(const ParametersPtr& parameters, std::size_t count, const std::uint8_t* data,
+                                     std::size_t size, RefreshId& id) {
+  const Head head =
+      open_refresh(Kind::refresh, "refresh", *parameters, count, refresh_bytes(*parameters, count), data, size);
+  id.session = head.subject;
+  std::memcpy(&id.number, head.request.data(), sizeof(id.number));
+  for (std::size_t i = sizeof(id.number); i < head.request.size(); ++i) {
+    require(head.request[i] == 0, "refresh: the number of the message is out of range");
+  }
+  auto x = std::make_shared<Tensor>(parameters, parameters->slots(), count, kRefreshLevel, false, nullptr);
+  unpack_groups(
+      *parameters, count * 2, x->limbs(), data + kHeadBytes, "refresh",
+      [&](std::size_t group, std::size_t limb) { return x->row(group / 2, static_cast<int>(group % 2), limb); });
+  return x;
+}
+
+void write_refreshed(const Tensor& fresh, const RefreshId& id, std::uint8_t* message) {
+  Writer out(message + kHeadBytes);
+  out.put(fresh.seed.value());
+  pack_groups(*fresh.parameters, fresh.features, fresh.limbs(), out.at(),
+              [&](std::size_t feature, std::size_t limb) { return fresh.row(feature, 0, limb); });
+  wire::seal(refresh_head(Kind::refreshed, fresh, id), message,
+             refreshed_bytes(*fresh.parameters, fresh.features, fresh.level));
+}
+
+void read_refreshed(const RefreshId& id, const std::uint8_t* data, std::size_t size, std::size_t first,
+                    std::size_t count, Tensor& fresh) {
+  const Parameters& parameters = *fresh.parameters;
+  const Head head = open_refresh(Kind::refreshed, "refreshed", parameters, count,
+                                 refreshed_bytes(parameters, count, fresh.level), data, size);
+  const Head expected = refresh_head(Kind::refreshed, fresh, id);
+  require(head.subject == expected.subject && head.request == expected.request,
+          "refreshed: the answer to another message; answers must come in order");
+  Reader in(data + kHeadBytes);
+  const auto seed = in.get<SeedBytes>();
+  const std::size_t limbs = fresh.limbs();
+  unpack_groups(parameters, count, limbs, in.at(), "refreshed",
+                [&](std::size_t feature, std::size_t limb) { return fresh.row(first + feature, 0, limb); });
+  math::parallel_for(count * limbs, 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      expand_mask(parameters, seed, static_cast<std::uint32_t>(i / limbs), i % limbs,
+                  fresh.row(first + i / limbs, 1, i % limbs));
+    }
+  });
 }
 
 }  // namespace privtuner::ckks

@@ -49,4 +49,16 @@ void to_row(const Parameters& parameters, std::size_t i, const std::int64_t* coe
   parameters.prime(i).ntt.forward(out, math::active_isa());
 }
 
+void small_residues(const Parameters& parameters, std::size_t i, const std::int8_t* coefficients, std::uint64_t* out) {
+  const math::Modulus& q = parameters.prime(i).row.modulus();
+  for (std::size_t k = 0; k < parameters.n(); ++k) {
+    out[k] = q.add_if_negative(static_cast<std::uint64_t>(std::int64_t{coefficients[k]}));
+  }
+}
+
+void small_to_row(const Parameters& parameters, std::size_t i, const std::int8_t* coefficients, std::uint64_t* out) {
+  small_residues(parameters, i, coefficients, out);
+  parameters.prime(i).ntt.forward(out, math::active_isa());
+}
+
 }  // namespace privtuner::ckks

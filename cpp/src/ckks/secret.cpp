@@ -13,15 +13,6 @@ namespace {
 
 using Words = math::SecretBuffer<std::uint64_t>;
 
-// Small coefficients modulo prime `i`, NTT domain.
-void small_to_row(const Parameters& parameters, std::size_t i, const std::int8_t* coefficients, std::uint64_t* out) {
-  const math::Modulus& q = parameters.prime(i).row.modulus();
-  for (std::size_t k = 0; k < parameters.n(); ++k) {
-    out[k] = q.add_if_negative(static_cast<std::uint64_t>(std::int64_t{coefficients[k]}));
-  }
-  parameters.prime(i).ntt.forward(out, math::active_isa());
-}
-
 }  // namespace
 
 void check_values(const Parameters& parameters, const Values& values, double bound) {
@@ -43,6 +34,20 @@ void check_values(const Parameters& parameters, const Values& values, double bou
   if (!finite) throw Error("values to encrypt hold NaN or infinity; clean the data first");
   if (largest > bound) {
     throw Error("a value to encrypt is above the declared bound " + std::to_string(bound) +
+                "; pass a larger bound (it is public) or clip the data");
+  }
+}
+
+void check_numbers(const double* numbers, std::size_t count, double bound) {
+  double largest = 0;
+  bool finite = true;
+  for (std::size_t i = 0; i < count; ++i) {
+    finite = finite && std::isfinite(numbers[i]);
+    largest = std::fmax(largest, std::fabs(numbers[i]));
+  }
+  if (!finite) throw Error("numbers to encrypt hold NaN or infinity; clean the data first");
+  if (largest > bound) {
+    throw Error("a number to encrypt is above the declared bound " + std::to_string(bound) +
                 "; pass a larger bound (it is public) or clip the data");
   }
 }
@@ -78,6 +83,14 @@ std::shared_ptr<Tensor> fresh_tensor(const ParametersPtr& parameters, std::size_
   return tensor;
 }
 
+std::shared_ptr<Tensor> packed_tensor(const ParametersPtr& parameters, std::size_t features, const Fresh& fresh,
+                                      bool planned, const std::shared_ptr<Ledger>& ledger) {
+  const auto tensor = fresh_tensor(parameters, parameters->slots(), features, fresh, false, planned, ledger);
+  // A coefficient's error is a slot's over sqrt(N / 2).
+  for (double& noise : tensor->noise) noise /= std::sqrt(static_cast<double>(parameters->slots()));
+  return tensor;
+}
+
 }  // namespace
 
 double fresh_noise(const Parameters& parameters, bool with_public_key) {
@@ -92,9 +105,13 @@ TensorPtr planned_tensor(const ParametersPtr& parameters, std::size_t tokens, st
   return fresh_tensor(parameters, tokens, features, fresh, with_public_key, true, ledger);
 }
 
-SecretKey::SecretKey(ParametersPtr parameters) : parameters_(std::move(parameters)), words_(0) {
+TensorPtr planned_coefficients(const ParametersPtr& parameters, std::size_t features, const Fresh& fresh,
+                               const std::shared_ptr<Ledger>& ledger) {
+  return packed_tensor(parameters, features, fresh, true, ledger);
+}
+
+SecretKey::SecretKey(ParametersPtr parameters, const ring::Seed& seed) : parameters_(std::move(parameters)), words_(0) {
   const std::size_t n = parameters_->n();
-  const ring::Seed seed = ring::Seed::from_os();
   math::SecretBuffer<std::int8_t> coefficients(n);
   ring::sample_ternary(seed, {ring::Domain::secret, 0, 0}, coefficients.data(), n, math::active_isa());
   words_ = Words(parameters_->prime_count() * n);
@@ -103,31 +120,52 @@ SecretKey::SecretKey(ParametersPtr parameters) : parameters_(std::move(parameter
   }
 }
 
-TensorPtr SecretKey::encrypt(const Values& values, const Fresh& fresh) const {
-  check_values(*parameters_, values, fresh.bound);
+template <class Fill>
+void SecretKey::encrypt_into(Tensor& tensor, Fill fill) const {
   const std::size_t n = parameters_->n();
-  const auto tensor = fresh_tensor(parameters_, values.tokens, values.features, fresh, false, false, nullptr);
-  tensor->seed.emplace();
-  ring::os_random(tensor->seed->data(), tensor->seed->size());
+  tensor.seed.emplace();
+  ring::os_random(tensor.seed->data(), tensor.seed->size());
   const ring::Seed error_seed = ring::Seed::from_os();
   const math::Isa isa = math::active_isa();
-  for_features(values.features, [&](std::size_t f) {
+  for_features(tensor.features, [&](std::size_t f) {
     math::SecretBuffer<std::int64_t> message(n);
     math::SecretBuffer<std::int8_t> error(n);
-    encode(*parameters_, values, f, fresh.scale[f], message.data());
+    fill(f, message.data());
     ring::sample_binomial(error_seed, {ring::Domain::error, static_cast<std::uint32_t>(f), 0}, error.data(), n, isa);
     for (std::size_t k = 0; k < n; ++k) message[k] += error[k];
-    math::parallel_for(tensor->limbs(), 1, [&](std::size_t begin, std::size_t end) {
+    math::parallel_for(tensor.limbs(), 1, [&](std::size_t begin, std::size_t end) {
       Words product(n);
       for (std::size_t i = begin; i < end; ++i) {
         const ring::ResidueRow& ring_row = parameters_->prime(i).row;
-        std::uint64_t *c0 = tensor->row(f, 0, i), *c1 = tensor->row(f, 1, i);
-        expand_mask(*parameters_, *tensor->seed, static_cast<std::uint32_t>(f), i, c1);
+        std::uint64_t *c0 = tensor.row(f, 0, i), *c1 = tensor.row(f, 1, i);
+        expand_mask(*parameters_, *tensor.seed, static_cast<std::uint32_t>(f), i, c1);
         to_row(*parameters_, i, message.data(), c0);
         ring_row.multiply(c1, row(i), product.data(), n, isa);
         ring_row.subtract(c0, product.data(), c0, n, isa);
       }
     });
+  });
+}
+
+TensorPtr SecretKey::encrypt(const Values& values, const Fresh& fresh) const {
+  check_values(*parameters_, values, fresh.bound);
+  const auto tensor = fresh_tensor(parameters_, values.tokens, values.features, fresh, false, false, nullptr);
+  encrypt_into(*tensor,
+               [&](std::size_t f, std::int64_t* out) { encode(*parameters_, values, f, fresh.scale[f], out); });
+  return tensor;
+}
+
+TensorPtr SecretKey::encrypt_coefficients(const double* numbers, std::size_t features, const Fresh& fresh) const {
+  const std::size_t n = parameters_->n();
+  check_numbers(numbers, features * n, fresh.bound);
+  const auto tensor = packed_tensor(parameters_, features, fresh, false, nullptr);
+  for (const double scale : fresh.scale) {
+    if (!(fresh.bound * scale < 0x1p62)) throw Error("numbers times their scale pass 2^62; choose a smaller scale");
+  }
+  encrypt_into(*tensor, [&](std::size_t f, std::int64_t* out) {
+    for (std::size_t k = 0; k < n; ++k) {
+      out[k] = static_cast<std::int64_t>(std::nearbyint(numbers[f * n + k] * fresh.scale[f]));
+    }
   });
   return tensor;
 }
@@ -243,11 +281,23 @@ void SecretKey::decrypt_coefficients(const Tensor& tensor, double* out) const {
   });
 }
 
-std::shared_ptr<const PublicKey> SecretKey::public_key() const {
-  const std::size_t n = parameters_->n();
+SeedBytes SecretKey::key_seed(const SeedBytes* common, KeyRole role, std::uint32_t element) const {
   SeedBytes seed;
-  ring::os_random(seed.data(), seed.size());
-  auto key = std::make_shared<PublicKey>(parameters_, seed);
+  if (common == nullptr) {
+    ring::os_random(seed.data(), seed.size());
+    return seed;
+  }
+  seed = derived_seed(*common, role, element);
+  const std::lock_guard<std::mutex> lock(derived_mutex_);
+  if (!derived_.insert(seed).second) {
+    throw Error("a key of this kind was made of this common randomness: use that one, or agree on other randomness");
+  }
+  return seed;
+}
+
+std::shared_ptr<const PublicKey> SecretKey::public_key(const SeedBytes* common) const {
+  const std::size_t n = parameters_->n();
+  auto key = std::make_shared<PublicKey>(parameters_, key_seed(common, KeyRole::encryption, 0));
   const ring::Seed error_seed = ring::Seed::from_os();
   const math::Isa isa = math::active_isa();
   math::SecretBuffer<std::int8_t> error(n);
@@ -263,10 +313,9 @@ std::shared_ptr<const PublicKey> SecretKey::public_key() const {
 }
 
 std::shared_ptr<const SwitchingKey> SecretKey::switching_key(const std::uint64_t* source,
-                                                             const ring::Automorphism* automorphism) const {
+                                                             const ring::Automorphism* automorphism,
+                                                             const SeedBytes& seed) const {
   const std::size_t n = parameters_->n(), primes = parameters_->prime_count(), limbs = parameters_->max_limbs();
-  SeedBytes seed;
-  ring::os_random(seed.data(), seed.size());
   auto key = std::make_shared<SwitchingKey>(parameters_, seed);
   const ring::Seed error_seed = ring::Seed::from_os();
   const math::Isa isa = math::active_isa();
@@ -299,16 +348,16 @@ std::shared_ptr<const SwitchingKey> SecretKey::switching_key(const std::uint64_t
   return key;
 }
 
-std::shared_ptr<const SwitchingKey> SecretKey::relinearisation_key() const {
+std::shared_ptr<const SwitchingKey> SecretKey::relinearisation_key(const SeedBytes* common) const {
   const std::size_t n = parameters_->n(), limbs = parameters_->max_limbs();
   Words square(limbs * n);
   for (std::size_t i = 0; i < limbs; ++i) {
     parameters_->prime(i).row.multiply(row(i), row(i), square.data() + i * n, n, math::active_isa());
   }
-  return switching_key(square.data(), nullptr);
+  return switching_key(square.data(), nullptr, key_seed(common, KeyRole::evaluation, kRelinearisation));
 }
 
-GaloisKey SecretKey::galois_key(std::uint32_t element) const {
+GaloisKey SecretKey::galois_key(std::uint32_t element, const SeedBytes* common) const {
   const std::uint64_t order = 2 * parameters_->n();
   if (element % 2 == 0 || element >= order) {
     throw Error(std::to_string(element) + " is no automorphism; pass an odd number below " + std::to_string(order));
@@ -319,7 +368,7 @@ GaloisKey SecretKey::galois_key(std::uint32_t element) const {
     power = power * power % order;
   }
   const ring::Automorphism target(parameters_->n(), static_cast<std::uint32_t>(inverse));
-  return {element, switching_key(row(0), &target)};
+  return {element, switching_key(row(0), &target, key_seed(common, KeyRole::evaluation, element))};
 }
 
 TensorPtr encrypt(const PublicKey& key, const Values& values, const Fresh& fresh) {

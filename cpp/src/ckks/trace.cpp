@@ -8,14 +8,18 @@
 namespace privtuner::ckks {
 
 const char* work_name(Work work) {
-  constexpr const char* kNames[] = {"product", "relinearise", "decompose", "rotate",
-                                    "rescale", "term",        "plain",     "matrix"};
+  constexpr const char* kNames[] = {"product", "relinearise", "decompose", "rotate", "rescale", "term",
+                                    "plain",   "matrix",      "mask",      "unmask", "refresh"};
   return kNames[static_cast<int>(work)];
 }
 
 void Trace::count(Work work, std::size_t limbs, double amount) {
   const std::lock_guard<std::mutex> lock(mutex_);
   work_[{work, limbs}] += amount;
+}
+void Trace::count_refresh(std::size_t ciphertexts, int level) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  refreshes_.push_back({ciphertexts, level});
 }
 void Trace::need_relinearisation() {
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -37,10 +41,15 @@ std::set<std::uint32_t> Trace::galois() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return galois_;
 }
+std::vector<RefreshCount> Trace::refreshes() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return refreshes_;
+}
 void Trace::clear() {
   const std::lock_guard<std::mutex> lock(mutex_);
   work_.clear();
   galois_.clear();
+  refreshes_.clear();
   relinearisation_ = false;
 }
 

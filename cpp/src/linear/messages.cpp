@@ -19,18 +19,11 @@ void require(bool condition, const std::string& text) {
   if (!condition) throw MessageError(text);
 }
 
-// The direction of a head, which may name others than a layer knows.
-Direction direction_of(const wire::Head& head, const char* what) {
-  require(head.direction <= wire::Direction::backward,
-          std::string(what) + ": direction " + wire::name(head.direction) + ", a layer knows forward and backward");
-  return static_cast<Direction>(head.direction);
-}
-
 // What requests and blocks of replies take from the head.
 template <class Header>
-Header header_of(const wire::Head& head, const char* what) {
+Header header_of(const wire::Head& head) {
   Header header;
-  header.direction = direction_of(head, what);
+  header.direction = static_cast<Direction>(head.direction);
   header.layer = head.subject;
   header.request = head.request;
   header.tokens = head.tokens;
@@ -174,7 +167,7 @@ RequestHeader open_request(const Preset& preset, const std::uint8_t* message, st
   const wire::Head head = open(Kind::request, preset, message, size, copy, residues);
   require_preset(head, preset, "request");
   require(size >= kRequestPrefix, "request: truncated");
-  auto header = header_of<RequestHeader>(head, "request");
+  auto header = header_of<RequestHeader>(head);
   Reader in(message + wire::kHeadBytes);
   header.seed = in.get<std::array<std::uint8_t, 32>>();
   const auto flags = in.get<std::uint32_t>();
@@ -208,7 +201,7 @@ BlockHeader open_block(const Preset& preset, const std::uint8_t* message, std::s
   require_preset(head, preset, "reply block");
   block_size = head.message_bytes();
   require(block_size >= kBlockPrefix, "reply block: truncated");
-  auto header = header_of<BlockHeader>(head, "reply block");
+  auto header = header_of<BlockHeader>(head);
   Reader in(message + wire::kHeadBytes);
   const auto flags = in.get<std::uint32_t>();
   header.row_begin = in.get<std::uint32_t>();

@@ -22,8 +22,9 @@ from privtuner.ckks.evaluator import Evaluator, Matrix
 from privtuner.ckks.functions import approximate
 from privtuner.ckks.keys import EvaluationKeys, PublicKey, SecretKey
 from privtuner.ckks.parameters import Parameters
-from privtuner.ckks.planning import Measurement, Plan, plan
+from privtuner.ckks.planning import Measurement, Plan, Refresh, plan
 from privtuner.ckks.polynomial import Polynomial
+from privtuner.ckks.refresher import Refresher
 from privtuner.ckks.remez import fit
 from privtuner.ckks.tensor import Budget, EncryptedTensor
 from privtuner.ckks.timing import Timings, measure_timings
@@ -41,6 +42,8 @@ __all__ = [
     "Plan",
     "Polynomial",
     "PublicKey",
+    "Refresh",
+    "Refresher",
     "SecretKey",
     "Timings",
     "approximate",

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from privtuner.errors import CkksError, InputError
 
-__all__ = ["as_numbers", "as_span", "as_steps", "as_weights", "whole"]
+__all__ = ["as_choice", "as_numbers", "as_span", "as_steps", "as_weights", "whole"]
 
 
 def as_numbers(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -48,6 +48,14 @@ def as_span(features: slice, count: int) -> tuple[int, int]:
     if begin >= end:
         raise CkksError(f"features {features} of {count}: there are none; choose a range inside")
     return begin, end
+
+
+def as_choice(features: slice | None, count: int) -> list[int]:
+    """Some out of ``count`` features, rising; None: all."""
+    chosen = range(count) if features is None else range(count)[features]
+    if chosen.step < 0:
+        raise InputError(f"features {features}: choose rising ones, step 1 or more")
+    return list(chosen)
 
 
 def as_steps(steps: Sequence[int] | SupportsIndex) -> tuple[list[int], bool]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privtuner import _core
+from privtuner.ckks.arguments import whole
 from privtuner.ckks.evaluator import Matrix, Operations, call_core
 from privtuner.ckks.keys import as_fresh
 from privtuner.ckks.parameters import Parameters
@@ -129,6 +130,45 @@ class ClearEvaluator(Operations[ClearTensor]):
         self.parameters._core.check_encoding(re, im, core.scale)
         return self._make("tensor", core, _pad(self.slots, re, im), core)
 
+    def packed(
+        self,
+        numbers: npt.ArrayLike,
+        *,
+        bound: float = 1.0,
+        level: int | None = None,
+        scale: npt.ArrayLike | None = None,
+    ) -> ClearTensor:
+        """Make a tensor of packed numbers, in place of `SecretKey.encrypt_packed`.
+
+        Raises:
+            CkksError, InputError: as there.
+        """
+        values, im, at, number, scales = as_fresh(self.parameters, numbers, bound, level, scale)
+        if im is not None:
+            raise InputError("packed numbers are real; pack real and imaginary parts as two")
+        core = self._core.planned_packed(values, at, number, scales)
+        return self._make("packed", core, _embed(_place_numbers(2 * self.slots, values)), core, packed=True)
+
+    def refresh(self, x: ClearTensor, level: int | None = None, *, packed: bool = False) -> ClearTensor:
+        """The same values, as `Operations.refresh` has them refreshed; checked to be real, or packed."""
+        core = self._core_of(x)
+        _check_packed("refresh", x, packed)
+        if not packed and (np.abs(x._slots.imag) > core.bound * _SLACK + self._error_of(core)).any():
+            raise CkksError("refresh: the values are not real; refresh real and imaginary part as two features")
+
+        def refresh(core: _core.CkksTensor, level: int, packed: bool) -> _core.CkksTensor:
+            low = self._core.lower_for_refresh(core, level, packed)
+            fresh = self._core.refreshed(low, level, packed)
+            return self._core.split_pairs(fresh, core.features, core.bound)
+
+        at = self.parameters.depth if level is None else whole("level", level)
+        return self._one((x,), refresh, at, packed)
+
+    def _revealed(self, x: ClearTensor, flood_bits: int, error: float, packed: bool) -> ClearTensor:
+        self._core_of(x)
+        _check_packed("reveal", x, packed)
+        return super()._revealed(x, flood_bits, error, packed)
+
     def _core_of(self, x: object) -> _core.CkksTensor:
         if not isinstance(x, ClearTensor):
             raise InputError(f"expected a clear tensor, got {type(x).__module__}.{type(x).__name__}; see `tensor`")
@@ -143,9 +183,11 @@ class ClearEvaluator(Operations[ClearTensor]):
             errors = call_core(operation, exact if isinstance(cores, list) else tuple(exact), arguments)
         if name == "multiply_plain":
             self._check_encoding(inputs[0], *arguments)
-        promised = self._check_domain(inputs[0], *arguments[-2:]) if name == "polynomial" else np.True_
+        promised = self._check_domain(inputs[0], *arguments[-2:]) if name.startswith("polynomial") else np.True_
         made = _VALUES[name](*(x._slots for x in inputs), *arguments)
-        packed = name == "pack_slot_sums" or any(x._packed for x in inputs)
+        if name == "expand":
+            _check_packed("expand", inputs[0], True)
+        packed = name == "pack_slot_sums" or (name != "expand" and any(x._packed for x in inputs))
         return [
             self._make(name, result, values, error, packed, promised)
             for result, values, error in zip(results, made if isinstance(made, list) else [made], errors, strict=True)
@@ -209,6 +251,12 @@ class ClearEvaluator(Operations[ClearTensor]):
         return f"<clear CKKS evaluator of {self.parameters.name}>"
 
 
+def _check_packed(name: str, x: ClearTensor, packed: bool) -> None:
+    """Refuse slots where coefficients are meant, or the other way round: bounds and errors would be those of others."""
+    if packed != x._packed:
+        raise CkksError(f"{name}: the tensor holds {'packed numbers' if x._packed else 'slots, no packed numbers'}")
+
+
 def _describe(bad: Array) -> str:
     row, feature = np.argwhere(bad)[0]
     return f"{bad.sum()} of {bad.size} values, the first of them at [{row}, {feature}], are"
@@ -251,6 +299,22 @@ def _spread(n: int, count: int) -> list[tuple[int, int, int]]:
     return [(group, sums, 1 << (sums - 1).bit_length()) for group, sums in groups]
 
 
+def _place_numbers(n: int, numbers: Array) -> Array:
+    """Return coefficients (N, features) that hold the numbers (count, features) of every feature as packed sums."""
+    ((_, _, places),) = _spread(n, len(numbers))
+    coefficients = np.zeros((n, numbers.shape[1]))
+    coefficients[:: n // places][: len(numbers)] = numbers
+    return coefficients
+
+
+def _expand(slots: Array, count: int, wanted: list[int]) -> Array:
+    """Return the packed numbers, each in all slots."""
+    n = 2 * len(slots)
+    ((_, _, places),) = _spread(n, count)
+    numbers: Array = _coefficients(slots)[:: n // places, 0][wanted]
+    return np.tile(numbers, (len(slots), 1))
+
+
 def _pack(slots: Array) -> Array:
     """Return the slots of the polynomials whose coefficients are the sums over all slots of every feature."""
     n, sums = 2 * len(slots), slots.real.sum(axis=0)
@@ -286,11 +350,12 @@ def _coefficients(slots: Array) -> Array:
 _VALUES: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "add_constant": np.add,
-    "assume": lambda x, _bound: x,
+    "assume": lambda x, _bound, _error: x,
     "concatenate": lambda *xs: np.concatenate(xs, axis=1),
     "conjugate": np.conj,
     "dot": lambda x, y: (x * y).sum(axis=1, keepdims=True),
     "drop": lambda x, _level: x,
+    "expand": _expand,
     "linear": _apply_matrix,
     "linear_combination": _combine,
     "multiply": np.multiply,
@@ -299,7 +364,10 @@ _VALUES: dict[str, Callable[..., Any]] = {
     "negate": np.negative,
     "pack_slot_sums": _pack,
     "polynomial": _evaluate,
+    "polynomials": lambda x, basis, rows, low, high: [_evaluate(x, basis, row, low, high) for row in rows],
+    "refresh": lambda x, _level, packed: x if packed else x.real,
     "rescale": lambda x: x,
+    "revealed": lambda x, _flood_bits, _error, _packed: x,
     "rotate": lambda x, steps: [np.roll(x, -step, axis=0) for step in steps],
     "select": lambda x, begin, end: x[:, begin:end],
     "subtract": np.subtract,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar, overload
@@ -10,15 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from privtuner import _core
-from privtuner.ckks.arguments import as_numbers, as_span, as_steps, as_weights, whole
+from privtuner.ckks.arguments import as_choice, as_numbers, as_span, as_steps, as_weights, whole
 from privtuner.ckks.keys import EvaluationKeys, as_scales, as_values
 from privtuner.ckks.parameters import Parameters
 from privtuner.ckks.polynomial import Polynomial
+from privtuner.ckks.refresher import Refresher
 from privtuner.ckks.tensor import EncryptedTensor, Tensor
 from privtuner.copies import Immutable
 from privtuner.errors import CkksError, InputError
 
-__all__ = ["Evaluator", "Matrix", "Operations", "call_core"]
+__all__ = ["Evaluator", "Matrix", "Operations", "call_core", "refresh_with", "reveal_with"]
 
 T = TypeVar("T", bound=Tensor)
 
@@ -195,6 +197,19 @@ class Operations(ABC, Generic[T]):
         coefficients = np.asarray(polynomial.coefficients, np.float64)
         return self._one((x,), self._core.polynomial, polynomial.basis, coefficients, *polynomial.domain)
 
+    def polynomials(self, x: T, polynomials: Sequence[Polynomial]) -> list[T]:
+        """The values of several polynomials of one basis and domain, at powers of x that are computed once.
+
+        Each takes the levels that `polynomial` says; if one of them takes a level for the domain, all do.
+        """
+        if not polynomials:
+            raise InputError("no polynomials: give at least one")
+        basis, domain = polynomials[0].basis, polynomials[0].domain
+        if any((p.basis, p.domain) != (basis, domain) for p in polynomials):
+            raise InputError("polynomials of different bases or domains share no powers: evaluate them one by one")
+        coefficients = [np.asarray(p.coefficients, np.float64) for p in polynomials]
+        return self._run((x,), self._core.polynomials, basis, coefficients, *domain)
+
     def rescale(self, x: T) -> T:
         """The same values with scale and error divided by the level's prime. One level."""
         return self._one((x,), self._core.rescale)
@@ -233,13 +248,85 @@ class Operations(ABC, Generic[T]):
         """
         return self._one((x,), self._core.pack_slot_sums)
 
-    def assume(self, x: T, bound: float) -> T:
-        """The same tensor with the caller's promise that |value| <= bound. No copy, no level.
+    def expand(self, x: T, count: int, features: slice | None = None) -> T:
+        """The numbers that are packed in the coefficients of one ciphertext, each in all slots of a feature of its own.
+
+        By the automorphisms that packing needs (Angel, Chen, Laine, Setty, "PIR with Compressed Queries and Amortized
+        Query Processing", 2018): a key switch a number, and no level. The scale becomes that of ``x`` times ``count``
+        rounded up to a power of two; ``multiply(result, 1.0)`` brings the numbers to the chain's, for a level.
+
+        Args:
+            x: packed numbers, of one feature: as `pack_slot_sums` or `SecretKey.encrypt_packed` leave them.
+            count: how many are packed.
+            features: some of them, all by default. Every 2^k-th one, ``slice(i, None, 2**k)``, costs a key switch a
+                number and k more; neighbours cost up to log2(count) each.
 
         Raises:
-            CkksError: the bound is not a positive number.
+            CkksError: no such numbers; keys without ``packing``.
         """
-        return self._one((x,), self._core.assume, bound)
+        return self._one((x,), self._core.expand, whole("count", count), as_choice(features, count))
+
+    def refresh(self, x: T, level: int | None = None, *, packed: bool = False) -> T:
+        """The same values in fresh ciphertexts, which the owner of the key makes without reading them.
+
+        What is sent is re-randomised and masked by uniform numbers modulo the three primes of level 2, so it tells the
+        owner nothing of ``x`` and of where it came from. From level 3 on the result has the chain's scale of ``level``
+        and two features travel as one, real and imaginary part, whose error then counts twice, for one conjugation a
+        pair. At level 2 every feature travels alone and keeps its scale.
+
+        Args:
+            x: a tensor at level 2 or above, of real values.
+            level: that of the result, from 2 on; default the parameters' depth.
+            packed: the numbers are coefficients, as `pack_slot_sums` leaves them: then none travel in pairs.
+
+        Raises:
+            CkksError: levels out of range; values whose bound and scale leave the masks too little room (1 in 2^40 for
+                a single wrong coefficient in all refreshes of a key); no conjugation key; no refresher.
+        """
+        at = self.parameters.depth if level is None else whole("level", level)
+        low = self._one((x,), self._core.lower_for_refresh, at, packed)
+        return self._one((self._refreshed(low, at, packed),), self._core.split_pairs, x.shape[1], x.bound)
+
+    def _refreshed(self, x: T, level: int, packed: bool) -> T:
+        """Return what the owner of the key makes of a tensor at level 2; here: what is known of it."""
+        return self._one((x,), self._core.refreshed, level, packed)
+
+    def reveal(self, x: T, flood_bits: int = 12, *, error: float, packed: bool = False) -> T:
+        """The same values for the owner of the key to decrypt: re-randomised, and their errors drowned.
+
+        An encryption of zero is added, which cuts what the ciphertext has to do with the inputs and with clear weights,
+        and uniform noise of up to ``2^flood_bits`` times the predicted worst error in every coefficient: a value then
+        says at most 2^-flood_bits (in statistical distance) about the error under it, which depends on the weights.
+
+        Args:
+            x: a tensor whose slots may all be seen: zero those that may not first.
+            flood_bits: 1 to 40.
+            error: what is left of the values' precision: no value is off by more, but for one case in a million.
+            packed: the numbers are coefficients, as `pack_slot_sums` leaves them.
+
+        Raises:
+            CkksError: the flood leaves less precision, or does not fit the modulus; no refresher, whose public key is
+                taken.
+        """
+        return self._revealed(x, whole("flood_bits", flood_bits), float(error), packed)
+
+    def _revealed(self, x: T, flood_bits: int, error: float, packed: bool) -> T:
+        """Return what `reveal` makes of x; here: what is known of it."""
+        return self._one((x,), self._core.revealed, flood_bits, error, packed)
+
+    def assume(self, x: T, bound: float, error: float | None = None) -> T:
+        """The same tensor with the caller's promise that |value| <= bound. No copy, no level.
+
+        Args:
+            x: any tensor.
+            bound: positive.
+            error: positive, what no slot is off by, where less is known to be than the prediction, which takes every
+                value for as large as the bound and every error for as bad as it may be; None to leave the prediction.
+
+        Raises:
+            CkksError: the bound or the error is not a positive number.
+        """
+        return self._one((x,), self._core.assume, bound, math.inf if error is None else float(error))
 
 
 class Evaluator(Operations[EncryptedTensor]):
@@ -251,15 +338,19 @@ class Evaluator(Operations[EncryptedTensor]):
     Args:
         parameters: the set in force.
         keys: what products and rotations need; None for operations without keys and for dry runs.
+        refresher: the way to the owner of the key, for `refresh` and `reveal`.
     """
 
     name = "native"
 
-    def __init__(self, parameters: Parameters, keys: EvaluationKeys | None = None) -> None:
+    def __init__(
+        self, parameters: Parameters, keys: EvaluationKeys | None = None, refresher: Refresher | None = None
+    ) -> None:
         super().__init__(parameters, keys)
+        self.refresher = refresher
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Evaluator, (self.parameters, self.keys))
+        return (Evaluator, (self.parameters, self.keys, self.refresher))
 
     def planned(
         self,
@@ -289,6 +380,16 @@ class Evaluator(Operations[EncryptedTensor]):
         core = self._core.planned(tokens, features, at, bound, as_scales(scale), public_key, noise)
         return EncryptedTensor(core, self.parameters)
 
+    def _refreshed(self, x: EncryptedTensor, level: int, packed: bool) -> EncryptedTensor:
+        if x.planned:
+            return super()._refreshed(x, level, packed)
+        return refresh_with(self.refresher, self._core, x, level, packed)
+
+    def _revealed(self, x: EncryptedTensor, flood_bits: int, error: float, packed: bool) -> EncryptedTensor:
+        if x.planned:
+            return super()._revealed(x, flood_bits, error, packed)
+        return reveal_with(self.refresher, self._core, x, flood_bits, error, packed)
+
     def upload(self, x: EncryptedTensor) -> EncryptedTensor:
         """The tensor itself, which is where this evaluator computes."""
         return x
@@ -310,6 +411,32 @@ class Evaluator(Operations[EncryptedTensor]):
 
     def __repr__(self) -> str:
         return f"<CKKS evaluator of {self.parameters.name}, keys: {self.keys!r}>"
+
+
+def refresh_with(
+    refresher: Refresher | None, core: _core.CkksEvaluator, x: EncryptedTensor, level: int, packed: bool
+) -> EncryptedTensor:
+    """Have the owner of the key refresh a tensor at level 2 that is in this process."""
+    if refresher is None:
+        raise CkksError("a refresh needs the owner of the key: make the evaluator with a refresher")
+    (fresh,) = call_core(core.refreshed, (x._core,), (level, packed))
+    return EncryptedTensor(refresher._refresh(x._core, fresh), x.parameters)
+
+
+def reveal_with(
+    refresher: Refresher | None,
+    core: _core.CkksEvaluator,
+    x: EncryptedTensor,
+    flood_bits: int,
+    error: float,
+    packed: bool,
+) -> EncryptedTensor:
+    """Return `Operations.reveal` of a tensor in this process."""
+    if refresher is None:
+        raise CkksError("to reveal takes the public key: make the evaluator with a refresher")
+    (room,) = call_core(core.revealed, (x._core,), (flood_bits, error, packed))
+    key = refresher.public_key._core
+    return EncryptedTensor(_core.ckks_reveal(key, x._core, flood_bits, packed, room), x.parameters)
 
 
 def call_core(

@@ -75,13 +75,20 @@ class EvaluationKeys(Immutable):
         return self._core.to_bytes()
 
     @classmethod
-    def from_bytes(cls, parameters: Parameters, data: BytesLike) -> EvaluationKeys:
+    def from_bytes(cls, parameters: Parameters, data: BytesLike, common: bytes | None = None) -> EvaluationKeys:
         """Read what `to_bytes` wrote.
 
+        Args:
+            parameters: the parameters of the keys.
+            data: the message.
+            common: the 32 bytes that the keys must have been made with, as `SecretKey.evaluation_keys` takes them; None
+                for keys of any randomness.
+
         Raises:
-            MessageError: malformed, truncated, corrupted, of another version, or of other parameters.
+            MessageError: malformed, truncated, corrupted, of another version, of other parameters, or of other
+                randomness.
         """
-        core = _core.CkksEvaluationKeys.from_bytes(parameters._core, data)
+        core = _core.CkksEvaluationKeys.from_bytes(parameters._core, data, common)
         return cls(core, parameters, rotations_of(parameters, core.elements))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -92,6 +99,17 @@ class EvaluationKeys(Immutable):
             f"<evaluation keys of {self.parameters.name}: relinearisation {self.relinearisation}, conjugation "
             f"{self.conjugation}, {len(self.rotations)} rotations, {self.nbytes / 1e6:.0f} MB>"
         )
+
+
+def elements_of(parameters: Parameters, rotations: Iterable[int], conjugation: bool, packing: bool) -> set[int]:
+    """The Galois elements whose keys `SecretKey.evaluation_keys` makes."""
+    core = parameters._core
+    elements = {core.galois_element(step) for step in rotations}
+    if conjugation:
+        elements.add(core.conjugation_element)
+    if packing:
+        elements.update(core.packing_elements)
+    return elements - {1}
 
 
 def rotations_of(parameters: Parameters, elements: Iterable[int]) -> tuple[int, ...]:
@@ -129,23 +147,28 @@ class PublicKey(Immutable):
         return self._core.to_bytes()
 
     @classmethod
-    def from_bytes(cls, parameters: Parameters, data: BytesLike) -> PublicKey:
-        """Read what `to_bytes` wrote.
-
-        Raises:
-            MessageError: malformed, truncated, corrupted, of another version, or of other parameters.
-        """
-        return cls(_core.CkksPublicKey.from_bytes(parameters._core, data), parameters)
+    def from_bytes(cls, parameters: Parameters, data: BytesLike, common: bytes | None = None) -> PublicKey:
+        """Read what `to_bytes` wrote; ``common`` and errors as those of `EvaluationKeys.from_bytes`."""
+        return cls(_core.CkksPublicKey.from_bytes(parameters._core, data, common), parameters)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (PublicKey.from_bytes, (self.parameters, self.to_bytes()))
 
 
 class SecretKey:
-    """A uniform ternary secret, drawn from the operating system. Never copied or pickled; wiped when released."""
+    """A uniform ternary secret. Never copied or pickled; wiped when released.
 
-    def __init__(self, parameters: Parameters) -> None:
-        self._core = _core.CkksSecretKey(parameters._core)
+    Args:
+        parameters: the set in force.
+        seed: 32 bytes that decide the secret, to make it again in another process: whoever has them has the key. None
+            draws it from the operating system.
+
+    Raises:
+        InputError: a seed of another length.
+    """
+
+    def __init__(self, parameters: Parameters, seed: bytes | None = None) -> None:
+        self._core = _core.CkksSecretKey(parameters._core, seed)
         self.parameters = parameters
 
     def encrypt(
@@ -171,6 +194,40 @@ class SecretKey:
         """
         fresh = as_fresh(self.parameters, values, bound, level, scale)
         return EncryptedTensor(self._core.encrypt(*fresh), self.parameters)
+
+    def encrypt_packed(
+        self,
+        numbers: npt.ArrayLike,
+        *,
+        bound: float = 1.0,
+        level: int | None = None,
+        scale: npt.ArrayLike | None = None,
+    ) -> EncryptedTensor:
+        """Encrypt real numbers of shape (count, ciphertexts), or (count,), in the coefficients of as many ciphertexts.
+
+        They stand as `Evaluator.pack_slot_sums` leaves sums, ready for `Evaluator.expand`: ``count`` is at most N.
+
+        Args:
+            numbers: float or integer array.
+            bound: |number| <= bound, as that of `encrypt`.
+            level: as there.
+            scale: as there.
+
+        Raises:
+            CkksError, InputError: as `encrypt`.
+        """
+        values, im, at, most, scales = as_fresh(self.parameters, numbers, bound, level, scale)
+        if im is not None:
+            raise InputError("packed numbers are real; pack real and imaginary parts as two")
+        return EncryptedTensor(self._core.encrypt_packed(values, at, most, scales), self.parameters)
+
+    def decrypt_packed(self, tensor: EncryptedTensor, count: int) -> Array:
+        """Return the ``count`` numbers packed in every ciphertext, float64 (count, ciphertexts).
+
+        Raises:
+            InputError: more numbers than coefficients. CkksError: as `decrypt`.
+        """
+        return self._core.decrypt_packed(tensor._core, count)
 
     def decrypt(self, tensor: EncryptedTensor, *, complex: bool = False) -> Array:
         """Return the values, float64 (or complex128) of shape (tokens, features).
@@ -219,9 +276,30 @@ class SecretKey:
             secret.fill(0)
         return flooded
 
-    def public_key(self) -> PublicKey:
-        """Make a key for others to encrypt with."""
-        return PublicKey(self._core.public_key(), self.parameters)
+    def refresh(self, message: BytesLike, level: int, count: int) -> bytes:
+        """Answer a message of a `Refresher`: fresh ciphertexts of what its masked ones hold.
+
+        Number and level come from a schedule that is this side's own, never from the message. What the ciphertexts hold
+        decides nothing, and the steps taken are the same whatever it is.
+
+        Args:
+            message: masked ciphertexts.
+            level: that of the fresh ones.
+            count: how many the message has: ``parameters.refresh_batch(level)``, or the rest of a tensor's.
+
+        Raises:
+            MessageError: malformed, truncated, corrupted, of other parameters, or of another number of ciphertexts.
+            CkksError: no refresh leads to that level. InputError: no message has so many ciphertexts.
+        """
+        return self._core.refresh(message, count, level)
+
+    def public_key(self, common: bytes | None = None) -> PublicKey:
+        """Make a key for others to encrypt with.
+
+        Args:
+            common: as that of `evaluation_keys`.
+        """
+        return PublicKey(self._core.public_key(common), self.parameters)
 
     def evaluation_keys(
         self,
@@ -230,6 +308,7 @@ class SecretKey:
         relinearisation: bool = True,
         conjugation: bool = False,
         packing: bool = False,
+        common: bytes | None = None,
     ) -> EvaluationKeys:
         """Make the keys a circuit needs (`plan` lists them).
 
@@ -237,16 +316,15 @@ class SecretKey:
             rotations: steps, any sign.
             relinearisation: for products of ciphertexts.
             conjugation: for complex conjugates.
-            packing: for `Evaluator.pack_slot_sums`, log2 N keys.
+            packing: for `Evaluator.pack_slot_sums` and `Evaluator.expand`, log2 N keys.
+            common: 32 bytes from which the random halves of the keys are derived: a hash of random numbers of both
+                sides, where the other one must know that this one did not choose them. None: from the operating system.
+
+        Raises:
+            CkksError: a key of the same kind was made of ``common``: both together would tell of the secret.
         """
-        core = self.parameters._core
-        elements = {core.galois_element(step) for step in rotations}
-        if conjugation:
-            elements.add(core.conjugation_element)
-        if packing:
-            elements.update(core.packing_elements)
-        elements.discard(1)
-        keys = self._core.evaluation_keys(relinearisation, sorted(elements))
+        elements = elements_of(self.parameters, rotations, conjugation, packing)
+        keys = self._core.evaluation_keys(relinearisation, sorted(elements), common)
         return EvaluationKeys(keys, self.parameters, rotations_of(self.parameters, elements))
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:

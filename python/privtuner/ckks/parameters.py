@@ -75,6 +75,19 @@ class Parameters(Immutable):
         """Bytes on the wire of ``count`` evaluation keys (relinearisation, rotations, conjugation alike)."""
         return self._core.keys_bytes(count)
 
+    @property
+    def public_key_bytes(self) -> int:
+        """Bytes on the wire of a public key."""
+        return self._core.public_key_bytes()
+
+    def refresh_batch(self, level: int) -> int:
+        """How many ciphertexts one message of a refresh to ``level`` holds: what fits 4 MiB either way, or one.
+
+        Raises:
+            CkksError: no refresh leads to that level.
+        """
+        return self._core.refresh_batch(level)
+
     def to_bytes(self) -> bytes:
         """Serialise: what the other party needs to derive the same set."""
         return self._core.to_bytes()

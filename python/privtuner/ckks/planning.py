@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from privtuner.ckks.evaluator import Evaluator
 from privtuner.ckks.keys import EvaluationKeys, SecretKey, rotations_of
@@ -13,9 +14,16 @@ from privtuner.ckks.tensor import Budget, EncryptedTensor
 from privtuner.ckks.timing import Timings
 from privtuner.errors import InputError
 
-__all__ = ["Measurement", "Plan", "plan"]
+__all__ = ["Measurement", "Plan", "Refresh", "plan"]
 
 Circuit = Callable[..., EncryptedTensor | Sequence[EncryptedTensor]]
+
+
+class Refresh(NamedTuple):
+    """One masked refresh: how many ciphertexts go to the owner of the key, and the level at which they come back."""
+
+    ciphertexts: int
+    level: int
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,8 @@ class Plan:
         rotations, packing, conjugation, relinearisation: the keys needed.
         key_bytes: bytes of those keys on the wire.
         input_bytes, output_bytes: bytes of the tensors on the wire, inputs encrypted with the secret key.
+        refreshes: the masked refreshes, in order.
+        masked_bytes, fresh_bytes: what they send to the owner of the key, and what comes back.
         peak_bytes: most bytes of tensors alive at once, without the keys.
         work: (kind, limbs) -> amount; the units are those of `Timings`.
         seconds: predicted; None without timings.
@@ -43,6 +53,9 @@ class Plan:
     key_bytes: int
     input_bytes: int
     output_bytes: int
+    refreshes: tuple[Refresh, ...]
+    masked_bytes: int
+    fresh_bytes: int
     peak_bytes: int
     work: dict[tuple[str, int], float] = field(repr=False)
     seconds: float | None = None
@@ -79,6 +92,10 @@ class Plan:
             ("memory", f"{_bytes(self.peak_bytes)} of tensors at the most"),
             ("time", "not measured" if self.seconds is None else f"{self.seconds:.3g} s predicted"),
         ]
+        if self.refreshes:
+            count = sum(refresh.ciphertexts for refresh in self.refreshes)
+            traffic = f"{_bytes(self.masked_bytes)} to the owner, {_bytes(self.fresh_bytes)} back"
+            lines.insert(5, ("refreshes", f"{len(self.refreshes)}, of {count} ciphertexts: {traffic}"))
         return "\n".join(f"{name:12}{text}" for name, text in lines)
 
 
@@ -146,6 +163,8 @@ def plan(
     seconds = None
     if timings is not None:
         seconds = sum(timings.seconds_of(kind, limbs, amount) for (kind, limbs), amount in work.items())
+    refreshes = tuple(Refresh(*counted) for counted in core.refreshes())
+    masked, fresh = _refresh_bytes(parameters, refreshes)
     return Plan(
         parameters=parameters,
         outputs=outputs,
@@ -157,10 +176,24 @@ def plan(
         key_bytes=parameters.key_bytes(len(elements) + core.needs_relinearisation()),
         input_bytes=sum(x.message_bytes for x in tensors) // 2,  # half of a fresh tensor travels as a seed
         output_bytes=sum(y.message_bytes for y in outputs),
+        refreshes=refreshes,
+        masked_bytes=masked,
+        fresh_bytes=fresh,
         peak_bytes=core.peak_bytes + given,
         work=work,
         seconds=seconds,
     )
+
+
+def _refresh_bytes(parameters: Parameters, refreshes: Sequence[Refresh]) -> tuple[int, int]:
+    """Return the bytes of all messages to the owner, and of those back."""
+    masked = fresh = 0
+    for ciphertexts, level in refreshes:
+        batch = parameters.refresh_batch(level)
+        for count in (batch,) * (ciphertexts // batch) + ((ciphertexts % batch,) if ciphertexts % batch else ()):
+            masked += parameters._core.refresh_bytes(count)
+            fresh += parameters._core.refreshed_bytes(count, level)
+    return masked, fresh
 
 
 def _bits(budget: Budget) -> str:

@@ -10,7 +10,16 @@ from numpy.typing import ArrayLike
 from privtuner.ckks.evaluator import Matrix
 from privtuner.ckks.polynomial import Polynomial
 
-__all__ = ["EvaluatorProtocol", "Tensor", "TensorProtocol"]
+__all__ = ["BudgetProtocol", "EvaluatorProtocol", "Tensor", "TensorProtocol"]
+
+
+class BudgetProtocol(Protocol):
+    """What circuits read of a tensor's budget."""
+
+    @property
+    def error(self) -> float:
+        """What the worst slot's absolute error stays below, but for one case in a million."""
+        ...
 
 
 class TensorProtocol(Protocol):
@@ -29,6 +38,10 @@ class TensorProtocol(Protocol):
     @property
     def bound(self) -> float:
         """What |value| stays below."""
+        ...
+
+    def budget(self) -> BudgetProtocol:
+        """What is predicted of its errors."""
         ...
 
 
@@ -101,6 +114,10 @@ class EvaluatorProtocol(Protocol[Tensor]):
         """The polynomial's value in every slot. The depth it states."""
         ...
 
+    def polynomials(self, x: Tensor, polynomials: Sequence[Polynomial]) -> list[Tensor]:
+        """The values of several polynomials of one basis and domain, whose powers are shared. The depth each states."""
+        ...
+
     def drop_level(self, x: Tensor, level: int) -> Tensor:
         """The same values at a lower level: smaller and faster, no more exact."""
         ...
@@ -124,6 +141,21 @@ class EvaluatorProtocol(Protocol[Tensor]):
         """The sums over all slots of every feature, packed for ``decrypt_sums`` of the secret key. No level."""
         ...
 
-    def assume(self, x: Tensor, bound: float) -> Tensor:
-        """The same tensor with the caller's promise that |value| <= bound in every slot."""
+    def expand(self, x: Tensor, count: int, features: slice | None = None) -> Tensor:
+        """The ``count`` numbers packed in one feature (some of them), each in every slot of a feature. No level."""
+        ...
+
+    def refresh(self, x: Tensor, level: int | None = None, *, packed: bool = False) -> Tensor:
+        """The same values in fresh ciphertexts at ``level`` (default: the depth), by the owner of the key.
+
+        ``x`` is at level 2 or above; from 3 on the result has the chain's scale. Real values, or ``packed`` sums.
+        """
+        ...
+
+    def reveal(self, x: Tensor, flood_bits: int = 12, *, error: float, packed: bool = False) -> Tensor:
+        """The same values to be decrypted by the owner: re-randomised, and flooded as far as ``error`` allows."""
+        ...
+
+    def assume(self, x: Tensor, bound: float, error: float | None = None) -> Tensor:
+        """The same tensor with the caller's promise that |value| <= bound in every slot, off by ``error`` at most."""
         ...

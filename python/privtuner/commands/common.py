@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import shutil
 import sys
 import time
@@ -16,7 +15,6 @@ __all__ = [
     "add_scheme",
     "add_threads",
     "quiet_transformers",
-    "report_sealed",
     "say",
     "set_threads",
 ]
@@ -121,28 +119,6 @@ class Progress:
         if self._shown:
             sys.stderr.write(_WIPE)
             sys.stderr.flush()
-
-
-class _SealedReport(logging.Handler):
-    """Passes on what is logged of sealed blocks, with how far the run is: they take nearly all of its time."""
-
-    def __init__(self, total: int) -> None:
-        super().__init__()
-        self._done, self._total, self._start = 0, total, time.monotonic()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._done += 1
-        total = max(self._done, self._total)
-        left = (time.monotonic() - self._start) * (total - self._done) / self._done
-        say(f"{record.getMessage()}; {self._done:,} of {total:,}, {about(left)} left")
-
-
-def report_sealed(requests: int) -> None:
-    """Print a line for each answer of a sealed block; ``requests`` are all that the run will make."""
-    log = logging.getLogger("privtuner.nn.session")
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.handlers = [_SealedReport(requests)]
 
 
 def about(seconds: float) -> str:

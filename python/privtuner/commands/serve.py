@@ -6,12 +6,20 @@ import argparse
 import json
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from privtuner.commands.common import Progress, add_scheme, add_threads, quiet_transformers, say, set_threads
+from privtuner.commands.sealing import add_sealing, prepared_model
 from privtuner.commands.stop import Stop, Stopped
 from privtuner.errors import InputError
 from privtuner.linear import PRESETS
+
+if TYPE_CHECKING:
+    from privtuner.nn import Split
+    from privtuner.schemes import LinearServer
+    from privtuner.sealed.server import SealedService
 
 __all__ = ["add", "run"]
 
@@ -22,7 +30,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         "Hold a model's frozen weights and compute on encrypted activations, until Ctrl-C. Runs where the "
         "weights are; 'privtuner train --server' runs where the data is."
     )
-    parser.add_argument("--model", required=True, metavar="DIR", help="model directory, as save_pretrained writes it")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="model directory, as save_pretrained writes it, or with --seal a prepared one",
+    )
     parser.add_argument(
         "--port", type=int, default=50051, metavar="N", help="TCP port, 0 for a free one (default %(default)s)"
     )
@@ -32,7 +45,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        default="linear-w8",
         metavar="P",
         help="linear-w8 (default) or linear-w16: weights of 8 bits, or 16",
     )
@@ -40,12 +52,6 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--allow-plaintext",
         action="store_true",
         help="listen on an address that other machines can reach, without TLS or authentication",
-    )
-    parser.add_argument(
-        "--seal",
-        choices=["mlp"],
-        help="evaluate the feed-forward blocks whole on ciphertexts, biases and activation included: data owners see "
-        "none of their linear maps. Slow: minutes a block",
     )
     add_scheme(parser, "what requests carry")
     parser.add_argument(
@@ -60,9 +66,26 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ready-json",
         action="store_true",
-        help="for programs: once the server is ready, print a line of JSON (address, model, layers, scheme, preset) in "
-        "place of the sentence",
+        help="for programs: once the server is ready, print a line of JSON (address, model, layers, sealed, scheme, "
+        "preset) in place of the sentence",
     )
+    parser.add_argument(
+        "--seal",
+        choices=["model"],
+        help="evaluate the whole encoder on ciphertexts: owners see pooled vectors alone, and no weight. Takes a "
+        "directory of 'privtuner prepare', or prepares the model first as the options below say",
+    )
+    parser.add_argument("--sessions", type=int, metavar="N", help="owners of a sealed model at a time (default 1)")
+    parser.add_argument(
+        "--state", metavar="DIR", help="where a sealed model's encrypted adapters are saved after each step"
+    )
+    parser.add_argument(
+        "--release",
+        action="store_true",
+        help="give owners the adapters of a sealed model when they ask: these tell of the activations they were "
+        "trained on",
+    )
+    add_sealing(parser, required=False)
     add_threads(parser)
 
 
@@ -70,47 +93,102 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
     import logging
 
-    from privtuner.schemes import scheme
     from privtuner.service import Server
     from privtuner.service.server import ensure_free
 
+    _check_options(arguments)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     # What needs no model should show before one is loaded: address, GPU.
     ensure_free(arguments.host, arguments.port, arguments.allow_plaintext)
     set_threads(arguments.threads)
-    answering = scheme(arguments.scheme).server(arguments.device, _memory_bytes(arguments))
-
-    from privtuner.nn import split_pretrained
-
-    quiet_transformers()
-    say(f"preparing {arguments.model}")
     name = Path(arguments.model).resolve().name
-    with Progress("preparing", "million weights", scale=1e6) as progress:
-        split = split_pretrained(arguments.model, arguments.preset, seal=arguments.seal, progress=progress)
+    split, answering, sealed = _sealed(arguments) if arguments.seal else _layers(arguments)
     server = Server(
         split,
         host=arguments.host,
         port=arguments.port,
         name=name,
         server=answering,
+        sealed=sealed,
         allow_plaintext=arguments.allow_plaintext,
     )
     stop: Stop = arguments.stop
     with suppress(Stopped), stop.defer(), server:
         layers = server.hello["layers"]
-        if arguments.seal:
-            say(f"{server.hello['sealed']} feed-forward blocks are sealed; each takes minutes a request, one at a time")
         for device, held in server.placement.items():
             say(f"{device} holds {held / 1e6:,.0f} MB of layers")
         if arguments.ready_json:
-            told = {key: server.hello[key] for key in ("model", "layers", "scheme", "preset")}
+            told = {key: server.hello[key] for key in ("model", "layers", "sealed", "scheme", "preset")}
             print(json.dumps({"address": server.address, **told}), flush=True)
         else:
-            print(f"privtuner: serving {name}, {layers} layers, at {server.address}; Ctrl-C stops", flush=True)
+            what = "sealed" if sealed is not None else f"{layers} layers"
+            print(f"privtuner: serving {name}, {what}, at {server.address}; Ctrl-C stops", flush=True)
         stop.wait()
     total = server.counts().total()
-    print(f"privtuner: stopped after {total.requests} requests", flush=True)
+    print(f"privtuner: stopped after {total.requests} {'jobs' if sealed is not None else 'requests'}", flush=True)
     return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuse options that have no meaning where they stand."""
+    from privtuner.schemes import SCHEMES
+
+    sealing = {"--calibrate": arguments.calibrate, "--sessions": arguments.sessions, "--state": arguments.state}
+    if not arguments.seal:
+        given = [name for name, value in sealing.items() if value is not None] + ["--release"] * arguments.release
+        if given:
+            raise InputError(f"{given[0]} goes with --seal model only")
+        return
+    if arguments.preset is not None or arguments.scheme != next(iter(SCHEMES)):
+        raise InputError("--preset and --scheme are of layers that are served one by one: leave them out with --seal")
+    if "," in arguments.device:
+        raise InputError(f"--device {arguments.device}: a sealed model takes one GPU, cuda or cuda:1")
+    if arguments.sessions is not None and arguments.sessions < 1:
+        raise InputError(f"--sessions is {arguments.sessions}; give at least 1")
+
+
+def _layers(arguments: argparse.Namespace) -> tuple[Split, LinearServer, None]:
+    """Prepare every layer of the model, and what answers for it."""
+    from privtuner.schemes import scheme
+
+    answering = scheme(arguments.scheme).server(arguments.device, _memory_bytes(arguments))
+
+    from privtuner.nn import split_pretrained
+
+    quiet_transformers()
+    say(f"preparing {arguments.model}")
+    with Progress("preparing", "million weights", scale=1e6) as progress:
+        split = split_pretrained(arguments.model, arguments.preset or "linear-w8", progress=progress)
+    return split, answering, None
+
+
+def _sealed(arguments: argparse.Namespace) -> tuple[Split, None, SealedService]:
+    """Read or prepare the sealed model, and what serves it."""
+    from privtuner.sealed.server import SealedService
+
+    make = _evaluator(arguments)
+    quiet_transformers()
+    prepared = prepared_model(arguments.model, arguments)
+    say(f"the plan\n{prepared.model.plan}")
+    service = SealedService(
+        prepared.model,
+        **make,
+        state=arguments.state,
+        sessions=arguments.sessions or 1,
+        release=arguments.release,
+    )
+    return prepared.split, None, service
+
+
+def _evaluator(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what makes the evaluators of a sealed model; nothing where the processor computes."""
+    memory = _memory_bytes(arguments)
+    if arguments.device == "cpu":
+        return {}
+    from privtuner import cuda
+
+    device = cuda.devices("cuda:0" if arguments.device == "cuda" else arguments.device, memory)[0]
+    return {"evaluator": partial(cuda.CudaEvaluator, device)}
 
 
 def _memory_bytes(arguments: argparse.Namespace) -> int | None:

@@ -10,15 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from privtuner.commands.common import (
-    Progress,
-    add_scheme,
-    add_threads,
-    quiet_transformers,
-    report_sealed,
-    say,
-    set_threads,
-)
+from privtuner.commands import sealed
+from privtuner.commands.common import Progress, add_scheme, add_threads, quiet_transformers, say, set_threads
 from privtuner.commands.stop import Stop
 from privtuner.errors import EngineError, InputError, PrivtunerError
 from privtuner.paths import ensure_writable, ensure_writable_file
@@ -34,6 +27,9 @@ if TYPE_CHECKING:
     from privtuner.train.training import TrainConfig, TrainResult
 
 __all__ = ["add", "run"]
+
+_LR, _LORA_R, _TARGETS, _MAX_LENGTH = 5e-3, 8, "query,value", 64
+_BATCH = 64
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -63,31 +59,40 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="where the adapter, numbers and loss curve go")
     parser.add_argument("--json", metavar="FILE", help="write the run's numbers to this file too")
     parser.add_argument("--steps", type=int, default=150, metavar="N", help="optimiser steps (default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts a step (default %(default)s)")
     parser.add_argument(
-        "--lr", type=float, default=5e-3, metavar="X", help="peak learning rate, adapters (default %(default)s)"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="texts a step (default 64; sealed: as many as a pass takes, which costs the same)",
+    )
+    parser.add_argument(
+        "--lr",
+        type=float,
+        metavar="X",
+        help=f"peak learning rate, adapters (default {_LR}; sealed: {sealed.LR}, of SGD with momentum)",
     )
     parser.add_argument(
         "--head-lr", type=float, default=3e-2, metavar="X", help="peak learning rate, head (default %(default)s)"
     )
     parser.add_argument(
-        "--lora-r", type=int, default=8, metavar="R", help="rank of the adapters (default %(default)s); 0: head alone"
+        "--lora-r", type=int, metavar="R", help=f"rank of the adapters (default {_LORA_R}); 0: head alone"
     )
     parser.add_argument(
         "--targets",
-        default="query,value",
         metavar="A,B",
-        help="layers that get adapters, by the ends of their names (default %(default)s)",
+        help=f"layers that get adapters, by the ends of their names (default {_TARGETS})",
     )
     parser.add_argument(
-        "--max-length", type=int, default=64, metavar="N", help="tokens at which texts are cut (default %(default)s)"
+        "--max-length",
+        type=int,
+        metavar="N",
+        help=f"tokens at which texts are cut (default {_MAX_LENGTH}; sealed: what the server's model takes)",
     )
     parser.add_argument(
         "--pool",
         choices=["mean", "first"],
-        default="mean",
         help="what the head reads: the mean of a text's last hidden states (default), or the first token or the last, "
-        "as the model's own classifier",
+        "as the model's own classifier; sealed: the server's choice",
     )
     parser.add_argument(
         "--seed",
@@ -100,7 +105,18 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", metavar="D", help="what trains and encrypts: cpu (default), cuda, or cuda:1"
     )
-    parser.add_argument("--seal", choices=["mlp"], help="refuse a server that does not seal its feed-forward blocks")
+    parser.add_argument(
+        "--seal",
+        choices=["model"],
+        help="the server's model is sealed: its adapters are trained there as ciphertexts, the head here; rank and "
+        "targets are the server's",
+    )
+    parser.add_argument(
+        "--momentum", type=float, metavar="X", help=f"of the adapters of a sealed model (default {sealed.MOMENTUM})"
+    )
+    parser.add_argument(
+        "--release", action="store_true", help="ask the server of a sealed model for the adapters at the end"
+    )
     add_threads(parser)
 
 
@@ -120,6 +136,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, and write the adapter, the numbers and the loss curve."""
     _check_options(arguments)
     task = _task(arguments)
+    if arguments.seal:
+        return _run_sealed(task, arguments)
     from privtuner.train.fine_tuning import fine_tune, write_results
     from privtuner.train.report import AdapterKeeper
 
@@ -131,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
         keeper = AdapterKeeper(adapted, task.labels, task.out, say)
         result, failure = fine_tune(adapted, encoded, encoded_test, task.config, keeper, say)
         sizes = {"labels": len(task.labels), "training_texts": len(task.train.texts)}
-        numbers = {**result.to_dict(), **sizes, "pool": arguments.pool}
+        numbers = {**result.to_dict(), **sizes, "pool": _pool(arguments)}
         if transport:
             numbers["scheme"] = arguments.scheme
             numbers["server"] = None if failure else _server_counts(transport)
@@ -144,15 +162,51 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _run_sealed(task: _Task, arguments: argparse.Namespace) -> int:
+    """Train on a sealed model; the same files and lines as else."""
+    from privtuner.train.fine_tuning import write_results
+
+    stop: Stop = arguments.stop
+    with stop.defer(), sealed.connected(arguments.server, stop) as transport:
+        result, numbers, files = sealed.train(
+            transport, (task.train, task.test), task.labels, task.config, task.out, arguments
+        )
+        sizes = {"labels": len(task.labels), "training_texts": len(task.train.texts)}
+        numbers = {**numbers, **sizes, "server": _server_counts(transport)}
+        written, failed = write_results(result, numbers, task.out, arguments.json)
+        _print_result(result, task, None, [*files, *written])
+        if failed is not None:
+            raise failed
+    return 0
+
+
+def _pool(arguments: argparse.Namespace) -> str:
+    return arguments.pool or "mean"
+
+
 def _check_options(arguments: argparse.Namespace) -> None:
     if arguments.plain and not arguments.model:
         raise InputError("--plain needs --model DIR: the weights to train with in the clear")
     if arguments.server and arguments.model:
         raise InputError("--model goes with --plain only; with --server the model is the server's")
-    if arguments.plain and arguments.seal:
-        raise InputError("--seal goes with --server only: nothing is sealed in the clear")
+    if arguments.seal:
+        _check_sealed_options(arguments)
+    elif arguments.momentum is not None or arguments.release:
+        raise InputError(f"--{'release' if arguments.release else 'momentum'} goes with --seal model only")
     if arguments.plain and arguments.scheme != next(iter(SCHEMES)):
         raise InputError("--scheme goes with --server only: nothing is encrypted in the clear")
+
+
+def _check_sealed_options(arguments: argparse.Namespace) -> None:
+    if arguments.plain:
+        raise InputError("--seal goes with --server only: nothing is sealed in the clear")
+    if arguments.scheme != next(iter(SCHEMES)) or arguments.device != "cpu":
+        raise InputError("--scheme and --device have no meaning with --seal: its encryption is CKKS, on the processor")
+    for name, value in (("lora-r", arguments.lora_r), ("targets", arguments.targets)):
+        if value is not None:
+            raise InputError(f"--{name}: the server of a sealed model has settled that; leave it out")
+    if arguments.momentum is not None and not 0 <= arguments.momentum < 1:
+        raise InputError(f"--momentum is {arguments.momentum:g}; give a number in [0, 1)")
 
 
 def _task(arguments: argparse.Namespace) -> _Task:
@@ -164,7 +218,8 @@ def _task(arguments: argparse.Namespace) -> _Task:
         # Read when PyTorch or OpenFHE loads: idle threads would spin on cores that encryption and server could use.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # What is missing should show before anything else is done.
-        scheme(arguments.scheme).prepare(arguments.device, arguments.threads)
+        if not arguments.seal:
+            scheme(arguments.scheme).prepare(arguments.device, arguments.threads)
     device = _training_device(arguments.device)
     out = ensure_writable(arguments.out)
     if arguments.json:
@@ -179,13 +234,13 @@ def _task(arguments: argparse.Namespace) -> _Task:
     quiet_transformers()
     config = TrainConfig(
         steps=arguments.steps,
-        batch_size=arguments.batch_size,
-        lr=arguments.lr,
+        batch_size=_BATCH if arguments.batch_size is None else arguments.batch_size,
+        lr=(sealed.LR if arguments.seal else _LR) if arguments.lr is None else arguments.lr,
         head_lr=arguments.head_lr,
-        lora_r=arguments.lora_r,
-        targets=tuple(target.strip() for target in arguments.targets.split(",")),
+        lora_r=_LORA_R if arguments.lora_r is None else arguments.lora_r,
+        targets=tuple(target.strip() for target in (arguments.targets or _TARGETS).split(",")),
         seed=arguments.seed,
-        max_length=arguments.max_length,
+        max_length=_MAX_LENGTH if arguments.max_length is None else arguments.max_length,
     )
     columns = (arguments.text_column, arguments.label_column)
     form = {"delimiter": arguments.delimiter, "encoding": arguments.encoding}
@@ -202,17 +257,13 @@ def _prepare(
     Raises:
         InputError: the model cannot take the texts or the adapters, or an adapter cannot be saved.
     """
-    from privtuner.train import dataset, report
+    from privtuner.train import report
     from privtuner.train.fine_tuning import prepare
-    from privtuner.train.training import EVAL_TOKENS
 
     model, tokenizer = (
         _encrypted_model(transport, task.labels, arguments) if transport else _plain_model(task.labels, arguments)
     )
     adapted, train, test = prepare(model, tokenizer, task.train, task.test, task.labels, task.config, say)
-    if transport and (sealed := transport.hello()["sealed"]):
-        tested = sum(1 for _ in dataset.length_batches(test, EVAL_TOKENS)) if test else 0
-        report_sealed(2 * sealed * (task.config.steps + tested))  # forward and backward; before and after
     adapted = adapted.to(task.device)
     report.check_folder(adapted, task.labels, task.out)
     return adapted, train, test
@@ -273,25 +324,20 @@ def _encrypted_model(
     from privtuner.train.classifier import owner_classifier
 
     hello = transport.hello()
-    sealed, spoken = hello["sealed"], hello["scheme"]
-    if arguments.seal and not sealed:
-        raise InputError(
-            f"the server at {transport.address} does not seal its feed-forward blocks; start it with "
-            f"'privtuner serve --seal {arguments.seal}', or train without --seal"
-        )
+    if hello["sealed"]:
+        raise InputError(f"the model of the server at {transport.address} is sealed: train with --seal model")
+    spoken = hello["scheme"]
     if spoken != arguments.scheme:
         raise InputError(
             f"the server at {transport.address} answers requests of the scheme {spoken}: train with --scheme {spoken}, "
             f"or start it with 'privtuner serve --scheme {arguments.scheme}'"
         )
     say(f"fetching what the owner needs of {hello['model']}, preset {hello['preset']}")
-    if sealed:
-        say(f"{sealed} feed-forward blocks are sealed, which is slow; each is reported")
     with Progress("fetching", "MB", scale=1e6) as progress:
         bundle = transport.fetch_bundle(progress)
     # The GPU is PyTorch's and CuPy's: what one computes the other reads where it lies.
     session = Session(transport, spoken, arguments.device)
-    return owner_classifier(bundle, session, labels, arguments.pool), bundle.tokenizer()
+    return owner_classifier(bundle, session, labels, _pool(arguments)), bundle.tokenizer()
 
 
 def _plain_model(
@@ -300,7 +346,7 @@ def _plain_model(
     from privtuner.nn.pretrained import load_tokenizer
     from privtuner.train.classifier import clear_classifier
 
-    return clear_classifier(arguments.model, labels, arguments.pool), load_tokenizer(arguments.model)
+    return clear_classifier(arguments.model, labels, _pool(arguments)), load_tokenizer(arguments.model)
 
 
 def _print_result(result: TrainResult, task: _Task, adapter: Path | None, written: Sequence[Path]) -> None:
@@ -316,7 +362,7 @@ def _print_result(result: TrainResult, task: _Task, adapter: Path | None, writte
         accuracy = f"{result.before.accuracy:.1%} before, {result.after.accuracy:.1%} after"
         lines.append(("accuracy", f"{accuracy}, on {result.after.texts} test texts"))
     lines.append(("time", f"{result.seconds_per_step:.3f} s a step (median)"))
-    if result.mode == "encrypted":
+    if result.mode != "plain":
         up, down = result.bytes_up_per_token, result.bytes_down_per_token
         lines.append(("traffic", f"{up:,.0f} bytes a token to the server, {down:,.0f} back, forward and backward"))
     files = [adapter / "adapter", adapter / "labels.json", *written] if adapter else written

@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 
 from privtuner import _core
 from privtuner._core import steps
-from privtuner.ckks.evaluator import Matrix, Operations, call_core
+from privtuner.ckks.evaluator import Matrix, Operations, call_core, refresh_with, reveal_with
 from privtuner.ckks.keys import EvaluationKeys
 from privtuner.ckks.parameters import Parameters
+from privtuner.ckks.refresher import Refresher
 from privtuner.ckks.tensor import EncryptedTensor, Tensor
 from privtuner.copies import Stays
 from privtuner.cuda.device import Device
@@ -66,6 +67,8 @@ class CudaEvaluator(Operations[DeviceTensor], Stays):
         parameters: the set in force.
         keys: what products and rotations need; None for operations without keys. A key is uploaded when it is first
             used and stays as long as the evaluator.
+        refresher: the way to the owner of the key, for `refresh` and `reveal`. The processor masks and unmasks: of a
+            refresh the tensor of the lowest level comes down and the fresh one goes up, and pairs are split here.
         work_bytes: device memory for the work space of one operation; None: 256 MiB, or a quarter of what is free if
             that is less.
 
@@ -82,10 +85,12 @@ class CudaEvaluator(Operations[DeviceTensor], Stays):
         device: Device,
         parameters: Parameters,
         keys: EvaluationKeys | None = None,
+        refresher: Refresher | None = None,
         *,
         work_bytes: int | None = None,
     ) -> None:
         self.device = device
+        self.refresher = refresher
         with device.active():
             self._words: Words = _words(device, parameters, work_bytes)
         super().__init__(parameters, keys, record=True, batch=self._words.batch)
@@ -115,6 +120,12 @@ class CudaEvaluator(Operations[DeviceTensor], Stays):
         with self.device.active():
             words = self.device.download(x.words)
         return EncryptedTensor(core.with_words(words), x.parameters)
+
+    def _refreshed(self, x: DeviceTensor, level: int, packed: bool) -> DeviceTensor:
+        return self.upload(refresh_with(self.refresher, self._core, self.download(x), level, packed))
+
+    def _revealed(self, x: DeviceTensor, flood_bits: int, error: float, packed: bool) -> DeviceTensor:
+        return self.upload(reveal_with(self.refresher, self._core, self.download(x), flood_bits, error, packed))
 
     def __repr__(self) -> str:
         return f"<CKKS evaluator of {self.parameters.name} on {self.device.name}, keys: {self.keys!r}>"

@@ -8,11 +8,9 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from privtuner.ckks import EvaluationKeys, Parameters
 from privtuner.copies import Stays
 from privtuner.cuda import linear as kernels
 from privtuner.cuda.device import Device
-from privtuner.cuda.evaluator import CudaEvaluator
 from privtuner.errors import EngineError, InputError
 from privtuner.linear import BytesLike, QuantisedWeight
 from privtuner.parties import BLOCK_BYTES, LinearServer, rows_of
@@ -145,7 +143,6 @@ class CudaServer(LinearServer, Stays):
         self._workers = [_Worker(device) for device in devices]
         self._placed: dict[bytes, tuple[_Worker, kernels.DeviceLayer]] = {}
         self._lock = threading.Lock()
-        self._sealed = 0
 
     def load(self, layers: Iterable[QuantisedWeight]) -> Mapping[str, int]:
         """Put every layer on a device, the largest first, each where the most memory is left.
@@ -197,10 +194,3 @@ class CudaServer(LinearServer, Stays):
                 worker.held += found[1].nbytes
                 self._placed[prepared.spec.id] = found
             return found
-
-    def evaluator(self, parameters: Parameters, keys: EvaluationKeys | None) -> CudaEvaluator:
-        """Return an evaluator for one sealed request, on the devices in turn."""
-        with self._lock:
-            device = self._workers[self._sealed % len(self._workers)].device
-            self._sealed += 1
-        return CudaEvaluator(device, parameters, keys)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from privtuner.nn.bundle import GroupSpec, OwnerBundle
 from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.layers import EncryptedLayer, EncryptedLinear, traffic_of
-from privtuner.nn.model import build
+from privtuner.nn.model import build, build_embeddings
 from privtuner.nn.padding import visible_only
-from privtuner.nn.sealed import SealedMLP, SealedSpec, polynomial_activations
+from privtuner.nn.prepared import Prepared
+from privtuner.nn.sealed_encoder import SealedEncoder
+from privtuner.nn.sealing import Sealing
 from privtuner.nn.session import Session
 from privtuner.nn.split import Split, split, split_pretrained
 from privtuner.nn.traffic import Traffic, TrafficMeter
@@ -21,15 +23,16 @@ __all__ = [
     "GroupSpec",
     "LocalTransport",
     "OwnerBundle",
-    "SealedMLP",
-    "SealedSpec",
+    "Prepared",
+    "SealedEncoder",
+    "Sealing",
     "Session",
     "Split",
     "Traffic",
     "TrafficMeter",
     "Transport",
     "build",
-    "polynomial_activations",
+    "build_embeddings",
     "split",
     "split_pretrained",
     "traffic_of",

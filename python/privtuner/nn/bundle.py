@@ -1,4 +1,4 @@
-"""What the data owner gets from the server: everything of the model but its frozen linear weights and sealed blocks."""
+"""What the data owner gets from the server: everything of the model but its frozen linear weights."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from privtuner import linear
-from privtuner.ckks import Parameters
 from privtuner.errors import InputError, MessageError
-from privtuner.nn.sealed import SealedSpec
-from privtuner.sealed.blocks import SealedPublic
+from privtuner.sealed.public import Public
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,9 +39,9 @@ TOKENIZER_FILES = frozenset(
 
 _NOT_DESCRIBING = frozenset({"auto_map", "custom_pipelines", "quantization_config", "use_kernels"})
 
-_FORMAT = 3
+_FORMAT = 4
 _CONFIG, _MANIFEST = "config.json", "privtuner.json"
-_TENSORS, _LAYERS = "owner.safetensors", "layers.safetensors"
+_TENSORS, _LAYERS, _PUBLIC = "owner.safetensors", "layers.safetensors", "sealed.bin"
 _OWN_FILES = (_CONFIG, _MANIFEST, _TENSORS, _LAYERS)
 
 
@@ -62,7 +60,7 @@ class GroupSpec:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OwnerBundle:
-    """The data owner's part of a split model. Holds no frozen linear weight, no part of a sealed block, no secret.
+    """The data owner's part of a split model. Holds no frozen linear weight and no secret.
 
     Names of modules and tensors leave out the prefix of the base model ("bert.", "transformer.", ...), so they do not
     depend on the head that is built on top.
@@ -73,11 +71,11 @@ class OwnerBundle:
         dtype: dtype of the model, e.g. "float32".
         groups: wire name -> the modules it stands for.
         specs: wire name -> layer description.
-        sealed: wire name -> sealed block, with its public part.
         tensors: embeddings, norms, biases, buffers and kept heads by name.
         kept: names among ``tensors`` of heads that were kept to be trained.
         omitted: modules of the architecture that neither party has, to be initialised by the data owner.
         files: tokenizer files, name -> contents.
+        sealed: what the data owner must know of a model that is sealed whole; None of one that is served in layers.
     """
 
     config: Mapping[str, Any]
@@ -89,7 +87,7 @@ class OwnerBundle:
     kept: frozenset[str] = frozenset()
     omitted: frozenset[str] = frozenset()
     files: Mapping[str, bytes] = field(default_factory=dict)
-    sealed: Mapping[str, SealedSpec] = field(default_factory=dict)
+    sealed: Public | None = None
 
     def __post_init__(self) -> None:
         if set(self.groups) != set(self.specs):
@@ -102,9 +100,6 @@ class OwnerBundle:
                     f"bundle: the members of '{name}' have {sum(spec.members.values())} output features and its "
                     f"description {self.specs[name].d_out}; fetch the bundle again"
                 )
-        both = sorted(set(self.sealed) & set(self.groups))
-        if both:
-            raise MessageError(f"bundle: {both} are both layers and sealed blocks; fetch it again")
         if not hasattr(torch, self.dtype) or not isinstance(getattr(torch, self.dtype), torch.dtype):
             raise MessageError(f"bundle: unknown dtype {self.dtype!r}; fetch the bundle again")
         unknown = sorted(set(self.files) - TOKENIZER_FILES)
@@ -113,7 +108,7 @@ class OwnerBundle:
 
     def __repr__(self) -> str:
         size = sum(tensor.nbytes for tensor in self.tensors.values())
-        served = f"{len(self.groups)} served layers" + (f", {len(self.sealed)} sealed blocks" if self.sealed else "")
+        served = f"{len(self.groups)} served layers" if self.sealed is None else "sealed"
         return f"OwnerBundle({self.architecture}, {served}, {size / 1e6:.1f} MB of tensors)"
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -149,21 +144,18 @@ class OwnerBundle:
                 name: {"kind": spec.kind, "members": [list(item) for item in spec.members.items()]}
                 for name, spec in self.groups.items()
             },
-            "sealed": {
-                name: {"kind": spec.kind, "modules": [spec.first, spec.activation, spec.second]}
-                for name, spec in self.sealed.items()
-            },
             "kept": sorted(self.kept),
             "omitted": sorted(self.omitted),
         }
-        encoded = {name: spec.to_bytes() for name, spec in self.specs.items()}
-        encoded |= {name: spec.public.to_bytes() for name, spec in self.sealed.items()}
-        specs = {name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in encoded.items()}
+        specs = {
+            name: torch.frombuffer(bytearray(spec.to_bytes()), dtype=torch.uint8) for name, spec in self.specs.items()
+        }
         return {
             _CONFIG: self._config_bytes(),
             _MANIFEST: json.dumps(manifest, indent=1).encode(),
             _TENSORS: save({name: tensor.contiguous() for name, tensor in self.tensors.items()}),
             _LAYERS: save(specs),
+            **({} if self.sealed is None else {_PUBLIC: self.sealed.to_bytes()}),
             **self.files,
         }
 
@@ -207,26 +199,18 @@ class OwnerBundle:
         if not isinstance(config, dict):
             raise MessageError(f"bundle: {_CONFIG} holds a {type(config).__name__} instead of an object")
         config = describing_entries(config)
-        specs = {name: tensor.numpy().tobytes() for name, tensor in load(bytes(files[_LAYERS])).items()}
-        sealed = {}
-        sets: dict[bytes, Parameters] = {}
-        for name, spec in manifest["sealed"].items():
-            if spec["kind"] not in ("linear", "conv1d"):
-                raise MessageError(f"bundle: sealed block '{name}' is of unknown kind {spec['kind']!r}")
-            first, activation, second = map(str, spec["modules"])
-            public = SealedPublic.from_bytes(specs.pop(name), sets)
-            sealed[name] = SealedSpec(spec["kind"], first, activation, second, public)
+        specs = load(bytes(files[_LAYERS]))
         return cls(
             config=config,
             architecture=str(manifest["architecture"]),
             dtype=str(manifest["dtype"]),
             groups=groups,
-            specs={name: linear.LayerSpec.from_bytes(spec) for name, spec in specs.items()},
-            sealed=sealed,
+            specs={name: linear.LayerSpec.from_bytes(spec.numpy().tobytes()) for name, spec in specs.items()},
             tensors=load(bytes(files[_TENSORS])),
             kept=frozenset(map(str, manifest["kept"])),
             omitted=frozenset(map(str, manifest["omitted"])),
-            files={name: bytes(content) for name, content in files.items() if name not in _OWN_FILES},
+            files={name: bytes(content) for name, content in files.items() if name not in (*_OWN_FILES, _PUBLIC)},
+            sealed=Public.from_bytes(files[_PUBLIC]) if _PUBLIC in files else None,
         )
 
     def save(self, directory: str | Path) -> None:
@@ -250,7 +234,7 @@ class OwnerBundle:
         folder = Path(directory)
         if not (folder / _MANIFEST).is_file():
             raise InputError(f"no bundle in {folder}: {_MANIFEST} is missing; write one with OwnerBundle.save")
-        names = sorted(path.name for path in folder.iterdir() if path.name in TOKENIZER_FILES | set(_OWN_FILES))
+        names = sorted(path.name for path in folder.iterdir() if path.name in TOKENIZER_FILES | {*_OWN_FILES, _PUBLIC})
         return cls.from_files({name: (folder / name).read_bytes() for name in names})
 
     def _config_bytes(self) -> bytes:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
-    "FEED_FORWARD",
     "KEPT_HEADS",
     "NEW_HEADS",
     "PADDING_SAFE",
@@ -21,6 +20,7 @@ __all__ = [
     "PRETRAINING_HEADS",
     "READ_WEIGHTS",
     "REGULAR",
+    "SEALABLE",
     "TASKS",
     "canonical_names",
     "check_regular",
@@ -38,14 +38,6 @@ NEW_HEADS = ("pooler",)
 
 PRETRAINING_HEADS = ("ForMaskedLM", "ForPreTraining")
 """Ends of the names of classes whose head fine-tuning throws away: the base model is what their directory is for."""
-
-FEED_FORWARD: Mapping[tuple[str, str, str], str] = {
-    ("intermediate.dense", "intermediate.intermediate_act_fn", "output.dense"): "BERT, RoBERTa, ELECTRA",
-    ("c_fc", "act", "c_proj"): "GPT-2",
-    ("lin1", "activation", "lin2"): "DistilBERT",
-}
-"""(first layer, activation, second layer) below one parent that calls them in this order and nothing between -> the
-families that have such blocks."""
 
 PADDING_SAFE: Mapping[str, Literal["first", "last"]] = {
     "albert": "first",
@@ -84,6 +76,9 @@ REGULAR = frozenset((_ENCODERS + _DECODERS + _ENCODERS_WITH_DECODERS).split())
 and for how many tokens follows from the shapes of the inputs alone. Left out are those that route tokens to experts,
 gather some of them, pad to sizes of their own, or stop early. Layers dropped in training (BART, OPT) are drawn from
 PyTorch's generator."""
+
+SEALABLE = frozenset({"bert", "camembert", "data2vec-text", "electra", "roberta", "xlm-roberta"})
+"""Model types whose base model is embeddings with a norm of their own, then blocks as BERT has them and names them."""
 
 TASKS = {
     "causal-lm": "AutoModelForCausalLM",

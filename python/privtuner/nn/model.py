@@ -12,17 +12,15 @@ from privtuner.errors import InputError
 from privtuner.nn.bundle import GroupSpec, OwnerBundle
 from privtuner.nn.families import TASKS, canonical_names, check_regular
 from privtuner.nn.groups import EncryptedGroup
-from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.layers import EncryptedLayer, EncryptedLinear
 from privtuner.nn.pretrained import is_new_head
 from privtuner.nn.saving import adapt_methods
-from privtuner.nn.sealed import SealedMLP
 from privtuner.nn.session import Session
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["build"]
+__all__ = ["build", "build_embeddings"]
 
 _LABELS = frozenset({"num_labels", "id2label", "label2id", "problem_type"})
 
@@ -75,6 +73,8 @@ def build(
     """
     if not isinstance(session, Session):
         raise InputError(f"session is a {type(session).__name__}; give privtuner.nn.Session(transport)")
+    if bundle.sealed is not None:
+        raise InputError("the bundle is of a sealed model, which has no layers to place; use nn.SealedEncoder")
     configuration = _configuration(bundle, config)
     if task is None and not {"num_labels", "id2label"}.isdisjoint(config):
         task = "sequence-classification"
@@ -83,7 +83,6 @@ def build(
         check_regular(model)
     _check_against_architecture(bundle, configuration)
     _place_encrypted_layers(model, bundle, session)
-    _place_sealed_blocks(model, bundle, session)
     _load_tensors(model, bundle, resized=not _LABELS.isdisjoint(config))
     model.tie_weights()
     _initialise_missing(model)
@@ -94,6 +93,26 @@ def build(
         model.name_or_path = configuration.name_or_path = base_model
     model.eval()
     return model
+
+
+def build_embeddings(bundle: OwnerBundle) -> torch.nn.Module:
+    """Return the embeddings of a sealed model with their norm: frozen, without dropout, on the processor.
+
+    They are called with ``input_ids`` (n, length), and give (n, length, width).
+
+    Raises:
+        privtuner.errors.InputError: the bundle lacks a part of them, or the architecture has none.
+    """
+    model: Any = _skeleton(bundle, _configuration(bundle, {}), None, None)
+    _load_tensors(model, bundle, resized=False)
+    embeddings = getattr(model, "embeddings", None)
+    if not isinstance(embeddings, torch.nn.Module):
+        raise InputError(f"a {bundle.architecture} has no embeddings of its own; fetch the bundle again")
+    _check_complete(embeddings)
+    for name, module in embeddings.named_children():
+        if isinstance(module, torch.nn.Dropout):
+            setattr(embeddings, name, torch.nn.Identity())
+    return embeddings.eval()
 
 
 def _configuration(bundle: OwnerBundle, overrides: Mapping[str, Any]) -> PreTrainedConfig:
@@ -152,13 +171,10 @@ def _check_against_architecture(bundle: OwnerBundle, config: PreTrainedConfig) -
     whole = _skeleton(bundle, config, None, None)
     canonical = canonical_names(whole)
     served = {member for spec in bundle.groups.values() for member in spec.members}
-    sealed = {name for spec in bundle.sealed.values() for name in (spec.first, spec.second)}
     named = whole.named_parameters(remove_duplicate=False)
     sources = {id(tensor) for name, tensor in named if canonical(name) in bundle.tensors}
     for path, module in whole.named_modules():
         name = canonical(path)
-        if name in sealed:
-            continue
         if name in bundle.omitted:
             if not is_new_head(whole, path):
                 raise InputError(
@@ -193,28 +209,6 @@ def _place_encrypted_layers(model: PreTrainedModel, bundle: OwnerBundle, session
             parent, _, leaf = path.rpartition(".")
             layer = _make_encrypted(group, member, spec, name, module, getattr(torch, bundle.dtype))
             setattr(model.get_submodule(parent), leaf, layer)
-
-
-def _place_sealed_blocks(model: PreTrainedModel, bundle: OwnerBundle, session: Session) -> None:
-    canonical = canonical_names(model)
-    modules = {canonical(name): (name, module) for name, module in model.named_modules()}
-    for wire, spec in bundle.sealed.items():
-        missing = [name for name in (spec.first, spec.activation, spec.second) if name not in modules]
-        if missing:
-            raise InputError(f"the model built here lacks {missing} of block '{wire}'; use the server's transformers")
-        first, second = modules[spec.first][1], modules[spec.second][1]
-        if kind_of(first) != spec.kind or kind_of(second) != spec.kind:
-            raise InputError(f"block '{wire}' was split as {spec.kind} layers; use the server's transformers")
-        features = (matrix_of(first).shape[1], matrix_of(second).shape[0])
-        if features != (spec.public.d_in, spec.public.d_out):
-            raise InputError(
-                f"block '{wire}' has {features} features (in, out) by the configuration and "
-                f"{(spec.public.d_in, spec.public.d_out)} at the server; do not change entries that set sizes"
-            )
-        block = SealedMLP(wire, spec.public, session)
-        for name, new in ((spec.first, block), (spec.activation, None), (spec.second, None)):
-            parent, _, leaf = modules[name][0].rpartition(".")
-            setattr(model.get_submodule(parent), leaf, torch.nn.Identity() if new is None else new)
 
 
 def _make_encrypted(
@@ -286,7 +280,7 @@ def _initialise_missing(model: PreTrainedModel) -> None:
             )
 
 
-def _check_complete(model: PreTrainedModel) -> None:
+def _check_complete(model: torch.nn.Module) -> None:
     for path, module in model.named_modules():
         for name, value in [*vars(module).items(), *module._parameters.items(), *module._buffers.items()]:
             if isinstance(value, torch.Tensor) and value.is_meta:

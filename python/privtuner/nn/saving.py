@@ -11,7 +11,6 @@ import torch
 
 from privtuner.errors import InputError, WeightWithheldError
 from privtuner.nn.layers import EncryptedLayer
-from privtuner.nn.sealed import SealedMLP
 from privtuner.nn.withheld import mark_withheld
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def _save_pretrained(
         seen.add(place)
         tensors[name] = tensor.detach().contiguous()
     for path, module in self.named_modules():
-        if isinstance(module, (EncryptedLayer, SealedMLP)):
+        if isinstance(module, EncryptedLayer):
             mark_withheld(tensors, path)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _CONFIG).unlink(missing_ok=True)

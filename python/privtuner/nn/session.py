@@ -1,32 +1,24 @@
-"""The data owner's end of the wire: one encrypted product or sealed block, counted."""
+"""The data owner's end of the wire: one encrypted product, counted."""
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from privtuner import linear, schemes
-from privtuner.ckks import Parameters
-from privtuner.errors import CkksError, InputError
+from privtuner.errors import InputError
 from privtuner.nn.live import LiveResource
 from privtuner.nn.passes import PassTracker
 from privtuner.nn.traffic import Traffic, TrafficMeter
 from privtuner.parties import LinearClient, Transport
-from privtuner.sealed.blocks import SealedClient, SealedPublic
 
 if TYPE_CHECKING:
     from privtuner.cuda import Device
 
 __all__ = ["Session"]
-
-_log = logging.getLogger(__name__)
 
 _DIVERGED = (
     "the activations that reach it are not finite (NaN or infinity): the run has diverged (lower the learning rate or "
@@ -58,15 +50,13 @@ class Session(LiveResource):
     Args:
         transport: carries requests to the server.
         scheme: how linear layers are encrypted, one of `privtuner.schemes.SCHEMES`: "linear", or "openfhe" for
-            ciphertexts of OpenFHE, with keys made here. What the server was started with. Sealed blocks use this
-            package's CKKS whatever the scheme.
+            ciphertexts of OpenFHE, with keys made here. What the server was started with.
         device: where linear layers are encrypted and decrypted: "cpu", or with the scheme linear "cuda", "cuda:1".
             Tensors on that GPU are then read and made there, without a copy through the processor's memory.
         mask_cache_bytes: memory for the products of the public masks with the weights, which are then asked for once a
             layer and direction instead of in every request; see `privtuner.linear.MaskCache`. A layer takes
             8 KB an output feature forward and 8 KB an input feature backward with ``linear-w8``, twice that with
             ``linear-w16``. None sets no limit, 0 keeps none. OpenFHE's ciphertexts have no masks to keep.
-        allow_insecure: accept sealed blocks under INSECURE parameters, for tests.
 
     Raises:
         privtuner.errors.InputError: ``transport`` lacks ``apply``, ``mask_cache_bytes`` is negative, or there is no
@@ -81,7 +71,6 @@ class Session(LiveResource):
         device: str | Device = "cpu",
         *,
         mask_cache_bytes: int | None = None,
-        allow_insecure: bool = False,
     ) -> None:
         if not isinstance(transport, Transport):
             raise InputError(
@@ -92,9 +81,6 @@ class Session(LiveResource):
         self.meter = TrafficMeter()
         self.passes = PassTracker()
         self._client: LinearClient = schemes.scheme(scheme).client(device, mask_cache_bytes)
-        self._allow_insecure = allow_insecure
-        self._lock = threading.Lock()
-        self._sealed_clients: dict[Parameters, SealedClient] = {}
 
     @property
     def on_device(self) -> bool:
@@ -140,52 +126,3 @@ class Session(LiveResource):
         )
         self.meter.add(layer, direction, traffic)
         return y
-
-    def sealed(
-        self, block: str, public: SealedPublic, x: npt.NDArray[np.float64], g: npt.NDArray[np.float64] | None = None
-    ) -> npt.NDArray[np.float64]:
-        """Return a sealed block's outputs, or with ``g`` the gradient by ``x``, computed by the server on ciphertexts.
-
-        Every request has a secret key of its own. Slow, so each is logged (INFO) with its seconds.
-
-        Args:
-            block: wire name.
-            public: the block's public part.
-            x: float64 (tokens, d_in), any number of tokens.
-            g: float64 (tokens, d_out).
-
-        Returns:
-            float64 (tokens, d_out), or with ``g`` (tokens, d_in).
-
-        Raises:
-            privtuner.errors.InputError: NaN, infinity, the wrong shape, or inputs above the block's bound.
-            privtuner.errors.CkksError: the reply is out of bounds: the activation's domain is too small.
-            privtuner.errors.PrivtunerError: the transport failed or the reply does not fit the request.
-        """
-        client = self._sealed_client(public.parameters)
-        direction = "forward" if g is None else "backward"
-        results = [np.zeros((0, public.d_out if g is None else public.d_in))]
-        if not np.isfinite(x).all():
-            raise InputError(f"sealed block '{block}': {_DIVERGED}")
-        for start in range(0, len(x), public.parameters.slots):
-            rows = slice(start, start + public.parameters.slots)
-            begin = time.perf_counter()
-            try:
-                request, pending = client.request(public, x[rows], None if g is None else g[rows])
-                sent = time.perf_counter()
-                blocks = _TimedBlocks(self.transport.apply(block, request))
-                opened = time.perf_counter()
-                results.append(client.decrypt(blocks, pending))
-            except (CkksError, InputError) as error:
-                raise type(error)(f"sealed block '{block}', {direction}: {error}") from error
-            seconds = time.perf_counter() - begin
-            tokens, wait = len(x[rows]), opened - sent + blocks.wait_seconds
-            self.meter.add(block, direction, Traffic(1, tokens, len(request), blocks.bytes, seconds, wait))
-            _log.info("sealed block %s %s: %d tokens in %.1f s", block, direction, tokens, seconds)
-        return np.concatenate(results)
-
-    def _sealed_client(self, parameters: Parameters) -> SealedClient:
-        with self._lock:
-            if parameters not in self._sealed_clients:
-                self._sealed_clients[parameters] = SealedClient(parameters, allow_insecure=self._allow_insecure)
-            return self._sealed_clients[parameters]

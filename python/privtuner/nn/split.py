@@ -1,4 +1,4 @@
-"""Cuts a Hugging Face model into the server's layers and blocks and the data owner's bundle."""
+"""Cuts a Hugging Face model into the server's part and the data owner's bundle."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from privtuner import linear
-from privtuner.ckks import Parameters
 from privtuner.errors import InputError
 from privtuner.nn.bundle import GroupSpec, OwnerBundle, describing_entries
 from privtuner.nn.families import (
@@ -27,11 +26,12 @@ from privtuner.nn.families import (
 )
 from privtuner.nn.kinds import kind_of, matrix_of
 from privtuner.nn.pretrained import load_configuration, load_model, load_tokenizer, tokenizer_files
-from privtuner.nn.sealed import ACTIVATION_DEGREE, ACTIVATION_DOMAIN, INPUT_BOUND, Seal, SealedSpec, prepare_blocks
-from privtuner.schemes import Layer
+from privtuner.nn.sealing import Sealing, take_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from privtuner.sealed.weights import Weights
 
 __all__ = ["Split", "split", "split_pretrained"]
 
@@ -41,14 +41,19 @@ class Split:
     """The two parts of a model.
 
     Attributes:
-        server: wire name -> prepared layer or sealed block; never leaves the model owner.
+        server: wire name -> prepared layer; never leaves the model owner.
         bundle: for the data owner.
+        weights: of a model that is sealed whole, which is served instead of layers, once
+            `privtuner.nn.Prepared.calibrate` has prepared it; never leaves the model owner.
     """
 
-    server: Mapping[str, Layer]
+    server: Mapping[str, linear.QuantisedWeight]
     bundle: OwnerBundle
+    weights: Weights | None = None
 
     def __repr__(self) -> str:
+        if self.weights is not None:
+            return f"Split(weights of {len(self.weights.layers)} blocks, bundle={self.bundle!r})"
         return f"Split(server={len(self.server)} prepared layers, bundle={self.bundle!r})"
 
 
@@ -59,11 +64,7 @@ def split(
     *,
     files: Mapping[str, bytes] | None = None,
     omit: Collection[str] = (),
-    seal: Seal | None = None,
-    activation_domain: tuple[float, float] = ACTIVATION_DOMAIN,
-    activation_degree: int = ACTIVATION_DEGREE,
-    input_bound: float = INPUT_BOUND,
-    seal_parameters: Parameters | None = None,
+    seal: Sealing | Literal["model"] | None = None,
     allow_data_dependent_requests: bool = False,
     progress: Callable[[int, int, str], object] | None = None,
 ) -> Split:
@@ -80,12 +81,8 @@ def split(
             ("classifier" covers everything inside ``classifier``).
         files: tokenizer files to carry along, name -> contents.
         omit: names of modules (as in ``model``) to leave out of both parts.
-        seal: "mlp" to evaluate the feed-forward blocks whole at the server, which keeps their biases too: the data
-            owner then sees no linear map of them. Slow.
-        activation_domain: where a sealed block's activation is approximated; inputs of the activation must stay there.
-        activation_degree: the degree of the polynomial in its place.
-        input_bound: largest absolute input of a sealed block, declared with every request.
-        seal_parameters: parameters of the sealed blocks' encryption; None: the smallest secure set that is deep enough.
+        seal: how to seal a BERT-like encoder whole, "model" for the defaults: its blocks are then evaluated on
+            ciphertexts, and neither side learns the other's secret. Preset and keep have no meaning then.
         allow_data_dependent_requests: split model types that are not known to ask every layer for the same tokens
             whatever the texts say; see `privtuner.nn.build`, where the data owner has to say so too.
         progress: called with the weights prepared so far, all that there are, and the name of the layer that is next.
@@ -93,8 +90,8 @@ def split(
     Raises:
         privtuner.errors.InputError: ``model`` is no such model, has adapters, quantised layers or tensors that are not
             in memory, holds a matrix that is neither linear nor an embedding, or weights that are not finite; it is of
-            a type whose requests may depend on the data; ``preset`` is unknown; or with ``seal``, there is no block to
-            seal, or one that is kept or omitted.
+            a type whose requests may depend on the data; ``preset`` is unknown; or with ``seal``, it is of a type or
+            form that cannot be sealed.
     """
     from transformers import PreTrainedModel
 
@@ -110,38 +107,26 @@ def split(
             f"'{away}' is not in memory (offloaded to disk, or on the meta device); load the model with "
             "from_pretrained(directory) and no device_map"
         )
+    if seal is not None:
+        weights, bundle = take_apart(model, _sealing(seal), files or {}, omit)
+        return Split({}, bundle, weights)
     if not allow_data_dependent_requests:
         check_regular(model)
     canonical = canonical_names(model)
     kept = _make_matcher(keep)
     omitted = _make_exact_matcher(omit)
-    frozen = {
+    layers = {
         name: module
         for name, module in model.named_modules()
         if kind_of(module) and not (kept(name) or omitted(name) or _is_tied(module, model))
     }
-    if (read := READ_WEIGHTS.get(type_of(model))) in frozen:
+    if (read := READ_WEIGHTS.get(type_of(model))) in layers:
         raise InputError(
             f"'{read}' cannot be served: a {type(model).__name__} reads its weight past the layer; give it to the data "
             f"owner in the clear with keep=(..., '{read}'), or split the base model"
         )
-    begin = _make_counter(progress, sum(matrix_of(module).numel() for module in frozen.values()))
-    blocks = prepare_blocks(
-        model,
-        seal,
-        domain=activation_domain,
-        degree=activation_degree,
-        input_bound=input_bound,
-        parameters=seal_parameters,
-        begin=begin,
-    )
-    sealed = {name for first, _, second in blocks for name in (first, second)}
-    for name in sorted(sealed):
-        if kept(name) or omitted(name):
-            raise InputError(f"'{name}' is to be sealed, and kept or omitted too; leave it out of keep, or do not seal")
-    layers = {name: module for name, module in frozen.items() if name not in sealed}
-
-    server: dict[str, Layer] = {}
+    begin = _make_counter(progress, sum(matrix_of(module).numel() for module in layers.values()))
+    server: dict[str, linear.QuantisedWeight] = {}
     groups: dict[str, GroupSpec] = {}
     specs: dict[str, linear.LayerSpec] = {}
     for names in group_siblings(layers):
@@ -158,16 +143,9 @@ def split(
 
     begin("", ())
 
-    sealed_specs: dict[str, SealedSpec] = {}
-    for names, (block, kind) in blocks.items():
-        first, activation, second = map(canonical, names)
-        wire = wire_name((first, second))
-        server[wire] = block
-        sealed_specs[wire] = SealedSpec(kind, first, activation, second, block.public)
-
     tensors: dict[str, torch.Tensor] = {}
     kept_tensors = set()
-    for name, tensor in _owner_tensors(model, layers, sealed, kept, omitted):
+    for name, tensor in _owner_tensors(model, layers, kept, omitted):
         tensors[canonical(name)] = tensor.detach().cpu().clone()
         if kept(name):
             kept_tensors.add(canonical(name))
@@ -177,7 +155,6 @@ def split(
         dtype=str(model.dtype).removeprefix("torch."),
         groups=groups,
         specs=specs,
-        sealed=sealed_specs,
         tensors=tensors,
         kept=frozenset(kept_tensors),
         omitted=frozenset(canonical(name) for name in omit),
@@ -193,7 +170,6 @@ def split_pretrained(
     *,
     task: str | None = None,
     dtype: torch.dtype = torch.float32,
-    seal: Seal | None = None,
     **options: Any,
 ) -> Split:
     """Load the model in ``directory`` and split it; its tokenizer goes into the bundle.
@@ -205,9 +181,7 @@ def split_pretrained(
         task: which head to load, as in `privtuner.nn.build`. None loads the architecture the configuration
             names, or the base model when that is a pretraining head.
         dtype: dtype to load and train in.
-        seal: see `split`.
-        **options: ``activation_domain``, ``activation_degree``, ``input_bound``, ``seal_parameters``,
-            ``allow_data_dependent_requests``, ``progress`` of `split`.
+        **options: ``seal``, ``allow_data_dependent_requests``, ``progress`` of `split`.
 
     Raises:
         privtuner.errors.InputError: ``directory`` holds no whole model: a file is missing or damaged, or a tensor that
@@ -232,7 +206,15 @@ def split_pretrained(
     if files:
         load_tokenizer(directory)  # one that does not load should show here, not at the data owner's
     # A head that the directory lacks was made up on loading: the data owner makes and trains its own.
-    return split(model, preset, keep, files=files, omit=missing, seal=seal, **options)
+    return split(model, preset, keep, files=files, omit=missing, **options)
+
+
+def _sealing(seal: Sealing | str) -> Sealing:
+    if seal == "model":
+        return Sealing()
+    if not isinstance(seal, Sealing):
+        raise InputError(f"seal is {seal!r}; give 'model', or privtuner.nn.Sealing(...) with options")
+    return seal
 
 
 def _make_counter(
@@ -290,7 +272,6 @@ def _prepare(wire: str, modules: list[torch.nn.Module], preset: str) -> linear.Q
 def _owner_tensors(
     model: PreTrainedModel,
     layers: Mapping[str, torch.nn.Module],
-    sealed: Collection[str],
     kept: Callable[[str], bool],
     omitted: Callable[[str], bool],
 ) -> list[tuple[str, torch.Tensor]]:
@@ -300,7 +281,7 @@ def _owner_tensors(
     # Embeddings first: a tensor tied to one goes by the embedding's name.
     modules = sorted(model.named_modules(), key=lambda item: not isinstance(item[1], torch.nn.Embedding))
     for path, module in modules:
-        if omitted(path) or path in sealed:
+        if omitted(path):
             continue
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for leaf, tensor in own:

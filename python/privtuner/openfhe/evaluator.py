@@ -242,6 +242,10 @@ class Evaluator:
             core = self._lib.power_series(x._core, coefficients, self._keys)
         return self._tensor(x, core, self._estimate(x).polynomial(polynomial, self._errors))
 
+    def polynomials(self, x: EncryptedTensor, polynomials: Sequence[Polynomial]) -> list[EncryptedTensor]:
+        """The values of several polynomials, one by one: OpenFHE keeps no powers."""
+        return [self.polynomial(x, polynomial) for polynomial in polynomials]
+
     def rescale(self, x: EncryptedTensor) -> EncryptedTensor:
         """Rescale ciphertexts that another program left unscaled under FIXEDMANUAL; all else is rescaled already."""
         self._check(x)
@@ -297,6 +301,18 @@ class Evaluator:
         """Refused, as OpenFHE does not pack sums: use `sum_slots`, or the native evaluator."""
         raise EngineError("OpenFHE does not pack sums of slots; use sum_slots, or the native evaluator")
 
+    def expand(self, x: EncryptedTensor, count: int, features: slice | None = None) -> EncryptedTensor:  # noqa: ARG002
+        """Refused, as OpenFHE does not pack numbers in coefficients."""
+        raise EngineError("OpenFHE does not pack numbers in coefficients; use the native evaluator")
+
+    def refresh(self, x: EncryptedTensor, level: int | None = None, *, packed: bool = False) -> EncryptedTensor:  # noqa: ARG002
+        """Refused, as masked refreshes are of the native scheme; see `bootstrap`."""
+        raise EngineError("OpenFHE has no masked refresh; use bootstrap, or the native evaluator")
+
+    def reveal(self, x: EncryptedTensor, *options: object, **named: object) -> EncryptedTensor:  # noqa: ARG002
+        """Refused, as OpenFHE adds its own noise where it decrypts."""
+        raise EngineError("OpenFHE has no flooded results; use the native evaluator")
+
     def bootstrap(self, x: EncryptedTensor, *, precision_bits: float) -> EncryptedTensor:
         """The same values with levels to compute on, by OpenFHE's ``EvalBootstrap``. |x| must be at most about 1.
 
@@ -319,16 +335,20 @@ class Evaluator:
         core = self._lib.bootstrap(x._core, self._keys)
         return self._tensor(x, core, x.estimate.off(bias=x.bound * 2.0**-precision_bits))
 
-    def assume(self, x: EncryptedTensor, bound: float) -> EncryptedTensor:
-        """The same tensor with the caller's promise that |value| <= bound. No copy, no level.
+    def assume(self, x: EncryptedTensor, bound: float, error: float | None = None) -> EncryptedTensor:
+        """The same tensor with the promise that |value| <= bound, and off by ``error`` at most. No copy, no level.
 
         Raises:
-            CkksError: the bound is not a positive number.
+            CkksError: the bound or the error is not a positive number.
         """
         self._check(x)
-        if not (math.isfinite(bound) and bound > 0):
-            raise CkksError(f"bound {bound}: give a positive number")
-        return self._tensor(x, x._core, x.estimate.assumed(bound))
+        for name, value in (("bound", bound), ("error", 1.0 if error is None else error)):
+            if not (math.isfinite(value) and value > 0):
+                raise CkksError(f"{name} {value}: give a positive number")
+        estimate = x.estimate.assumed(bound)
+        if error is not None and error < x.budget().error:
+            estimate = replace(estimate, noise=0.0, bias=error / float(np.abs(estimate.factor).max()))
+        return self._tensor(x, x._core, estimate)
 
     def _tensor(self, like: EncryptedTensor, core: Any, estimate: Estimate) -> EncryptedTensor:
         return EncryptedTensor(core, self.context, like.shape[0], estimate)

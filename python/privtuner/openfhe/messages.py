@@ -97,8 +97,8 @@ def read(data: BytesLike, kind: str) -> tuple[Head, Residues]:
         MessageError: malformed, truncated, corrupted, of another version or kind, or with impossible values.
     """
     what, (outer, body) = _NAMES[kind], wire.open(kind, data)
-    if outer.parameters != 0 or outer.direction not in ("forward", "backward"):
-        raise MessageError(f"{what}: parameters {outer.parameters} or direction {outer.direction} are not used here")
+    if outer.parameters != 0:
+        raise MessageError(f"{what}: parameters {outer.parameters} are not used here")
     if len(body) < _PREFIX.size:
         raise MessageError(f"{what}: a body of {len(body)} bytes: truncated?")
     n, towers, first, total = _PREFIX.unpack_from(body)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from privtuner.parties import LinearClient, LinearServer, Transport
-from privtuner.schemes.host import Host, Layer, LocalTransport
+from privtuner.schemes.host import Host, LocalTransport
 from privtuner.schemes.registry import SCHEMES, Backend, Scheme, scheme
 
 __all__ = [
     "SCHEMES",
     "Backend",
     "Host",
-    "Layer",
     "LinearClient",
     "LinearServer",
     "LocalTransport",

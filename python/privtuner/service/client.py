@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -128,6 +128,22 @@ class RemoteTransport(Stays):
             finally:
                 call.cancel()
 
+    def job(self, messages: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the server's messages of a sealed model's job, while those of ``messages`` are sent.
+
+        See `privtuner.sealed.owner.JobTransport`. The call is cancelled when the iterator is closed early.
+
+        Raises:
+            privtuner.errors.ServiceError: the server cannot be reached, went away, refused a message or failed.
+        """
+        self.hello()
+        with self._explain_errors("the job"):
+            call: Any = self._channel.stream_stream(method("Job"))(iter(messages), metadata=_metadata())
+            try:
+                yield from call
+            finally:
+                call.cancel()
+
     def counts(self) -> ServerCounts:
         """Return what the server has seen since it started, from all its clients.
 
@@ -164,7 +180,8 @@ class RemoteTransport(Stays):
             hello = dict(json.loads(answer))
             protocol = int(hello["protocol"])
             if protocol == PROTOCOL:
-                hello |= {name: int(hello.get(name, 0)) for name in ("bundle_bytes", "sealed")}
+                hello["bundle_bytes"] = int(hello.get("bundle_bytes", 0))
+                hello["sealed"] = bool(hello.get("sealed", False))
                 if not all(isinstance(hello[name], str) for name in ("model", "scheme", "preset")):
                     raise TypeError("model, scheme and preset are no names")
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:

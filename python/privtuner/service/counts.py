@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from privtuner.errors import MessageError
+from privtuner.sealed.server import TaskCounts
 from privtuner.wire import Head
 
 __all__ = ["Counter", "LayerCounts", "ServerCounts"]
@@ -25,7 +26,9 @@ class LayerCounts:
         largest: rows of the largest one.
         bytes_in: bytes of the requests.
         bytes_out: bytes of the replies.
-        seconds: time from the last byte of a request to the last byte of its reply, summed.
+        seconds: time from the last byte of a request to the last byte of its reply, summed; of a sealed model's task,
+            from its first byte.
+        refreshes: ciphertexts that owners refreshed.
     """
 
     requests: int = 0
@@ -34,6 +37,7 @@ class LayerCounts:
     bytes_in: int = 0
     bytes_out: int = 0
     seconds: float = 0.0
+    refreshes: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class ServerCounts:
     """What a server has seen since it started.
 
     Attributes:
-        layers: (wire name, "forward", "backward" or another direction of a block) -> counts.
+        layers: (wire name, "forward" or "backward") -> counts; of a sealed model's tasks, ("sealed", the task's name).
         bundles: owner bundles sent.
         refused: requests answered with an error.
     """
@@ -60,6 +64,7 @@ class ServerCounts:
             total.bytes_in += counts.bytes_in
             total.bytes_out += counts.bytes_out
             total.seconds += counts.seconds
+            total.refreshes += counts.refreshes
         return total
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,6 +121,18 @@ class Counter:
             counts.bytes_in += bytes_in
             counts.bytes_out += bytes_out
             counts.seconds += seconds
+
+    def count_task(self, task: TaskCounts) -> None:
+        """Count one task of a sealed model that was done in full."""
+        with self._lock:
+            counts = self._layers.setdefault(("sealed", task.task), LayerCounts())
+            counts.requests += 1
+            counts.tokens += task.tokens
+            counts.largest = max(counts.largest, task.tokens)
+            counts.bytes_in += task.bytes_in
+            counts.bytes_out += task.bytes_out
+            counts.seconds += task.seconds
+            counts.refreshes += task.refreshes
 
     def count_bundle(self) -> None:
         """Count one bundle sent."""

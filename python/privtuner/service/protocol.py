@@ -2,9 +2,11 @@
 
 Calls carry raw bytes, no protobuf. Every call names the protocol version in its metadata.
 
-    Hello   nothing -> JSON: protocol, version, model, scheme, preset, layers, how many are sealed, bytes of the bundle
+    Hello   nothing -> JSON: protocol, version, model, scheme, preset, layers, whether it is sealed, bytes of the bundle
     Bundle  nothing -> stream of pieces of the owner's bundle: u16 length of the file name, name, contents
     Apply   stream of a request's bytes, layer name in the metadata -> stream of the reply's blocks
+    Job     stream of the owner's messages of a sealed model's job <-> stream of the server's, see
+            `privtuner.sealed.messages`
     Stats   nothing -> JSON: what the server has seen, see ServerCounts
 """
 
@@ -17,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from privtuner.errors import InputError, MessageError
 
 __all__ = [
+    "LARGEST_BYTES",
     "LAYER_KEY",
     "MESSAGE_BYTES",
     "PROTOCOL",
@@ -30,7 +33,7 @@ __all__ = [
     "split_files",
 ]
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of everything in this file; both sides must speak the same."""
 
 SERVICE = "privtuner.Linear"
@@ -39,6 +42,9 @@ LAYER_KEY = "privtuner-layer-bin"
 
 MESSAGE_BYTES = 1 << 20
 """Size of one gRPC message of a longer stream: large enough to amortise its cost, small enough to overlap."""
+
+LARGEST_BYTES = 64 << 20
+"""Longest gRPC message that either side takes: one or two ciphertexts of the largest ring."""
 
 _NAME = struct.Struct("<H")
 
@@ -57,7 +63,7 @@ def channel_options(keepalive_seconds: float) -> list[tuple[str, int]]:
     milliseconds = max(1, round(keepalive_seconds * 1000))
     return [
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_receive_message_length", LARGEST_BYTES),
         ("grpc.keepalive_time_ms", milliseconds),
         ("grpc.keepalive_timeout_ms", milliseconds),
         ("grpc.http2.ping_timeout_ms", milliseconds),

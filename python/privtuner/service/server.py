@@ -1,4 +1,4 @@
-"""The model owner's process: prepared layers and sealed blocks behind gRPC."""
+"""The model owner's process: prepared layers behind gRPC."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from privtuner.copies import Stays
 from privtuner.errors import InputError, MessageError, ServiceError
 from privtuner.nn import Split
 from privtuner.schemes import Host, LinearServer
+from privtuner.sealed.server import SealedService
 from privtuner.service.counts import Counter, ServerCounts
 from privtuner.service.protocol import (
     LAYER_KEY,
@@ -61,6 +62,7 @@ class Server(Stays):
         name: what clients are told the model is called.
         server: computes the linear layers; the linear scheme on the processor when None. It decides which requests are
             answered.
+        sealed: serves a sealed model, if there is one.
         max_request_bytes: longest request accepted, so that one client cannot take all memory.
         allow_plaintext: bind an address that other machines can reach.
 
@@ -81,13 +83,14 @@ class Server(Stays):
         port: int = 0,
         name: str = "",
         server: LinearServer | None = None,
+        sealed: SealedService | None = None,
         max_request_bytes: int = 4 << 30,
         allow_plaintext: bool = False,
     ) -> None:
         _check_address(host, port, allow_plaintext)
         if max_request_bytes < 1:
             raise InputError(f"max_request_bytes is {max_request_bytes}; give at least 1")
-        self._host = Host(split.server, server)
+        self._host = Host(split.server, server, sealed)
         self._files = split.bundle.to_files()
         self.placement = self._host.load()
         """Bytes of layers on each GPU, by its name."""
@@ -101,11 +104,14 @@ class Server(Stays):
             "scheme": self._host.server.scheme,
             "preset": ", ".join(presets),
             "layers": len(split.server),
-            "sealed": len(split.bundle.sealed),
+            "sealed": sealed is not None,
             "bundle_bytes": sum(map(len, self._files.values())),
         }
         """What clients are told first."""
-        self._server = grpc.server(ThreadPoolExecutor(_WORKERS, "privtuner-serve"), options=channel_options(20.0))
+        self._server = grpc.server(
+            ThreadPoolExecutor(_WORKERS + (0 if sealed is None else sealed.sessions), "privtuner-serve"),
+            options=channel_options(20.0),
+        )
         self._server.add_generic_rpc_handlers((self._handlers(),))
         literal = _literal(host)
         try:
@@ -147,6 +153,7 @@ class Server(Stays):
                 "Hello": grpc.unary_unary_rpc_method_handler(lambda *_: hello),
                 "Stats": grpc.unary_unary_rpc_method_handler(self._guard(self._stats)),
                 "Bundle": grpc.unary_stream_rpc_method_handler(self._guard_stream(self._bundle)),
+                "Job": grpc.stream_stream_rpc_method_handler(self._guard_stream(self._job)),
                 "Apply": grpc.stream_stream_rpc_method_handler(self._guard_stream(self._apply)),
             },
         )
@@ -167,6 +174,8 @@ class Server(Stays):
                 code, text = refusal.code, str(refusal)
             except (MessageError, InputError) as error:
                 code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
+            except ServiceError as error:
+                code, text = grpc.StatusCode.ABORTED, str(error)
             except grpc.RpcError:
                 return  # the client is gone
             except Exception:
@@ -196,6 +205,9 @@ class Server(Stays):
             sent += len(block)
             yield bytes(block)  # gRPC takes nothing else
         self._counter.count_answer(layer, head, len(request), sent, time.perf_counter() - start)
+
+    def _job(self, messages: Iterable[bytes], context: Any) -> Iterator[bytes]:  # noqa: ARG002 - gRPC's signature
+        return self._host.job(messages, self._counter.count_task)
 
     def _receive(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         size = 0

@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from privtuner.train.mean_head import MeanForSequenceClassification
+    from privtuner.train.sealed import SealedClassifier
+
+    Classifier = PreTrainedModel | MeanForSequenceClassification | SealedClassifier
 
 __all__ = ["fit", "positions"]
 
 
-def positions(model: PreTrainedModel | MeanForSequenceClassification) -> int | None:
-    """Return the most tokens a text of ``model`` may have, None where the configuration sets no limit."""
-    stated: Any = getattr(model.config, "max_position_embeddings", None)
+def positions(model: Classifier) -> int | None:
+    """Return the most tokens a text of ``model`` may have, None where nothing sets a limit."""
+    stated: Any = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     limits = [stated] if isinstance(stated, int) and stated > 0 else []
     for name, module in model.named_modules():
         # RoBERTa and its like number positions from behind the padding's.
@@ -30,7 +33,7 @@ def positions(model: PreTrainedModel | MeanForSequenceClassification) -> int | N
     return min(limits, default=None)
 
 
-def fit(model: PreTrainedModel | MeanForSequenceClassification, tables: Sequence[Encoded]) -> tuple[Encoded, ...]:
+def fit(model: Classifier, tables: Sequence[Encoded]) -> tuple[Encoded, ...]:
     """Return ``tables`` as ``model`` can take them: all padded with one token that has an embedding and is in no text.
 
     That is the tokenizer's if it can be. Padding is masked, so that which one it is changes nothing but where heads

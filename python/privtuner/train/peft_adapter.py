@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from privtuner.errors import InputError, WeightWithheldError
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from privtuner.train.mean_head import MeanForSequenceClassification
 
-__all__ = ["add_lora", "check_lora_config", "load_adapter", "trainable_heads"]
+__all__ = ["add_lora", "check_lora_config", "load_adapter", "save_released", "trainable_heads"]
 
 _ALL_LINEAR = "all-linear"
 # Initialisations that read no weight: A random and B zero in one way or another.
@@ -127,6 +129,44 @@ def load_adapter(model: torch.nn.Module, directory: str | Path) -> PeftModel:
             f"the adapter in {directory} does not fit this {type(model).__name__}: it has no place for '{min(left)}'"
         )
     return adapted
+
+
+def save_released(
+    directory: Path,
+    matrices: Mapping[tuple[int, str], tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
+    head: torch.nn.Linear,
+    *,
+    alpha: float,
+    inside: str,
+) -> None:
+    """Write the adapters that the server of a sealed model released as an adapter of the clear model.
+
+    Args:
+        directory: where the files go; it exists.
+        matrices: (layer, "query" or "value") -> A (rank, width) and B (width, rank).
+        head: weight and bias of the classes.
+        alpha: the adapters are scaled by ``alpha / rank``.
+        inside: name of the encoder in the clear classifier.
+    """
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    (a, _), *_ = matrices.values()
+    targets = sorted({target for _, target in matrices})
+    config = LoraConfig(
+        r=len(a),
+        lora_alpha=alpha,  # type: ignore[arg-type]  # any number does
+        target_modules=targets,
+        modules_to_save=["classifier"],
+        inference_mode=True,
+    )
+    tensors = {f"base_model.model.classifier.{name}": tensor for name, tensor in head.state_dict().items()}
+    for (layer, target), pair in matrices.items():
+        place = f"base_model.model.{inside}.encoder.layer.{layer}.attention.self.{target}"
+        for name, matrix in zip("AB", pair, strict=True):
+            tensors[f"{place}.lora_{name}.weight"] = torch.tensor(matrix, dtype=torch.float32)
+    config.save_pretrained(str(directory))
+    save_file(tensors, directory / "adapter_model.safetensors")
 
 
 def check_lora_config(model: torch.nn.Module, config: LoraConfig) -> None:

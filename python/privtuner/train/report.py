@@ -15,13 +15,24 @@ from privtuner.errors import InputError, PrivtunerError
 from privtuner.paths import put, replacing
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
 
     from privtuner.train.training import TrainResult
 
-__all__ = ["AdapterKeeper", "check_folder", "load_labels", "load_pool", "save_adapter", "save_json", "save_loss_curve"]
+__all__ = [
+    "AdapterKeeper",
+    "check_folder",
+    "load_labels",
+    "load_pool",
+    "save_adapter",
+    "save_head",
+    "save_json",
+    "save_loss_curve",
+]
 
 LABELS_FILE = "labels.json"
+HEAD_FILE = "head.safetensors"
 INTERRUPTED = "interrupted"
 """Folder below the results' with the adapter of a run that has not ended, or not well."""
 
@@ -148,6 +159,23 @@ def _stage(model: PeftModel, labels: Sequence[str], directory: Path) -> Iterator
         head = {"pool": getattr(model, "pool", "first"), "labels": list(labels)}
         (folder / LABELS_FILE).write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
         yield folder
+
+
+def save_head(head: torch.nn.Linear, labels: Sequence[str], pool: str, directory: Path) -> None:
+    """Write ``head.safetensors`` with weight and bias, and beside it the labels and what the head reads.
+
+    Raises:
+        privtuner.errors.PrivtunerError: the disk is full or the directory went away.
+    """
+    from safetensors.torch import save_file
+
+    path = directory / HEAD_FILE
+    with _report_failure("the trained head is", path):
+        directory.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as new:
+            save_file({name: tensor.detach().contiguous() for name, tensor in head.named_parameters()}, new)
+        with replacing(directory / LABELS_FILE) as new:
+            new.write_text(json.dumps({"pool": pool, "labels": list(labels)}, indent=1) + "\n", encoding="utf-8")
 
 
 def load_labels(directory: str | Path) -> tuple[str, ...]:

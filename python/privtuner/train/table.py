@@ -12,14 +12,14 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from privtuner.errors import InputError
 
-__all__ = ["TextTable", "label_names", "read_csv"]
+__all__ = ["TextTable", "label_names", "read_csv", "read_texts"]
 
 # The longer mark first: that of UTF-32 in this byte order begins with that of UTF-16.
 _MARKS = (
@@ -81,38 +81,38 @@ def read_csv(
             row of another number of fields than the header, a row without a text or a label, white space before a
             label's quotes, or a NUL character. The line is named.
     """
-    delimiter = _DELIMITERS.get(delimiter, delimiter)
-    if len(delimiter) != 1 or delimiter in '"\r\n\0':
-        raise InputError(f"delimiter is {delimiter!r}; give one character, or tab, comma or semicolon")
     if text_column == label_column:
         raise InputError(f"texts and labels are both to come from the column {text_column!r}; name two")
-    content = _decode(path, encoding)
     texts: list[str] = []
     labels: list[str] = []
     lines: list[int] = []
-    with _fields_of(len(content)):
-        rows = _rows(path, content, delimiter)
-        first, header = next(rows, (1, []))
-        places = [_place(path, header, name, what) for name, what in ((text_column, "text"), (label_column, "label"))]
-        for line, row in rows:
-            if len(row) != len(header):
-                raise InputError(
-                    f"{path}, line {line}: {_fields(len(row))} where the header has {len(header)}; put quotes around "
-                    f"fields that contain {delimiter!r}, and leave no field out"
-                )
-            text, label = (row[place] for place in places)
-            if label[:1].isspace() and label.lstrip().startswith('"'):
-                raise InputError(
-                    f"{path}, line {line}: white space before a label's quotes, which are then part of it; take it away"
-                )
-            if not text.strip() or not label.strip():
-                raise InputError(f"{path}, line {line}: text or label is empty; fill it in or drop the row")
-            texts.append(text)
-            labels.append(label.strip())
-            lines.append(line)
-    if not texts:
-        raise InputError(f"{path} has no rows below its header in line {first}")
+    for line, (text, label) in _records(path, {"text": text_column, "label": label_column}, delimiter, encoding):
+        if label[:1].isspace() and label.lstrip().startswith('"'):
+            raise InputError(
+                f"{path}, line {line}: white space before a label's quotes, which are then part of it; take it away"
+            )
+        if not text.strip() or not label.strip():
+            raise InputError(f"{path}, line {line}: text or label is empty; fill it in or drop the row")
+        texts.append(text)
+        labels.append(label.strip())
+        lines.append(line)
     return TextTable(str(path), tuple(texts), tuple(labels), tuple(lines))
+
+
+def read_texts(
+    path: str | Path, text_column: str = "text", *, delimiter: str = ",", encoding: str | None = None
+) -> tuple[str, ...]:
+    """Read the texts of a CSV file, which needs no labels; see `read_csv`.
+
+    Raises:
+        privtuner.errors.InputError: as `read_csv`, of the texts alone.
+    """
+    texts = []
+    for line, (text,) in _records(path, {"text": text_column}, delimiter, encoding):
+        if not text.strip():
+            raise InputError(f"{path}, line {line}: the text is empty; fill it in or drop the row")
+        texts.append(text)
+    return tuple(texts)
 
 
 def label_names(train: TextTable, test: TextTable | None = None) -> tuple[str, ...]:
@@ -146,6 +146,31 @@ def label_names(train: TextTable, test: TextTable | None = None) -> tuple[str, .
             + "; no text of them could be classified rightly"
         )
     return tuple(names)
+
+
+def _records(
+    path: str | Path, columns: Mapping[str, str], delimiter: str, encoding: str | None
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line of each row below the header, and its fields in ``columns``: what they hold -> their names."""
+    delimiter = _DELIMITERS.get(delimiter, delimiter)
+    if len(delimiter) != 1 or delimiter in '"\r\n\0':
+        raise InputError(f"delimiter is {delimiter!r}; give one character, or tab, comma or semicolon")
+    content = _decode(path, encoding)
+    with _fields_of(len(content)):
+        rows = _rows(path, content, delimiter)
+        first, header = next(rows, (1, []))
+        places = [_place(path, header, name, what) for what, name in columns.items()]
+        empty = True
+        for line, row in rows:
+            if len(row) != len(header):
+                raise InputError(
+                    f"{path}, line {line}: {_fields(len(row))} where the header has {len(header)}; put quotes around "
+                    f"fields that contain {delimiter!r}, and leave no field out"
+                )
+            empty = False
+            yield line, [row[place] for place in places]
+    if empty:
+        raise InputError(f"{path} has no rows below its header in line {first}")
 
 
 def _decode(path: str | Path, encoding: str | None) -> str:

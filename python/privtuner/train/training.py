@@ -37,6 +37,7 @@ __all__ = [
     "evaluate",
     "iterate_steps",
     "prepare_model",
+    "rate_at",
     "train_classifier",
 ]
 
@@ -142,7 +143,7 @@ class TrainResult:
     """What a training run did.
 
     Attributes:
-        mode: "encrypted" or "plain".
+        mode: "encrypted", "plain" or "sealed".
         config: how it trained.
         steps: one entry a step.
         before: evaluation of the untrained head, None when there was no test set.
@@ -270,7 +271,7 @@ def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, prog
     parameters = [*adapters, *head]
     good = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, config))
     batches = shuffled_batches(train, config.batch_size, config.seed)
     with _bar(progress, total=config.steps, desc=mode, unit="step") as bar:
         for number in range(1, config.steps + 1):
@@ -376,7 +377,7 @@ def _meter(model: PeftModel) -> TrafficMeter:
     return traffic_of(model) if _mode(model) == "encrypted" else TrafficMeter()
 
 
-def _rate(step: int, config: TrainConfig) -> float:
+def rate_at(step: int, config: TrainConfig) -> float:
     """Return the part of the peak learning rate for ``step``, counted from 0: up to 1 over the warm-up, then down."""
     warm = max(1, round(config.warmup * config.steps))
     if step < warm:

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -26,21 +27,32 @@ enum class Work {
   decompose,    // digits of a ciphertext for one or several rotations
   rotate,       // one rotation of a decomposed ciphertext
   rescale,
-  term,    // one ciphertext times a number, or added
-  plain,   // encoding clear values and one product with them
-  matrix,  // 10^6 multiply-adds of one byte of a clear matrix with a residue
+  term,     // one ciphertext times a number, or added
+  plain,    // encoding clear values and one product with them
+  matrix,   // 10^6 multiply-adds of one byte of a clear matrix with a residue
+  mask,     // one ciphertext masked for a refresh
+  unmask,   // the mask taken off a refreshed one
+  refresh,  // the owner's part between them
 };
 const char* work_name(Work work);
+
+// One masked refresh: ciphertexts that go to the key's owner and come back at a level.
+struct RefreshCount {
+  std::size_t ciphertexts;
+  int level;
+};
 
 // What was done, or in a dry run would be.
 class Trace {
  public:
   void count(Work work, std::size_t limbs, double amount);
+  void count_refresh(std::size_t ciphertexts, int level);
   void need_relinearisation();
   void need_galois(std::uint32_t element);
   std::map<std::pair<Work, std::size_t>, double> work() const;
   bool relinearisation() const;
   std::set<std::uint32_t> galois() const;
+  std::vector<RefreshCount> refreshes() const;  // in order
   void clear();
 
  private:
@@ -48,6 +60,7 @@ class Trace {
   std::map<std::pair<Work, std::size_t>, double> work_;
   bool relinearisation_ = false;
   std::set<std::uint32_t> galois_;
+  std::vector<RefreshCount> refreshes_;
 };
 
 // A clear matrix [rows][cols] in small integers: W[k][j] ~ delta[k] integers[k][j].
@@ -101,6 +114,8 @@ class Evaluator {
   TensorPtr sum_features(const TensorPtr& x) const;
   // independent: the tensors are known to come from different features of one tensor.
   TensorPtr concatenate(const std::vector<TensorPtr>& tensors, bool independent = false) const;
+  // A tensor put together of parts, none of which is needed afterwards.
+  class Assembly;
   // Features [begin, end): a view.
   TensorPtr select(const TensorPtr& x, std::size_t begin, std::size_t end) const;
   TensorPtr linear(const TensorPtr& x, const Matrix& matrix, gemm::Operand operand) const;
@@ -117,7 +132,14 @@ class Evaluator {
   // The ring automorphism X -> X^element, and the product with X^power: what slots are made of is coefficients.
   TensorPtr automorphism(const TensorPtr& x, std::uint32_t element) const;
   TensorPtr multiply_monomial(const TensorPtr& x, std::size_t power) const;
-  TensorPtr assume(const TensorPtr& x, double bound) const;
+  // The caller's promise that values are within `bound`, and that no slot is off by more than `error` (worst_error).
+  TensorPtr assume(const TensorPtr& x, double bound, double error = std::numeric_limits<double>::infinity()) const;
+  // What a masked refresh (refresh.hpp) makes of x, which is at kRefreshLevel: planned, or with room for the words. The
+  // errors of a packed tensor are those of coefficients.
+  std::shared_ptr<Tensor> refreshed(const TensorPtr& x, int level, bool packed) const;
+  // The same of revealing x (refresh.hpp) under a flood of `flood_bits`. Throws Error if more than one value in a
+  // million is then off by more than `error`.
+  std::shared_ptr<Tensor> revealed(const TensorPtr& x, int flood_bits, double error, bool packed) const;
   // The same words read as values times `factor`, which are within `bound`.
   TensorPtr reinterpret(const TensorPtr& x, double factor, double bound) const;
 
@@ -172,6 +194,21 @@ class Evaluator {
   std::shared_ptr<Ledger> ledger_;
   mutable std::mutex pool_mutex_;
   mutable std::vector<math::AlignedVector<std::uint64_t>> pool_;  // work space that is kept between operations
+};
+
+class Evaluator::Assembly {
+ public:
+  // like: its tokens, and whether it is planned.
+  Assembly(const Evaluator& evaluator, const Tensor& like, std::size_t features, int level);
+  // The features of `part`, of the same level or above, from feature `at` on. independent: as that of concatenate.
+  void put(const TensorPtr& part, std::size_t at, bool independent);
+  // All features have been put: the tensor, |value| <= bound.
+  TensorPtr finish(double bound);
+
+ private:
+  const Evaluator& evaluator_;
+  std::shared_ptr<Tensor> out_;
+  std::map<std::size_t, TensorPtr> parts_;  // of a recording, which takes them all in one step
 };
 
 }  // namespace privtuner::ckks

@@ -30,4 +30,8 @@ std::uint64_t residue_of(double value, const math::Modulus& q);
 // Coefficients modulo prime `i`, NTT domain.
 void to_row(const Parameters& parameters, std::size_t i, const std::int64_t* coefficients, std::uint64_t* out);
 
+// The same of small ones, |c| < 2^7: as they are, and in the NTT domain.
+void small_residues(const Parameters& parameters, std::size_t i, const std::int8_t* coefficients, std::uint64_t* out);
+void small_to_row(const Parameters& parameters, std::size_t i, const std::int8_t* coefficients, std::uint64_t* out);
+
 }  // namespace privtuner::ckks

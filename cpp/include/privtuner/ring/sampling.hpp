@@ -24,7 +24,7 @@ struct Seed {
 void os_random(void* out, std::size_t bytes);
 
 // What a stream is for; part of the nonce, so that no two uses share keystream.
-enum class Domain : std::uint32_t { mask = 0, secret = 1, error = 2 };
+enum class Domain : std::uint32_t { mask = 0, secret = 1, error = 2, key = 3 };
 
 // One keystream: nonce = LE32(domain) || LE32(index) || LE32(sub_index).
 struct Stream {

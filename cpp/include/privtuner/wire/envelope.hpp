@@ -5,7 +5,7 @@
 //    6  kind        u8    what the body is
 //    7  direction   u8    what a request asks for; 0 where it asks for nothing
 //    8  parameters  u64   hash of the parameter set
-//   16  subject     [16]  the layer or block that is meant
+//   16  subject     [16]  the layer that is meant
 //   32  request     [16]  the request that this is or answers
 //   48  tokens      u32   shape of what is encrypted, or of the product that it asks for
 //   52  features    u32
@@ -27,7 +27,7 @@ namespace privtuner::wire {
 
 using math::MessageError;
 
-inline constexpr std::uint16_t kVersion = 2;
+inline constexpr std::uint16_t kVersion = 3;
 inline constexpr std::size_t kHeadBytes = 72;
 
 enum class Kind : std::uint8_t {
@@ -38,21 +38,20 @@ enum class Kind : std::uint8_t {
   tensor,
   public_key,
   evaluation_keys,
+  refresh,
+  refreshed,
   openfhe_request,
   openfhe_reply,
   openfhe_tensor,
   sealed_public,
-  sealed_request,
-  sealed_reply,
-  held_public,
+  job,
 };
 inline constexpr std::array<const char*, 14> kKindNames = {
-    "layer",         "request",         "reply",           "parameters",    "tensor",
-    "public_key",    "evaluation_keys", "openfhe_request", "openfhe_reply", "openfhe_tensor",
-    "sealed_public", "sealed_request",  "sealed_reply",    "held_public"};
+    "layer",   "request",   "reply",           "parameters",    "tensor",         "public_key",    "evaluation_keys",
+    "refresh", "refreshed", "openfhe_request", "openfhe_reply", "openfhe_tensor", "sealed_public", "job"};
 
-enum class Direction : std::uint8_t { forward, backward, gradient, step, describe };
-inline constexpr std::array<const char*, 5> kDirectionNames = {"forward", "backward", "gradient", "step", "describe"};
+enum class Direction : std::uint8_t { forward, backward };
+inline constexpr std::array<const char*, 2> kDirectionNames = {"forward", "backward"};
 
 inline const char* name(Kind kind) { return kKindNames[static_cast<std::size_t>(kind) - 1]; }
 inline const char* name(Direction direction) { return kDirectionNames[static_cast<std::size_t>(direction)]; }

@@ -17,6 +17,7 @@ from privtuner.ckks.circuits.common import (
     check_steps,
     relative_error,
     scale_polynomial,
+    with_levels,
 )
 from privtuner.ckks.functions import approximate
 from privtuner.ckks.polynomial import Array, Domain, Polynomial
@@ -87,6 +88,7 @@ def reciprocal(
     degree: int = 15,
     newton_steps: int = 0,
     gain: float = 1.0,
+    narrow: bool = False,
 ) -> Tensor:
     """``gain / x`` for x in a positive domain: a polynomial, then Goldschmidt steps.
 
@@ -103,6 +105,7 @@ def reciprocal(
         degree: the degree of the polynomial, 1 to 255.
         newton_steps: 0 to 16.
         gain: a positive factor, at no cost.
+        narrow: x has few features, and is in the domain in every slot: whatever runs out of levels is refreshed.
 
     Returns:
         A tensor of the shape of ``x``, relative error at most `reciprocal_error`, after `reciprocal_depth` levels.
@@ -115,19 +118,29 @@ def reciprocal(
     domain = check_positive(domain)
     check_steps(newton_steps)
     start = scale_polynomial(approximate("inverse", domain, check_degree(degree), "chebyshev"), check_gain(gain))
-    x = evaluator.assume(x, domain[1])
-    inside, outside = gain / domain[0] * (1 + reciprocal_error(domain, degree, 0)), abs(float(start(0.0)))
-    y = evaluator.assume(evaluator.polynomial(x, start), (1 + SLACK) * max(inside, outside))
+    x = evaluator.assume(with_levels(evaluator, x, start.depth + 1, narrow), domain[1])
+    inside = gain / domain[0] * (1 + reciprocal_error(domain, degree, 0))
+    outside = 0.0 if narrow else abs(float(start(0.0)))
+    # The ends of a narrow tensor's domain are no further apart than its noise bears.
+    off = SLACK if narrow else None
+    y = _assume(evaluator, evaluator.polynomial(x, start), (1 + SLACK) * max(inside, outside), off)
     if newton_steps:
         # While the polynomial is evaluated the level of x is idle: the gain is divided out of it at no cost.
+        x, y = with_levels(evaluator, x, 2, narrow), with_levels(evaluator, y, 1, narrow)
         product = evaluator.multiply(x if gain == 1 else evaluator.multiply(x, 1 / gain), y)
-        e = evaluator.assume(evaluator.add(evaluator.negate(product), 1.0), 1 + SLACK)
+        e = _assume(evaluator, evaluator.add(evaluator.negate(product), 1.0), 1 + SLACK, off)
         for step in range(newton_steps):
+            e = with_levels(evaluator, e, 2, narrow)
             e = evaluator.multiply(e, e) if step else e
             outside *= 2  # where x is 0, e is 1
-            y = evaluator.multiply(y, evaluator.add(e, 1.0))
-            y = evaluator.assume(y, (1 + SLACK) * max(inside, outside))
+            y = evaluator.multiply(with_levels(evaluator, y, 1, narrow), evaluator.add(e, 1.0))
+            y = _assume(evaluator, y, (1 + SLACK) * max(inside, outside), off)
     return y
+
+
+def _assume(evaluator: EvaluatorProtocol[Tensor], x: Tensor, bound: float, off: float | None) -> Tensor:
+    """Promise a bound and, unless None, an error of so much of it."""
+    return evaluator.assume(x, bound, None if off is None else off * bound)
 
 
 def reciprocal_depth(degree: int = 15, newton_steps: int = 0) -> int:
@@ -151,6 +164,7 @@ def inverse_square_root(
     degree: int = 15,
     newton_steps: int = 1,
     gain: float = 1.0,
+    narrow: bool = False,
 ) -> Tensor:
     """``gain / sqrt(x)`` for x in a positive domain: a polynomial, then Newton steps ``y <- y (3 - x y**2) / 2``.
 
@@ -164,6 +178,7 @@ def inverse_square_root(
         degree: the degree of the polynomial, 1 to 255.
         newton_steps: 0 to 16.
         gain: a positive factor, at no cost.
+        narrow: x has few features, and is in the domain in every slot: whatever runs out of levels is refreshed.
 
     Returns:
         A tensor of the shape of ``x``, relative error at most `inverse_square_root_error`, after
@@ -176,20 +191,23 @@ def inverse_square_root(
     domain = check_positive(domain)
     error = inverse_square_root_error(domain, degree, newton_steps)
     start = scale_polynomial(_inverse_square_root(domain, degree)[0], check_gain(gain))
-    x = evaluator.assume(x, domain[1])
+    x = evaluator.assume(with_levels(evaluator, x, start.depth + 1, narrow), domain[1])
     y = evaluator.polynomial(x, start)
     # After a step y never exceeds gain / sqrt(x), the maximum of 1.5 y - x y**3 / 2 over y.
     rough = inverse_square_root_error(domain, degree, 0)
     inside = gain / math.sqrt(domain[0]) * (1 + max(rough, error))
-    bound = (1 + SLACK) * max(inside, abs(float(start(0.0))) * 1.5**newton_steps)
-    y = evaluator.assume(y, bound)
+    outside = 0.0 if narrow else abs(float(start(0.0))) * 1.5**newton_steps
+    bound = (1 + SLACK) * max(inside, outside)
+    off = SLACK if narrow else None
+    y = _assume(evaluator, y, bound, off)
     if newton_steps:
-        half = evaluator.multiply(x, 0.5 / gain**2)
+        half = evaluator.multiply(with_levels(evaluator, x, 3, narrow), 0.5 / gain**2)
         for _ in range(newton_steps):
+            y, half = with_levels(evaluator, y, 2, narrow), with_levels(evaluator, half, 2, narrow)
             y = evaluator.subtract(
                 evaluator.multiply(y, 1.5), evaluator.multiply(evaluator.multiply(half, y), evaluator.multiply(y, y))
             )
-            y = evaluator.assume(y, bound)
+            y = _assume(evaluator, y, bound, off)
     return y
 
 

@@ -1,0 +1,352 @@
+"""One block of the encoder on ciphertexts, forward and backward, over the evaluator protocol.
+
+Every tensor has one ciphertext a feature and all slots as tokens; slot ``position * sequences + sequence``. Rows of
+hidden positions are exactly zero between blocks. At the points named in `Stages` a tensor with many features may be
+refreshed, as the plan says; where a matrix changed its scale it is brought back to the chain's there in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Generic
+
+from privtuner.ckks import circuits
+from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
+from privtuner.sealed.adapters import ERROR, Adapter
+from privtuner.sealed.affine import Affine, Masks, add_residual, canonical
+from privtuner.sealed.domains import LayerDomains
+from privtuner.sealed.shape import Shape, Target
+from privtuner.sealed.weights import Dense, LayerWeights
+
+__all__ = ["Block", "Saved", "Stages"]
+
+DEGREES = (15, 31, 63, 95, 127)
+"""Degrees of the polynomial in place of the activation."""
+ACTIVATION_ERROR = 2.0**-12
+"""What that polynomial may be off by, as a part of the largest value in its domain."""
+CHUNK = 128
+"""Features between the two dense layers that are worked on at a time."""
+SAVED_LEVEL = 3
+"""What is saved for the backward pass is at this level at least: a product, and the refresh of what comes of it."""
+
+INNER = 1.0
+"""The norm that the rows of A, and the columns of B, are expected to stay below: errors are predicted from it."""
+
+Saved = dict[str, Tensor]
+"""What a block keeps for its backward pass, by name."""
+
+
+def activation_degree(name: str, domain: tuple[float, float]) -> int:
+    """The least degree, of those that use their levels up, that is as exact as the domain's width allows for."""
+    for degree in DEGREES:
+        if circuits.Activation.choose(name, domain, degree).error <= ACTIVATION_ERROR * max(map(abs, domain)):
+            break
+    return degree
+
+
+def within(ev: EvaluatorProtocol[Tensor], x: Tensor, bound: float) -> Tensor:
+    """The tensor with the bound that was measured, and errors within `ERROR` of it."""
+    return ev.assume(x, bound, bound * ERROR)
+
+
+class Stages(Generic[Tensor]):
+    """The points of a pass where tensors of many features may be refreshed.
+
+    Args:
+        ev: computes.
+        levels: the points where one is, with the level it comes back at.
+        progress: is called with the name of every point.
+    """
+
+    def __init__(
+        self,
+        ev: EvaluatorProtocol[Tensor],
+        levels: Mapping[str, int],
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        self.ev, self.levels, self.progress = ev, levels, progress
+
+    def at(self, name: str, x: Tensor) -> Tensor:
+        """The tensor, refreshed if the plan says so. It has the chain's scale, before and after."""
+        if self.progress is not None:
+            self.progress(name)
+        return self.ev.refresh(x, self.levels[name]) if name in self.levels else x
+
+    def settle(self, name: str, x: Tensor) -> Tensor:
+        """As `at`, for what a matrix made: where it is not refreshed, a level brings it to the chain's scale."""
+        refreshed = self.at(name, x)
+        return canonical(self.ev, x) if refreshed is x else refreshed
+
+    def level_with(self, name: str, x: Tensor, other: Tensor) -> Tensor:
+        """The tensor, refreshed to the level of another one where it is below that: it shall not hold the other back."""
+        if self.progress is not None:
+            self.progress(name)
+        return self.ev.refresh(x, other.level) if x.level < other.level else x
+
+    def within(self, prefix: str) -> Callable[[str, Tensor], Tensor]:
+        """`at` for a circuit that names its own points."""
+        return lambda name, x: self.at(prefix + name, x)
+
+
+class Keep(Generic[Tensor]):
+    """Keeps what the backward pass reads, at the lowest level that serves it.
+
+    Args:
+        ev: computes.
+        levels: the level of each name; others are kept as they are. None keeps nothing.
+    """
+
+    def __init__(self, ev: EvaluatorProtocol[Tensor], levels: Mapping[str, int] | None) -> None:
+        self.ev, self.levels = ev, levels
+        self.saved: Saved[Tensor] = {}
+
+    def __bool__(self) -> bool:
+        return self.levels is not None
+
+    def __call__(self, name: str, x: Tensor) -> None:
+        """Keep a tensor under a name."""
+        if self.levels is not None:
+            self.saved[name] = self.ev.drop_level(x, min(x.level, self.levels.get(name, x.level)))
+
+
+class Block:
+    """Attention and its norm, two dense layers and theirs.
+
+    Args:
+        shape: of the encoder.
+        weights: of this block.
+        domains: of this block.
+        index: its number from 0.
+    """
+
+    def __init__(self, shape: Shape, weights: LayerWeights, domains: LayerDomains, index: int) -> None:
+        self.shape, self.domains, self.index = shape, domains, index
+        self.softmax = circuits.SquaringSoftmax.choose(shape.period, domains.scores, unit=domains.scores)
+        unit, root = self.softmax.unit, shape.head_width**0.5
+        self.unit = unit
+        query = Dense(weights.query.weight / root, weights.query.bias / root)
+        # Scores arrive divided by their bound, where the exponential's polynomial wants them.
+        self.query = Affine.of([Dense(query.weight / unit, query.bias / unit)])
+        self.key, self.value, self.output = (Affine.of([w]) for w in (weights.key, weights.value, weights.output))
+        self.query_back = Affine.of([query])
+        self.key_back = Affine.of([Dense(weights.key.weight * unit, weights.key.bias * unit)])
+        low, high = domains.up
+        self.half = 0.5 * (high - low)  # what values before the activation are divided by, and their gradient
+        up = Affine.of([Dense(weights.up.weight / self.half, weights.up.bias / self.half)])
+        up_back, down = Affine.of([weights.up]), Affine.of([weights.down])
+        self.chunks = list(zip(up.rows(CHUNK), up_back.rows(CHUNK), down.columns(CHUNK), strict=True))
+        degree = activation_degree(shape.activation, domains.up)
+        self.activation = circuits.Activation.choose(shape.activation, domains.up, degree, unit=self.half)
+        self.norms = tuple(
+            (circuits.LayerNorm.choose(shape.width, domain, shape.eps), norm)
+            for domain, norm in ((domains.variance1, weights.norm1), (domains.variance2, weights.norm2))
+        )
+        self.adapters: dict[Target, Adapter] = {
+            target: Adapter(shape, layer, target) for layer, target in shape.adapted if layer == index
+        }
+
+    # Forward
+
+    def attention(
+        self,
+        ev: EvaluatorProtocol[Tensor],
+        h: Tensor,
+        masks: Masks[Tensor],
+        pairs: Tensor,
+        values: Tensor | None,
+        stages: Stages[Tensor],
+        keep: Keep[Tensor],
+    ) -> Tensor:
+        """The first half of the block: attention, its output added to h, and the norm.
+
+        Args:
+            ev: computes.
+            h: (slots, width), of the chain's scale.
+            masks: of the real positions.
+            pairs: `circuits.pair_mask` of it.
+            values: of `EncryptedAdapters`, or None without adapters.
+            stages: the points ``scores``, those of the softmax, and ``residual1``.
+            keep: of ``input``, ``query``, ``key``, ``value``, ``inner_query``, ``inner_value``, ``probabilities``,
+                ``centred1`` and ``root1``.
+
+        Returns:
+            (slots, width), of the chain's scale.
+        """
+        shape, domains, name = self.shape, self.domains, f"{self.index}."
+        level = h.level - (2 if self.adapters else 1)
+        keep("input", h)
+        q = self._project(ev, "query", self.query, h, masks, values, level, keep)
+        k = canonical(ev, self.key.apply(ev, self.key.extend(ev, h, masks)), level)
+        v = self._project(ev, "value", self.value, h, masks, values, level, keep)
+        q, k, v = (
+            within(ev, x, bound) for x, bound in ((q, domains.query / self.unit), (k, domains.key), (v, domains.value))
+        )
+        for part, x in (("query", q), ("key", k), ("value", v)):
+            keep(part, x)
+        scores = within(ev, circuits.attention_scores(ev, q, k, shape.period, shape.heads), 1.0)
+        scores = stages.at(name + "scores", scores)
+        p = self.softmax.forward(ev, scores, pairs, masks.mask, shape.heads, stages.within(name))
+        keep("probabilities", p)
+        mixed = within(ev, circuits.attention_values(ev, p, v, shape.period, shape.heads), domains.mixed)
+        out = self.output.apply(ev, self.output.extend(ev, mixed, masks))
+        x = within(ev, add_residual(ev, out, h), domains.residual1)
+        return self._norm(ev, 1, stages.settle(name + "residual1", x), masks, keep)
+
+    def feed_forward(
+        self,
+        ev: EvaluatorProtocol[Tensor],
+        y: Tensor,
+        masks: Masks[Tensor],
+        stages: Stages[Tensor],
+        keep: Keep[Tensor],
+    ) -> Tensor:
+        """The second half: the dense layers with the activation between, their output added to y, and the norm.
+
+        Features between the dense layers are worked on in chunks, and so meet their points several times.
+
+        Args:
+            ev: computes.
+            y: what `attention` returned.
+            masks: of the real positions.
+            stages: the points ``output1``, ``up``, ``active`` and ``residual2``.
+            keep: of ``slope0``, ``slope1``, ... a chunk each, ``centred2`` and ``root2``.
+
+        Returns:
+            (slots, width), of the chain's scale.
+        """
+        domains, name = self.domains, f"{self.index}."
+        y = stages.at(name + "output1", y)
+        total: Tensor | None = None
+        extended = self.chunks[0][0].extend(ev, y, masks)
+        for number, (up, _, down) in enumerate(self.chunks):
+            z = within(ev, up.apply(ev, extended), max(-domains.up[0], domains.up[1]) / self.half)
+            z = stages.settle(name + "up", z)
+            if keep:
+                active, slope = self.activation.forward_with_slope(ev, z)
+                keep(f"slope{number}", within(ev, slope, self.activation.derivative.bound))
+            else:
+                active = self.activation.forward(ev, z)
+            active = stages.at(name + "active", within(ev, active, domains.active))
+            part = down.apply(ev, down.extend(ev, active, masks))
+            total = part if total is None else ev.add(total, part)
+        assert total is not None  # noqa: S101 - there is a chunk
+        x = within(ev, add_residual(ev, total, y), domains.residual2)
+        return self._norm(ev, 2, stages.settle(name + "residual2", x), masks, keep)
+
+    def _project(
+        self,
+        ev: EvaluatorProtocol[Tensor],
+        target: Target,
+        affine: Affine,
+        h: Tensor,
+        masks: Masks[Tensor],
+        values: Tensor | None,
+        level: int,
+        keep: Keep[Tensor],
+    ) -> Tensor:
+        y = affine.apply(ev, affine.extend(ev, h, masks))
+        if target not in self.adapters or values is None:
+            return canonical(ev, y, level)
+        factor = 1 / self.unit if target == "query" else 1.0
+        inner = INNER * self.shape.width**0.5 * h.bound
+        u, delta = self.adapters[target].forward(ev, values, h, inner, factor)
+        keep(f"inner_{target}", u)
+        return ev.add(y, delta)
+
+    def _norm(
+        self, ev: EvaluatorProtocol[Tensor], which: int, x: Tensor, masks: Masks[Tensor], keep: Keep[Tensor]
+    ) -> Tensor:
+        norm, weights = self.norms[which - 1]
+        y, saved = norm.forward(ev, x, masks.mask, weights.weight, weights.bias)
+        keep(f"centred{which}", saved.centred)
+        keep(f"root{which}", saved.root)
+        return within(ev, y, self.domains.output1 if which == 1 else self.domains.output2)
+
+    # Backward
+
+    def feed_forward_backward(
+        self, ev: EvaluatorProtocol[Tensor], saved: Saved[Tensor], dy: Tensor, stages: Stages[Tensor]
+    ) -> Tensor:
+        """The gradient by what `feed_forward` took, from the one by what it returned.
+
+        Args:
+            ev: computes.
+            saved: of its `Keep`.
+            dy: (slots, width), of the chain's scale.
+            stages: the points ``d_residual2``, ``d_active`` and ``d_up``, chunk by chunk, and ``d_output1``.
+
+        Returns:
+            (slots, width), of the chain's scale.
+        """
+        domains, name = self.domains, f"{self.index}."
+        dx = stages.at(name + "d_residual2", self._norm_backward(ev, 2, saved, dy))
+        total: Tensor | None = None
+        for number, (_, up, down) in enumerate(self.chunks):
+            da = stages.settle(name + "d_active", within(ev, down.backward(ev, dx), domains.d_active))
+            dz = within(ev, ev.multiply(da, saved[f"slope{number}"]), domains.d_up)
+            part = up.backward(ev, stages.at(name + "d_up", dz))
+            total = part if total is None else ev.add(total, part)
+        assert total is not None  # noqa: S101 - there is a chunk
+        return stages.settle(name + "d_output1", within(ev, add_residual(ev, total, dx), domains.d_output1))
+
+    def attention_backward(
+        self,
+        ev: EvaluatorProtocol[Tensor],
+        saved: Saved[Tensor],
+        dy: Tensor,
+        values: Tensor,
+        stages: Stages[Tensor],
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """The gradient by what `attention` took, and those by the numbers of its adapters.
+
+        Args:
+            ev: computes.
+            saved: of its `Keep`.
+            dy: (slots, width), of the chain's scale.
+            values: of `EncryptedAdapters`.
+            stages: the points ``d_residual1``, ``d_probabilities``, ``d_scores`` and ``d_query``, where the key's comes
+                along. The value's is refreshed when it would hold that one back.
+
+        Returns:
+            (slots, width) of the chain's scale, None of the first block; and packed gradients, a ciphertext each.
+        """
+        shape, domains, name = self.shape, self.domains, f"{self.index}."
+        q, k, v, p = (saved[part] for part in ("query", "key", "value", "probabilities"))
+        dx = stages.at(name + "d_residual1", self._norm_backward(ev, 1, saved, dy))
+        do = canonical(ev, within(ev, self.output.backward(ev, dx), domains.d_mixed))
+        dp, dv = circuits.attention_values_backward(ev, do, p, v, shape.period, shape.heads)
+        dp = stages.at(name + "d_probabilities", within(ev, dp, domains.d_probabilities))
+        ds = within(ev, circuits.softmax_backward(ev, p, dp, shape.heads), domains.d_scores)
+        ds = stages.at(name + "d_scores", ds)
+        through = self.index > 0
+        if through:
+            dq, dk = circuits.attention_scores_backward(ev, ds, q, k, shape.period, shape.heads)
+            # The query was divided by the scores' bound, and so is the gradient by the key.
+            dq, dk = within(ev, dq, domains.d_query), within(ev, dk, domains.d_key / self.unit)
+            both = stages.at(name + "d_query", ev.concatenate([dq, dk]))
+            dq, dk = ev.select(both, slice(0, shape.width)), ev.select(both, slice(shape.width, None))
+            dx = ev.add(dx, canonical(ev, self.key_back.backward(ev, dk)))
+        else:
+            dq = within(ev, circuits.attention_values(ev, ds, k, shape.period, shape.heads), domains.d_query)
+            dq = stages.at(name + "d_query", dq)
+        dv = stages.level_with(name + "d_value", within(ev, dv, domains.d_value), dq)
+        gradients: list[Tensor] = []
+        targets: tuple[tuple[Target, Tensor, float, Affine], ...] = (
+            ("query", dq, domains.d_query, self.query_back),
+            ("value", dv, domains.d_value, self.value),
+        )
+        for target, d, bound, affine in targets:
+            if through:
+                dx = ev.add(dx, canonical(ev, affine.backward(ev, d)))
+            if target in self.adapters:
+                h, u, inner = saved["input"], saved[f"inner_{target}"], INNER * shape.width**0.5 * bound
+                found, more = self.adapters[target].backward(ev, values, h, u, d, inner, through)
+                gradients.extend(found)
+                dx = dx if more is None else ev.add(dx, more)
+        return (dx if through else None), gradients
+
+    def _norm_backward(self, ev: EvaluatorProtocol[Tensor], which: int, saved: Saved[Tensor], dy: Tensor) -> Tensor:
+        norm, weights = self.norms[which - 1]
+        kept = circuits.Normed(saved[f"centred{which}"], saved[f"root{which}"])
+        dx = norm.backward(ev, kept, dy, weights.weight)
+        return within(ev, dx, self.domains.d_residual1 if which == 1 else self.domains.d_residual2)

@@ -1,0 +1,207 @@
+"""The sealed model at the server: weights, domains and plan, and the passes on ciphertexts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Generic
+
+import numpy as np
+
+from privtuner.ckks import Parameters, Timings
+from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
+from privtuner.errors import InputError
+from privtuner.sealed.adapters import EncryptedAdapters, take_step
+from privtuner.sealed.block import Saved, Stages
+from privtuner.sealed.domains import Domains
+from privtuner.sealed.encoder import Encoder
+from privtuner.sealed.plan import Plan, make_plan, reveal
+from privtuner.sealed.public import Public
+from privtuner.sealed.schedule import Schedule
+from privtuner.sealed.weights import Weights
+
+__all__ = ["EncryptedAdapters", "Kept", "SealedModel"]
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Kept(Generic[Tensor]):
+    """What a forward pass keeps for the backward one: one `Saved` a block."""
+
+    blocks: list[Saved[Tensor]]
+
+
+class SealedModel:
+    """An encoder that is evaluated and trained on ciphertexts.
+
+    ::
+
+        domains = Domains.measure(weights, embeddings, lengths)
+        model = SealedModel(weights, domains)
+        print(model.plan)
+        pooled, kept = model.forward(evaluator, x, mask, adapters, keep=True)
+        gradients = model.backward(evaluator, kept, gradient, adapters)
+        adapters = model.step(evaluator, adapters, gradients, rate=0.05, momentum=0.9)
+
+    Args:
+        weights: of the encoder.
+        domains: measured with these weights.
+        parameters: of the encryption; default N = 2^15, depth 12, 128 bits.
+        timings: of this machine, for the plan.
+        price: seconds a byte of traffic, for the plan.
+
+    Attributes:
+        shape: of the encoder.
+        plan: levels, refreshes, keys, bytes and seconds.
+        public: what the data owner must know.
+        secret: 32 bytes that only who has the weights can make.
+
+    Raises:
+        InputError: domains of other layers, or a period that does not divide the slots.
+        CkksError: parameters that are not deep enough.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        domains: Domains,
+        parameters: Parameters | None = None,
+        *,
+        timings: Timings | None = None,
+        price: float | None = None,
+    ) -> None:
+        self.shape = weights.shape
+        self.parameters = Parameters.secure(12, ring_dimension=1 << 15) if parameters is None else parameters
+        if self.parameters.slots % self.shape.period:
+            raise InputError(f"period {self.shape.period} does not divide the {self.parameters.slots} slots")
+        self.encoder = Encoder(weights, domains)
+        self.plan: Plan = make_plan(self.encoder, self.parameters, timings, price)
+        content = hashlib.sha256()
+        for array in weights.arrays():
+            content.update(np.ascontiguousarray(array).tobytes())
+        content.update(repr((self.shape, domains)).encode())
+        self.secret = hashlib.sha256(b"privtuner sealed secret" + content.digest()).digest()
+        self.public = self._public(content.digest())
+
+    def _public(self, content: bytes) -> Public:
+        plan, pooled = self.plan, self.plan.pooled
+        backward = plan.backward
+        public = Public(
+            bytes(16),
+            self.parameters,
+            self.shape,
+            self.encoder.input_bound,
+            self.encoder.gradient_bound,
+            plan.forward.start,
+            backward.start if backward else 2,
+            pooled.level,
+            pooled.bound,
+            float(pooled.noise.max()),
+            plan.keys,
+            plan.forward.refreshes,
+            backward.refreshes if backward else (),
+        )
+        identity = hashlib.sha256(b"privtuner sealed id" + content + public.to_bytes()).digest()
+        return replace(public, id=identity[:16])
+
+    def forward(
+        self,
+        ev: EvaluatorProtocol[Tensor],
+        x: Tensor,
+        mask: Tensor,
+        adapters: EncryptedAdapters[Tensor] | None,
+        keep: bool = False,
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, Kept[Tensor] | None]:
+        """Return the pooled vectors, ready to be decrypted by the owner, and with ``keep`` what `backward` takes.
+
+        Args:
+            ev: computes, with the keys of `Public.keys` and a refresher.
+            x: embeddings, as `Public.inputs`.
+            mask: as `Public.mask`.
+            adapters: as `Public.adapters`; None if the rank is 0.
+            keep: whether a backward pass follows.
+            progress: is called with the name of every point.
+
+        Raises:
+            InputError: tensors of other shapes or levels.
+            CkksError: as the evaluator's operations.
+        """
+        for name, tensor, planned in (("x", x, self.public.inputs), ("mask", mask, self.public.mask)):
+            _check(name, tensor, planned.shape, planned.level)
+        values = None if adapters is None else self._values(adapters)
+        if keep and values is None:
+            raise InputError("nothing is kept for a backward pass of a model without adapters")
+        if self.shape.rank and values is None:
+            raise InputError("this model takes adapters: pass them")
+        stages = Stages(ev, self.plan.forward.levels, progress)
+        pooled, saved = self.encoder.forward(ev, x, mask, values, stages, self.plan.kept if keep else None)
+        return reveal(ev, pooled), Kept(saved) if keep else None
+
+    def backward(
+        self,
+        ev: EvaluatorProtocol[Tensor],
+        kept: Kept[Tensor],
+        gradient: Tensor,
+        adapters: EncryptedAdapters[Tensor],
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Return the gradients by the numbers of all adapters, packed like them.
+
+        Args:
+            ev: as for `forward`.
+            kept: of `forward`.
+            gradient: as `Public.gradient`.
+            adapters: those of the forward pass.
+            progress: as for `forward`.
+
+        Raises:
+            InputError, CkksError: as `forward`.
+        """
+        plan = self._backward_plan()
+        _check("gradient", gradient, self.public.gradient.shape, self.public.gradient.level)
+        stages = Stages(ev, plan.levels, progress)
+        return self.encoder.backward(ev, kept.blocks, gradient, self._values(adapters), stages)
+
+    def step(
+        self,
+        ev: EvaluatorProtocol[Tensor],
+        adapters: EncryptedAdapters[Tensor],
+        gradients: Tensor,
+        rate: float,
+        momentum: float,
+    ) -> EncryptedAdapters[Tensor]:
+        """Take a step of gradient descent with momentum: v' = momentum v + g, values' = values - rate v'.
+
+        Args:
+            ev: as for `forward`.
+            adapters: before the step.
+            gradients: of `backward`.
+            rate: of learning, divided by what the owner multiplied the gradient by.
+            momentum: from 0 to below 1.
+
+        Raises:
+            InputError: a rate or a momentum out of range, or gradients of another shape.
+        """
+        self._backward_plan()
+        return take_step(ev, self.shape, adapters, gradients, rate, momentum, self.parameters.depth)
+
+    def _backward_plan(self) -> Schedule:
+        if self.plan.backward is None:
+            raise InputError("this model has no adapters: there is nothing to train")
+        return self.plan.backward
+
+    def _values(self, adapters: EncryptedAdapters[Tensor]) -> Tensor:
+        for name, tensor in (("values", adapters.values), ("velocity", adapters.velocity)):
+            _check(name, tensor, (self.parameters.slots, self.shape.adapter_ciphertexts), self.parameters.depth)
+        return adapters.values
+
+    def __repr__(self) -> str:
+        return f"SealedModel({self.shape.layers} layers, width {self.shape.width}, {self.parameters.name})"
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int, int], level: int) -> None:
+    if tensor.shape != shape or tensor.level != level:
+        raise InputError(f"{name} of shape {tensor.shape} at level {tensor.level}: expected {shape} at level {level}")

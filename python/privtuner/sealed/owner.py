@@ -1,0 +1,517 @@
+"""The data owner of a sealed model: keys, encrypted batches, refreshes, pooled vectors, the locked training state."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from privtuner import wire
+from privtuner.ckks.keys import SecretKey
+from privtuner.ckks.parameters import require_secure
+from privtuner.ckks.refresher import Refresher
+from privtuner.ckks.tensor import EncryptedTensor
+from privtuner.errors import CkksError, InputError, MessageError, SecretError, ServiceError
+from privtuner.sealed.messages import NONCE_BYTES, STEP, Link, Message, Rates, Stream, Type, largest_message
+from privtuner.sealed.public import Public, Refresh, Task
+from privtuner.sealed.state import load_pieces, piece_limit, save_pieces
+
+__all__ = ["JobTransport", "Progress", "SealedOwner", "Spent"]
+
+Array = npt.NDArray[np.float64]
+T = TypeVar("T")
+
+_SEED_BYTES = 32
+_STATE = struct.Struct(f"<16s16s{_SEED_BYTES}sQQ")  # model, run, seed of the key, step, ciphertexts refreshed
+
+
+class JobTransport(Protocol):
+    """Carries the messages of a job. It sees ciphertexts only."""
+
+    def job(self, messages: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the server's messages, those of the owner being taken from ``messages`` at the same time.
+
+        Raises:
+            PrivtunerError: the server cannot be reached, refused a message, or went away.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a task is.
+
+    Attributes:
+        task: "embed", "forward" or "backward".
+        stage: where in the model the last refresh was.
+        done, total: ciphertexts refreshed, and those of the whole task.
+        bytes_up, bytes_down: on the stream since the task began.
+        seconds: since then.
+    """
+
+    task: str
+    stage: str
+    done: int
+    total: int
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What tasks took.
+
+    Attributes:
+        tasks: how many were done.
+        refreshes: ciphertexts refreshed.
+        bytes_up, bytes_down: on the stream, keys and repeated tasks included.
+        seconds: in all. wait_seconds: of these, waiting for the server.
+    """
+
+    tasks: int = 0
+    refreshes: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+
+
+class SealedOwner:
+    """Runs tasks at the server of a sealed model, under one secret key that never leaves this object.
+
+    Nothing is sent before the first task. A connection is opened anew when it broke: with the same key, the state
+    after the last whole step, and fresh encryptions. Not for several threads at once.
+
+    Args:
+        public: the model's public part.
+        transport: the way to the server.
+        gradient_bound: what the gradients by the pooled sums stay below; a sequence's that is larger is scaled down to
+            it. A power of two: public, so it must not be taken from the data. None: 1 / the sequences of a full batch.
+        patience: seconds that the server may take for any message: as long as it computes between two refreshes.
+        retries: how often a task is repeated after the connection broke.
+        pause: seconds before the first repetition, twice as long before each further one, 30 at most.
+        progress: called after every message of refreshes.
+        state: file for key and locked adapters, written after each step, or read if it is there: another process can go
+            on with it. Whoever has it can decrypt the whole run: keep it as the texts themselves. None keeps the key in
+            this object alone.
+        allow_insecure: accept INSECURE parameters, for tests.
+
+    Attributes:
+        step: whole steps that the adapters have behind them.
+        spent: traffic and time so far.
+
+    Raises:
+        InputError: the parameters have less than 128 bits of security, a number is out of its range, or ``state`` is of
+            another model, or cannot be read or written.
+        MessageError: ``state`` is no such file, or truncated.
+    """
+
+    def __init__(
+        self,
+        public: Public,
+        transport: JobTransport,
+        *,
+        gradient_bound: float | None = None,
+        patience: float = 1800.0,
+        retries: int = 0,
+        pause: float = 1.0,
+        progress: Callable[[Progress], object] | None = None,
+        state: str | Path | None = None,
+        allow_insecure: bool = False,
+    ) -> None:
+        parameters = require_secure(public.parameters, allow_insecure)
+        bound = 1.0 / public.batch if gradient_bound is None else gradient_bound
+        if not (bound > 0 and math.frexp(bound)[0] == 0.5):
+            raise InputError(f"gradient_bound is {bound:g}; give a power of two")
+        if not (patience > 0 and retries >= 0 and pause >= 0):
+            raise InputError(f"patience {patience:g}, retries {retries}, pause {pause:g}: give above 0, and at least 0")
+        self.public, self.gradient_bound, self.progress = public, bound, progress
+        self.step, self.spent = 0, Spent()
+        self._transport, self._patience, self._retries, self._pause = transport, patience, retries, pause
+        self._fresh: tuple[EncryptedTensor, ...] = ()
+        self._kept: list[bytes] = []
+        self._run, self._refreshed = secrets.token_bytes(16), 0
+        self._file = None if state is None else Path(state)
+        self._seed = b""
+        if self._file is None:
+            self._secret = SecretKey(parameters)
+        else:
+            self._seed = secrets.token_bytes(_SEED_BYTES)
+            if self._file.exists():
+                self._load(self._file)
+            else:
+                self._save()  # before there is anything to lose
+            self._secret = SecretKey(parameters, self._seed)
+        self._connection: _Connection | None = None
+        self._batch: tuple[Array, npt.NDArray[np.int64]] | None = None
+
+    def embed(self, x: npt.ArrayLike, lengths: npt.ArrayLike) -> Array:
+        """Return the pooled vectors of a batch; the server keeps nothing of it.
+
+        Args:
+            x: float (n, length, width): embeddings after their norm; n at most ``public.batch``, length at most
+                the period. What stands at positions beyond a sequence's length is not used.
+            lengths: integers (n,), each in [1, length].
+
+        Returns:
+            float64 (n, width): of the first position, or the sum over a sequence's positions, as ``public.shape`` says.
+
+        Raises:
+            InputError: another shape, values that are not finite, or a length out of range.
+            CkksError: values beyond the model's public bound on inputs, or results that say that an input left the
+                domain the server calibrated; the server is not told.
+            MessageError, ServiceError: the server cannot be reached, broke off, or sent what is not due.
+        """
+        return self._pooled("embed", *self._checked(x, lengths))
+
+    def forward(self, x: npt.ArrayLike, lengths: npt.ArrayLike) -> Array:
+        """Return what `embed` does, while the server keeps what `backward` needs. Arguments and errors as there."""
+        self._batch = None
+        batch = self._checked(x, lengths)
+        pooled = self._pooled("forward", *batch)
+        self._batch = batch
+        return pooled
+
+    def backward(self, gradient: npt.ArrayLike, rate: float, momentum: float = 0.9) -> None:
+        """Have the server step its adapters by the gradients of the batch of the last `forward`.
+
+        Args:
+            gradient: float (n, width), by what `forward` returned.
+            rate: of the step; the server learns it.
+            momentum: in [0, 1); the server learns it.
+
+        Raises:
+            InputError: there is no such batch, or another shape, values that are not finite, a rate or momentum out of
+                range.
+            MessageError, ServiceError: as `embed`.
+        """
+        if self._batch is None:
+            raise InputError("backward takes the batch of the last forward, once; there is none")
+        x, lengths = self._batch
+        g = np.asarray(gradient, np.float64)
+        if g.shape != (len(x), x.shape[2]) or not np.isfinite(g).all():
+            raise InputError(f"gradient of shape {g.shape}; pass finite numbers of shape {(len(x), x.shape[2])}")
+        if not (0 <= rate * self.gradient_bound <= 1e6 and 0 <= momentum < 1):
+            raise InputError(f"rate {rate:g}, momentum {momentum:g}: give at least 0, and [0, 1)")
+        peak = np.abs(g).max(axis=1, keepdims=True)
+        unit = self.gradient_bound / self.public.gradient.bound
+        g = g * np.minimum(1.0, self.gradient_bound / np.maximum(peak, 1e-300)) / unit
+        g = g.clip(-self.public.gradient.bound, self.public.gradient.bound)  # what rounding added
+        gradient_slots = self.public.spread(g, lengths)
+
+        def work(connection: _Connection) -> None:
+            if not connection.kept:  # a new connection: the server has nothing of the batch
+                self._send_batch(connection, "forward", x, lengths)
+                self._collect(connection, "forward")
+            connection.kept = False
+            connection.begin("backward")
+            connection.send(Type.BACKWARD, Rates(rate * unit, momentum).to_bytes())
+            connection.send_tensor(Type.GRADIENT, self._encrypt(gradient_slots, self.public.gradient))
+            self._kept = self._keep(connection)
+            self.step += 1
+            self._save()
+
+        self._batch = None
+        self._retrying(work)
+
+    def release(self) -> Array:
+        """Return the adapters' packed numbers, if the server gives them away; `Public.adapter_matrices` reads them.
+
+        Raises:
+            InputError: the model has none.
+            MessageError, ServiceError: the server keeps them to itself, or as `embed`.
+        """
+        if not self.public.adapters:
+            raise InputError("the model has no adapters")
+
+        def work(connection: _Connection) -> list[EncryptedTensor]:
+            connection.begin("release")
+            connection.send(Type.RELEASE)
+            return connection.receive_tensor(Type.RELEASED, self.public.adapters[0])
+
+        parts, count = self._retrying(work), self.public.adapter_numbers
+        return np.concatenate([self._secret.decrypt_packed(part, count) for part in parts], axis=1)
+
+    def close(self) -> None:
+        """End the connection; the next task opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def __enter__(self) -> SealedOwner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SealedOwner:
+        return self  # a copied model goes on with it
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise SecretError("the owner of a sealed model holds the secret key and is never pickled")
+
+    # Tasks
+
+    def _checked(self, x: npt.ArrayLike, lengths: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.int64]]:
+        public = self.public
+        values, counts = np.asarray(x, np.float64), np.asarray(lengths)
+        if values.ndim != 3 or not 1 <= len(values) <= public.batch or values.shape[2] != public.width:
+            raise InputError(
+                f"embeddings of shape {values.shape}; pass (n, length, {public.width}) with 1 to {public.batch} "
+                "sequences at a time"
+            )
+        if values.shape[1] > public.period:
+            raise InputError(
+                f"texts of {values.shape[1]} tokens, and this server's model takes {public.period}: truncate them, or "
+                "ask for a server with a longer period"
+            )
+        whole = counts.dtype.kind in "iu" and counts.shape == (len(values),)
+        if not whole or not ((counts >= 1) & (counts <= values.shape[1])).all():
+            raise InputError(f"lengths: pass {len(values)} whole numbers from 1 to {values.shape[1]}")
+        if not np.isfinite(values).all():
+            raise InputError("the embeddings hold NaN or infinity")
+        return values, counts.astype(np.int64)
+
+    def _pooled(self, task: Task, x: Array, lengths: npt.NDArray[np.int64]) -> Array:
+
+        def work(connection: _Connection) -> list[EncryptedTensor]:
+            self._send_batch(connection, task, x, lengths)
+            return self._collect(connection, task)
+
+        parts = self._retrying(work)
+        try:
+            values = np.concatenate([self._secret.decrypt(part) for part in parts], axis=1)
+            pooled = self.public.read_pooled(values)
+            self._check_unused(pooled[len(x) :], parts)
+        except CkksError as error:
+            raise CkksError(
+                "the pooled vectors are no results: an input left the domain that the server calibrated its model on. "
+                f"Leave out texts unlike those, or ask for a wider calibration ({error})"
+            ) from error
+        return pooled[: len(x)]
+
+    def _check_unused(self, pooled: Array, parts: Sequence[EncryptedTensor]) -> None:
+        """Raise CkksError if a sequence without tokens, whose pooled vector is zero, has more than the error in it."""
+        # Twice what one value in a million exceeds: there may be a million of them.
+        error = 2 * max(part.budget().error for part in parts)
+        if pooled.size and not np.abs(pooled).max() <= error:
+            raise CkksError("slots that are zero hold values beyond the predicted error")
+
+    def _send_batch(self, connection: _Connection, task: str, x: Array, lengths: npt.NDArray[np.int64]) -> None:
+        inputs, mask = self.public.arrange(x, lengths)
+        connection.begin(task)
+        connection.kept = False
+        connection.send(Type.FORWARD if task == "forward" else Type.EMBED)
+        connection.send_tensor(Type.INPUTS, self._encrypt(inputs, self.public.inputs))
+        connection.send_tensor(Type.MASK, self._encrypt(mask, self.public.mask))
+        connection.kept = task == "forward"
+
+    def _encrypt(self, values: Array, planned: EncryptedTensor) -> EncryptedTensor:
+        return self._secret.encrypt(values, bound=planned.bound, level=planned.level, scale=planned.scale)
+
+    def _collect(self, connection: _Connection, task: Task) -> list[EncryptedTensor]:
+        """Answer the refreshes of a task, and return the pooled vectors that end them."""
+        first = self._answer(connection, task, Type.POOLED)
+        return connection.receive_tensor(Type.POOLED, self.public.pooled, first=first)
+
+    def _keep(self, connection: _Connection) -> list[bytes]:
+        """Answer the refreshes of a backward pass, and return the locked state that ends them."""
+        message = self._answer(connection, "backward", Type.KEPT)
+        pieces, size, limit = [], 0, piece_limit(self.public.adapters)
+        while True:
+            size += len(message.payload)
+            if size > limit:
+                raise MessageError(f"kept: {size} bytes of training state, at most {limit} are due")
+            pieces.append(bytes(message.payload))
+            if message.last:
+                break
+            message = connection.expect(Type.KEPT)
+        connection.expect_step(Type.DONE, self.step + 1)
+        return pieces
+
+    def _answer(self, connection: _Connection, task: Task, end: Type) -> Message:
+        """Answer every refresh of a task, each at its level, and return the first message of type ``end``."""
+        schedule = self.public.schedule(task)
+        total, done = sum(refresh.ciphertexts for refresh in schedule), 0
+        if self._refreshed + total > Refresher.LIMIT:
+            raise CkksError(
+                f"{self._refreshed} ciphertexts were refreshed under this key, and {Refresher.LIMIT} is the most: begin "
+                "a new run"
+            )
+        for refresh, count in self._batches(schedule):
+            message = connection.expect(Type.REFRESH, end)
+            if message.type == end:
+                raise MessageError(f"{end.name.lower()}: it comes after {done} of {total} refreshes")
+            connection.send(Type.REFRESHED, self._secret.refresh(bytes(message.payload), refresh.level, count))
+            done += count
+            connection.refreshes += count
+            self._refreshed += count
+            if self.progress is not None:
+                self.progress(connection.told(refresh.stage, done, total))
+        return connection.expect(end)
+
+    def _batches(self, schedule: Sequence[Refresh]) -> Iterator[tuple[Refresh, int]]:
+        """Yield the ciphertexts of each message that is due."""
+        for refresh in schedule:
+            most = self.public.parameters.refresh_batch(refresh.level)
+            for start in range(0, refresh.ciphertexts, most):
+                yield refresh, min(most, refresh.ciphertexts - start)
+
+    # The file
+
+    def _save(self) -> None:
+        if self._file is not None:
+            head = _STATE.pack(self.public.id, self._run, self._seed, self.step, self._refreshed)
+            save_pieces(self._file, [head, *self._kept])
+
+    def _load(self, path: Path) -> None:
+        head, *self._kept = load_pieces(path, piece_limit(self.public.adapters) + 4096) or [b""]
+        if len(head) != _STATE.size:
+            raise MessageError(f"{path} holds no state of a sealed model's training")
+        model, self._run, self._seed, self.step, self._refreshed = _STATE.unpack(head)
+        if model != self.public.id:
+            raise InputError(
+                f"{path} is of another model, or of other weights: go on with its own server, or name another"
+            )
+
+    # The connection
+
+    def _retrying(self, work: Callable[[_Connection], T]) -> T:
+        """Return what ``work`` returns, repeated on a new connection after the old one broke."""
+        for attempt in range(self._retries + 1):
+            start = time.perf_counter()
+            try:
+                if self._connection is None:
+                    self._connection = self._open()
+                connection = self._connection
+                result = work(connection)
+            except BaseException as error:
+                self._account(start, tasks=0)
+                self.close()
+                if not isinstance(error, ServiceError) or attempt == self._retries:
+                    raise
+                time.sleep(min(30.0, self._pause * 2**attempt))
+            else:
+                self._account(start, tasks=1)
+                return result
+        raise AssertionError  # the loop returns or raises
+
+    def _open(self) -> _Connection:
+        public = self.public
+        connection = _Connection(self._transport, public, self._run, self._patience)
+        self._connection = connection
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        connection.begin("open")
+        connection.send(Type.OPEN, nonce)
+        welcome = connection.expect(Type.WELCOME)
+        if len(welcome.payload) != NONCE_BYTES + STEP.size:
+            raise MessageError(f"welcome: {len(welcome.payload)} bytes, {NONCE_BYTES + STEP.size} are due")
+        common = hashlib.sha256(nonce + bytes(welcome.payload[:NONCE_BYTES])).digest()
+        (stored,) = STEP.unpack_from(welcome.payload, NONCE_BYTES)
+        connection.send_bytes(Type.PUBLIC_KEY, self._secret.public_key(common).to_bytes())
+        wanted = public.keys
+        keys = self._secret.evaluation_keys(
+            rotations=wanted.rotations, conjugation=wanted.conjugation, packing=wanted.packing, common=common
+        )
+        connection.send_bytes(Type.KEYS, keys.to_bytes())
+        del keys  # up to a gigabyte
+        if not public.adapters or (self.step > 0 and stored == self.step):
+            connection.send(Type.STORED)
+        elif self.step > 0:
+            for number, piece in enumerate(self._kept, 1):
+                connection.send(Type.RESUME, piece, last=number == len(self._kept))
+        else:
+            self._fresh = self._fresh or public.initial_adapters(self._secret)
+            for tensor in self._fresh:
+                connection.send_tensor(Type.FRESH, tensor)
+        connection.expect_step(Type.READY, self.step)
+        return connection
+
+    def _account(self, start: float, tasks: int) -> None:
+        seconds, connection = time.perf_counter() - start, self._connection
+        spent = replace(self.spent, tasks=self.spent.tasks + tasks, seconds=self.spent.seconds + seconds)
+        if connection is not None:
+            spent = replace(
+                spent,
+                refreshes=spent.refreshes + connection.refreshes,
+                bytes_up=spent.bytes_up + connection.link.bytes_out - connection.counted[0],
+                bytes_down=spent.bytes_down + connection.link.bytes_in - connection.counted[1],
+                wait_seconds=spent.wait_seconds + connection.wait_seconds,
+            )
+            connection.settle()
+        self.spent = spent
+
+
+class _Connection:
+    """One stream to the server, with its counts."""
+
+    def __init__(self, transport: JobTransport, public: Public, run: bytes, patience: float) -> None:
+        parameters = public.parameters
+        self._stream, self._patience = Stream("the server"), patience
+        self.link = Link(self._stream, public.id, run, parameters._core.hash, largest_message(parameters))
+        self.kept = False
+        self.settle()
+        self.begin("open")
+        self._stream.listen(transport.job(self._stream.outgoing()))
+
+    def settle(self) -> None:
+        """Begin to count anew."""
+        self.counted = (self.link.bytes_out, self.link.bytes_in)
+        self.refreshes, self.wait_seconds = 0, 0.0
+
+    def begin(self, task: str) -> None:
+        """Begin a task, for `told`."""
+        self._task, self._start = task, time.perf_counter()
+        self._before = (self.link.bytes_out, self.link.bytes_in)
+
+    def told(self, stage: str, done: int, total: int) -> Progress:
+        """Say how far the task is."""
+        up, down = self.link.bytes_out - self._before[0], self.link.bytes_in - self._before[1]
+        return Progress(self._task, stage, done, total, up, down, time.perf_counter() - self._start)
+
+    def send(self, type: Type, *payload: wire.BytesLike, last: bool = True) -> None:
+        self.link.send(type, *payload, last=last, seconds=self._patience)
+
+    def send_bytes(self, type: Type, data: bytes) -> None:
+        self.link.send_bytes(type, data, seconds=self._patience)
+
+    def send_tensor(self, type: Type, tensor: EncryptedTensor) -> None:
+        self.link.send_tensor(type, tensor, seconds=self._patience)
+
+    def expect(self, *types: Type) -> Message:
+        start = time.perf_counter()
+        try:
+            return self.link.expect(*types, seconds=self._patience)
+        finally:
+            self.wait_seconds += time.perf_counter() - start
+
+    def expect_step(self, type: Type, step: int) -> None:
+        """Read a message that says ``step``.
+
+        Raises:
+            MessageError: it says another.
+        """
+        payload = self.expect(type).payload
+        if payload != STEP.pack(step):
+            raise MessageError(f"{type.name.lower()}: the server's adapters are not those of step {step}; begin again")
+
+    def receive_tensor(
+        self,
+        type: Type,
+        planned: EncryptedTensor,
+        first: Message | None = None,
+    ) -> list[EncryptedTensor]:
+        return self.link.receive_tensor(type, planned, seconds=self._patience, first=first)
+
+    def close(self) -> None:
+        self._stream.close()

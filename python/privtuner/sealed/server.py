@@ -1,0 +1,398 @@
+"""The server of a sealed model: sessions that compute on an owner's ciphertexts and keep its adapters encrypted."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from privtuner import wire
+from privtuner.ckks.evaluator import Evaluator
+from privtuner.ckks.keys import EvaluationKeys, PublicKey, elements_of
+from privtuner.ckks.refresher import Refresher
+from privtuner.ckks.tensor import EncryptedTensor
+from privtuner.errors import CkksError, InputError, MessageError, ServiceError
+from privtuner.sealed.locker import Locker
+from privtuner.sealed.messages import NONCE_BYTES, STEP, Link, Message, Rates, Stream, Type, largest_message
+from privtuner.sealed.model import EncryptedAdapters, SealedModel
+from privtuner.sealed.state import load_pieces, lock_state, piece_limit, save_pieces, unlock_state
+
+__all__ = ["MakeEvaluator", "SealedService", "TaskCounts"]
+
+MakeEvaluator: TypeAlias = Callable[..., Any]
+"""Makes `Evaluator`, or another engine with its operations, of parameters, evaluation keys and a refresher."""
+
+_log = logging.getLogger(__name__)
+
+_IN_FLIGHT = 4  # masked messages that are with the owner at a time
+_COMMANDS = (
+    Type.FRESH,
+    Type.RESUME,
+    Type.STORED,
+    Type.EMBED,
+    Type.FORWARD,
+    Type.BACKWARD,
+    Type.RELEASE,
+)
+
+# One task at a time in a process: each uses all threads, and memory by the gigabyte.
+_working = threading.Lock()
+
+
+class TaskCounts(NamedTuple):
+    """What one task of a session took.
+
+    Attributes:
+        task: "embed", "forward" or "backward".
+        tokens: slots of its tensors, hidden positions included: the server cannot tell them apart.
+        refreshes: ciphertexts that were refreshed.
+        bytes_in, bytes_out: on the stream.
+        seconds: from its first message to its last.
+    """
+
+    task: str
+    tokens: int
+    refreshes: int
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+
+
+class SealedService:
+    """Serves one sealed model to data owners, a session for each stream.
+
+    A session takes the memory of its keys, its adapters and what one forward pass keeps, all of which follow from the
+    model's public part; so the number of sessions bounds the memory. What a session kept ends with its stream; the
+    adapters are with the owner, locked, and where ``state`` is given on disk as well.
+
+    Args:
+        model: the model.
+        evaluator: makes what computes.
+        state: folder where each run's encrypted adapters are saved after each step; made if it does not exist.
+        sessions: streams served at a time, at least 1; tasks run one after the other.
+        patience: seconds that an owner may take for any message within a task.
+        idle: seconds between tasks after which a session ends.
+        release: give owners their adapters unlocked when they ask. They can decrypt them, and so learn of the
+            activations that met in the gradients.
+
+    Raises:
+        InputError: a number below its least.
+    """
+
+    def __init__(
+        self,
+        model: SealedModel,
+        *,
+        evaluator: MakeEvaluator = Evaluator,
+        state: str | Path | None = None,
+        sessions: int = 1,
+        patience: float = 120.0,
+        idle: float = 3600.0,
+        release: bool = False,
+    ) -> None:
+        if sessions < 1 or not (patience > 0 and idle > 0):
+            raise InputError(f"sessions {sessions}, patience {patience:g}, idle {idle:g}: give at least 1, and above 0")
+        self.model, self.evaluator, self.release = model, evaluator, release
+        self.patience, self.idle, self.sessions = patience, idle, sessions
+        self.state = None if state is None else Path(state)
+        if self.state is not None:
+            self.state.mkdir(parents=True, exist_ok=True)
+        self._room = threading.BoundedSemaphore(sessions)
+
+    def job(self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None) -> Iterator[bytes]:
+        """Yield the server's messages of one session; those of the owner are taken from ``messages``.
+
+        Args:
+            messages: of the owner; read in a thread.
+            count: called after every task.
+
+        Raises:
+            ServiceError: all sessions are in use, or the owner stalled or went away in the middle of a task.
+            MessageError: a message is malformed, out of order or not what is due, or its ciphertexts cannot be
+                computed with.
+            Exception: what ``messages`` raised.
+        """
+        if not self._room.acquire(timeout=self.patience):  # that of a stream that broke ends at its next stage
+            raise ServiceError(f"the server is busy with {self.sessions} other sessions; try again later")
+        stream, failures = Stream("the data owner"), list[Exception]()
+
+        def work() -> None:
+            try:
+                _Session(self, stream, count).run()
+            except CkksError as error:
+                failures.append(MessageError(f"the job cannot be computed: {error}"))
+            except Exception as error:  # reaches the transport, which knows what to do with it
+                failures.append(error)
+            finally:
+                stream.close()
+                self._room.release()
+
+        worker = threading.Thread(target=work, name="privtuner-session", daemon=True)
+        stream.listen(messages)
+        worker.start()
+        try:
+            yield from stream.outgoing()
+            worker.join()
+        finally:
+            stream.close()
+        if failures:
+            raise failures[0]
+
+
+@dataclass
+class _Adapters:
+    """The training state of a session."""
+
+    step: int
+    tensors: EncryptedAdapters[Any] | None
+
+
+class _Session:
+    """One stream of an owner: keys, adapters, and what the last forward pass kept."""
+
+    def __init__(self, service: SealedService, stream: Stream, count: Callable[[TaskCounts], object] | None) -> None:
+        self._service, self._model, self._public = service, service.model, service.model.public
+        self._count, self._refreshes = count, 0
+        parameters = self._public.parameters
+        self._link = Link(stream, self._public.id, bytes(16), parameters._core.hash, largest_message(parameters))
+        self._engine: Any = None
+        self._adapters: _Adapters | None = None
+        self._stored: tuple[int, list[EncryptedTensor]] | None = None
+        self._saved: Any = None
+        self._locker: Locker | None = None
+
+    def run(self) -> None:
+        """Answer until the owner ends the stream."""
+        self._open()
+        answers: dict[Type, Callable[[Message], None]] = {
+            Type.FRESH: self._fresh,
+            Type.RESUME: self._resume,
+            Type.STORED: self._accept_stored,
+            Type.EMBED: lambda _: self._forward(keep=False),
+            Type.FORWARD: lambda _: self._forward(keep=True),
+            Type.BACKWARD: self._backward,
+            Type.RELEASE: lambda _: self._release(),
+        }
+        while (message := self._link.receive(_COMMANDS, seconds=self._service.idle)) is not None:
+            answers[message.type](message)
+
+    def _open(self) -> None:
+        message = self._expect(Type.OPEN)
+        if len(message.payload) != NONCE_BYTES:
+            raise MessageError(f"open: a nonce of {len(message.payload)} bytes, {NONCE_BYTES} are due")
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        common = hashlib.sha256(bytes(message.payload) + nonce).digest()
+        self._locker = Locker(self._model.secret, self._public.id + self._link.request)
+        self._stored = self._load()
+        self._send(Type.WELCOME, nonce, STEP.pack(0 if self._stored is None else self._stored[0]))
+        parameters, patience = self._public.parameters, self._service.patience
+        data = self._link.receive_bytes(Type.PUBLIC_KEY, parameters.public_key_bytes, seconds=patience)
+        public_key = PublicKey.from_bytes(parameters, data, common)
+        wanted = self._public.keys
+        elements = elements_of(parameters, wanted.rotations, wanted.conjugation, wanted.packing)
+        data = self._link.receive_bytes(Type.KEYS, parameters.key_bytes(1 + len(elements)), seconds=patience)
+        keys = EvaluationKeys.from_bytes(parameters, data, common)
+        if not keys.relinearisation or set(keys._core.elements) != elements:
+            raise MessageError("keys: others than those that the model's public part asks for")
+        self._engine = self._service.evaluator(parameters, keys, Refresher(public_key, self._exchange))
+
+    # The training state
+
+    def _fresh(self, message: Message) -> None:
+        first: Message | None = message
+        parts = []
+        for planned in self._state_layout():
+            parts.append(self._link.receive_tensor(Type.FRESH, planned, seconds=self._service.patience, first=first))
+            first = None
+        self._take(0, EncryptedAdapters(*map(self._upload, parts)))
+
+    def _resume(self, message: Message) -> None:
+        self._state_layout()
+
+        def pieces() -> Iterator[memoryview]:
+            yield message.payload
+            last = message.last
+            while not last:
+                another = self._expect(Type.RESUME)
+                yield another.payload
+                last = another.last
+
+        self._take_tensors(*self._unlock(pieces()))
+
+    def _accept_stored(self, message: Message) -> None:
+        if len(message.payload):
+            raise MessageError(f"stored: {len(message.payload)} bytes where none are due")
+        if not self._public.adapters:
+            self._take(0, None)
+        elif self._stored is None:
+            raise MessageError("stored: this server has saved no state of this run; send it, or begin a new run")
+        else:
+            self._take_tensors(*self._stored)
+
+    def _take_tensors(self, step: int, tensors: list[EncryptedTensor]) -> None:
+        self._take(step, EncryptedAdapters(*(self._upload([tensor]) for tensor in tensors)))
+
+    def _take(self, step: int, adapters: EncryptedAdapters[Any] | None) -> None:
+        self._adapters, self._saved, self._stored = _Adapters(step, adapters), None, None
+        self._send(Type.READY, STEP.pack(step))
+
+    def _unlock(self, pieces: Iterable[bytes | memoryview]) -> tuple[int, list[EncryptedTensor]]:
+        assert self._locker is not None  # noqa: S101 - made when the session opened
+        return unlock_state(self._locker, pieces, self._state_layout())
+
+    def _load(self) -> tuple[int, list[EncryptedTensor]] | None:
+        """Return the state on disk; none where it is damaged, or other weights': the owner has it as well."""
+        path = self._path()
+        if path is None or not path.exists() or not self._public.adapters:
+            return None
+        try:
+            return self._unlock(load_pieces(path, piece_limit(self._state_layout())))
+        except (InputError, MessageError) as error:
+            _log.warning("%s", error)
+            return None
+
+    def _save(self, pieces: list[bytes]) -> None:
+        """Save the state; where that fails, only the owner has it."""
+        path = self._path()
+        try:
+            if path is not None:
+                save_pieces(path, pieces)
+        except InputError as error:
+            _log.error("%s; the data owner alone has it", error)
+
+    def _path(self) -> Path | None:
+        folder = self._service.state
+        return None if folder is None else folder / f"{self._link.request.hex()}.state"
+
+    def _state_layout(self) -> tuple[EncryptedTensor, ...]:
+        """Return what the tensors of the state are like: adapters, and their velocity."""
+        layout: tuple[EncryptedTensor, ...] = self._public.adapters
+        if not layout:
+            raise MessageError("the model has no adapters; ask for embeddings alone")
+        return layout
+
+    # Tasks
+
+    def _forward(self, *, keep: bool) -> None:
+        task, public = "forward" if keep else "embed", self._public
+        adapters, start = self._ready(task), self._mark()
+        self._saved = None  # of an earlier pass: two would be held at once
+        x = self._receive(Type.INPUTS, public.inputs)
+        mask = self._receive(Type.MASK, public.mask)
+        with self._alone():
+            pooled, self._saved = self._model.forward(
+                self._engine, x, mask, adapters.tensors, keep=keep, progress=self._progress
+            )
+            result = self._engine.download(pooled)
+        self._link.send_tensor(Type.POOLED, result, seconds=self._service.patience)
+        self._counted(task, start)
+
+    def _backward(self, message: Message) -> None:
+        rates, public = Rates.from_bytes(message.payload), self._public
+        adapters, start = self._ready("backward"), self._mark()
+        saved, self._saved = self._saved, None
+        if saved is None or adapters.tensors is None:
+            raise MessageError("backward: no forward pass was kept; send the batch again")
+        gradient = self._receive(Type.GRADIENT, public.gradient)
+        with self._alone():
+            gradients = self._model.backward(self._engine, saved, gradient, adapters.tensors, progress=self._progress)
+            del saved
+            stepped = self._model.step(self._engine, adapters.tensors, gradients, *rates)
+            step = adapters.step + 1
+            assert self._locker is not None  # noqa: S101 - made when the session opened
+            tensors = [self._engine.download(tensor) for tensor in stepped.tensors]
+            pieces = list(lock_state(self._locker, step, tensors))
+        self._save(pieces)
+        self._adapters = _Adapters(step, stepped)
+        for number, piece in enumerate(pieces, 1):
+            self._link.send(Type.KEPT, piece, last=number == len(pieces), seconds=self._service.patience)
+        self._send(Type.DONE, STEP.pack(step))
+        self._counted("backward", start)
+
+    def _release(self) -> None:
+        adapters = self._ready("release")
+        if not self._service.release or adapters.tensors is None:
+            raise MessageError("release: this server keeps adapters to itself; ask its owner")
+        values = self._engine.download(adapters.tensors.values)
+        self._link.send_tensor(Type.RELEASED, values, seconds=self._service.patience)
+
+    def _ready(self, task: str) -> _Adapters:
+        if self._adapters is None:
+            raise MessageError(f"{task}: the session has no adapters yet; send them first")
+        return self._adapters
+
+    # The stream
+
+    def _exchange(self, masked: Iterable[bytes]) -> Iterator[bytes]:
+        """Carry masked messages to the owner, a few ahead of its replies."""
+        waiting = 0
+        for message in masked:
+            self._refreshes += wire.peek(message).features
+            self._send(Type.REFRESH, message)
+            waiting += 1
+            if waiting == _IN_FLIGHT:
+                yield bytes(self._expect(Type.REFRESHED).payload)
+                waiting -= 1
+        for _ in range(waiting):
+            yield bytes(self._expect(Type.REFRESHED).payload)
+
+    def _progress(self, stage: str) -> None:  # noqa: ARG002 - the owner knows the stages from the schedule
+        """Stop computing for a stream that ended."""
+        self._link.stream.check()
+
+    def _send(self, type: Type, *payload: wire.BytesLike) -> None:
+        self._link.send(type, *payload, seconds=self._service.patience)
+
+    def _expect(self, type: Type) -> Message:
+        return self._link.expect(type, seconds=self._service.patience)
+
+    def _receive(self, type: Type, planned: EncryptedTensor) -> Any:
+        return self._upload(self._link.receive_tensor(type, planned, seconds=self._service.patience))
+
+    def _upload(self, parts: list[EncryptedTensor]) -> Any:
+        there = [self._engine.upload(part) for part in parts]
+        return there[0] if len(there) == 1 else self._engine.concatenate(there)
+
+    def _alone(self) -> _Turn:
+        return _Turn(self._link.stream, self._service.idle)
+
+    def _mark(self) -> tuple[float, int, int]:
+        self._refreshes = 0
+        return time.perf_counter(), self._link.bytes_in, self._link.bytes_out
+
+    def _counted(self, task: str, start: tuple[float, int, int]) -> None:
+        if self._count is not None:
+            begin, bytes_in, bytes_out = start
+            self._count(
+                TaskCounts(
+                    task,
+                    self._public.parameters.slots,
+                    self._refreshes,
+                    self._link.bytes_in - bytes_in,
+                    self._link.bytes_out - bytes_out,
+                    time.perf_counter() - begin,
+                )
+            )
+
+
+class _Turn:
+    """The right to compute, one holder at a time; waiting for it ends when the stream does."""
+
+    def __init__(self, stream: Stream, seconds: float) -> None:
+        self._stream, self._seconds = stream, seconds
+
+    def __enter__(self) -> None:
+        end = time.monotonic() + self._seconds
+        while not _working.acquire(timeout=0.5):
+            self._stream.check()
+            if time.monotonic() > end:
+                raise ServiceError(f"the server was busy with another owner for {self._seconds:g} s; try again later")
+
+    def __exit__(self, *_: object) -> None:
+        _working.release()

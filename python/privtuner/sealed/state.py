@@ -1,0 +1,117 @@
+"""The training state on its way and on disk: adapters and velocity, locked, some features in each piece.
+
+A piece unlocks to ``step u64 | message of an encrypted tensor``; pieces are numbered, those of the adapters first.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from privtuner import wire
+from privtuner.ckks.evaluator import Evaluator
+from privtuner.ckks.tensor import EncryptedTensor
+from privtuner.errors import InputError, MessageError
+from privtuner.sealed.locker import Locker
+from privtuner.sealed.messages import STEP, pieces_of
+
+__all__ = ["load_pieces", "lock_state", "piece_limit", "save_pieces", "unlock_state"]
+
+_LENGTH = struct.Struct("<I")
+
+
+def lock_state(locker: Locker, step: int, tensors: Sequence[EncryptedTensor]) -> Iterator[bytes]:
+    """Yield the locked pieces of the state after ``step`` steps."""
+    pieces = (piece for tensor in tensors for _, piece in pieces_of(tensor))
+    for number, piece in enumerate(pieces):
+        yield locker.close(number, STEP.pack(step) + piece.to_bytes())
+
+
+def unlock_state(
+    locker: Locker, pieces: Iterable[bytes | memoryview], expected: Sequence[EncryptedTensor]
+) -> tuple[int, list[EncryptedTensor]]:
+    """Return the step and the tensors whose pieces `lock_state` yielded. No piece is asked for beyond the last due.
+
+    Args:
+        locker: that locked them.
+        pieces: the locked pieces in order.
+        expected: planned tensors: what each of the state is like.
+
+    Raises:
+        MessageError: pieces of another run or of several steps, too few, or of other shapes or levels.
+    """
+    tensors: list[EncryptedTensor] = []
+    steps: set[int] = set()
+    arriving = enumerate(pieces)
+    for planned in expected:
+        engine, done = Evaluator(planned.parameters), 0
+        parts: list[EncryptedTensor] = []
+        while done < planned.shape[1]:
+            number, locked = next(arriving, (0, b""))
+            piece = memoryview(locker.open(number, locked))
+            if len(piece) < STEP.size + wire.HEAD_BYTES:
+                raise MessageError(f"training state: a piece of {len(piece)} bytes is truncated")
+            steps.update(STEP.unpack_from(piece))
+            count = wire.peek(piece[STEP.size :]).features
+            if not 1 <= count <= planned.shape[1] - done:
+                raise MessageError(f"training state: {done + count} features, {planned.shape[1]} are due")
+            some = engine.select(planned, slice(done, done + count))
+            parts.append(EncryptedTensor.from_bytes(planned.parameters, piece[STEP.size :], some))
+            done += count
+        tensors.append(engine.concatenate(parts))
+    if len(steps) != 1:
+        raise MessageError("training state: its pieces are of several steps; go on with an older one")
+    return steps.pop(), tensors
+
+
+def piece_limit(expected: Sequence[EncryptedTensor]) -> int:
+    """Bytes that the locked pieces of a state have together, at most: a whole ciphertext and 4 KiB for each feature."""
+    return sum(x.shape[1] * (16 * x.parameters.ring_dimension * (x.level + 1) + 4096) for x in expected)
+
+
+def save_pieces(path: Path, pieces: Sequence[bytes]) -> None:
+    """Write pieces to a file that is there whole or not at all, readable by this user alone.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            for piece in pieces:
+                file.write(_LENGTH.pack(len(piece)))
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink()
+        raise InputError(f"the training state cannot be written to {path}: {error.strerror}") from error
+
+
+def load_pieces(path: Path, limit: int) -> list[bytes]:
+    """Read what `save_pieces` wrote, unless it is longer than ``limit`` bytes.
+
+    Raises:
+        MessageError: too long, or truncated. InputError: it cannot be read.
+    """
+    pieces: list[bytes] = []
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise MessageError(f"{path}: {size} bytes of training state, at most {limit} are due")
+            while head := file.read(_LENGTH.size):
+                length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else size
+                piece = file.read(min(length, size))
+                if len(piece) < length:
+                    raise MessageError(f"{path}: truncated; go on with an older state, or begin a new run")
+                pieces.append(piece)
+    except OSError as error:
+        raise InputError(f"the training state cannot be read from {path}: {error.strerror}") from error
+    return pieces

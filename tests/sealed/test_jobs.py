@@ -1,0 +1,369 @@
+"""Jobs of a sealed model: what owner and server do together, over both transports."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from connections import Connection
+from privtuner.ckks import Refresher
+from privtuner.errors import CkksError, InputError, MessageError, SecretError, ServiceError
+from privtuner.sealed.owner import SealedOwner
+from privtuner.service import RemoteTransport
+from sealed_cases import (
+    PAIRS,
+    SEQUENCES,
+    SLOTS,
+    TOLERANCE,
+    WIDTH,
+    Between,
+    G,
+    TinyModel,
+    Twin,
+    batch,
+    served,
+    train,
+    type_of,
+)
+
+
+def test_steps_are_those_of_the_clear_model(pair):
+    told = []
+    owner, running = pair(owner={"progress": told.append})
+    train(owner, Twin(TinyModel()), steps=2)
+    assert owner.step == 2
+    assert owner.spent.tasks == 5
+    assert owner.spent.refreshes == 3 * PAIRS + 2 * 3
+    assert 0 < owner.spent.wait_seconds < owner.spent.seconds
+    assert [p.done for p in told[:4]] == [2, 1, 2, 3]
+    assert {(p.task, p.stage, p.total) for p in told} == {
+        ("forward", "product", 2),
+        ("backward", "gradient", 3),
+        ("backward", "velocity", 3),
+        ("backward", "adapters", 3),
+        ("embed", "product", 2),
+    }
+    if hasattr(running, "counts"):
+        counts = running.counts().layers
+        assert {key: (c.requests, c.tokens, c.refreshes) for key, c in counts.items()} == {
+            ("sealed", "forward"): (2, 2 * SLOTS, 4),
+            ("sealed", "backward"): (2, 2 * SLOTS, 6),
+            ("sealed", "embed"): (1, SLOTS, 2),
+        }
+        assert 0 < sum(c.bytes_in for c in counts.values()) < owner.spent.bytes_up
+
+
+def test_large_gradients_are_scaled_down_and_the_rate_is_theirs(pair):
+    owner, _ = pair()
+    twin, (x, lengths) = Twin(TinyModel()), batch()
+    owner.forward(x, lengths)
+    owner.backward(64 * G, 8.0, 0.5)
+    scaled = 64 * G / np.maximum(1, np.abs(64 * G).max(axis=1, keepdims=True) * SEQUENCES)
+    twin.step(x, scaled, 8.0, 0.5)
+    assert np.abs(owner.embed(x, lengths) - twin.model.pooled(x, twin.a)).max() < TOLERANCE
+
+
+def test_an_owner_that_was_closed_goes_on(pair):
+    owner, _ = pair(service={"patience": 5.0})
+    twin = Twin(TinyModel())
+    train(owner, twin)
+    owner.close()
+    train(owner, twin)
+    assert owner.step == 2
+
+
+def test_a_dropped_stream_in_mid_step_is_repeated(pair):
+    """Whatever message of the step is the last that passes, and with fresh encryptions."""
+    for last in (1, 3, 6, 11):
+        owner, _ = pair(owner={"retries": 1, "pause": 0.0}, service={"patience": 5.0})
+        twin, (x, lengths), left = Twin(TinyModel()), batch(), [None]
+
+        def cut(message, left=left):
+            if left[0] is not None:
+                left[0] -= 1
+                if left[0] == 0:
+                    left[0] = None
+                    raise ServiceError("the line was cut")
+            return [message]
+
+        owner._transport = between = Between(owner._transport, cut, cut)
+        owner.forward(x, lengths)
+        left[0] = last
+        owner.backward(G, 8.0, 0.5)
+        assert left[0] is None
+        twin.step(x, G, 8.0, 0.5)
+        assert np.abs(owner.embed(x, lengths) - twin.model.pooled(x, twin.a)).max() < TOLERANCE
+        assert owner.step == 1
+        encrypted = [m for m in between.seen if type_of_pair(m)[1] in ("INPUTS", "MASK", "GRADIENT", "REFRESHED")]
+        assert len(set(encrypted)) == len(encrypted)
+        owner.close()
+
+
+def test_without_retries_the_error_is_clear_and_the_step_can_be_repeated(pair):
+    owner, _ = pair(service={"patience": 5.0})
+    twin, (x, lengths) = Twin(TinyModel()), batch()
+
+    def cut(message):
+        if between.armed and len(between.seen) > between.armed:
+            between.armed = 0
+            raise ServiceError("the line was cut")
+        return [message]
+
+    owner._transport = between = Between(owner._transport, cut)
+    between.armed = 0
+    owner.forward(x, lengths)
+    between.armed = len(between.seen) + 3
+    with pytest.raises(ServiceError, match="cut|refused the job"):
+        owner.backward(G, 8.0, 0.5)
+    assert owner.step == 0
+    train(owner, twin)
+
+
+def test_a_killed_server_that_is_started_again():
+    """The locked state of the owner is all that the new one needs."""
+    model = TinyModel()
+    with served("grpc", model) as (_, first), Connection(first.address) as line:
+        owner = SealedOwner(model.public, RemoteTransport(line.address), allow_insecure=True, retries=3, pause=0.05)
+        twin, (x, lengths) = Twin(model), batch()
+        train(owner, twin)
+        owner.forward(x, lengths)
+        with served("grpc", TinyModel()) as (_, second):
+            line.cut(second.address)
+            owner.backward(G, 8.0, 0.5)
+            twin.step(x, G, 8.0, 0.5)
+            assert np.abs(owner.embed(x, lengths) - twin.model.pooled(x, twin.a)).max() < TOLERANCE
+            assert owner.step == 2
+        owner.close()
+
+
+def test_a_server_with_other_weights_is_noticed(pair):
+    owner, _ = pair()
+    train(owner, Twin(TinyModel()))
+    owner.close()
+    other, _ = pair(TinyModel(seed=7))
+    owner._transport = other._transport
+    with pytest.raises((MessageError, ServiceError), match="other weights"):
+        owner.embed(*batch())
+
+
+def test_a_server_that_saved_the_state_is_not_sent_it(tmp_path, caplog):
+    model = TinyModel()
+    twin = Twin(model)
+    with served("local", model, state=tmp_path) as (transport, _):
+        owner = SealedOwner(model.public, between := Between(transport), allow_insecure=True)
+        train(owner, twin)
+        owner.close()
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_mode & 0o77 == 0
+    with served("local", model, state=tmp_path) as (transport, _):
+        owner._transport = between = Between(transport)
+        train(owner, twin)
+        owner.close()
+    seen = set(map(type_of_pair, between.seen))
+    assert ("up", "STORED") in seen
+    assert ("up", "RESUME") not in seen
+    file.write_bytes(file.read_bytes()[:-1])
+    with served("local", model, state=tmp_path) as (transport, _):
+        owner._transport = between = Between(transport)
+        train(owner, twin)
+        owner.close()
+    assert ("up", "RESUME") in set(map(type_of_pair, between.seen))
+    assert "truncated" in caplog.text
+
+
+def type_of_pair(pair):
+    return pair[0], type_of(pair[1]).name
+
+
+def test_an_owner_that_was_killed_goes_on_in_another_process(pair, tmp_path):
+    """All that the new one has is the file."""
+    file, twin = tmp_path / "run", Twin(TinyModel())
+    for steps in (1, 2):
+        owner, _ = pair(owner={"state": file})
+        train(owner, twin)
+        assert owner.step == steps
+        owner.close()
+    assert file.stat().st_mode & 0o77 == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_files_of_an_owner_that_are_refused(tmp_path):
+    model, file = TinyModel(), tmp_path / "run"
+
+    def owner(model=model, path=file):
+        return SealedOwner(model.public, None, state=path, allow_insecure=True)
+
+    run = owner()._run
+    assert owner()._run == run
+    with pytest.raises(InputError, match="another model"):
+        owner(TinyModel(seed=7))
+    with pytest.raises(InputError, match="cannot be written"):
+        owner(path=tmp_path / "nowhere" / "run")
+    with pytest.raises(InputError, match="cannot be read"):
+        owner(path=tmp_path)
+    whole = file.read_bytes()
+    for content, match in (
+        (whole[:-1], "truncated"),
+        (whole[:2], "truncated"),
+        (b"", "holds no state"),
+        ((8).to_bytes(4, "little") + bytes(8), "holds no state"),
+        (bytes(64 << 20), "at most"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(MessageError, match=match):
+            owner()
+
+
+def test_a_server_that_cannot_save_goes_on(tmp_path, caplog):
+    model, folder = TinyModel(), tmp_path / "state"
+    with served("local", model, state=folder) as (transport, _):
+        owner = SealedOwner(model.public, transport, allow_insecure=True)
+        owner.forward(*batch())
+        folder.rmdir()
+        folder.write_bytes(b"")
+        owner.backward(G, 8.0)
+        assert owner.step == 1
+        assert "the data owner alone has it" in caplog.text
+        owner.close()
+
+
+def test_a_key_that_served_enough_is_refused(pair):
+    owner, _ = pair()
+    owner._refreshed = Refresher.LIMIT - PAIRS
+    owner.embed(*batch())
+    with pytest.raises(CkksError, match="begin a new run"):
+        owner.embed(*batch())
+
+
+def test_adapters_are_released_where_the_server_says_so(pair):
+    owner, _ = pair(service={"release": True})
+    twin = Twin(TinyModel())
+    train(owner, twin)
+    assert np.abs(owner.release()[:, 0] - twin.a).max() < TOLERANCE
+    keeping, _ = pair()
+    with pytest.raises((MessageError, ServiceError), match="keeps adapters to itself"):
+        keeping.release()
+
+
+def test_sessions_are_bounded(pair):
+    owner, _ = pair(service={"patience": 0.2})
+    owner.embed(*batch())
+    second = SealedOwner(owner.public, owner._transport, allow_insecure=True)
+    with pytest.raises(ServiceError, match="busy with 1 other"):
+        second.embed(*batch())
+    owner.close()
+    second.embed(*batch())
+    second.close()
+
+
+def test_a_server_that_stalls_meets_the_owners_deadline(pair):
+    model, free = TinyModel(), threading.Event()
+    model.before_backward = lambda: free.wait(20)
+    owner, _ = pair(model, owner={"patience": 0.3})
+    owner.forward(*batch())
+    with pytest.raises(ServiceError, match=r"the server sent nothing for 0\.3 s"):
+        owner.backward(G, 8.0)
+    free.set()
+
+
+def test_an_owner_that_stalls_meets_the_servers_deadline(pair):
+    owner, _ = pair(service={"patience": 0.3})
+    owner.forward(*batch())
+    waiting, refresh = threading.Event(), owner._secret.refresh
+
+    def late(*arguments):
+        waiting.wait(1.0)
+        return refresh(*arguments)
+
+    owner._secret.refresh = late
+    with pytest.raises(ServiceError, match=r"the data owner sent nothing for 0\.3 s"):
+        owner.backward(G, 8.0)
+
+
+def test_an_idle_session_ends(pair):
+    owner, _ = pair(service={"idle": 0.2}, owner={"retries": 1, "pause": 0.0})
+    twin = Twin(TinyModel())
+    train(owner, twin)
+    threading.Event().wait(0.4)
+    train(owner, twin)
+
+
+class Spoilt(TinyModel):
+    """Reveals what ``spoil`` makes of the pooled vectors."""
+
+    def __init__(self, spoil):
+        super().__init__()
+        self.last = spoil
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda ev, x: ev.add(x, 1e-3), lambda ev, x: ev.add(x, 300.0)],
+    ids=["zeroed slots hold something", "beyond the bound"],
+)
+def test_results_that_are_none_are_noticed_and_the_server_is_not_told(spoil):
+    model = Spoilt(spoil)
+    with served("local", model) as (transport, _):
+        owner = SealedOwner(model.public, between := Between(transport), allow_insecure=True)
+        with pytest.raises(CkksError, match="left the domain"):
+            owner.embed(*batch())
+        passed = len(between.seen)
+        with pytest.raises(CkksError, match="left the domain"):
+            owner.embed(*batch())
+        honest = TinyModel()
+        with served("local", honest) as (other, _):
+            fine = SealedOwner(honest.public, Between(other), allow_insecure=True)
+            fine.embed(*batch())
+            fine.embed(*batch())
+        assert type_of_pair(between.seen[passed - 1]) == ("down", "POOLED")
+        assert len(between.seen) == len(fine._transport.seen)
+        owner.close()
+        fine.close()
+
+
+@pytest.mark.parametrize(
+    ("x", "lengths", "hint"),
+    [
+        (np.zeros((3, 5, WIDTH)), [1, 1, 1], "truncate them"),
+        (np.zeros((SEQUENCES + 1, 4, WIDTH)), [1] * (SEQUENCES + 1), "1 to 128 sequences"),
+        (np.zeros((0, 4, WIDTH)), [], "1 to 128 sequences"),
+        (np.zeros((3, 4, WIDTH + 1)), [1, 1, 1], r"pass \(n, length, 4\)"),
+        (np.full((3, 4, WIDTH), np.nan), [1, 1, 1], "NaN"),
+        (np.zeros((3, 4, WIDTH)), [0, 1, 1], "whole numbers from 1 to 4"),
+        (np.zeros((3, 4, WIDTH)), [1, 5, 1], "whole numbers from 1 to 4"),
+        (np.zeros((3, 4, WIDTH)), [1.0, 1.0, 1.0], "whole numbers"),
+        (np.zeros((3, 4, WIDTH)), [1, 1], "pass 3 whole numbers"),
+    ],
+)
+def test_batches_that_are_refused_before_anything_is_sent(x, lengths, hint):
+    model = TinyModel()
+    owner = SealedOwner(model.public, None, allow_insecure=True)
+    with pytest.raises(InputError, match=hint):
+        owner.forward(x, np.array(lengths))
+
+
+def test_arguments_that_are_refused():
+    model = TinyModel()
+    with pytest.raises(InputError, match="protects nothing"):
+        SealedOwner(model.public, None)
+    for options, hint in (({"gradient_bound": 0.3}, "power of two"), ({"patience": 0}, "above 0")):
+        with pytest.raises(InputError, match=hint):
+            SealedOwner(model.public, None, allow_insecure=True, **options)
+    owner = SealedOwner(model.public, None, allow_insecure=True)
+    with pytest.raises(InputError, match="there is none"):
+        owner.backward(G, 1.0)
+    with pytest.raises(SecretError):
+        __import__("pickle").dumps(owner)
+
+
+def test_gradients_that_are_refused(pair):
+    owner, _ = pair()
+    owner.forward(*batch())
+    for g, rate, momentum in ((G[:2], 1, 0.5), (G * np.inf, 1, 0.5), (G, -1, 0.5), (G, 1, 1.0), (G, np.nan, 0.5)):
+        with pytest.raises(InputError):
+            owner.backward(g, rate, momentum)
+    owner.backward(G, 1.0)
+    with pytest.raises(InputError, match="there is none"):
+        owner.backward(G, 1.0)
