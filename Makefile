@@ -19,10 +19,11 @@ BUILD := build/develop
 EDITABLE := SKBUILD_BUILD_DIR=$(BUILD) SKBUILD_CMAKE_DEFINE="PRIVTUNER_BUILD_TESTS=ON;PRIVTUNER_WERROR=$(WERROR)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cpp test-paths test-sanitize bench lint wheel develop clean
+.PHONY: help demo demo-sealed test test-cpp test-paths test-sanitize bench lint wheel develop clean
 
 help:
 	@echo 'make demo            fine-tune MiniLM plain and encrypted, with the server in its own process'
+	@echo 'make demo-sealed     fine-tune a block of MiniLM that neither side shows the other: some twenty minutes'
 	@echo 'make test            build, and run the C++ and the Python tests'
 	@echo 'make test-paths      run the tests on the code paths of other processors: PATHS="sse jitter isa-portable"'
 	@echo 'make test-sanitize   run the C++ tests under the address and undefined-behaviour sanitizers'
@@ -35,6 +36,10 @@ help:
 demo: develop
 	mkdir -p out/demo
 	$(BIN)/privtuner demo --out out/demo
+
+demo-sealed: develop
+	mkdir -p out/demo-sealed
+	$(BIN)/privtuner demo-sealed --out out/demo-sealed
 
 test: test-cpp
 	$(BIN)/python -m pytest

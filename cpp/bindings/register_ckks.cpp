@@ -339,6 +339,14 @@ void register_evaluator(py::module_& module) {
              const py::gil_scoped_release release;
              return circuits::evaluate(e, x, polynomial);
            })
+      .def("polynomials",
+           [](const Evaluator& e, const TensorPtr& x, const std::string& basis,
+              const std::vector<Doubles>& coefficients, double low, double high) {
+             std::vector<circuits::Polynomial> polynomials;
+             for (const Doubles& each : coefficients) polynomials.push_back(polynomial_of(basis, each, low, high));
+             const py::gil_scoped_release release;
+             return circuits::evaluate_all(e, x, polynomials);
+           })
       .def("planned",
            [](const Evaluator& e, std::size_t tokens, std::size_t features, int level, double bound,
               const Doubles& scale, bool with_public_key, std::optional<double> noise) {
@@ -571,7 +579,12 @@ void register_ckks(py::module_& module) {
       });
 
   py::class_<ckks::SecretKey, std::shared_ptr<ckks::SecretKey>>(module, "CkksSecretKey")
-      .def(py::init([](const ParametersPtr& parameters) { return std::make_shared<ckks::SecretKey>(parameters); }))
+      .def(py::init([](const ParametersPtr& parameters, const std::optional<py::bytes>& given) {
+        if (!given) return std::make_shared<ckks::SecretKey>(parameters);
+        ring::Seed seed;
+        seed.bytes = fixed<32>(*given, "a seed");
+        return std::make_shared<ckks::SecretKey>(parameters, seed);
+      }))
       .def("encrypt",
            [](const ckks::SecretKey& key, const Doubles& re, const std::optional<Doubles>& im, int level, double bound,
               const Doubles& scale) {
@@ -681,6 +694,7 @@ void register_ckks(py::module_& module) {
              refresh.unmask(i, bytes.data(), bytes.size());
            })
       .def("result", &MaskedRefresh::result);
+  module.attr("CKKS_REFRESH_LEVEL") = ckks::kRefreshLevel;
   module.attr("CKKS_REFRESHES") = std::uint64_t{1} << ckks::kLogRefreshes;
   module.def(
       "ckks_reveal",

@@ -207,6 +207,9 @@ inline __m512i _mm512_permutex2var_epi64(__m512i a, __m512i index, __m512i b) {
     return lane<U64>((k & 8) == 0 ? a : b, k & 7);
   });
 }
+inline __m512i _mm512_permutexvar_epi32(__m512i index, __m512i a) {
+  return each<U32>([&](std::size_t i) { return lane<U32>(a, lane<U32>(index, i) & 15); });
+}
 inline __m512i _mm512_broadcast_i64x4(__m256i a) {
   return each<U64>([&](std::size_t i) { return lane<U64>(a, i % 4); });
 }
@@ -289,6 +292,8 @@ template <class F>
 __m512d each_real(F f) {
   return each<double, __m512d>(f);
 }
+inline __m512d _mm512_castsi512_pd(__m512i a) { return copy_from<__m512d>(&a); }
+inline __m512i _mm512_castpd_si512(__m512d a) { return copy_from<__m512i>(&a); }
 inline __m512d _mm512_cvtepu64_pd(__m512i a) {
   return each_real([&](std::size_t i) { return lane<U64>(a, i); });
 }

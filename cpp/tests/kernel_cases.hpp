@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "../src/ring/kernels.hpp"
 #include "check.hpp"
 #include "privtuner/ring/ntt.hpp"
+#include "privtuner/ring/residues.hpp"
 
 namespace kernel_cases {
 
@@ -34,10 +36,17 @@ void check_ntt(const kernels::NttKernels<Word>& got, const kernels::NttKernels<W
       const privtuner::ring::Ntt<Word> ntt(n, q);
       const auto last = ntt.last_stage();
       const Word modulus = static_cast<Word>(q);
-      const kernels::NttView<Word> forward{n, modulus, ntt.roots().data(), ntt.roots_companion().data(), 0, 0, 0, 0};
-      const kernels::NttView<Word> inverse{
-          n,       modulus, ntt.inverse_roots().data(), ntt.inverse_roots_companion().data(), last[0], last[1],
-          last[2], last[3]};
+      const kernels::NttView<Word> forward{
+          n, modulus, ntt.roots().data(), ntt.roots_companion().data(), ntt.roots_centred().data(), 0, 0, 0, 0};
+      const kernels::NttView<Word> inverse{n,
+                                           modulus,
+                                           ntt.inverse_roots().data(),
+                                           ntt.inverse_roots_companion().data(),
+                                           ntt.inverse_roots_centred().data(),
+                                           last[0],
+                                           last[1],
+                                           last[2],
+                                           last[3]};
       const auto both = [&](auto run) {
         for (const std::vector<Word>& a : {words_below<Word>(q, n, n + q), std::vector<Word>(n, modulus - 1)}) {
           std::vector<Word> x = a, y = a;
@@ -115,10 +124,10 @@ inline void check_residues(const Kernels& all) {
   using Words = std::vector<std::uint64_t>;
   const kernels::ResidueKernels &got = all.residues, &want = kernels::kernels_portable().residues;
   constexpr std::size_t n = 48;
-  constexpr std::uint64_t kTwo50 = std::uint64_t{1} << 50, kTwo52 = std::uint64_t{1} << 52;
+  constexpr std::uint64_t kTwo52 = std::uint64_t{1} << 52;
   for (const std::uint64_t q : {std::uint64_t{65537}, std::uint64_t{1099510054913}, std::uint64_t{1125899904679937}}) {
-    const privtuner::math::Modulus modulus(q);
-    const kernels::Row row{q, 1.0 / static_cast<double>(q), &modulus};
+    const privtuner::ring::ResidueRow of(q);
+    const kernels::Row row = of.target(nullptr, nullptr).row;
     Words x(n), y(n);
     const auto same = [&](auto run) {
       run(got, x.data()), run(want, y.data());
@@ -126,8 +135,7 @@ inline void check_residues(const Kernels& all) {
     };
     for (std::uint64_t seed = 0; seed < 20; ++seed) {
       const Words a = words_below<std::uint64_t>(q, n, seed), b = words_below<std::uint64_t>(q, n, seed + 100);
-      const Words wide = words_below<std::uint64_t>(kTwo52, n, seed),
-                  fifty = words_below<std::uint64_t>(kTwo50, n, seed);
+      const Words wide = words_below<std::uint64_t>(kTwo52, n, seed);
       same([&](const auto& kernel, auto* out) { kernel.add(row, a.data(), b.data(), out, n); });
       same([&](const auto& kernel, auto* out) { kernel.subtract(row, a.data(), b.data(), out, n); });
       same([&](const auto& kernel, auto* out) { kernel.negate(row, a.data(), out, n); });
@@ -136,7 +144,6 @@ inline void check_residues(const Kernels& all) {
       for (const std::uint64_t w : {b[0], std::uint64_t{0}, q - 1}) {
         same([&](const auto& kernel, auto* out) { kernel.multiply_scalar(row, a.data(), w, out, n); });
         same([&](const auto& kernel, auto* out) { kernel.add_scalar(row, a.data(), w, out, n); });
-        same([&](const auto& kernel, auto* out) { kernel.subtract_multiply(row, a.data(), fifty.data(), w, out, n); });
       }
     }
     for (const std::size_t terms :
@@ -153,18 +160,41 @@ inline void check_residues(const Kernels& all) {
           pa.push_back(a[t].data()), pb.push_back(b[t].data()), pw.push_back(wide[t].data());
         }
         const Words weights = extreme ? Words(terms, q - 1) : words_below<std::uint64_t>(q, terms, 9);
-        const std::vector<double> inverses(terms, 1.0 / static_cast<double>(q));
         same([&](const auto& kernel, auto* out) { kernel.inner_product(row, pa.data(), pb.data(), terms, out, n); });
         same([&](const auto& kernel, auto* out) {
           kernel.linear_combination(row, pw.data(), weights.data(), terms, out, n);
         });
-        same([&](const auto& kernel, auto* out) { kernel.quotient(pa.data(), inverses.data(), terms, out, n); });
       }
     }
-    std::vector<std::uint32_t> index(n);
-    for (std::size_t i = 0; i < n; ++i) index[i] = static_cast<std::uint32_t>(i * 5 % n);
-    const Words a = words_below<std::uint64_t>(q, n, 1);
-    same([&](const auto& kernel, auto* out) { kernel.permute(a.data(), index.data(), out, n); });
+    for (const std::size_t terms : {std::size_t{1}, std::size_t{5}, std::size_t{7}, std::size_t{64}}) {
+      for (const bool extreme : {false, true}) {
+        constexpr std::size_t rows = 192;  // more than a tile
+        std::vector<Words> a;
+        std::vector<const std::uint64_t*> pa;
+        for (std::size_t t = 0; t < terms; ++t) {
+          a.push_back(extreme ? Words(rows, q - 1) : words_below<std::uint64_t>(q, rows, t));
+        }
+        for (const Words& words : a) pa.push_back(words.data());
+        const Words weights = extreme ? Words(terms + 1, q - 1) : words_below<std::uint64_t>(q, terms + 1, 9);
+        const std::vector<double> inverses(terms, 1.0 / static_cast<double>(q));
+        Words out(2 * rows), expected(2 * rows);
+        for (const auto& [kernel, to] : {std::pair{&got, &out}, {&want, &expected}}) {
+          const kernels::ConversionTarget targets[] = {{row, weights.data(), to->data()},
+                                                       {row, weights.data(), to->data() + rows}};
+          kernel->convert(pa.data(), inverses.data(), terms, targets, 2, 16, rows);
+        }
+        CHECK(out == expected);
+      }
+    }
+  }
+  std::vector<std::uint32_t> sources;
+  for (const std::uint32_t g : {5u, 2u, 0u, 3u, 1u, 4u, 7u, 6u}) sources.push_back(8 * g + (3 * g + 1) % 8);
+  const Words a = words_below<std::uint64_t>(kTwo52, 64, 1);
+  for (std::uint32_t element = 1; element < 16; element += 2) {
+    Words out(64), expected(64);
+    got.permute({sources.data(), element}, a.data(), 0, 0, 8, out.data());
+    want.permute({sources.data(), element}, a.data(), 0, 0, 8, expected.data());
+    CHECK(out == expected);
   }
 }
 

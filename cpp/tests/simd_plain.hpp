@@ -95,6 +95,9 @@ struct SimdPlain {
       x[j] = each<U32>([&](std::size_t i) { return lane<U32>(from[i], j); });
     }
   }
+  static Vec permute32(Vec x, Vec places) {
+    return each<U32>([&](std::size_t i) { return lane<U32>(x, lane<U32>(places, i)); });
+  }
   static void store_quads(std::uint8_t* out, std::size_t, Vec a, Vec b, Vec c, Vec d) {
     store(out, a);
     store(out + 16, b);
@@ -168,6 +171,12 @@ struct SimdPlain {
   }
   static Real fnma(Real a, Real b, Real c) {
     return each_real([&](int i) { return std::fma(-a.x[i], b.x[i], c.x[i]); });
+  }
+  static Vec bits_of(Real a) { return load(&a); }
+  static Real from_bits(Vec a) {
+    Real x;
+    std::memcpy(&x, &a, sizeof(x));
+    return x;
   }
   static Real real(Vec a) { return {{static_cast<double>(lane<U64>(a, 0)), static_cast<double>(lane<U64>(a, 1))}}; }
   static Vec signed_words(Real a) {

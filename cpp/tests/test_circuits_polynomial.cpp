@@ -16,6 +16,7 @@
 using namespace privtuner::ckks;
 using privtuner::circuits::Basis;
 using privtuner::circuits::evaluate;
+using privtuner::circuits::evaluate_all;
 using privtuner::circuits::levels_needed;
 using privtuner::circuits::Polynomial;
 namespace math = privtuner::math;
@@ -152,6 +153,38 @@ TEST(values_against_the_definition) {
       s.check(*y, x, polynomial);
     }
   }
+}
+
+TEST(several_polynomials_share_powers) {
+  Session s(insecure(6));
+  const Evaluator e(s.p, s.keys);
+  const auto products = [](const Evaluator& counted) {
+    double sum = 0;
+    for (const auto& entry : counted.trace().work()) sum += entry.first.first == Work::relinearise ? entry.second : 0;
+    return sum;
+  };
+  for (const Basis basis : {Basis::power, Basis::chebyshev}) {
+    const std::vector<Polynomial> all = {random_polynomial(basis, 47, s.random), random_polynomial(basis, 46, s.random),
+                                         random_polynomial(basis, 5, s.random)};
+    const auto x = s.values(s.p->slots(), -1, 1);
+    const auto encrypted = s.encrypt(x, 6, 1);
+    const auto values = evaluate_all(e, encrypted, all);
+    CHECK_EQ(values.size(), all.size());
+    const Evaluator together(s.p), apart(s.p);
+    evaluate_all(together, s.planned(1, 6, 1), all);
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      CHECK_EQ(values[i]->level, 6 - all[i].depth());
+      s.check(*values[i], x, all[i]);
+      evaluate(apart, s.planned(1, 6, 1), all[i]);
+    }
+    CHECK_LE(products(together), 0.8 * products(apart));
+  }
+  const auto x = s.planned(1, 6, 1);
+  const Polynomial p{Basis::chebyshev, {1, 2}, -1, 1}, wider{Basis::chebyshev, {1, 2}, -1, 2},
+      other{Basis::power, {1, 2}};
+  CHECK_THROWS(Error, evaluate_all(e, x, {}), "no polynomials");
+  CHECK_THROWS(Error, evaluate_all(e, x, {p, wider}), "share no powers");
+  CHECK_THROWS(Error, evaluate_all(e, x, {p, other}), "share no powers");
 }
 
 TEST(large_degrees) {

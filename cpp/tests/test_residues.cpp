@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
@@ -14,9 +14,10 @@
 using privtuner::math::AlignedVector;
 using privtuner::math::Isa;
 using privtuner::math::usable_isas;
+using privtuner::ring::Automorphism;
+using privtuner::ring::convert_rows;
+using privtuner::ring::kMaxConverted;
 using privtuner::ring::kMaxTerms;
-using privtuner::ring::permute_row;
-using privtuner::ring::quotient_row;
 using privtuner::ring::ResidueRow;
 
 namespace {
@@ -161,7 +162,7 @@ TEST(out_may_be_the_second_factor_or_both) {
 
 TEST(products) {
   for_each_case([](const ResidueRow& row, std::uint64_t q, std::size_t n) {
-    const Rows a = rows_of(4, n, q, q, 5), b = rows_of(4, n, q, q, 6), any50 = rows_of(4, n, q, kTwo50, 7);
+    const Rows a = rows_of(4, n, q, q, 5), b = rows_of(4, n, q, q, 6);
     for (std::size_t k = 0; k < a.size(); ++k) {
       check_pairs(
           a[k], b[k], [q](auto x, auto y) { return modulo(Uint128{x} * y, q); },
@@ -170,15 +171,8 @@ TEST(products) {
         check_pairs(
             a[k], a[k], [q, w](auto x, auto) { return modulo(Uint128{x} * w, q); },
             [&](auto x, auto, auto out, Isa isa) { row.multiply_scalar(x, w, out, n, isa); });
-        check_pairs(
-            a[k], any50[k], [q, w](auto x, auto y) { return modulo(Uint128{x + q - y % q} * w, q); },
-            [&](auto x, auto y, auto out, Isa isa) { row.subtract_multiply(x, y, w, out, n, isa); });
       }
     }
-    const Words zero(n, 0), top(n, kTwo50 - 1);
-    check_pairs(
-        zero, top, [q](auto, auto y) { return modulo(Uint128{q - y % q} * (q - 1), q); },
-        [&](auto x, auto y, auto out, Isa isa) { row.subtract_multiply(x, y, q - 1, out, n, isa); });
   });
 }
 
@@ -323,55 +317,110 @@ TEST(the_longest_sums) {
   }
 }
 
-TEST(quotients) {
-  for (const std::size_t n : kLengths) {
-    for (std::size_t terms = 1; terms <= primes().size(); ++terms) {
-      Rows a;
-      std::vector<double> inverse;
+TEST(base_conversions) {
+  const std::size_t n = 272;
+  for (std::size_t terms = 1; terms <= primes().size(); ++terms) {
+    Rows a;
+    std::vector<double> inverse;
+    for (std::size_t t = 0; t < terms; ++t) {
+      const std::uint64_t q = primes()[t];
+      a.push_back(row_of(n, q, q, 16 + t));
+      std::fill(a[t].begin(), a[t].begin() + 16, q - 1);
+      inverse.push_back(1.0 / static_cast<double>(q));
+    }
+    Words times(n);
+    for (std::size_t i = 0; i < n; ++i) {
+      volatile double sum = 0;  // every step rounded
+      long double exact = 0;
       for (std::size_t t = 0; t < terms; ++t) {
-        const std::uint64_t q = primes()[t];
-        a.push_back(row_of(n, q, q, 16 + t));
-        if (n > 16) std::fill(a[t].begin(), a[t].begin() + 16, q - 1);
-        inverse.push_back(1.0 / static_cast<double>(q));
+        volatile double term = static_cast<double>(a[t][i]) * inverse[t];
+        sum = sum + term;
+        exact += static_cast<long double>(a[t][i]) / static_cast<long double>(primes()[t]);
       }
-      Words want(n);
-      for (std::size_t i = 0; i < n; ++i) {
-        volatile double sum = 0;  // every step rounded
-        long double exact = 0;
-        for (std::size_t t = 0; t < terms; ++t) {
-          volatile double term = static_cast<double>(a[t][i]) * inverse[t];
-          sum = sum + term;
-          exact += static_cast<long double>(a[t][i]) / static_cast<long double>(primes()[t]);
+      times[i] = static_cast<std::uint64_t>(std::floor(0.5 + sum));
+      CHECK_LE(times[i], terms);
+      CHECK_LE(std::fabs(static_cast<double>(times[i] - exact)), 0.5 + 1e-12);
+    }
+    // All primes at once, with weights as they come and the largest; whole rows and parts of them.
+    for (const bool extreme : {false, true}) {
+      for (const auto& [begin, end] : {std::pair{std::size_t{0}, n}, {16, 32}, {128, 256}, {112, 272}}) {
+        Rows want, weights;
+        for (const std::uint64_t q : primes()) {
+          weights.push_back(extreme ? Words(terms + 1, q - 1) : row_of(terms + 1, q, q, 40));
+          want.emplace_back(n, 77);
+          for (std::size_t i = begin; i < end; ++i) {
+            Uint128 sum = Uint128{times[i]} * weights.back()[terms];
+            for (std::size_t t = 0; t < terms; ++t) sum += Uint128{a[t][i]} * weights.back()[t];
+            want.back()[i] = modulo(sum, q);
+          }
         }
-        want[i] = static_cast<std::uint64_t>(std::floor(0.5 + sum));
-        CHECK_LE(want[i], terms);
-        CHECK_LE(std::fabs(static_cast<double>(want[i] - exact)), 0.5 + 1e-12);
-      }
-      for (const Isa isa : usable_isas()) {
-        Words out(n + 16, 77), guarded = want;
-        guarded.insert(guarded.end(), 16, 77);
-        quotient_row(pointers(a, terms).data(), inverse.data(), terms, out.data(), n, isa);
-        CHECK(out == guarded);
+        for (const Isa isa : usable_isas()) {
+          Rows out(want.size(), Words(n, 77));
+          std::vector<ResidueRow> rows(primes().begin(), primes().end());
+          std::vector<privtuner::ring::kernels::ConversionTarget> targets;
+          for (std::size_t k = 0; k < rows.size(); ++k) {
+            targets.push_back(rows[k].target(weights[k].data(), out[k].data()));
+          }
+          convert_rows(pointers(a, terms).data(), inverse.data(), terms, targets.data(), targets.size(), begin, end,
+                       isa);
+          CHECK(out == want);
+        }
       }
     }
   }
 }
 
-TEST(permutations) {
-  for (const std::size_t n : kLengths) {
+// The most rows, all words and weights the largest.
+TEST(the_longest_base_conversions) {
+  constexpr std::size_t n = 48;
+  for (const std::uint64_t q : primes()) {
+    const ResidueRow row(q);
+    const Words top(n, primes()[0] - 1), weights(kMaxConverted + 1, q - 1);
+    const Rows a(1, top);
+    const std::vector<double> inverse(kMaxConverted, 1.0 / static_cast<double>(primes()[0]));
+    const std::uint64_t all = kMaxConverted;  // every term is next to 1
+    const std::uint64_t want = modulo(Uint128{kMaxConverted} * top[0] * (q - 1) % q + Uint128{all} * (q - 1), q);
+    for (const Isa isa : usable_isas()) {
+      Words out(n);
+      const auto target = row.target(weights.data(), out.data());
+      convert_rows(pointers(a, kMaxConverted).data(), inverse.data(), kMaxConverted, &target, 1, 0, n, isa);
+      CHECK(out == Words(n, want));
+    }
+  }
+}
+
+TEST(automorphisms) {
+  for (const std::size_t n : {16u, 32u, 256u, 4096u}) {
+    std::size_t bits = 0;
+    while ((std::size_t{1} << bits) < n) ++bits;
+    const auto reverse = [bits](std::size_t k) {
+      std::size_t result = 0;
+      for (std::size_t bit = 0; bit < bits; ++bit) result = 2 * result + (k >> bit & 1);
+      return result;
+    };
     std::mt19937_64 generator(n);
     Words a(n);
     for (std::uint64_t& word : a) word = generator();
-    std::vector<std::uint32_t> index(n), constant(n, static_cast<std::uint32_t>(n - 1));
-    std::iota(index.begin(), index.end(), 0u);
-    std::shuffle(index.begin(), index.end(), generator);
-    for (const Isa isa : usable_isas()) {
-      Words out(n + 16, 77);
-      permute_row(a.data(), index.data(), out.data(), n, isa);
-      for (std::size_t i = 0; i < n; ++i) CHECK_EQ(out[i], a[index[i]]);
-      CHECK_EQ(out[n], 77u);
-      permute_row(a.data(), constant.data(), out.data(), n, isa);
-      for (std::size_t i = 0; i < n; ++i) CHECK_EQ(out[i], a[n - 1]);
+    const auto order = static_cast<std::uint32_t>(2 * n);
+    for (const std::uint32_t element : {1u, 3u, 5u, 7u, 25u, order / 2 - 1, order / 2 + 1, order - 5, order - 1}) {
+      const Automorphism automorphism(n, element);
+      // Word i is the value at psi^(2 brv(i) + 1) and becomes that at its element-th power.
+      Words want(n);
+      for (std::size_t i = 0; i < n; ++i) want[i] = a[reverse((2 * reverse(i) + 1) * element % order / 2)];
+      for (const Isa isa : usable_isas()) {
+        for (std::size_t words = 8; words <= n; words *= 4) {
+          Words out(n + 16, 77), guarded = want;
+          guarded.insert(guarded.end(), 16, 77);
+          for (std::size_t begin = 0; begin < n; begin += words) {
+            const std::size_t source = automorphism.source(begin, words);
+            CHECK_EQ(source % words, 0u);
+            const Words block(a.begin() + static_cast<std::ptrdiff_t>(source),
+                              a.begin() + static_cast<std::ptrdiff_t>(source + words));
+            automorphism.permute(block.data(), begin, words, out.data() + begin, isa);
+          }
+          CHECK(out == guarded);
+        }
+      }
     }
   }
 }
@@ -389,7 +438,6 @@ TEST(what_has_no_row_is_refused) {
   const Words a(32, 1);
   const std::uint64_t* const rows[] = {a.data()};
   const double inverse[] = {1.0};
-  const std::uint32_t index[32] = {};
   Words out(32);
   const Isa isa = Isa::portable;
   const std::string length = "a row of 17 words: pass a multiple of 16";
@@ -398,18 +446,33 @@ TEST(what_has_no_row_is_refused) {
   CHECK_THROWS(std::invalid_argument, row.negate(a.data(), out.data(), 17, isa), length);
   CHECK_THROWS(std::invalid_argument, row.multiply(a.data(), a.data(), out.data(), 17, isa), length);
   CHECK_THROWS(std::invalid_argument, row.multiply_scalar(a.data(), 1, out.data(), 17, isa), length);
-  CHECK_THROWS(std::invalid_argument, row.subtract_multiply(a.data(), a.data(), 1, out.data(), 17, isa), length);
   CHECK_THROWS(std::invalid_argument, row.add_scalar(a.data(), 1, out.data(), 17, isa), length);
   CHECK_THROWS(std::invalid_argument, row.reduce(a.data(), out.data(), 17, isa), length);
   CHECK_THROWS(std::invalid_argument, row.inner_product(rows, rows, 1, out.data(), 17, isa), length);
   CHECK_THROWS(std::invalid_argument, row.linear_combination(rows, a.data(), 1, out.data(), 17, isa), length);
-  CHECK_THROWS(std::invalid_argument, quotient_row(rows, inverse, 1, out.data(), 17, isa), length);
-  CHECK_THROWS(std::invalid_argument, permute_row(a.data(), index, out.data(), 17, isa), length);
+  const auto target = row.target(a.data(), out.data());
+  CHECK_THROWS(std::invalid_argument, convert_rows(rows, inverse, 1, &target, 1, 0, 17, isa), length);
+  CHECK_THROWS(std::invalid_argument, convert_rows(rows, inverse, 1, &target, 1, 17, 32, isa), length);
   for (const std::size_t terms : {std::size_t{0}, kMaxTerms + 1}) {
     const std::string sum = "a sum of " + std::to_string(terms) + " terms: pass 1 to 2048";
     CHECK_THROWS(std::invalid_argument, row.inner_product(rows, rows, terms, out.data(), 16, isa), sum);
     CHECK_THROWS(std::invalid_argument, row.linear_combination(rows, a.data(), terms, out.data(), 16, isa), sum);
-    CHECK_THROWS(std::invalid_argument, quotient_row(rows, inverse, terms, out.data(), 16, isa), sum);
+  }
+  for (const std::size_t terms : {std::size_t{0}, kMaxConverted + 1}) {
+    CHECK_THROWS(std::invalid_argument, convert_rows(rows, inverse, terms, &target, 1, 0, 16, isa),
+                 "a base conversion of " + std::to_string(terms) + " rows: pass 1 to 64");
+  }
+  for (const auto& [size, element] : {std::pair{std::size_t{8}, 1u}, {24, 1}, {16, 0}, {16, 6}, {16, 33}}) {
+    CHECK_THROWS(std::invalid_argument, Automorphism(size, element),
+                 "no automorphism X -> X^" + std::to_string(element) + " of " + std::to_string(size) + " coefficients");
+  }
+  const Automorphism identity(32, 1);
+  for (const auto& [begin, words] :
+       {std::pair{std::size_t{0}, std::size_t{0}}, {0, 4}, {0, 24}, {8, 16}, {32, 8}, {0, 64}}) {
+    const std::string block =
+        "words " + std::to_string(begin) + " to " + std::to_string(begin + words) + " are no block of a row of 32";
+    CHECK_THROWS(std::invalid_argument, identity.source(begin, words), block);
+    CHECK_THROWS(std::invalid_argument, identity.permute(a.data(), begin, words, out.data(), isa), block);
   }
 }
 

@@ -22,7 +22,7 @@ from privtuner.system import active_isa, cpuinfo, get_num_threads, processor_nam
 from privtuner.wireless import Tier
 from privtuner.wireless.model import check_integer
 
-__all__ = ["Workload", "describe", "measure", "processor_frequency"]
+__all__ = ["Round", "Workload", "describe", "measure", "processor_frequency", "tier_of_round"]
 
 _SIGMA = math.sqrt(21 / 2)
 """Standard deviation of the centred binomial error that both schemes draw."""
@@ -61,6 +61,49 @@ class Workload:
                 f"tokens * batch = {self.tokens * self.batch}: one ciphertext of the smallest ring holds "
                 f"{_CKKS_RINGS[0] // 2}; take a smaller batch"
             )
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one training step of a device took, measured.
+
+    Attributes:
+        samples: texts in it.
+        owner_seconds, server_seconds: that either side computed.
+        bytes_up, bytes_down: that the device sent and received.
+    """
+
+    samples: int
+    owner_seconds: float
+    server_seconds: float
+    bytes_up: int
+    bytes_down: int
+
+
+def tier_of_round(name: str, ring_dimension: int, log2_modulus: float, measured: Round, frequency: float) -> Tier:
+    """Return what one step of some scheme costs as a tier of the allocator.
+
+    Args:
+        name: of the tier.
+        ring_dimension: N.
+        log2_modulus: log2 of the largest modulus, special primes included.
+        measured: what the step took.
+        frequency: of the processor that it was measured on times the cores that were at work, cycles/s.
+
+    Raises:
+        InputError: a value out of range.
+    """
+    check_integer("samples", measured.samples, 1)
+    return Tier(
+        name=name,
+        ring_dimension=ring_dimension,
+        log2_modulus=round(log2_modulus, 2),
+        encrypt_cycles=measured.owner_seconds * frequency / measured.samples,
+        evaluate_cycles=measured.server_seconds * frequency / measured.samples,
+        upload_bits=8 * measured.bytes_up / measured.samples,
+        download_bits=8 * measured.bytes_down / measured.samples,
+        error_sigma=_SIGMA,
+    )
 
 
 @dataclass(frozen=True)

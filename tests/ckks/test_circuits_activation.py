@@ -34,7 +34,11 @@ def test_value_and_gradient(name, domain, degree, unit, levels, largest):
     assert np.abs(y.values - exact.exact(x)).max() <= act.error * (1 + 1e-9)
     assert y.bound <= 1.02 * (np.abs(exact.exact(x)).max() + act.error)
     # The slope is that of the polynomial itself.
-    slope = act.slope(clear, given)
+    before = clear.work()["relinearise"]
+    again, slope = act.forward_with_slope(clear, given)
+    assert (again.level, again.bound) == (y.level, y.bound)
+    np.testing.assert_array_equal(again.values, y.values)
+    assert clear.work()["relinearise"] - before < 2 * before
     assert PARAMETERS.depth - slope.level <= act.depth
     step = 1e-5
     steps = (act.value((x + step) / unit) - act.value((x - step) / unit)) / (2 * step)

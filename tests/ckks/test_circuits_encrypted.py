@@ -39,7 +39,8 @@ def norm(evaluator, x, mask, dy):
 
 
 def gelu(evaluator, x, dy):
-    return GELU.forward(evaluator, x), evaluator.multiply(dy, GELU.slope(evaluator, x))
+    y, slope = GELU.forward_with_slope(evaluator, x)
+    return y, evaluator.multiply(dy, slope)
 
 
 def of_deviation(low: float, high: float) -> Array:

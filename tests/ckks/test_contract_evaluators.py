@@ -145,6 +145,18 @@ def test_polynomials(name, which):
     assert 0 <= 8 - result.level - polynomial.depth <= (3 if name == "openfhe" else 1)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_polynomials_at_shared_powers(name):
+    case = make(name, 8)
+    value = POLYNOMIALS["a long one"]
+    x = np.random.default_rng(4).uniform(-1, 1, (case.slots, 2))
+    encrypted = case.encrypt(x)
+    results = case.evaluator.polynomials(encrypted, [value, value.derivative()])
+    for result, polynomial in zip(results, (value, value.derivative()), strict=True):
+        expect(case, result, polynomial(x))
+        assert result.level == case.evaluator.polynomial(encrypted, polynomial).level
+
+
 def test_a_polynomial_of_a_matrix_product(case, values, tensors):
     matrix = ckks.Matrix(np.random.default_rng(5).uniform(-0.25, 0.25, (3, FEATURES)))
     inner = values[0] @ matrix.dequantised().T
@@ -172,7 +184,7 @@ def test_circuits(name):
 @pytest.mark.parametrize("name", ALL)
 def test_a_matrix_times_one_packed_vector(name):
     period = 16
-    case = make(name, 2, rotations=circuits.rotations.matrix_vector_steps(512, period))
+    case = make(name, 2, rotations=circuits.matrix_vector_steps(512, period))
     rng = np.random.default_rng(7)
     matrix, x = rng.uniform(-1, 1, (period, period)), rng.uniform(-1, 1, period)
     repeated = np.tile(x, case.slots // period)[:, None]

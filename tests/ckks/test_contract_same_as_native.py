@@ -96,7 +96,8 @@ def test_operations(other, name):
 
 def test_every_operation_is_covered():
     protocol = {name for name, _ in inspect.getmembers(EvaluatorProtocol, inspect.isfunction) if name[0] != "_"}
-    assert protocol <= {name.split(",")[0].split()[0] for name in OPERATIONS} | {"rescale"}
+    random = {"refresh", "reveal"}  # in test_refresh.py
+    assert protocol <= {name.split(",")[0].split()[0] for name in OPERATIONS} | {"rescale"} | random
 
 
 def test_rescaling_divides_the_scale_alone(other):
@@ -148,6 +149,7 @@ REFUSED = {
     "nothing to concatenate": lambda e, x, low, new: e.concatenate([]),
     "a step": lambda e, x, low, new: e.select(x, slice(0, 3, 2)),
     "no features": lambda e, x, low, new: e.select(x, slice(2, 2)),
+    "no error": lambda e, x, low, new: e.assume(x, 1.0, 0.0),
     "no bound": lambda e, x, low, new: e.assume(x, 0.0),
     "a matrix of another width": lambda e, x, low, new: e.linear(x, np.ones((2, 4))),
     "weights": lambda e, x, low, new: e.linear_combination([x, x], [1.0]),
@@ -160,6 +162,9 @@ REFUSED = {
     "clear values that are not finite": lambda e, x, low, new: e.multiply_plain(x, np.full(TOKENS, np.nan)),
     "clear values that are too large": lambda e, x, low, new: e.multiply_plain(x, np.full(TOKENS, 1e12)),
     "clear values that are too large, each": lambda e, x, low, new: e.multiply_plain(x, 1e12 * WIDE),
+    "no polynomials": lambda e, x, low, new: e.polynomials(x, []),
+    "polynomials of two bases": lambda e, x, low, new: e.polynomials(x, [DEEP, ckks.Polynomial((0.0, 0.5), "power")]),
+    "no level for one of the polynomials": lambda e, x, low, new: e.polynomials(low, [DEEP, DEEP.derivative()]),
     "a polynomial's domain": lambda e, x, low, new: e.polynomial(x, ckks.Polynomial((0.0, 0.5), "power", (-0.5, 0.5))),
     "no room": lambda e, x, low, new: e.multiply(e.assume(e.drop_level(x, 1), 1e4), 1.0),
     "values above the bound": lambda e, x, low, new: new(WIDE, bound=0.25),

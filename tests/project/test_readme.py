@@ -33,8 +33,8 @@ def run(script: str, folder: Path) -> str:
     return result.stdout
 
 
-def test_there_are_seven_scripts():
-    assert len(SCRIPTS) == README.count("```python") == 7
+def test_there_are_eight_scripts():
+    assert len(SCRIPTS) == README.count("```python") == 8
 
 
 def test_from_nothing_to_a_trained_adapter(tmp_path):
@@ -56,17 +56,21 @@ def test_the_training_loop_learns_and_leaves_an_adapter(tmp_path):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_the_sealed_models_functions(tmp_path):
+    run(SCRIPTS[2], tmp_path)  # what they call is tested with a server that takes minutes
+
+
 def test_the_four_functions(tmp_path):
-    run(SCRIPTS[2], tmp_path)
+    run(SCRIPTS[3], tmp_path)
 
 
 def test_the_encrypted_circuit(tmp_path):
-    assert "levels      6 used, 1 left" in run(SCRIPTS[3], tmp_path)
+    assert "levels      6 used, 1 left" in run(SCRIPTS[4], tmp_path)
 
 
 @NEEDS_OPENFHE
 def test_openfhe(tmp_path):
-    off, predicted = map(float, re.findall(r"[\d.]+e-\d+", run(SCRIPTS[4], tmp_path)))
+    off, predicted = map(float, re.findall(r"[\d.]+e-\d+", run(SCRIPTS[5], tmp_path)))
     assert off < predicted < 1e-3
 
 
@@ -75,13 +79,13 @@ def test_the_gpu(tmp_path):
     folder = ROOT / "tests" / "support"
     host = f"import sys; sys.path.append({str(folder)!r}); import cuda_host; from privtuner import cuda\n"
     stand_in = "" if cuda.available() else host + "cuda.devices = lambda *_: [cuda_host.HostDevice()]\n"
-    (off,) = map(float, re.findall(r"[\d.]+e-\d+", run(stand_in + SCRIPTS[5], tmp_path)))
+    (off,) = map(float, re.findall(r"[\d.]+e-\d+", run(stand_in + SCRIPTS[6], tmp_path)))
     assert off < 1e-3
 
 
 def test_the_wireless_cell(tmp_path):
     certified, better = (
-        float(word) for word in re.findall(r"([\d.e-]+) J(?: better|$)", run(SCRIPTS[6], tmp_path), re.M)
+        float(word) for word in re.findall(r"([\d.e-]+) J(?: better|$)", run(SCRIPTS[7], tmp_path), re.M)
     )
     assert 0 <= certified <= 1e-5
     assert better > 0
@@ -94,10 +98,10 @@ def test_the_wireless_system(tmp_path):
     assert re.search(r"^tablet .* 232$", run(code, tmp_path), re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", ["serve", "train", "allocate"])
+@pytest.mark.parametrize("command", ["serve", "train", "prepare", "embed", "allocate"])
 def test_the_command_lines_use_options_that_exist(command):
     lines = re.findall(rf"^    privtuner {command} ((?:.*\\\n)*.*)$", README, re.MULTILINE)
-    assert len(lines) == (2 if command == "allocate" else 5)
+    assert len(lines) == {"allocate": 2, "prepare": 1, "embed": 1}.get(command, 5)
     help_text = run(f"from privtuner.cli import main; main(['{command}', '--help'])", Path())
     options = {option for line in lines for option in re.findall(r"--[\w-]+", line)}
     assert options

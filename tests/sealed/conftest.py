@@ -9,12 +9,7 @@ from typing import Any
 import pytest
 
 from privtuner.sealed.owner import SealedOwner
-from sealed_cases import TinyModel, served, stand_in
-
-
-@pytest.fixture(autouse=True)
-def _standing_in(monkeypatch):
-    stand_in(monkeypatch)
+from sealed_cases import TinyModel, served
 
 
 @pytest.fixture(params=["local", "grpc"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from connections import Connection
+from privtuner.ckks import Refresher
 from privtuner.errors import CkksError, InputError, MessageError, SecretError, ServiceError
 from privtuner.sealed.owner import SealedOwner
 from privtuner.service import RemoteTransport
@@ -174,6 +175,66 @@ def test_a_server_that_saved_the_state_is_not_sent_it(tmp_path, caplog):
 
 def type_of_pair(pair):
     return pair[0], type_of(pair[1]).name
+
+
+def test_an_owner_that_was_killed_goes_on_in_another_process(pair, tmp_path):
+    """All that the new one has is the file."""
+    file, twin = tmp_path / "run", Twin(TinyModel())
+    for steps in (1, 2):
+        owner, _ = pair(owner={"state": file})
+        train(owner, twin)
+        assert owner.step == steps
+        owner.close()
+    assert file.stat().st_mode & 0o77 == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_files_of_an_owner_that_are_refused(tmp_path):
+    model, file = TinyModel(), tmp_path / "run"
+
+    def owner(model=model, path=file):
+        return SealedOwner(model.public, None, state=path, allow_insecure=True)
+
+    run = owner()._run
+    assert owner()._run == run
+    with pytest.raises(InputError, match="another model"):
+        owner(TinyModel(seed=7))
+    with pytest.raises(InputError, match="cannot be written"):
+        owner(path=tmp_path / "nowhere" / "run")
+    with pytest.raises(InputError, match="cannot be read"):
+        owner(path=tmp_path)
+    whole = file.read_bytes()
+    for content, match in (
+        (whole[:-1], "truncated"),
+        (whole[:2], "truncated"),
+        (b"", "holds no state"),
+        ((8).to_bytes(4, "little") + bytes(8), "holds no state"),
+        (bytes(64 << 20), "at most"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(MessageError, match=match):
+            owner()
+
+
+def test_a_server_that_cannot_save_goes_on(tmp_path, caplog):
+    model, folder = TinyModel(), tmp_path / "state"
+    with served("local", model, state=folder) as (transport, _):
+        owner = SealedOwner(model.public, transport, allow_insecure=True)
+        owner.forward(*batch())
+        folder.rmdir()
+        folder.write_bytes(b"")
+        owner.backward(G, 8.0)
+        assert owner.step == 1
+        assert "the data owner alone has it" in caplog.text
+        owner.close()
+
+
+def test_a_key_that_served_enough_is_refused(pair):
+    owner, _ = pair()
+    owner._refreshed = Refresher.LIMIT - PAIRS
+    owner.embed(*batch())
+    with pytest.raises(CkksError, match="begin a new run"):
+        owner.embed(*batch())
 
 
 def test_adapters_are_released_where_the_server_says_so(pair):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from privtuner import ckks
 from privtuner.errors import MessageError, ServiceError
 from privtuner.sealed.messages import Rates, Type, largest_message
 from privtuner.sealed.owner import SealedOwner
@@ -15,15 +16,15 @@ from sealed_cases import (
     WIDTH,
     Between,
     G,
-    StandInSecretKey,
     TinyModel,
     batch,
+    inner,
     remade,
     served,
     type_of,
 )
 
-SECRET = StandInSecretKey(PARAMETERS)
+SECRET = ckks.SecretKey(PARAMETERS)
 
 
 def tensor(features=WIDTH, level=6, tokens=SLOTS):
@@ -93,8 +94,11 @@ TO_SERVER = {
     "a rate below zero": (Type.BACKWARD, lambda m: [remade(m, Rates(-1.0, 0.5).to_bytes())], "rate -1"),
     "a momentum of one": (Type.BACKWARD, lambda m: [remade(m, Rates(1.0, 1.0).to_bytes())], "momentum 1"),
     "rates of another length": (Type.BACKWARD, lambda m: [remade(m, bytes(15))], "15 bytes of rates"),
-    "a refreshed one of another level": (Type.REFRESHED, lambda m: [remade(m, tensor(2, 5))], "level"),
-    "a refreshed one of another shape": (Type.REFRESHED, lambda m: [remade(m, tensor(1))], "shape"),
+    "a refreshed one of another number": (Type.REFRESHED, lambda m: [inner(m, features=1)], "refreshed"),
+    "a refreshed one that is cut": (Type.REFRESHED, lambda m: [inner(m, cut=8)], "refreshed"),
+    "a refreshed one of other parameters": (Type.REFRESHED, lambda m: [inner(m, parameters=1)], "parameters"),
+    "an answer to another refresh": (Type.REFRESHED, lambda m: [inner(m, request=b"x" * 16)], "refreshed"),
+    "an answer of another kind": (Type.REFRESHED, lambda m: [remade(m, tensor(2))], "kind refreshed"),
     "stored with a payload": (Type.FRESH, lambda m: [remade(m, b"x", type=Type.STORED)], "1 bytes where none"),
     "stored where nothing is": (Type.FRESH, lambda m: [remade(m, b"", type=Type.STORED)], "has saved no state"),
     "resumed by garbage": (Type.FRESH, lambda m: [remade(m, bytes(100), type=Type.RESUME)], "not saved by this"),
@@ -127,10 +131,12 @@ TO_OWNER = {
         lambda m: [remade(m, tensor(2, 2), type=Type.REFRESH)],
         "type 34 where pooled is due",
     ),
-    "more in a refresh": (Type.REFRESH, 0, lambda m: [remade(m, tensor(3, 2))], "3"),
-    "fewer in a refresh": (Type.REFRESH, 0, lambda m: [remade(m, tensor(1, 2))], "1"),
+    "more in a refresh": (Type.REFRESH, 0, lambda m: [inner(m, features=3)], "3"),
+    "fewer in a refresh": (Type.REFRESH, 0, lambda m: [inner(m, features=1)], "1"),
+    "a refresh that is cut": (Type.REFRESH, 0, lambda m: [inner(m, cut=8)], "refresh"),
+    "a refresh of other parameters": (Type.REFRESH, 0, lambda m: [inner(m, parameters=1)], "parameters"),
     "none in a refresh": (Type.REFRESH, 0, lambda m: [remade(m, b"")], "shorter than its head"),
-    "a refresh of another level": (Type.REFRESH, 0, lambda m: [remade(m, tensor(2, 3))], "level"),
+    "a refresh of another kind": (Type.REFRESH, 0, lambda m: [remade(m, tensor(2, 2))], "kind refresh"),
     "an end before all refreshes": (
         Type.REFRESH,
         2,

@@ -124,6 +124,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "select": lambda e, x, y, one, low: e.select(x, slice(1, 3)),
     "select the first": lambda e, x, y, one, low: e.select(x, slice(0, 2)),
     "assume": lambda e, x, y, one, low: e.assume(x, 0.95),
+    "assume of errors": lambda e, x, y, one, low: e.square(e.assume(x, 0.95, 1e-12)),
     "assume of a product": lambda e, x, y, one, low: e.assume(e.multiply(x, y), 1.0),
     "drop_level": lambda e, x, y, one, low: e.drop_level(x, 1),
     "linear, 8 bits": lambda e, x, y, one, low: e.linear(x, WEIGHT),
@@ -142,6 +143,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         [x, y, one, low, x, y, one, y, x], np.linspace(-1, 1, 27).reshape(9, 3), NUMBERS
     ),
     "polynomial": lambda e, x, y, one, low: e.polynomial(x, ckks.approximate("gelu", (-1.0, 3.0), 3)),
+    "polynomials at shared powers": lambda e, x, y, one, low: e.polynomials(
+        x, [ckks.approximate("gelu", (-1.0, 3.0), 3), ckks.approximate("gelu", (-1.0, 3.0), 3).derivative()]
+    ),
     "polynomial in powers": lambda e, x, y, one, low: e.polynomial(x, ckks.Polynomial((0.1, -0.2, 0.0, 0.3), "power")),
     "rotate": lambda e, x, y, one, low: e.rotate(x, -3),
     "rotate by several steps": lambda e, x, y, one, low: e.rotate(x, [1, 0, -3]),
@@ -150,6 +154,10 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "conjugate, complex": lambda e, x, y, one, low: e.conjugate(e.multiply_plain(x, ANGLES)),
     "sum_slots": lambda e, x, y, one, low: e.sum_slots(one),
     "pack_slot_sums": lambda e, x, y, one, low: e.pack_slot_sums(x),
+    "expand": lambda e, x, y, one, low: e.expand(e.pack_slot_sums(x), 3),
+    "expand, some of many": lambda e, x, y, one, low: e.expand(
+        e.pack_slot_sums(e.concatenate([x] * 7)), 21, slice(1, None, 3)
+    ),
     "a view in a sum and a product": lambda e, x, y, one, low: e.add(
         e.multiply(e.select(x, slice(1, 3)), e.select(y, slice(0, 2))), e.select(x, slice(2, 3))
     ),

@@ -90,11 +90,15 @@ int count_products(Basis basis, const Coefficients& p, int babies, int budget, s
          count_products(basis, rest, babies, budget, powers);
 }
 
-int best_babies(Basis basis, const Coefficients& p, int budget) {
+// The depth a polynomial may take.
+int budget_of(const Coefficients& p) { return std::max(1, log2_ceil(degree_of(p) + 1)); }
+
+int best_babies(Basis basis, const std::vector<Coefficients>& all) {
   int best = 2, least = 1 << 30;
   for (int babies = 2; babies <= 32; babies *= 2) {
     std::set<int> powers;
-    int products = count_products(basis, p, babies, budget, powers);
+    int products = 0;
+    for (const Coefficients& p : all) products += count_products(basis, p, babies, budget_of(p), powers);
     products += static_cast<int>(powers.size()) - static_cast<int>(powers.count(1));
     if (products < least) {
       least = products;
@@ -104,7 +108,7 @@ int best_babies(Basis basis, const Coefficients& p, int budget) {
   return best;
 }
 
-// One tensor's evaluation.
+// Evaluations at one tensor, which share its powers.
 class Evaluation {
  public:
   Evaluation(const Evaluator& evaluator, Basis basis, TensorPtr x)
@@ -112,10 +116,15 @@ class Evaluation {
     powers_[1] = std::move(x);
   }
 
-  TensorPtr run(const Coefficients& p) {
-    const int budget = std::max(1, log2_ceil(degree_of(p) + 1)), level = powers_[1]->level - budget;
-    babies_ = best_babies(basis_, p, budget);
-    return rescaled(p, budget, level, std::vector<double>(features_, evaluator_.parameters()->scale(level)));
+  std::vector<TensorPtr> run(const std::vector<Coefficients>& all) {
+    babies_ = best_babies(basis_, all);
+    std::vector<TensorPtr> values;
+    for (const Coefficients& p : all) {
+      const int level = powers_[1]->level - budget_of(p);
+      const std::vector<double> scale(features_, evaluator_.parameters()->scale(level));
+      values.push_back(rescaled(p, budget_of(p), level, scale));
+    }
+    return values;
   }
 
  private:
@@ -235,8 +244,10 @@ double steepest(const Polynomial& p) {
 
 double half_width(const Polynomial& p) { return p.basis == Basis::chebyshev ? (p.high - p.low) / 2 : 1; }
 
-TensorPtr evaluate_part(const Evaluator& evaluator, TensorPtr x, const Polynomial& p, double slope, bool normalise) {
+std::vector<TensorPtr> evaluate_part(const Evaluator& evaluator, TensorPtr x, const std::vector<Polynomial>& all,
+                                     const std::vector<double>& slopes, bool normalise) {
   const std::size_t features = x->features;
+  const Polynomial& p = all[0];  // for basis and domain
   if (normalise) {
     // Near the wanted scale is enough: the factor is whole, so the scale it gives is known exactly.
     const auto& parameters = *evaluator.parameters();
@@ -251,24 +262,26 @@ TensorPtr evaluate_part(const Evaluator& evaluator, TensorPtr x, const Polynomia
     x = evaluator.combine(factors, x->level, raw, x->bound, true);
   }
   // The input's error is carried by the derivative, the others' by the evaluation from an exact input.
-  std::vector<double> carried(features), shared(features);
-  for (std::size_t f = 0; f < features; ++f) {
-    carried[f] = slope * x->noise[f] / x->scale[f];
-    shared[f] = slope * x->shared[f] / x->scale[f];
-  }
+  const TensorPtr input = x;
   x = evaluator.with_noise(x, std::vector<double>(features, 0), std::vector<double>(features, 0));
   if (p.basis == Basis::chebyshev) {
     const double centre = (p.low + p.high) / 2;
     if (centre != 0) x = evaluator.add_constant(x, {-centre});
     x = evaluator.reinterpret(x, 1 / half_width(p), 1);
   }
-  const TensorPtr y = Evaluation(evaluator, p.basis, x).run(p.coefficients);
-  std::vector<double> noise(features);
-  for (std::size_t f = 0; f < features; ++f) {
-    noise[f] = std::hypot(y->noise[f], carried[f] * y->scale[f]);
-    shared[f] *= y->scale[f];
+  std::vector<Coefficients> coefficients;
+  for (const Polynomial& each : all) coefficients.push_back(each.coefficients);
+  std::vector<TensorPtr> values = Evaluation(evaluator, p.basis, x).run(coefficients);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    std::vector<double> noise(features), shared(features);
+    for (std::size_t f = 0; f < features; ++f) {
+      const double carried = slopes[i] * values[i]->scale[f] / input->scale[f];
+      noise[f] = std::hypot(values[i]->noise[f], carried * input->noise[f]);
+      shared[f] = carried * input->shared[f];
+    }
+    values[i] = evaluator.with_noise(values[i], noise, shared);
   }
-  return evaluator.with_noise(y, noise, shared);
+  return values;
 }
 
 }  // namespace
@@ -298,34 +311,53 @@ int levels_needed(const ckks::Tensor& x, const Polynomial& p) {
 }
 
 TensorPtr evaluate(const Evaluator& evaluator, const TensorPtr& x, const Polynomial& polynomial) {
-  polynomial.check();
-  const double reach = std::max(std::fabs(polynomial.low), std::fabs(polynomial.high));
+  return evaluate_all(evaluator, x, {polynomial})[0];
+}
+
+std::vector<TensorPtr> evaluate_all(const Evaluator& evaluator, const TensorPtr& x,
+                                    const std::vector<Polynomial>& polynomials) {
+  if (polynomials.empty()) throw Error("no polynomials to evaluate; pass at least one");
+  const Polynomial& first = polynomials[0];
+  first.check();
+  const double reach = std::max(std::fabs(first.low), std::fabs(first.high));
   if (x->bound > reach * (1 + 1e-9)) {
     throw Error(
-        "values up to " + std::to_string(x->bound) + " may leave the domain [" + std::to_string(polynomial.low) + ", " +
-        std::to_string(polynomial.high) +
+        "values up to " + std::to_string(x->bound) + " may leave the domain [" + std::to_string(first.low) + ", " +
+        std::to_string(first.high) +
         "] of the approximation; declare a smaller bound (assume) if you know it holds, or fit on a wider domain");
   }
-  const int levels = levels_needed(*x, polynomial);
-  if (levels > x->level) {
+  bool normalise = false;
+  std::vector<double> slopes;
+  for (const Polynomial& polynomial : polynomials) {
+    polynomial.check();
+    if (polynomial.basis != first.basis || polynomial.low != first.low || polynomial.high != first.high) {
+      throw Error("polynomials of different bases or domains share no powers; evaluate them one by one");
+    }
+    normalise = normalise || levels_needed(*x, polynomial) > std::max(1, polynomial.depth());
+    slopes.push_back(steepest(polynomial));
+  }
+  for (const Polynomial& polynomial : polynomials) {
+    const int levels = std::max(1, polynomial.depth()) + (normalise ? 1 : 0);
+    if (levels <= x->level) continue;
     throw Error("a polynomial of degree " + std::to_string(polynomial.degree()) + " takes " + std::to_string(levels) +
                 " levels here and the tensor has " + std::to_string(x->level) +
                 "; choose parameters of larger depth or a smaller degree");
   }
-  const bool normalise = levels > std::max(1, polynomial.depth());
-  const double slope = steepest(polynomial);
   // Feature by feature: the powers of one fit the caches, those of all would not fit the memory.
   const std::size_t batch = evaluator.batch(*x), count = (x->features + batch - 1) / batch;
-  if (count == 1) return evaluate_part(evaluator, x, polynomial, slope, normalise);
-  std::vector<TensorPtr> parts(count);
+  if (count == 1) return evaluate_part(evaluator, x, polynomials, slopes, normalise);
+  std::vector<std::vector<TensorPtr>> parts(polynomials.size(), std::vector<TensorPtr>(count));
   // A planned tensor is one chunk: nothing to share out, and the same memory at every run.
   math::parallel_for(count, x->planned ? count : 1, [&](std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) {
       const TensorPtr part = evaluator.select(x, i * batch, std::min((i + 1) * batch, x->features));
-      parts[i] = evaluate_part(evaluator, part, polynomial, slope, normalise);
+      const std::vector<TensorPtr> values = evaluate_part(evaluator, part, polynomials, slopes, normalise);
+      for (std::size_t p = 0; p < values.size(); ++p) parts[p][i] = values[p];
     }
   });
-  return evaluator.concatenate(parts, true);
+  std::vector<TensorPtr> whole;
+  for (const std::vector<TensorPtr>& each : parts) whole.push_back(evaluator.concatenate(each, true));
+  return whole;
 }
 
 }  // namespace privtuner::circuits

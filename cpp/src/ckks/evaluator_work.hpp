@@ -15,6 +15,8 @@ namespace privtuner::ckks {
 inline constexpr double kSameScale = 1e-9;    // relative; scales that agree differ by roundings of doubles
 inline constexpr double kLeastFactor = 4096;  // smallest scale of an encoded constant: 12 bits of it survive
 
+inline constexpr std::size_t kTile = 1024;  // words of a row that are worked on at a time; the smallest row has as many
+
 inline std::string bits(double scale) { return "2^" + std::to_string(std::log2(scale)); }
 
 inline std::string describe(const Tensor& x) {
@@ -84,12 +86,33 @@ class Evaluator::Scratch {
   math::AlignedVector<std::uint64_t> words_;
 };
 
-// The digits of one ciphertext component: what every key switch of it starts from.
+// The digits of one ciphertext component at all targets, which are its limbs and then the special primes: what every
+// key switch of it starts from.
 struct Evaluator::Decomposition {
-  const std::uint64_t* rows = nullptr;  // NTT domain
-  std::size_t limbs = 0;
-  std::uint64_t* scaled;     // [limb][N] y_j of BaseConversion, coefficients
-  std::uint64_t* quotients;  // [digit][N]
+  Decomposition(const Evaluator& evaluator, const std::uint64_t* of, std::size_t limb_count);
+
+  std::uint64_t* word_row(std::size_t digit, std::size_t target) {
+    return words.data() + (digit * targets + target) * n;
+  }
+  // The limbs of a digit are its residues already.
+  bool own(std::size_t digit, std::size_t target) const { return target < limbs && target / digit_limbs == digit; }
+  const std::uint64_t* row(std::size_t digit, std::size_t target) {
+    return own(digit, target) ? rows + target * n : word_row(digit, target);
+  }
+
+  const std::uint64_t* rows;  // [limb][N], NTT domain
+  std::size_t n, limbs, targets, digit_limbs, digits;
+  Scratch words;             // [digit][target][N]; where the digit has residues already, y_j of BaseConversion
+  bool transformed = false;  // words are in the NTT domain, not coefficients
+};
+
+// What becomes of a key switch: (switched + P added) divided by the primes of a conversion, then permuted.
+struct Evaluator::Switched {
+  const BaseConversion& division;
+  std::size_t kept;                        // limbs of the result
+  const std::uint64_t* added[2];           // [limb][N], NTT domain; null: nothing
+  const ring::Automorphism* automorphism;  // null: none
+  std::uint64_t* out[2];                   // [limb][N], NTT domain
 };
 
 }  // namespace privtuner::ckks

@@ -105,7 +105,7 @@ TensorPtr Evaluator::products(const TensorPtr& x, const TensorPtr& y, bool summe
                 " leave none; choose parameters of larger depth");
   }
   const std::size_t features = summed ? 1 : std::max(x->features, y->features), n = parameters_->n();
-  const std::size_t limbs = parameters_->limbs(level), targets = limbs + parameters_->special_count();
+  const std::size_t limbs = parameters_->limbs(level);
   const double q = static_cast<double>(parameters_->prime(limbs - 1).q);
   const auto of = [](const Tensor& t, std::size_t f) { return t.features == 1 ? 0 : f; };
   const auto multiplier = [&](std::size_t f) { return multipliers.empty() ? 1.0 : multipliers[f]; };
@@ -156,45 +156,47 @@ TensorPtr Evaluator::products(const TensorPtr& x, const TensorPtr& y, bool summe
   }
 
   for_features(features, [&](std::size_t f) {
-    Scratch degree(*this, 3 * limbs * n), scaled(*this, limbs * n), quotients(*this, parameters_->digits(limbs) * n);
-    Scratch sums(*this, 2 * targets * n);
+    Scratch degree(*this, 3 * limbs * n);
     std::uint64_t *d0 = degree.data(), *d1 = d0 + limbs * n, *d2 = d1 + limbs * n;
     const math::Isa isa = math::active_isa();
     math::parallel_for(limbs, 1, [&](std::size_t begin, std::size_t end) {
       std::vector<const std::uint64_t*> a(2 * terms), b(2 * terms);
-      const auto fill = [&](std::size_t offset, int ca, int cb, std::size_t limb) {
-        for (std::size_t t = 0; t < terms; ++t) {
-          a[offset + t] = x->row(of(*x, summed ? t : f), ca, limb);
-          b[offset + t] = y->row(of(*y, summed ? t : f), cb, limb);
-        }
-      };
       for (std::size_t i = begin; i < end; ++i) {
         const ring::ResidueRow& row = parameters_->prime(i).row;
-        fill(0, 0, 0, i);
-        row.inner_product(a.data(), b.data(), terms, d0 + i * n, n, isa);
-        fill(0, 1, 1, i);
-        row.inner_product(a.data(), b.data(), terms, d2 + i * n, n, isa);
-        fill(0, 0, 1, i);
-        fill(terms, 1, 0, i);
-        row.inner_product(a.data(), b.data(), 2 * terms, d1 + i * n, n, isa);
-        if (multiplier(f) != 1) {
-          const std::uint64_t w = residue_of(multiplier(f), row.modulus());
-          for (std::uint64_t* d : {d0, d1, d2}) row.multiply_scalar(d + i * n, w, d + i * n, n, isa);
+        const std::uint64_t w = residue_of(multiplier(f), row.modulus());
+        // A tile at a time: the four rows of a pair of features are read once.
+        for (std::size_t tile = 0; tile < n; tile += kTile) {
+          const auto fill = [&](std::size_t offset, int ca, int cb) {
+            for (std::size_t t = 0; t < terms; ++t) {
+              a[offset + t] = x->row(of(*x, summed ? t : f), ca, i) + tile;
+              b[offset + t] = y->row(of(*y, summed ? t : f), cb, i) + tile;
+            }
+          };
+          const auto sum = [&](std::size_t count, std::uint64_t* d) {
+            row.inner_product(a.data(), b.data(), count, d + i * n + tile, kTile, isa);
+            if (w != 1) row.multiply_scalar(d + i * n + tile, w, d + i * n + tile, kTile, isa);
+          };
+          fill(0, 0, 0);
+          sum(terms, d0);
+          fill(0, 1, 1);
+          sum(terms, d2);
+          fill(0, 0, 1);
+          fill(terms, 1, 0);
+          sum(2 * terms, d1);
         }
         combine_row(addend, f, 0, i, d0 + i * n);
         combine_row(addend, f, 1, i, d1 + i * n);
       }
     });
-    Decomposition decomposition{nullptr, 0, scaled.data(), quotients.data()};
-    decompose(d2, limbs, decomposition);
-    std::uint64_t *sum0 = sums.data(), *sum1 = sum0 + targets * n;
-    switch_key(decomposition, nullptr, key, sum0, sum1);
+    Decomposition digits(*this, d2, limbs);
+    decompose(digits);
     // P d + switched, divided by P and the last prime at once.
-    add_raised(d0, limbs, sum0);
-    add_raised(d1, limbs, sum1);
-    const BaseConversion& conversion = parameters_->special_conversion(limbs, true);
-    divide(sum0, conversion, limbs, limbs - 1, out->row(f, 0, 0));
-    divide(sum1, conversion, limbs, limbs - 1, out->row(f, 1, 0));
+    switch_key(digits, key,
+               {parameters_->special_conversion(limbs, true),
+                limbs - 1,
+                {d0, d1},
+                nullptr,
+                {out->row(f, 0, 0), out->row(f, 1, 0)}});
   });
   return out;
 }

@@ -1,6 +1,7 @@
 // Automorphisms: rotations, conjugation, and monomials beside them.
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <string>
 
 #include "evaluator_work.hpp"
@@ -63,8 +64,7 @@ TensorPtr Evaluator::sum_slots(const TensorPtr& x) const {
 }
 
 std::vector<TensorPtr> Evaluator::galois(const TensorPtr& x, const std::vector<std::uint32_t>& elements) const {
-  const std::size_t n = parameters_->n(), limbs = x->limbs(), digits = parameters_->digits(limbs);
-  const std::size_t targets = limbs + parameters_->special_count();
+  const std::size_t n = parameters_->n(), limbs = x->limbs();
   std::vector<std::shared_ptr<Tensor>> outs;
   const double added = norm(switch_noise(limbs), rounding_noise());
   std::size_t switched = 0;
@@ -95,40 +95,26 @@ std::vector<TensorPtr> Evaluator::galois(const TensorPtr& x, const std::vector<s
   }
 
   for_features(x->features, [&](std::size_t f) {
-    const math::Isa isa = math::active_isa();
-    Scratch scaled(*this, limbs * n), quotients(*this, digits * n), sums(*this, 2 * targets * n);
-    Scratch extended(*this, switched > 1 ? digits * targets * n : 0), rows(*this, limbs * n);
-    Decomposition decomposition{nullptr, 0, scaled.data(), quotients.data()};
-    if (switched != 0) decompose(x->row(f, 1, 0), limbs, decomposition);
+    std::optional<Decomposition> digits;
+    if (switched != 0) decompose(digits.emplace(*this, x->row(f, 1, 0), limbs));
     if (switched > 1) {
-      math::parallel_for(digits * targets, 1, [&](std::size_t begin, std::size_t end) {
-        for (std::size_t i = begin; i < end; ++i) {
-          const std::size_t d = i / targets, t = i % targets;
-          if (t < limbs && t / parameters_->digit_limbs() == d) continue;
-          extend_digit(decomposition, d, t, extended.data() + i * n);
-        }
+      math::parallel_for(digits->targets, 1, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t t = begin; t < end; ++t) transform_digits(*digits, t);
       });
+      digits->transformed = true;
     }
-    std::uint64_t *sum0 = sums.data(), *sum1 = sum0 + targets * n;
     for (std::size_t e = 0; e < elements.size(); ++e) {
       Tensor& out = *outs[e];
       if (elements[e] == 1) {
         std::memcpy(out.row(f, 0, 0), x->row(f, 0, 0), 2 * limbs * n * sizeof(std::uint64_t));
         continue;
       }
-      switch_key(decomposition, switched > 1 ? extended.data() : nullptr, *keys_->galois.at(elements[e]).key, sum0,
-                 sum1);
-      add_raised(x->row(f, 0, 0), limbs, sum0);
-      const BaseConversion& conversion = parameters_->special_conversion(limbs, false);
-      const std::uint32_t* index = permutations_.at(elements[e]).data();
-      for (int c = 0; c < 2; ++c) {
-        divide(c == 0 ? sum0 : sum1, conversion, limbs, limbs, rows.data());
-        math::parallel_for(limbs, 1, [&](std::size_t begin, std::size_t end) {
-          for (std::size_t i = begin; i < end; ++i) {
-            ring::permute_row(rows.data() + i * n, index, out.row(f, c, i), n, isa);
-          }
-        });
-      }
+      switch_key(*digits, *keys_->galois.at(elements[e]).key,
+                 {parameters_->special_conversion(limbs, false),
+                  limbs,
+                  {x->row(f, 0, 0), nullptr},
+                  &automorphisms_.at(elements[e]),
+                  {out.row(f, 0, 0), out.row(f, 1, 0)}});
     }
   });
   return results;

@@ -110,9 +110,8 @@ TensorPtr planned_coefficients(const ParametersPtr& parameters, std::size_t feat
   return packed_tensor(parameters, features, fresh, true, ledger);
 }
 
-SecretKey::SecretKey(ParametersPtr parameters) : parameters_(std::move(parameters)), words_(0) {
+SecretKey::SecretKey(ParametersPtr parameters, const ring::Seed& seed) : parameters_(std::move(parameters)), words_(0) {
   const std::size_t n = parameters_->n();
-  const ring::Seed seed = ring::Seed::from_os();
   math::SecretBuffer<std::int8_t> coefficients(n);
   ring::sample_ternary(seed, {ring::Domain::secret, 0, 0}, coefficients.data(), n, math::active_isa());
   words_ = Words(parameters_->prime_count() * n);
@@ -151,7 +150,8 @@ void SecretKey::encrypt_into(Tensor& tensor, Fill fill) const {
 TensorPtr SecretKey::encrypt(const Values& values, const Fresh& fresh) const {
   check_values(*parameters_, values, fresh.bound);
   const auto tensor = fresh_tensor(parameters_, values.tokens, values.features, fresh, false, false, nullptr);
-  encrypt_into(*tensor, [&](std::size_t f, std::int64_t* out) { encode(*parameters_, values, f, fresh.scale[f], out); });
+  encrypt_into(*tensor,
+               [&](std::size_t f, std::int64_t* out) { encode(*parameters_, values, f, fresh.scale[f], out); });
   return tensor;
 }
 
@@ -313,7 +313,7 @@ std::shared_ptr<const PublicKey> SecretKey::public_key(const SeedBytes* common) 
 }
 
 std::shared_ptr<const SwitchingKey> SecretKey::switching_key(const std::uint64_t* source,
-                                                             const std::vector<std::uint32_t>& target_index,
+                                                             const ring::Automorphism* automorphism,
                                                              const SeedBytes& seed) const {
   const std::size_t n = parameters_->n(), primes = parameters_->prime_count(), limbs = parameters_->max_limbs();
   auto key = std::make_shared<SwitchingKey>(parameters_, seed);
@@ -329,8 +329,8 @@ std::shared_ptr<const SwitchingKey> SecretKey::switching_key(const std::uint64_t
     for (std::size_t i = begin; i < end; ++i) {
       const ring::ResidueRow& ring_row = parameters_->prime(i).row;
       const std::uint64_t* secret = row(i);
-      if (!target_index.empty()) {
-        ring::permute_row(row(i), target_index.data(), target.data(), n, isa);
+      if (automorphism != nullptr) {
+        automorphism->permute(row(i), 0, n, target.data(), isa);
         secret = target.data();
       }
       for (std::size_t d = 0; d < key->digits(); ++d) {
@@ -354,7 +354,7 @@ std::shared_ptr<const SwitchingKey> SecretKey::relinearisation_key(const SeedByt
   for (std::size_t i = 0; i < limbs; ++i) {
     parameters_->prime(i).row.multiply(row(i), row(i), square.data() + i * n, n, math::active_isa());
   }
-  return switching_key(square.data(), {}, key_seed(common, KeyRole::evaluation, kRelinearisation));
+  return switching_key(square.data(), nullptr, key_seed(common, KeyRole::evaluation, kRelinearisation));
 }
 
 GaloisKey SecretKey::galois_key(std::uint32_t element, const SeedBytes* common) const {
@@ -367,8 +367,8 @@ GaloisKey SecretKey::galois_key(std::uint32_t element, const SeedBytes* common) 
     if (exponent & 1) inverse = inverse * power % order;
     power = power * power % order;
   }
-  const std::vector<std::uint32_t> index = galois_permutation(*parameters_, static_cast<std::uint32_t>(inverse));
-  return {element, switching_key(row(0), index, key_seed(common, KeyRole::evaluation, element))};
+  const ring::Automorphism target(parameters_->n(), static_cast<std::uint32_t>(inverse));
+  return {element, switching_key(row(0), &target, key_seed(common, KeyRole::evaluation, element))};
 }
 
 TensorPtr encrypt(const PublicKey& key, const Values& values, const Fresh& fresh) {

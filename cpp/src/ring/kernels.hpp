@@ -6,10 +6,7 @@
 #include <cstdint>
 
 #include "privtuner/math/cpu.hpp"
-
-namespace privtuner::math {
-struct Modulus;
-}
+#include "privtuner/ring/row.hpp"
 
 namespace privtuner::ring::kernels {
 
@@ -20,6 +17,7 @@ struct NttView {
   Word q;
   const Word* roots;
   const Word* companions;
+  const Word* centred;  // q < 2^50 alone, null otherwise: the bits of the double next to 0 that is the root modulo q
   // Inverse only.
   Word n_inverse, n_inverse_companion, last_root, last_root_companion;
 };
@@ -54,12 +52,6 @@ struct SamplingKernels {
   void (*binomial)(const std::uint32_t* words, std::int8_t* out, std::size_t groups);
 };
 
-struct Row {
-  std::uint64_t q;
-  double inverse;                // 1 / q rounded
-  const math::Modulus* modulus;  // for the portable kernels
-};
-
 // See ResidueRow and the functions beside it.
 struct ResidueKernels {
   void (*add)(const Row& row, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, std::size_t n);
@@ -67,17 +59,17 @@ struct ResidueKernels {
   void (*negate)(const Row& row, const std::uint64_t* a, std::uint64_t* out, std::size_t n);
   void (*multiply)(const Row& row, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, std::size_t n);
   void (*multiply_scalar)(const Row& row, const std::uint64_t* a, std::uint64_t w, std::uint64_t* out, std::size_t n);
-  void (*subtract_multiply)(const Row& row, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t w,
-                            std::uint64_t* out, std::size_t n);
   void (*add_scalar)(const Row& row, const std::uint64_t* a, std::uint64_t w, std::uint64_t* out, std::size_t n);
   void (*reduce)(const Row& row, const std::uint64_t* a, std::uint64_t* out, std::size_t n);
   void (*inner_product)(const Row& row, const std::uint64_t* const* a, const std::uint64_t* const* b, std::size_t terms,
                         std::uint64_t* out, std::size_t n);
   void (*linear_combination)(const Row& row, const std::uint64_t* const* a, const std::uint64_t* w, std::size_t terms,
                              std::uint64_t* out, std::size_t n);
-  void (*quotient)(const std::uint64_t* const* a, const double* inverse, std::size_t terms, std::uint64_t* out,
-                   std::size_t n);
-  void (*permute)(const std::uint64_t* a, const std::uint32_t* index, std::uint64_t* out, std::size_t n);
+  void (*convert)(const std::uint64_t* const* a, const double* inverse, std::size_t terms,
+                  const ConversionTarget* targets, std::size_t count, std::size_t begin, std::size_t end);
+  // Groups [first, first + count) of the result; the words at `block` are the groups from `origin` on.
+  void (*permute)(const GroupOrder& order, const std::uint64_t* block, std::size_t origin, std::size_t first,
+                  std::size_t count, std::uint64_t* out);
 };
 
 struct Kernels {

@@ -224,15 +224,6 @@ void multiply_scalar(const Row& row, const std::uint64_t* a, std::uint64_t w, st
   for (std::size_t i = 0; i < n; ++i) out[i] = modulus.mul_shoup(a[i], w, w_shoup);
 }
 
-void subtract_multiply(const Row& row, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t w,
-                       std::uint64_t* out, std::size_t n) {
-  const Modulus& modulus = *row.modulus;
-  const std::uint64_t w_shoup = modulus.shoup(w);
-  for (std::size_t i = 0; i < n; ++i) {
-    out[i] = modulus.mul_shoup(modulus.sub(a[i], modulus.reduce(b[i])), w, w_shoup);
-  }
-}
-
 void add_scalar(const Row& row, const std::uint64_t* a, std::uint64_t w, std::uint64_t* out, std::size_t n) {
   const Modulus& modulus = *row.modulus;
   for (std::size_t i = 0; i < n; ++i) out[i] = modulus.add(a[i], w);
@@ -261,17 +252,28 @@ void linear_combination(const Row& row, const std::uint64_t* const* a, const std
   }
 }
 
-void quotient(const std::uint64_t* const* a, const double* inverse, std::size_t terms, std::uint64_t* out,
-              std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i) {
-    double sum = 0;
-    for (std::size_t t = 0; t < terms; ++t) sum += static_cast<double>(a[t][i]) * inverse[t];
-    out[i] = static_cast<std::uint64_t>(std::floor(0.5 + sum));
+void convert(const std::uint64_t* const* a, const double* inverse, std::size_t terms, const ConversionTarget* targets,
+             std::size_t count, std::size_t begin, std::size_t end) {
+  for (std::size_t i = begin; i < end; ++i) {
+    double quotient = 0;
+    for (std::size_t t = 0; t < terms; ++t) quotient += static_cast<double>(a[t][i]) * inverse[t];
+    const auto times = static_cast<std::uint64_t>(std::floor(0.5 + quotient));
+    for (std::size_t k = 0; k < count; ++k) {
+      const ConversionTarget& target = targets[k];
+      Uint128 sum = static_cast<Uint128>(times) * target.weights[terms];
+      for (std::size_t t = 0; t < terms; ++t) sum += static_cast<Uint128>(a[t][i]) * target.weights[t];
+      target.out[i] = reduce_wide(sum, *target.row.modulus);
+    }
   }
 }
 
-void permute(const std::uint64_t* a, const std::uint32_t* index, std::uint64_t* out, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i) out[i] = a[index[i]];
+void permute(const GroupOrder& order, const std::uint64_t* block, std::size_t origin, std::size_t first,
+             std::size_t count, std::uint64_t* out) {
+  for (std::size_t g = first; g < first + count; ++g, out += kGroupWords) {
+    const std::uint64_t* const from = block + (order.sources[g] / kGroupWords - origin) * kGroupWords;
+    const std::uint32_t carry = order.sources[g] % kGroupWords;
+    for (std::uint32_t j = 0; j < kGroupWords; ++j) out[j] = from[source_word(order.element, carry, j)];
+  }
 }
 
 constexpr NttKernels<std::uint32_t> kNtt32 = {&forward, &inverse, &multiply_words};
@@ -282,8 +284,8 @@ constexpr Kernels kKernels = {kNtt32,
                               kNtt64,
                               {1, &chacha20_blocks},
                               {&first_rejected_plain<std::uint32_t>, &first_rejected_plain<std::uint64_t>, &binomial},
-                              {&add, &subtract, &negate, &multiply, &multiply_scalar, &subtract_multiply, &add_scalar,
-                               &reduce, &inner_product, &linear_combination, &quotient, &permute}};
+                              {&add, &subtract, &negate, &multiply, &multiply_scalar, &add_scalar, &reduce,
+                               &inner_product, &linear_combination, &convert, &permute}};
 
 }  // namespace
 

@@ -11,9 +11,12 @@ namespace privtuner::ring::kernels {
 namespace {
 
 template <class Ops>
-constexpr Kernels kKernels = {kNttKernels<Word32<Ops>>, kNttKernels<Word64<Ops>>,
-                              kNttKernels<Word64<Ops>>, kChaCha20Kernel<Ops>,
-                              kSamplingKernels<Ops>,    ResidueLoops<RealLanes<Ops>>::kKernels};
+constexpr NttKernels<std::uint64_t> kRealNttKernels = {&forward_transform<RealWord<Ops>>,
+                                                       &inverse_transform<RealWord<Ops>>, &multiply_words<Word64<Ops>>};
+
+template <class Ops>
+constexpr Kernels kKernels = {kNttKernels<Word32<Ops>>, kRealNttKernels<Ops>,  kNttKernels<Word64<Ops>>,
+                              kChaCha20Kernel<Ops>,     kSamplingKernels<Ops>, ResidueLoops<RealLanes<Ops>>::kKernels};
 
 }  // namespace
 }  // namespace privtuner::ring::kernels

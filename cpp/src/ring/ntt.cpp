@@ -1,5 +1,6 @@
 #include "privtuner/ring/ntt.hpp"
 
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -52,6 +53,20 @@ struct Factor {
   }
 };
 
+template <class Word>
+bool has_centred(std::uint64_t q) {
+  return sizeof(Word) == 8 && (q >> 50) == 0;
+}
+
+// The bits of the double in [-q/2, q/2] that is w modulo q.
+template <class Word>
+Word centred(std::uint64_t w, std::uint64_t q) {
+  const double value = w > q / 2 ? -static_cast<double>(q - w) : static_cast<double>(w);
+  Word bits = 0;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
 std::size_t bit_reverse(std::size_t k, std::size_t n) {
   std::size_t reversed = 0;
   for (; n > 1; n /= 2, k /= 2) reversed = 2 * reversed + (k & 1);
@@ -78,7 +93,9 @@ Ntt<Word>::Ntt(std::size_t n, std::uint64_t q)
       roots_(n),
       roots_companion_(n),
       inverse_roots_(n),
-      inverse_roots_companion_(n) {
+      inverse_roots_companion_(n),
+      roots_centred_(has_centred<Word>(q) ? n : 0),
+      inverse_roots_centred_(roots_centred_.size()) {
   const Factor<Word> factor{modulus_};
   const std::uint64_t psi = math::primitive_root_of_unity(2 * n, modulus_), psi_inverse = modulus_.inv(psi);
   std::uint64_t power = 1, inverse_power = 1;
@@ -88,34 +105,43 @@ Ntt<Word>::Ntt(std::size_t n, std::uint64_t q)
     roots_companion_[k] = factor.companion(power);
     inverse_roots_[k] = factor.value(inverse_power);
     inverse_roots_companion_[k] = factor.companion(inverse_power);
+    if (!roots_centred_.empty()) {
+      roots_centred_[k] = centred<Word>(power, q);
+      inverse_roots_centred_[k] = centred<Word>(inverse_power, q);
+    }
     power = modulus_.mul(power, psi);
     inverse_power = modulus_.mul(inverse_power, psi_inverse);
   }
-  const std::uint64_t n_inverse = modulus_.inv(modulus_.reduce(n));
-  const std::uint64_t last_root = modulus_.mul(n_inverse, modulus_.pow(psi_inverse, n / 2));  // brv(1) = N / 2
-  n_inverse_ = factor.value(n_inverse);
-  n_inverse_companion_ = factor.companion(n_inverse);
-  last_root_ = factor.value(last_root);
-  last_root_companion_ = factor.companion(last_root);
+  n_inverse_ = modulus_.inv(modulus_.reduce(n));
+  last_root_ = modulus_.mul(n_inverse_, modulus_.pow(psi_inverse, n / 2));  // brv(1) = N / 2
 }
 
 template <class Word>
 void Ntt<Word>::forward(Word* a, math::Isa isa) const {
-  const kernels::NttView<Word> view{n_, static_cast<Word>(modulus_.q), roots_.data(), roots_companion_.data(), 0, 0, 0,
-                                    0};
+  const kernels::NttView<Word> view{
+      n_, static_cast<Word>(modulus_.q), roots_.data(), roots_companion_.data(), roots_centred_.data(), 0, 0, 0, 0};
   kernels_for<Word>(n_, modulus_.q, isa).forward(view, a);
 }
 
 template <class Word>
-void Ntt<Word>::inverse(Word* a, math::Isa isa) const {
+std::array<Word, 4> Ntt<Word>::last_stage(std::uint64_t factor) const {
+  const Factor<Word> factors{modulus_};
+  const std::uint64_t scale = modulus_.mul(n_inverse_, factor), root = modulus_.mul(last_root_, factor);
+  return {factors.value(scale), factors.companion(scale), factors.value(root), factors.companion(root)};
+}
+
+template <class Word>
+void Ntt<Word>::inverse(Word* a, math::Isa isa, std::uint64_t factor) const {
+  const auto [scale, scale_companion, root, root_companion] = last_stage(factor);
   const kernels::NttView<Word> view{n_,
                                     static_cast<Word>(modulus_.q),
                                     inverse_roots_.data(),
                                     inverse_roots_companion_.data(),
-                                    n_inverse_,
-                                    n_inverse_companion_,
-                                    last_root_,
-                                    last_root_companion_};
+                                    inverse_roots_centred_.data(),
+                                    scale,
+                                    scale_companion,
+                                    root,
+                                    root_companion};
   kernels_for<Word>(n_, modulus_.q, isa).inverse(view, a);
 }
 

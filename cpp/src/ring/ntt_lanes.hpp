@@ -16,7 +16,10 @@ struct Words {
   static constexpr std::size_t kLanes = Ops::kBytes / sizeof(Word);
   static constexpr int kPairStages = Pairs::kStages;
 
+  static constexpr bool kEnters = false;
+
   static PRIVTUNER_INLINE Vec load(const Word* p) { return Ops::load(p); }
+  static PRIVTUNER_INLINE Vec enter(const Word* p) { return Ops::load(p); }
   static PRIVTUNER_INLINE void store(Word* p, Vec x) { Ops::store(p, x); }
   template <int stage>
   static PRIVTUNER_INLINE void split(Vec& a, Vec& b) {
@@ -26,6 +29,7 @@ struct Words {
   static PRIVTUNER_INLINE void join(Vec& a, Vec& b) {
     Pairs::template join<stage>(a, b);
   }
+  static PRIVTUNER_INLINE Vec settle(Vec x) { return x; }  // where every butterfly keeps to its range
 };
 
 // 32-bit words in [0, q) throughout: q may use the top bit, so nothing lazy fits. Borrows are found by comparing.
@@ -42,19 +46,18 @@ struct Word32 : Words<Ops, std::uint32_t> {
   Vec q;
   explicit Word32(Word modulus) : q(Ops::all32(modulus)) {}
 
-  static PRIVTUNER_INLINE Factor broadcast(const Word* w, const Word* companion) {
-    const Vec all = Ops::all32(*w);
-    return {all, all, Ops::all32(*companion)};
+  static PRIVTUNER_INLINE Factor factor_of(Word w, Word companion) {
+    const Vec all = Ops::all32(w);
+    return {all, all, Ops::all32(companion)};
+  }
+  static PRIVTUNER_INLINE Factor broadcast(const NttView<Word>& ntt, std::size_t k) {
+    return factor_of(ntt.roots[k], ntt.companions[k]);
   }
   template <int stage>
-  static PRIVTUNER_INLINE Factor spread(const Word* w, const Word* companion) {
-    const Vec all = Pairs::template arrange<stage>(w);
+  static PRIVTUNER_INLINE Factor spread(const NttView<Word>& ntt, std::size_t k) {
+    const Vec all = Pairs::template arrange<stage>(ntt.roots + k);
     const bool one = stage == Pairs::kStages - 1;  // the same word everywhere
-    return {all, one ? all : Ops::odd32(all), Pairs::template arrange<stage>(companion)};
-  }
-  static PRIVTUNER_INLINE Factor in_order(const Word* w, const Word* companion) {
-    const Vec words = Ops::load(w);
-    return {words, Ops::odd32(words), Ops::load(companion)};
+    return {all, one ? all : Ops::odd32(all), Pairs::template arrange<stage>(ntt.companions + k)};
   }
 
   PRIVTUNER_INLINE Vec sub(Vec a, Vec b) const { return Ops::subtract_modulo32(a, b, q); }
@@ -66,19 +69,24 @@ struct Word32 : Words<Ops, std::uint32_t> {
     const Vec multiple = Ops::high_halves(Ops::multiply_even(m, q), Ops::multiply_even(Ops::odd32(m), q));
     return sub(product, multiple);
   }
+  PRIVTUNER_INLINE Vec multiply_in_order(Vec x, const Word* w, const Word* companion) const {
+    const Vec words = Ops::load(w);
+    return multiply(x, {words, Ops::odd32(words), Ops::load(companion)});
+  }
 
   PRIVTUNER_INLINE void forward_butterfly(Vec& u, Vec& v, const Factor& f) const {
     const Vec t = multiply(v, f);
     v = sub(u, t);
     u = add(u, t);
   }
+  template <bool>
   PRIVTUNER_INLINE void inverse_butterfly(Vec& u, Vec& v, const Factor& f) const {
     const Vec t = sub(u, v);
     u = add(u, v);
     v = multiply(t, f);
   }
   PRIVTUNER_INLINE void inverse_last(Vec& u, Vec& v, const Factor& n_inverse, const Factor& last_root) const {
-    inverse_butterfly(u, v, last_root);
+    inverse_butterfly<true>(u, v, last_root);
     u = multiply(u, n_inverse);
   }
   PRIVTUNER_INLINE Vec forward_finish(Vec x) const { return x; }
@@ -95,23 +103,27 @@ struct LazyWords : Words<Ops, std::uint64_t>, Product {
 
   using Product::Product;
 
-  static PRIVTUNER_INLINE Factor broadcast(const Word* w, const Word* companion) {
-    return factor(Ops::all64(*w), Ops::all64(*companion));
+  static PRIVTUNER_INLINE Factor factor_of(Word w, Word companion) {
+    return factor(Ops::all64(w), Ops::all64(companion));
+  }
+  static PRIVTUNER_INLINE Factor broadcast(const NttView<Word>& ntt, std::size_t k) {
+    return factor_of(ntt.roots[k], ntt.companions[k]);
   }
   template <int stage>
-  static PRIVTUNER_INLINE Factor spread(const Word* w, const Word* companion) {
-    return factor(Pairs::template arrange<stage>(w), Pairs::template arrange<stage>(companion));
-  }
-  static PRIVTUNER_INLINE Factor in_order(const Word* w, const Word* companion) {
-    return factor(Ops::load(w), Ops::load(companion));
+  static PRIVTUNER_INLINE Factor spread(const NttView<Word>& ntt, std::size_t k) {
+    return factor(Pairs::template arrange<stage>(ntt.roots + k), Pairs::template arrange<stage>(ntt.companions + k));
   }
 
   PRIVTUNER_INLINE Vec multiply(Vec x, const Factor& f) const { return reduce(mul_lazy(x, f)); }
+  PRIVTUNER_INLINE Vec multiply_in_order(Vec x, const Word* w, const Word* companion) const {
+    return multiply(x, factor(Ops::load(w), Ops::load(companion)));
+  }
   PRIVTUNER_INLINE void forward_butterfly(Vec& u, Vec& v, const Factor& f) const {
     const Vec s = Ops::subtract_once64(u, bound), t = mul_lazy(v, f);  // both below the bound
     u = Ops::add64(s, t);
     v = Ops::add64(Ops::sub64(s, t), bound);
   }
+  template <bool>
   PRIVTUNER_INLINE void inverse_butterfly(Vec& u, Vec& v, const Factor& f) const {
     const Vec t = Ops::add64(Ops::sub64(u, v), bound);  // (0, 2 bound)
     u = Ops::subtract_once64(Ops::add64(u, v), bound);
@@ -185,6 +197,87 @@ struct Product52 {
     return Ops::bit_and(difference, Ops::all64(kTwo52 - 1));  // it is known modulo 2^52
   }
   PRIVTUNER_INLINE Vec reduce(Vec x) const { return Ops::subtract_once64(x, q); }
+};
+
+// q < 2^50, through doubles, for processors without integer products of 52-bit words. Between stages a register holds
+// doubles that are integers, B q at most in size.
+//
+// Why this is exact. Let |w| <= q / 2, the quotient w / q with an error of 2^-52 of itself, and |x| < 4 q: then
+// |x w / q| < 2 q < 2^51, so c, the product x w / q added to 1.5 2^52 and rounded, is an integer, off x w / q by less
+// than 1/2 + 2^-52 |x w / q| <= 1/2 + B / 8. h = round(x w) and l = x w - h are doubles, |l| < 2^48; x w - c q is below
+// q in size, so h - c q is an integer below 2^53 and a double, and so is h - c q + l. The product is thus below
+// (1/2 + B / 8) q; settled numbers are below (1/2 + 2^-49) q.
+//
+//   forward: of two stages the first takes settled upper halves and leaves 1 + B / 8, the second 9/8 of that and 1/2
+//     more: starting at 1, B stays below 1.9. The pairs' stages, four at most, start likewise and lead from 1.9
+//     to 1.24, 1.9, 2.63 and 3.46.
+//   inverse: starting at B <= 1, the first of two stages leaves sums of 2 and products of 3/4; the second one's sums
+//   are
+//     settled and its products 1/2 + 4 / 8 at most. With q < 2^50 that is below q.
+template <class Ops>
+struct RealWord : Words<Ops, std::uint64_t> {
+  using Base = Words<Ops, std::uint64_t>;
+  using typename Base::Pairs, typename Base::Vec, typename Base::Word;
+  using Real = typename Ops::Real;
+  struct Factor {
+    Real w, quotient;  // in [-q/2, q/2], and that over q
+  };
+  static constexpr std::size_t kBlock = 8;
+  static constexpr bool kEnters = true;
+  static_assert(Pairs::kStages <= 4);
+
+  Vec q_words;
+  Real q, inverse, shift;
+  explicit RealWord(Word modulus)
+      : q_words(Ops::all64(modulus)),
+        q(Ops::all_real(static_cast<double>(modulus))),
+        inverse(Ops::all_real(1.0 / static_cast<double>(modulus))),
+        shift(Ops::all_real(simd::kRoundingShift)) {}
+
+  static PRIVTUNER_INLINE Vec enter(const Word* p) { return Ops::bits_of(Ops::real(Ops::load(p))); }
+  PRIVTUNER_INLINE Factor factor(Vec bits) const {
+    const Real w = Ops::from_bits(bits);
+    return {w, Ops::mul(w, inverse)};
+  }
+  PRIVTUNER_INLINE Factor broadcast(const NttView<Word>& ntt, std::size_t k) const {
+    return factor(Ops::all64(ntt.centred[k]));
+  }
+  template <int stage>
+  PRIVTUNER_INLINE Factor spread(const NttView<Word>& ntt, std::size_t k) const {
+    return factor(Pairs::template arrange<stage>(ntt.centred + k));
+  }
+  PRIVTUNER_INLINE Factor factor_of(Word w, Word) const {
+    return factor(Ops::bits_of(remainder(Ops::real(Ops::all64(w)))));
+  }
+
+  // x less q times the integer next to x / q, |x| < 2^53.
+  PRIVTUNER_INLINE Real remainder(Real x) const {
+    return Ops::fnma(Ops::sub(Ops::fma(x, inverse, shift), shift), q, x);
+  }
+  PRIVTUNER_INLINE Real product(Real x, const Factor& f) const {
+    const Real high = Ops::mul(x, f.w), quotient = Ops::sub(Ops::fma(x, f.quotient, shift), shift);
+    return Ops::add(Ops::fnma(quotient, q, high), Ops::fms(x, f.w, high));
+  }
+  PRIVTUNER_INLINE Vec canonical(Real r) const { return Ops::add_if_negative64(Ops::signed_words(r), q_words); }
+
+  PRIVTUNER_INLINE Vec settle(Vec x) const { return Ops::bits_of(remainder(Ops::from_bits(x))); }
+  PRIVTUNER_INLINE void forward_butterfly(Vec& u, Vec& v, const Factor& f) const {
+    const Real s = Ops::from_bits(u), t = product(Ops::from_bits(v), f);
+    u = Ops::bits_of(Ops::add(s, t));
+    v = Ops::bits_of(Ops::sub(s, t));
+  }
+  template <bool settles>
+  PRIVTUNER_INLINE void inverse_butterfly(Vec& u, Vec& v, const Factor& f) const {
+    const Real s = Ops::from_bits(u), t = Ops::from_bits(v), sum = Ops::add(s, t);
+    u = Ops::bits_of(settles ? remainder(sum) : sum);
+    v = Ops::bits_of(product(Ops::sub(s, t), f));
+  }
+  PRIVTUNER_INLINE void inverse_last(Vec& u, Vec& v, const Factor& n_inverse, const Factor& last_root) const {
+    const Real s = Ops::from_bits(u), t = Ops::from_bits(v);
+    u = canonical(product(Ops::add(s, t), n_inverse));
+    v = canonical(product(Ops::sub(s, t), last_root));
+  }
+  PRIVTUNER_INLINE Vec forward_finish(Vec x) const { return canonical(remainder(Ops::from_bits(x))); }
 };
 
 template <class Ops>

@@ -28,7 +28,6 @@ struct Lanes52 : Ops {
 
   std::uint64_t modulus;
   Vec q, q2, minus_q, low_mask;  // minus_q modulo 2^52
-  Vec raise;                     // the least multiple of q above 2^50
   Vec normalise, reciprocal;     // for q of k bits: 52 - k, and floor(2^2k / q)
   Factor one, two52, two104;
   explicit Lanes52(const Row& row)
@@ -37,14 +36,11 @@ struct Lanes52 : Ops {
         q2(Ops::all64(2 * row.q)),
         minus_q(Ops::all64(kTwo52 - row.q)),
         low_mask(Ops::all64(kTwo52 - 1)),
-        raise(Ops::all64(((kTwo52 / 4) / row.q + 1) * row.q)) {
-    const int bits = 64 - __builtin_clzll(row.q);
-    normalise = Ops::all64(static_cast<std::uint64_t>(52 - bits));
-    reciprocal = Ops::all64(static_cast<std::uint64_t>((Wide{1} << (2 * bits)) / row.q));
-    one = factor(1);
-    two52 = factor(kTwo52 % row.q);
-    two104 = factor(static_cast<std::uint64_t>((Wide{1} << 104) % row.q));
-  }
+        normalise(Ops::all64(static_cast<std::uint64_t>(__builtin_clzll(row.q) - 12))),
+        reciprocal(Ops::all64(row.words52->reciprocal)),
+        one{Ops::all64(1), Ops::all64(row.words52->one_companion)},
+        two52{Ops::all64(row.words52->two52), Ops::all64(row.words52->two52_companion)},
+        two104{Ops::all64(row.words52->two104), Ops::all64(row.words52->two104_companion)} {}
 
   static PRIVTUNER_INLINE Vec high_half(Vec a, Vec b) { return Ops::add_high52(Ops::all64(0), a, b); }
   static PRIVTUNER_INLINE Vec low_half(Vec a, Vec b) { return Ops::add_low52(Ops::all64(0), a, b); }
@@ -72,9 +68,6 @@ struct Lanes52 : Ops {
   PRIVTUNER_INLINE Vec multiply_scalar(Vec a, const Factor& w) const {
     return Ops::subtract_once64(multiply_lazy(a, w), q);
   }
-  PRIVTUNER_INLINE Vec subtract_multiply(Vec a, Vec b, const Factor& w) const {
-    return multiply_scalar(Ops::add64(Ops::sub64(a, b), raise), w);  // (0, 2^50 + 2q)
-  }
   PRIVTUNER_INLINE Vec reduce(Vec a) const { return Ops::subtract_once64(take_off(a, high_half(a, one.companion)), q); }
 
   static PRIVTUNER_INLINE Sum zero_sum() { return {Ops::all64(0), Ops::all64(0)}; }
@@ -83,6 +76,7 @@ struct Lanes52 : Ops {
     sum.high = Ops::add_high52(sum.high, a, b);
   }
   PRIVTUNER_INLINE Weight weight(std::uint64_t w) const { return Ops::all64(w); }
+  static PRIVTUNER_INLINE Vec ready(Vec a) { return a; }
   PRIVTUNER_INLINE void add_weighted(Sum& sum, Vec a, Weight w) const { add_product(sum, a, w); }
   PRIVTUNER_INLINE void fold(Sum&) const {}
   // The sum as limbs of 52 bits, top 2^104 + middle 2^52 + bottom; the products read the low 52 bits by themselves.

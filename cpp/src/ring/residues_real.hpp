@@ -52,9 +52,6 @@ struct RealLanes : Ops {
   PRIVTUNER_INLINE Vec multiply(Vec a, Vec b) const { return canonical(product(Ops::real(a), Ops::real(b))); }
   PRIVTUNER_INLINE Factor factor(std::uint64_t w) const { return Ops::all_real(static_cast<double>(w)); }
   PRIVTUNER_INLINE Vec multiply_scalar(Vec a, Factor w) const { return canonical(product(Ops::real(a), w)); }
-  PRIVTUNER_INLINE Vec subtract_multiply(Vec a, Vec b, Factor w) const {
-    return canonical(product(Ops::sub(Ops::real(a), Ops::real(b)), w));
-  }
   PRIVTUNER_INLINE Vec reduce(Vec a) const { return canonical(remainder(Ops::real(a))); }
 
   static PRIVTUNER_INLINE Sum zero_sum() { return Ops::all_real(0.0); }
@@ -65,7 +62,11 @@ struct RealLanes : Ops {
     const auto x = static_cast<std::int64_t>(w);
     return Ops::all_real(static_cast<double>(x - (modulus & ((modulus - 2 * x) >> 63))));  // centred
   }
-  PRIVTUNER_INLINE void add_weighted(Sum& sum, Vec a, Weight w) const { sum = Ops::add(sum, product(Ops::real(a), w)); }
+  // Words as doubles.
+  static PRIVTUNER_INLINE Vec ready(Vec a) { return Ops::bits_of(Ops::real(a)); }
+  PRIVTUNER_INLINE void add_weighted(Sum& sum, Vec a, Weight w) const {
+    sum = Ops::add(sum, product(Ops::from_bits(a), w));
+  }
   PRIVTUNER_INLINE void fold(Sum& sum) const { sum = remainder(sum); }
   PRIVTUNER_INLINE Vec finish(Sum sum, std::size_t) const { return canonical(sum); }  // folded: |sum| < 0.51 q
 };

@@ -143,7 +143,9 @@ class ClearEvaluator(Operations[ClearTensor]):
         Raises:
             CkksError, InputError: as there.
         """
-        values, _, at, number, scales = as_fresh(self.parameters, numbers, bound, level, scale)
+        values, im, at, number, scales = as_fresh(self.parameters, numbers, bound, level, scale)
+        if im is not None:
+            raise InputError("packed numbers are real; pack real and imaginary parts as two")
         core = self._core.planned_packed(values, at, number, scales)
         return self._make("packed", core, _embed(_place_numbers(2 * self.slots, values)), core, packed=True)
 
@@ -181,7 +183,7 @@ class ClearEvaluator(Operations[ClearTensor]):
             errors = call_core(operation, exact if isinstance(cores, list) else tuple(exact), arguments)
         if name == "multiply_plain":
             self._check_encoding(inputs[0], *arguments)
-        promised = self._check_domain(inputs[0], *arguments[-2:]) if name == "polynomial" else np.True_
+        promised = self._check_domain(inputs[0], *arguments[-2:]) if name.startswith("polynomial") else np.True_
         made = _VALUES[name](*(x._slots for x in inputs), *arguments)
         if name == "expand":
             _check_packed("expand", inputs[0], True)
@@ -309,8 +311,8 @@ def _expand(slots: Array, count: int, wanted: list[int]) -> Array:
     """Return the packed numbers, each in all slots."""
     n = 2 * len(slots)
     ((_, _, places),) = _spread(n, count)
-    numbers = _coefficients(slots)[:: n // places, 0][wanted]
-    return np.broadcast_to(numbers, (len(slots), len(wanted))).copy()
+    numbers: Array = _coefficients(slots)[:: n // places, 0][wanted]
+    return np.tile(numbers, (len(slots), 1))
 
 
 def _pack(slots: Array) -> Array:
@@ -362,6 +364,7 @@ _VALUES: dict[str, Callable[..., Any]] = {
     "negate": np.negative,
     "pack_slot_sums": _pack,
     "polynomial": _evaluate,
+    "polynomials": lambda x, basis, rows, low, high: [_evaluate(x, basis, row, low, high) for row in rows],
     "refresh": lambda x, _level, packed: x if packed else x.real,
     "rescale": lambda x: x,
     "revealed": lambda x, _flood_bits, _error, _packed: x,

@@ -197,6 +197,19 @@ class Operations(ABC, Generic[T]):
         coefficients = np.asarray(polynomial.coefficients, np.float64)
         return self._one((x,), self._core.polynomial, polynomial.basis, coefficients, *polynomial.domain)
 
+    def polynomials(self, x: T, polynomials: Sequence[Polynomial]) -> list[T]:
+        """The values of several polynomials of one basis and domain, at powers of x that are computed once.
+
+        Each takes the levels that `polynomial` says; if one of them takes a level for the domain, all do.
+        """
+        if not polynomials:
+            raise InputError("no polynomials: give at least one")
+        basis, domain = polynomials[0].basis, polynomials[0].domain
+        if any((p.basis, p.domain) != (basis, domain) for p in polynomials):
+            raise InputError("polynomials of different bases or domains share no powers: evaluate them one by one")
+        coefficients = [np.asarray(p.coefficients, np.float64) for p in polynomials]
+        return self._run((x,), self._core.polynomials, basis, coefficients, *domain)
+
     def rescale(self, x: T) -> T:
         """The same values with scale and error divided by the level's prime. One level."""
         return self._one((x,), self._core.rescale)
@@ -236,7 +249,7 @@ class Operations(ABC, Generic[T]):
         return self._one((x,), self._core.pack_slot_sums)
 
     def expand(self, x: T, count: int, features: slice | None = None) -> T:
-        """The numbers that are packed in the coefficients of one ciphertext, each in every slot of a feature of its own.
+        """The numbers that are packed in the coefficients of one ciphertext, each in all slots of a feature of its own.
 
         By the automorphisms that packing needs (Angel, Chen, Laine, Setty, "PIR with Compressed Queries and Amortized
         Query Processing", 2018): a key switch a number, and no level. The scale becomes that of ``x`` times ``count``

@@ -156,10 +156,19 @@ class PublicKey(Immutable):
 
 
 class SecretKey:
-    """A uniform ternary secret, drawn from the operating system. Never copied or pickled; wiped when released."""
+    """A uniform ternary secret. Never copied or pickled; wiped when released.
 
-    def __init__(self, parameters: Parameters) -> None:
-        self._core = _core.CkksSecretKey(parameters._core)
+    Args:
+        parameters: the set in force.
+        seed: 32 bytes that decide the secret, to make it again in another process: whoever has them has the key. None
+            draws it from the operating system.
+
+    Raises:
+        InputError: a seed of another length.
+    """
+
+    def __init__(self, parameters: Parameters, seed: bytes | None = None) -> None:
+        self._core = _core.CkksSecretKey(parameters._core, seed)
         self.parameters = parameters
 
     def encrypt(
@@ -207,10 +216,10 @@ class SecretKey:
         Raises:
             CkksError, InputError: as `encrypt`.
         """
-        values, im, *fresh = as_fresh(self.parameters, numbers, bound, level, scale)
+        values, im, at, most, scales = as_fresh(self.parameters, numbers, bound, level, scale)
         if im is not None:
-            raise InputError("packed numbers are real")
-        return EncryptedTensor(self._core.encrypt_packed(values, *fresh), self.parameters)
+            raise InputError("packed numbers are real; pack real and imaginary parts as two")
+        return EncryptedTensor(self._core.encrypt_packed(values, at, most, scales), self.parameters)
 
     def decrypt_packed(self, tensor: EncryptedTensor, count: int) -> Array:
         """Return the ``count`` numbers packed in every ciphertext, float64 (count, ciphertexts).

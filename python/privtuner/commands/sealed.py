@@ -74,7 +74,7 @@ def sealed_encoder(
         )
     shape = bundle.sealed.shape
     say(
-        f"{shape.layers} blocks of {shape.width} features are sealed; a pass takes {bundle.sealed.sequences} texts of "
+        f"{shape.layers} blocks of {shape.width} features are sealed; a pass takes {bundle.sealed.batch} texts of "
         f"{shape.period} tokens, however few there are"
     )
     owner = SealedOwner(bundle.sealed, transport, progress=_JobLines(), retries=3)
@@ -145,12 +145,15 @@ def train(
         written = [out / "head.safetensors", out / "labels.json"]
         if arguments.release:
             written += _release(model, bundle, out)
-    spent = encoder.owner.spent
+    spent, parameters = encoder.owner.spent, encoder.owner.public.parameters
     numbers = {
         **result.to_dict(),
         "seal": "model",
+        "pool": shape.pool,
         "momentum": momentum,
-        "parameters": encoder.owner.public.parameters.name,
+        "parameters": parameters.name,
+        "ring_dimension": parameters.ring_dimension,
+        "log2_modulus": parameters.log_qp,
         "sequences": encoder.sequences,
         "spent": asdict(spent),
         "jobs": {task: asdict(traffic) for (_, task), traffic in encoder.meter.snapshot().items()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from privtuner.commands.common import Progress, say
 from privtuner.errors import InputError
@@ -71,7 +71,7 @@ def prepared_model(directory: str, arguments: argparse.Namespace) -> Prepared:
     texts, most = read_texts(arguments.calibrate, **form), given.get("texts", _TEXTS)
     if most < 1:
         raise InputError(f"--texts is {most}; give at least 1")
-    options = {name: given[name] for name in ("period", "rank", "pool") if name in given}
+    options: dict[str, Any] = {name: given[name] for name in ("period", "rank", "pool") if name in given}
     if "targets" in given:
         options["targets"] = tuple(target.strip() for target in given["targets"].split(","))
     say(f"preparing {Path(directory).resolve().name}")

@@ -18,7 +18,7 @@ from privtuner.linear import PRESETS
 
 if TYPE_CHECKING:
     from privtuner.nn import Split
-    from privtuner.parties import LinearServer
+    from privtuner.schemes import LinearServer
     from privtuner.sealed.server import SealedService
 
 __all__ = ["add", "run"]
@@ -66,8 +66,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ready-json",
         action="store_true",
-        help="for programs: once the server is ready, print a line of JSON (address, model, layers, scheme, preset) in "
-        "place of the sentence",
+        help="for programs: once the server is ready, print a line of JSON (address, model, layers, sealed, scheme, "
+        "preset) in place of the sentence",
     )
     parser.add_argument(
         "--seal",
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
         for device, held in server.placement.items():
             say(f"{device} holds {held / 1e6:,.0f} MB of layers")
         if arguments.ready_json:
-            told = {key: server.hello[key] for key in ("model", "layers", "scheme", "preset")}
+            told = {key: server.hello[key] for key in ("model", "layers", "sealed", "scheme", "preset")}
             print(json.dumps({"address": server.address, **told}), flush=True)
         else:
             what = "sealed" if sealed is not None else f"{layers} layers"

@@ -242,6 +242,10 @@ class Evaluator:
             core = self._lib.power_series(x._core, coefficients, self._keys)
         return self._tensor(x, core, self._estimate(x).polynomial(polynomial, self._errors))
 
+    def polynomials(self, x: EncryptedTensor, polynomials: Sequence[Polynomial]) -> list[EncryptedTensor]:
+        """The values of several polynomials, one by one: OpenFHE keeps no powers."""
+        return [self.polynomial(x, polynomial) for polynomial in polynomials]
+
     def rescale(self, x: EncryptedTensor) -> EncryptedTensor:
         """Rescale ciphertexts that another program left unscaled under FIXEDMANUAL; all else is rescaled already."""
         self._check(x)
@@ -296,6 +300,18 @@ class Evaluator:
     def pack_slot_sums(self, x: EncryptedTensor) -> EncryptedTensor:  # noqa: ARG002 - the protocol's
         """Refused, as OpenFHE does not pack sums: use `sum_slots`, or the native evaluator."""
         raise EngineError("OpenFHE does not pack sums of slots; use sum_slots, or the native evaluator")
+
+    def expand(self, x: EncryptedTensor, count: int, features: slice | None = None) -> EncryptedTensor:  # noqa: ARG002
+        """Refused, as OpenFHE does not pack numbers in coefficients."""
+        raise EngineError("OpenFHE does not pack numbers in coefficients; use the native evaluator")
+
+    def refresh(self, x: EncryptedTensor, level: int | None = None, *, packed: bool = False) -> EncryptedTensor:  # noqa: ARG002
+        """Refused, as masked refreshes are of the native scheme; see `bootstrap`."""
+        raise EngineError("OpenFHE has no masked refresh; use bootstrap, or the native evaluator")
+
+    def reveal(self, x: EncryptedTensor, *options: object, **named: object) -> EncryptedTensor:  # noqa: ARG002
+        """Refused, as OpenFHE adds its own noise where it decrypts."""
+        raise EngineError("OpenFHE has no flooded results; use the native evaluator")
 
     def bootstrap(self, x: EncryptedTensor, *, precision_bits: float) -> EncryptedTensor:
         """The same values with levels to compute on, by OpenFHE's ``EvalBootstrap``. |x| must be at most about 1.

@@ -221,9 +221,11 @@ class Block:
         for number, (up, _, down) in enumerate(self.chunks):
             z = within(ev, up.apply(ev, extended), max(-domains.up[0], domains.up[1]) / self.half)
             z = stages.settle(name + "up", z)
-            active = self.activation.forward(ev, z)
             if keep:
-                keep(f"slope{number}", within(ev, self.activation.slope(ev, z), self.activation.derivative.bound))
+                active, slope = self.activation.forward_with_slope(ev, z)
+                keep(f"slope{number}", within(ev, slope, self.activation.derivative.bound))
+            else:
+                active = self.activation.forward(ev, z)
             active = stages.at(name + "active", within(ev, active, domains.active))
             part = down.apply(ev, down.extend(ev, active, masks))
             total = part if total is None else ev.add(total, part)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
@@ -16,16 +18,20 @@ import numpy.typing as npt
 from privtuner import wire
 from privtuner.ckks.keys import SecretKey
 from privtuner.ckks.parameters import require_secure
+from privtuner.ckks.refresher import Refresher
 from privtuner.ckks.tensor import EncryptedTensor
 from privtuner.errors import CkksError, InputError, MessageError, SecretError, ServiceError
 from privtuner.sealed.messages import NONCE_BYTES, STEP, Link, Message, Rates, Stream, Type, largest_message
-from privtuner.sealed.public import Public, Refresh
-from privtuner.sealed.state import piece_limit
+from privtuner.sealed.public import Public, Refresh, Task
+from privtuner.sealed.state import load_pieces, piece_limit, save_pieces
 
 __all__ = ["JobTransport", "Progress", "SealedOwner", "Spent"]
 
 Array = npt.NDArray[np.float64]
 T = TypeVar("T")
+
+_SEED_BYTES = 32
+_STATE = struct.Struct(f"<16s16s{_SEED_BYTES}sQQ")  # model, run, seed of the key, step, ciphertexts refreshed
 
 
 class JobTransport(Protocol):
@@ -95,6 +101,9 @@ class SealedOwner:
         retries: how often a task is repeated after the connection broke.
         pause: seconds before the first repetition, twice as long before each further one, 30 at most.
         progress: called after every message of refreshes.
+        state: file for key and locked adapters, written after each step, or read if it is there: another process can go
+            on with it. Whoever has it can decrypt the whole run: keep it as the texts themselves. None keeps the key in
+            this object alone.
         allow_insecure: accept INSECURE parameters, for tests.
 
     Attributes:
@@ -102,7 +111,9 @@ class SealedOwner:
         spent: traffic and time so far.
 
     Raises:
-        InputError: the parameters have less than 128 bits of security, or a number is out of its range.
+        InputError: the parameters have less than 128 bits of security, a number is out of its range, or ``state`` is of
+            another model, or cannot be read or written.
+        MessageError: ``state`` is no such file, or truncated.
     """
 
     def __init__(
@@ -115,6 +126,7 @@ class SealedOwner:
         retries: int = 0,
         pause: float = 1.0,
         progress: Callable[[Progress], object] | None = None,
+        state: str | Path | None = None,
         allow_insecure: bool = False,
     ) -> None:
         parameters = require_secure(public.parameters, allow_insecure)
@@ -126,10 +138,20 @@ class SealedOwner:
         self.public, self.gradient_bound, self.progress = public, bound, progress
         self.step, self.spent = 0, Spent()
         self._transport, self._patience, self._retries, self._pause = transport, patience, retries, pause
-        self._secret = SecretKey(parameters)
-        self._run = secrets.token_bytes(16)
         self._fresh: tuple[EncryptedTensor, ...] = ()
         self._kept: list[bytes] = []
+        self._run, self._refreshed = secrets.token_bytes(16), 0
+        self._file = None if state is None else Path(state)
+        self._seed = b""
+        if self._file is None:
+            self._secret = SecretKey(parameters)
+        else:
+            self._seed = secrets.token_bytes(_SEED_BYTES)
+            if self._file.exists():
+                self._load(self._file)
+            else:
+                self._save()  # before there is anything to lose
+            self._secret = SecretKey(parameters, self._seed)
         self._connection: _Connection | None = None
         self._batch: tuple[Array, npt.NDArray[np.int64]] | None = None
 
@@ -184,6 +206,7 @@ class SealedOwner:
         peak = np.abs(g).max(axis=1, keepdims=True)
         unit = self.gradient_bound / self.public.gradient.bound
         g = g * np.minimum(1.0, self.gradient_bound / np.maximum(peak, 1e-300)) / unit
+        g = g.clip(-self.public.gradient.bound, self.public.gradient.bound)  # what rounding added
         gradient_slots = self.public.spread(g, lengths)
 
         def work(connection: _Connection) -> None:
@@ -196,6 +219,7 @@ class SealedOwner:
             connection.send_tensor(Type.GRADIENT, self._encrypt(gradient_slots, self.public.gradient))
             self._kept = self._keep(connection)
             self.step += 1
+            self._save()
 
         self._batch = None
         self._retrying(work)
@@ -258,7 +282,7 @@ class SealedOwner:
             raise InputError("the embeddings hold NaN or infinity")
         return values, counts.astype(np.int64)
 
-    def _pooled(self, task: str, x: Array, lengths: npt.NDArray[np.int64]) -> Array:
+    def _pooled(self, task: Task, x: Array, lengths: npt.NDArray[np.int64]) -> Array:
 
         def work(connection: _Connection) -> list[EncryptedTensor]:
             self._send_batch(connection, task, x, lengths)
@@ -278,7 +302,8 @@ class SealedOwner:
 
     def _check_unused(self, pooled: Array, parts: Sequence[EncryptedTensor]) -> None:
         """Raise CkksError if a sequence without tokens, whose pooled vector is zero, has more than the error in it."""
-        error = max(part.budget().error for part in parts)
+        # Twice what one value in a million exceeds: there may be a million of them.
+        error = 2 * max(part.budget().error for part in parts)
         if pooled.size and not np.abs(pooled).max() <= error:
             raise CkksError("slots that are zero hold values beyond the predicted error")
 
@@ -294,7 +319,7 @@ class SealedOwner:
     def _encrypt(self, values: Array, planned: EncryptedTensor) -> EncryptedTensor:
         return self._secret.encrypt(values, bound=planned.bound, level=planned.level, scale=planned.scale)
 
-    def _collect(self, connection: _Connection, task: str) -> list[EncryptedTensor]:
+    def _collect(self, connection: _Connection, task: Task) -> list[EncryptedTensor]:
         """Answer the refreshes of a task, and return the pooled vectors that end them."""
         first = self._answer(connection, task, Type.POOLED)
         return connection.receive_tensor(Type.POOLED, self.public.pooled, first=first)
@@ -314,10 +339,15 @@ class SealedOwner:
         connection.expect_step(Type.DONE, self.step + 1)
         return pieces
 
-    def _answer(self, connection: _Connection, task: str, end: Type) -> Message:
+    def _answer(self, connection: _Connection, task: Task, end: Type) -> Message:
         """Answer every refresh of a task, each at its level, and return the first message of type ``end``."""
         schedule = self.public.schedule(task)
         total, done = sum(refresh.ciphertexts for refresh in schedule), 0
+        if self._refreshed + total > Refresher.LIMIT:
+            raise CkksError(
+                f"{self._refreshed} ciphertexts were refreshed under this key, and {Refresher.LIMIT} is the most: begin "
+                "a new run"
+            )
         for refresh, count in self._batches(schedule):
             message = connection.expect(Type.REFRESH, end)
             if message.type == end:
@@ -325,6 +355,7 @@ class SealedOwner:
             connection.send(Type.REFRESHED, self._secret.refresh(bytes(message.payload), refresh.level, count))
             done += count
             connection.refreshes += count
+            self._refreshed += count
             if self.progress is not None:
                 self.progress(connection.told(refresh.stage, done, total))
         return connection.expect(end)
@@ -335,6 +366,23 @@ class SealedOwner:
             most = self.public.parameters.refresh_batch(refresh.level)
             for start in range(0, refresh.ciphertexts, most):
                 yield refresh, min(most, refresh.ciphertexts - start)
+
+    # The file
+
+    def _save(self) -> None:
+        if self._file is not None:
+            head = _STATE.pack(self.public.id, self._run, self._seed, self.step, self._refreshed)
+            save_pieces(self._file, [head, *self._kept])
+
+    def _load(self, path: Path) -> None:
+        head, *self._kept = load_pieces(path, piece_limit(self.public.adapters) + 4096) or [b""]
+        if len(head) != _STATE.size:
+            raise MessageError(f"{path} holds no state of a sealed model's training")
+        model, self._run, self._seed, self.step, self._refreshed = _STATE.unpack(head)
+        if model != self.public.id:
+            raise InputError(
+                f"{path} is of another model, or of other weights: go on with its own server, or name another"
+            )
 
     # The connection
 

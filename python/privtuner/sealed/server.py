@@ -150,7 +150,7 @@ class _Adapters:
     """The training state of a session."""
 
     step: int
-    tensors: EncryptedAdapters | None
+    tensors: EncryptedAdapters[Any] | None
 
 
 class _Session:
@@ -238,7 +238,7 @@ class _Session:
     def _take_tensors(self, step: int, tensors: list[EncryptedTensor]) -> None:
         self._take(step, EncryptedAdapters(*(self._upload([tensor]) for tensor in tensors)))
 
-    def _take(self, step: int, adapters: EncryptedAdapters | None) -> None:
+    def _take(self, step: int, adapters: EncryptedAdapters[Any] | None) -> None:
         self._adapters, self._saved, self._stored = _Adapters(step, adapters), None, None
         self._send(Type.READY, STEP.pack(step))
 
@@ -253,9 +253,18 @@ class _Session:
             return None
         try:
             return self._unlock(load_pieces(path, piece_limit(self._state_layout())))
-        except MessageError as error:
+        except (InputError, MessageError) as error:
             _log.warning("%s", error)
             return None
+
+    def _save(self, pieces: list[bytes]) -> None:
+        """Save the state; where that fails, only the owner has it."""
+        path = self._path()
+        try:
+            if path is not None:
+                save_pieces(path, pieces)
+        except InputError as error:
+            _log.error("%s; the data owner alone has it", error)
 
     def _path(self) -> Path | None:
         folder = self._service.state
@@ -299,9 +308,7 @@ class _Session:
             assert self._locker is not None  # noqa: S101 - made when the session opened
             tensors = [self._engine.download(tensor) for tensor in stepped.tensors]
             pieces = list(lock_state(self._locker, step, tensors))
-        path = self._path()
-        if path is not None:
-            save_pieces(path, pieces)
+        self._save(pieces)
         self._adapters = _Adapters(step, stepped)
         for number, piece in enumerate(pieces, 1):
             self._link.send(Type.KEPT, piece, last=number == len(pieces), seconds=self._service.patience)

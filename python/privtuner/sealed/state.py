@@ -9,12 +9,13 @@ import os
 import secrets
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from privtuner import wire
 from privtuner.ckks.evaluator import Evaluator
 from privtuner.ckks.tensor import EncryptedTensor
-from privtuner.errors import MessageError, ServiceError
+from privtuner.errors import InputError, MessageError
 from privtuner.sealed.locker import Locker
 from privtuner.sealed.messages import STEP, pieces_of
 
@@ -76,7 +77,7 @@ def save_pieces(path: Path, pieces: Sequence[bytes]) -> None:
     """Write pieces to a file that is there whole or not at all, readable by this user alone.
 
     Raises:
-        ServiceError: it cannot be written.
+        InputError: it cannot be written.
     """
     beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
@@ -88,15 +89,16 @@ def save_pieces(path: Path, pieces: Sequence[bytes]) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise ServiceError(f"the training state cannot be written to {path}: {error.strerror}") from error
+        with suppress(OSError):
+            beside.unlink()
+        raise InputError(f"the training state cannot be written to {path}: {error.strerror}") from error
 
 
 def load_pieces(path: Path, limit: int) -> list[bytes]:
     """Read what `save_pieces` wrote, unless it is longer than ``limit`` bytes.
 
     Raises:
-        MessageError: too long, or truncated. ServiceError: it cannot be read.
+        MessageError: too long, or truncated. InputError: it cannot be read.
     """
     pieces: list[bytes] = []
     try:
@@ -111,5 +113,5 @@ def load_pieces(path: Path, limit: int) -> list[bytes]:
                     raise MessageError(f"{path}: truncated; go on with an older state, or begin a new run")
                 pieces.append(piece)
     except OSError as error:
-        raise ServiceError(f"the training state cannot be read from {path}: {error.strerror}") from error
+        raise InputError(f"the training state cannot be read from {path}: {error.strerror}") from error
     return pieces

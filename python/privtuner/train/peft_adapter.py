@@ -154,7 +154,11 @@ def save_released(
     (a, _), *_ = matrices.values()
     targets = sorted({target for _, target in matrices})
     config = LoraConfig(
-        r=len(a), lora_alpha=alpha, target_modules=targets, modules_to_save=["classifier"], inference_mode=True
+        r=len(a),
+        lora_alpha=alpha,  # type: ignore[arg-type]  # any number does
+        target_modules=targets,
+        modules_to_save=["classifier"],
+        inference_mode=True,
     )
     tensors = {f"base_model.model.classifier.{name}": tensor for name, tensor in head.state_dict().items()}
     for (layer, target), pair in matrices.items():

@@ -1,7 +1,7 @@
 """Fine-tunes a classifier on a sealed encoder: the head here, in the clear, the adapters at the server, encrypted.
 
-The server steps its adapters by SGD with momentum on ciphertexts; the head is trained by AdamW on the pooled vectors, the
-only values of the model that are decrypted.
+The server steps its adapters by SGD with momentum on ciphertexts; the head is trained by AdamW on the pooled vectors,
+the only values of the model that are decrypted.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _steps(model: SealedClassifier, train: Encoded, config: TrainConfig) -> Iter
                 f"the loss is {loss.item()} at step {number + 1} of {config.steps}; use lower learning rates"
             )
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # the server steps its adapters
+        loss.backward()  # the server steps its adapters
         torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         optimizer.step()
         schedule.step()

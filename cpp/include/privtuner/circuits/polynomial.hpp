@@ -35,4 +35,9 @@ int levels_needed(const ckks::Tensor& x, const Polynomial& polynomial);
 // run out, and as the evaluator does.
 ckks::TensorPtr evaluate(const ckks::Evaluator& evaluator, const ckks::TensorPtr& x, const Polynomial& polynomial);
 
+// Several polynomials of one basis and domain, whose powers of x are computed once. If one of them takes a level for
+// the domain, all do.
+std::vector<ckks::TensorPtr> evaluate_all(const ckks::Evaluator& evaluator, const ckks::TensorPtr& x,
+                                          const std::vector<Polynomial>& polynomials);
+
 }  // namespace privtuner::circuits

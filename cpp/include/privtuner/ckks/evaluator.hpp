@@ -27,9 +27,9 @@ enum class Work {
   decompose,    // digits of a ciphertext for one or several rotations
   rotate,       // one rotation of a decomposed ciphertext
   rescale,
-  term,    // one ciphertext times a number, or added
-  plain,   // encoding clear values and one product with them
-  matrix,  // 10^6 multiply-adds of one byte of a clear matrix with a residue
+  term,     // one ciphertext times a number, or added
+  plain,    // encoding clear values and one product with them
+  matrix,   // 10^6 multiply-adds of one byte of a clear matrix with a residue
   mask,     // one ciphertext masked for a refresh
   unmask,   // the mask taken off a refreshed one
   refresh,  // the owner's part between them
@@ -114,6 +114,8 @@ class Evaluator {
   TensorPtr sum_features(const TensorPtr& x) const;
   // independent: the tensors are known to come from different features of one tensor.
   TensorPtr concatenate(const std::vector<TensorPtr>& tensors, bool independent = false) const;
+  // A tensor put together of parts, none of which is needed afterwards.
+  class Assembly;
   // Features [begin, end): a view.
   TensorPtr select(const TensorPtr& x, std::size_t begin, std::size_t end) const;
   TensorPtr linear(const TensorPtr& x, const Matrix& matrix, gemm::Operand operand) const;
@@ -158,6 +160,7 @@ class Evaluator {
  private:
   class Scratch;
   struct Decomposition;
+  struct Switched;
   std::shared_ptr<Tensor> result(std::size_t tokens, std::size_t features, int level, bool planned) const;
   void check(const Tensor& x) const;
   void check_pair(const Tensor& x, const Tensor& y) const;
@@ -173,24 +176,39 @@ class Evaluator {
 
   // Of rows [limb][N] in the NTT domain; targets are the limbs, then the special primes.
   std::size_t prime_of(std::size_t target, std::size_t limbs) const;
-  void decompose(const std::uint64_t* rows, std::size_t limbs, Decomposition& out) const;
-  void extend_digit(const Decomposition& decomposition, std::size_t digit, std::size_t target,
-                    std::uint64_t* out) const;
-  void switch_key(const Decomposition& decomposition, const std::uint64_t* extended, const SwitchingKey& key,
-                  std::uint64_t* out0, std::uint64_t* out1) const;
-  // sum += P rows, limb by limb: what a switched component meets before P is divided out.
-  void add_raised(const std::uint64_t* rows, std::size_t limbs, std::uint64_t* sum) const;
+  std::size_t target_of(std::size_t prime, std::size_t limbs) const;
+  void convert(const std::vector<const std::uint64_t*>& from, const BaseConversion& conversion,
+               const std::vector<ring::kernels::ConversionTarget>& targets) const;
+  void decompose(Decomposition& digits) const;
+  void transform_digits(Decomposition& digits, std::size_t target) const;
+  void switch_key(Decomposition& digits, const SwitchingKey& key, const Switched& to) const;
+  // out = rows divided by the primes of the conversion, whose rows are used up.
   void divide(std::uint64_t* rows, const BaseConversion& conversion, std::size_t limbs, std::size_t kept,
               std::uint64_t* out) const;
 
   ParametersPtr parameters_;
   std::shared_ptr<const EvaluationKeys> keys_;
   std::shared_ptr<Recording> recording_;
-  std::map<std::uint32_t, std::vector<std::uint32_t>> permutations_;
+  std::map<std::uint32_t, ring::Automorphism> automorphisms_;
   mutable Trace trace_;
   std::shared_ptr<Ledger> ledger_;
   mutable std::mutex pool_mutex_;
   mutable std::vector<math::AlignedVector<std::uint64_t>> pool_;  // work space that is kept between operations
+};
+
+class Evaluator::Assembly {
+ public:
+  // like: its tokens, and whether it is planned.
+  Assembly(const Evaluator& evaluator, const Tensor& like, std::size_t features, int level);
+  // The features of `part`, of the same level or above, from feature `at` on. independent: as that of concatenate.
+  void put(const TensorPtr& part, std::size_t at, bool independent);
+  // All features have been put: the tensor, |value| <= bound.
+  TensorPtr finish(double bound);
+
+ private:
+  const Evaluator& evaluator_;
+  std::shared_ptr<Tensor> out_;
+  std::map<std::size_t, TensorPtr> parts_;  // of a recording, which takes them all in one step
 };
 
 }  // namespace privtuner::ckks

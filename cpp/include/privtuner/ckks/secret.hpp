@@ -11,6 +11,7 @@
 #include "privtuner/ckks/keys.hpp"
 #include "privtuner/ckks/plaintext.hpp"
 #include "privtuner/ckks/tensor.hpp"
+#include "privtuner/ring/sampling.hpp"
 
 namespace privtuner::ckks {
 
@@ -41,7 +42,8 @@ void check_room(const Tensor& tensor);
 // A uniform ternary secret. Never copied, never serialised; wiped when released.
 class SecretKey {
  public:
-  explicit SecretKey(ParametersPtr parameters);
+  // The seed decides the secret: whoever has it has the key.
+  explicit SecretKey(ParametersPtr parameters, const ring::Seed& seed = ring::Seed::from_os());
 
   const ParametersPtr& parameters() const { return parameters_; }
 
@@ -76,9 +78,8 @@ class SecretKey {
   // The raw coefficients of one feature, N.
   void coefficients(const Tensor& tensor, std::size_t feature, double* out) const;
 
-  // An encryption under the secret permuted by `target_index` (empty: as it is) of P times `source` [limb][N].
-  std::shared_ptr<const SwitchingKey> switching_key(const std::uint64_t* source,
-                                                    const std::vector<std::uint32_t>& target_index,
+  // An encryption under the secret's image by `automorphism` (null: the secret) of P times `source` [limb][N].
+  std::shared_ptr<const SwitchingKey> switching_key(const std::uint64_t* source, const ring::Automorphism* automorphism,
                                                     const SeedBytes& seed) const;
   SeedBytes key_seed(const SeedBytes* common, KeyRole role, std::uint32_t element) const;
   const std::uint64_t* row(std::size_t prime) const { return words_.data() + prime * parameters_->n(); }

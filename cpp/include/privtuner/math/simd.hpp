@@ -12,6 +12,7 @@
 //     multiply_even       the products of 64 bits of the even words
 //     high_halves         of two rows of such products, of even and of odd words: all high halves in order
 //     transpose_quads     four registers as 4 x 4 words in every 128 bits
+//     permute32           word i of the result is word places[i]
 //     store_quads         four registers x: piece p of 128 bits of x[0], x[1], x[2], x[3] to out + 64 stride p, in a
 //     row byte_counts         the number of set bits of every byte; add8; add_bytes(sums, x): plus the four bytes of a
 //     word store_low_bytes     the low byte of the 16 words in 64 / kBytes registers
@@ -21,6 +22,7 @@
 //     Multiplier          a word made ready by multiplier(w) for products_difference(x, w, y, v) = x w - y v mod 2^64
 //   not_below(Word, ...)  one bit for every word of x that is >= bound
 //   on doubles            add, sub, mul; fma, fms, fnma: a b + c, a b - c, c - a b, rounded once
+//     bits_of, from_bits  the same register, of doubles and of bits
 //     real                of words below 2^52; signed_words of integers, |x| < 2^51; floor_words of 0 <= x < 2^51
 //   Pairs<Word>           the order of words in two registers for close butterflies, see PerfectShuffle
 #pragma once

@@ -54,6 +54,7 @@ struct Simd256 {
     x[2] = _mm256_unpacklo_epi64(b, d);
     x[3] = _mm256_unpackhi_epi64(b, d);
   }
+  static PRIVTUNER_INLINE Vec permute32(Vec x, Vec places) { return _mm256_permutevar8x32_epi32(x, places); }
   static PRIVTUNER_INLINE void store_quads(std::uint8_t* out, std::size_t step, Vec a, Vec b, Vec c, Vec d) {
     store(out, _mm256_permute2x128_si256(a, b, 0x20));
     store(out + 32, _mm256_permute2x128_si256(c, d, 0x20));
@@ -123,6 +124,8 @@ struct Simd256 {
   static PRIVTUNER_INLINE Real fma(Real a, Real b, Real c) { return _mm256_fmadd_pd(a, b, c); }
   static PRIVTUNER_INLINE Real fms(Real a, Real b, Real c) { return _mm256_fmsub_pd(a, b, c); }
   static PRIVTUNER_INLINE Real fnma(Real a, Real b, Real c) { return _mm256_fnmadd_pd(a, b, c); }
+  static PRIVTUNER_INLINE Vec bits_of(Real x) { return _mm256_castpd_si256(x); }
+  static PRIVTUNER_INLINE Real from_bits(Vec x) { return _mm256_castsi256_pd(x); }
   // A word below 2^52 as the low bits of a double is that word above 2^52.
   static PRIVTUNER_INLINE Real real(Vec x) {
     const Real two52 = all_real(kTwo52);

@@ -45,6 +45,7 @@ struct Simd512 {
     x[2] = _mm512_unpacklo_epi64(b, d);
     x[3] = _mm512_unpackhi_epi64(b, d);
   }
+  static PRIVTUNER_INLINE Vec permute32(Vec x, Vec places) { return _mm512_permutexvar_epi32(places, x); }
   static PRIVTUNER_INLINE void store_quads(std::uint8_t* out, std::size_t step, Vec x0, Vec x1, Vec x2, Vec x3) {
     const Vec a = _mm512_shuffle_i32x4(x0, x1, 0x44), b = _mm512_shuffle_i32x4(x0, x1, 0xee);
     const Vec c = _mm512_shuffle_i32x4(x2, x3, 0x44), d = _mm512_shuffle_i32x4(x2, x3, 0xee);
@@ -94,6 +95,8 @@ struct Simd512 {
   static PRIVTUNER_INLINE Real fma(Real a, Real b, Real c) { return _mm512_fmadd_pd(a, b, c); }
   static PRIVTUNER_INLINE Real fms(Real a, Real b, Real c) { return _mm512_fmsub_pd(a, b, c); }
   static PRIVTUNER_INLINE Real fnma(Real a, Real b, Real c) { return _mm512_fnmadd_pd(a, b, c); }
+  static PRIVTUNER_INLINE Vec bits_of(Real x) { return _mm512_castpd_si512(x); }
+  static PRIVTUNER_INLINE Real from_bits(Vec x) { return _mm512_castsi512_pd(x); }
   static PRIVTUNER_INLINE Real real(Vec x) { return _mm512_cvtepu64_pd(x); }
   static PRIVTUNER_INLINE Vec signed_words(Real x) { return _mm512_cvtpd_epi64(x); }
   static PRIVTUNER_INLINE Vec floor_words(Real x) { return _mm512_cvttpd_epi64(x); }

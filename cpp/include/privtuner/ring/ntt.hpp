@@ -27,7 +27,8 @@ class Ntt {
   const math::Modulus& modulus() const { return modulus_; }
 
   void forward(Word* a, math::Isa isa) const;
-  void inverse(Word* a, math::Isa isa) const;
+  // a = factor times the inverse transform of a; factor, public, in [0, q).
+  void inverse(Word* a, math::Isa isa, std::uint64_t factor = 1) const;
 
   // The second factor of many products: `prepare` once, `multiply` often. prepared holds 2 N words (opaque).
   void prepare(const Word* b, Word* prepared) const;
@@ -40,10 +41,11 @@ class Ntt {
   const Table& roots_companion() const { return roots_companion_; }
   const Table& inverse_roots() const { return inverse_roots_; }
   const Table& inverse_roots_companion() const { return inverse_roots_companion_; }
-  // n_inverse, its companion, last_root, its companion.
-  std::array<Word, 4> last_stage() const {
-    return {n_inverse_, n_inverse_companion_, last_root_, last_root_companion_};
-  }
+  const Table& roots_centred() const { return roots_centred_; }
+  const Table& inverse_roots_centred() const { return inverse_roots_centred_; }
+  // factor / N, its companion, inverse_roots[1] as it was times factor / N, its companion: the last inverse stage
+  // scales as well.
+  std::array<Word, 4> last_stage(std::uint64_t factor = 1) const;
 
  private:
   std::size_t n_;
@@ -52,8 +54,9 @@ class Ntt {
   // 32-bit words hold Montgomery forms w 2^32 mod q with companions (w 2^32 mod q) q^-1 mod 2^32; 64-bit words hold w
   // with Shoup companions floor(w 2^64 / q).
   Table roots_, roots_companion_, inverse_roots_, inverse_roots_companion_;
-  // 1/N, and inverse_roots_[1] / N: the last inverse stage scales as well.
-  Word n_inverse_, n_inverse_companion_, last_root_, last_root_companion_;
+  // q < 2^50 in 64-bit words, else empty: the bits of the same as doubles in [-q/2, q/2].
+  Table roots_centred_, inverse_roots_centred_;
+  std::uint64_t n_inverse_, last_root_;  // 1/N, and psi^(-N/2) / N: plain
 };
 
 extern template class Ntt<std::uint32_t>;

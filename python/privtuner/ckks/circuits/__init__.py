@@ -39,7 +39,7 @@ from privtuner.ckks.circuits.functions import (
     reciprocal_error,
 )
 from privtuner.ckks.circuits.layer_norm import LayerNorm, Normed
-from privtuner.ckks.circuits.matrix_vector import MATRIX_VECTOR_DEPTH, matrix_vector, matrix_vector_steps
+from privtuner.ckks.circuits.matrices import MATRIX_VECTOR_DEPTH, matrix_vector, matrix_vector_steps
 from privtuner.ckks.circuits.softmax import SquaringSoftmax, Stage, softmax_backward
 
 __all__ = [

@@ -1,0 +1,139 @@
+"""The commands of a sealed model from end to end, on a ring that protects nothing."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from cli_cases import failed, flat, run
+from privtuner import ckks, nn
+from privtuner.nn import Prepared, Sealing, split_pretrained
+from privtuner.sealed.server import SealedService
+from privtuner.service import Server
+from privtuner.train import load_classifier
+from text_cases import rows, tiny_model_directory
+
+PARAMETERS = ckks.Parameters.INSECURE(12, ring_dimension=1024)
+PERIOD = 8
+TEXTS = [text for text, _ in rows(0, 75)]
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A model of one narrow block, with its tokenizer."""
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
+    return tiny_model_directory(tmp_path_factory.mktemp("small"), **sizes)
+
+
+@pytest.fixture(scope="module")
+def prepared(small):
+    parts = split_pretrained(small, seal=Sealing(period=PERIOD, rank=2))
+    return Prepared.calibrate(parts, TEXTS, room=2.0, parameters=PARAMETERS)
+
+
+@pytest.fixture(scope="module")
+def sealed(prepared):
+    service = SealedService(prepared.model, release=True)
+    with Server(prepared.split, name="small", sealed=service) as server:
+        yield server.address
+
+
+@pytest.fixture(autouse=True)
+def _insecure(monkeypatch):
+    monkeypatch.setattr("privtuner.sealed.owner.require_secure", lambda parameters, _: parameters)
+
+
+def test_what_was_prepared_comes_back(prepared, tmp_path):
+    prepared.save(tmp_path / "model")
+    again = Prepared.load(tmp_path / "model")
+    assert again.model.public == prepared.model.public
+    assert again.model.secret == prepared.model.secret
+    assert again.bundle.sealed == prepared.bundle.sealed
+    assert again.bundle.to_files() == prepared.bundle.to_files()
+    assert again.table() == prepared.table()
+    owners = (tmp_path / "model" / "owner").iterdir()
+    held = np.concatenate([array.ravel() for array in prepared.weights.arrays()]).astype(np.float32).tobytes()
+    assert not [file for file in owners if held[:64] in file.read_bytes()]
+
+
+def test_embed(small, sealed, capsys, tmp_path):
+    data = tmp_path / "texts.csv"
+    data.write_text("text\n" + "\n".join(TEXTS[:70]) + "\n")  # more than one pass takes
+    assert run("embed", "--server", sealed, "--data", data, "--out", tmp_path / "vectors.npy") == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"^70 vectors of 8 features written to .*vectors.npy$", out, re.MULTILINE)
+    assert re.search(r"^\d+ s, \d+ MB to the server, \d+ MB back, [\d,]+ ciphertexts refreshed$", out, re.MULTILINE)
+    assert "texts 65 to 70 of 70" in err
+    vectors = np.load(tmp_path / "vectors.npy")
+    tokenizer, clear = AutoTokenizer.from_pretrained(small), AutoModel.from_pretrained(small).eval()
+    batch = tokenizer(TEXTS[:70], padding=True, truncation=True, max_length=PERIOD, return_tensors="pt")
+    with torch.no_grad():
+        states = clear(**batch).last_hidden_state * batch["attention_mask"].unsqueeze(-1)
+    wanted = (states.sum(1) / batch["attention_mask"].sum(1, keepdim=True)).numpy()
+    # What approximations of softmax and activation may cost: a hundredth of the vectors.
+    assert vectors.dtype == np.float32
+    assert np.linalg.norm(vectors - wanted) < 1e-2 * np.linalg.norm(wanted)
+
+
+@pytest.fixture
+def given(arguments):
+    kept = {name: value for name, value in arguments.items() if name not in ("--lora-r", "--batch-size")}
+    return {**kept, "--steps": 2}
+
+
+def test_training(small, sealed, given, files, capsys, tmp_path):
+    assert run("train", "--server", sealed, "--seal", "model", "--release", *flat(given, lr=2.0)) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"^mode +sealed$", out, re.MULTILINE)
+    assert re.search(r"^steps +2 of 60 texts, LoRA r = 2 on query,value$", out, re.MULTILINE)
+    assert re.search(r"^accuracy +\d+\.\d% before, \d+\.\d% after, on 15 test texts$", out, re.MULTILINE)
+    assert re.search(r"step 2 of 2: loss \d+\.\d+, \d+ s, \d+ MB up, \d+ MB down$", err, re.MULTILINE)
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (written["mode"], written["seal"], written["pool"]) == ("sealed", "model", "mean")
+    assert (written["sequences"], written["config"]["max_length"]) == (PARAMETERS.slots // PERIOD, PERIOD)
+    assert [step["lr"] for step in written["steps"]] == [2.0, 1.0]
+    assert set(written["jobs"]) == {"embed", "forward", "backward"}
+    assert {entry["direction"] for entry in written["server"]["layers"]} >= {"embed", "forward", "backward"}
+    assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    # The adapter that was released does with the clear model what the sealed one did at the end.
+    clear, tokenizer = load_classifier(small, tmp_path / "out"), AutoTokenizer.from_pretrained(small)
+    texts, labels = zip(*rows(60, 15), strict=True)
+    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=PERIOD, return_tensors="pt")
+    with torch.no_grad():
+        answers = [clear.config.id2label[answer] for answer in clear(**batch).logits.argmax(-1).tolist()]
+    right = np.mean([answer == label for answer, label in zip(answers, labels, strict=True)])
+    assert abs(right - written["accuracy_after"]) <= 1 / 15  # a close call may fall the other way
+    moved = [tensor for name, tensor in clear.named_parameters() if ".lora_B" in name]
+    assert all(tensor.abs().max() > 0 for tensor in moved)
+
+
+def test_options_that_do_not_fit_the_model(sealed, given, capsys):
+    line = ["train", "--server", sealed, "--seal", "model"]
+    assert run(*line, *flat(given, pool="first")) == 2
+    assert "--pool first: this server's model reveals the pool mean" in capsys.readouterr().err
+    assert run(*line, *flat(given, batch_size=65)) == 2
+    assert "batch_size is 65, and a pass of this server's model takes 64 texts" in capsys.readouterr().err
+
+
+def test_the_model_is_not_served_in_layers(sealed, arguments, capsys):
+    assert "is sealed: train with --seal model" in failed(capsys, 2, ["train", "--server", sealed, *flat(arguments)])
+
+
+def test_insecure_parameters_are_refused(sealed, given, capsys, monkeypatch):
+    monkeypatch.undo()
+    assert run("train", "--server", sealed, "--seal", "model", *flat(given)) == 2
+    assert "the server asks for INSECURE" in capsys.readouterr().err
+
+
+def test_the_bundle_is_sealed(prepared):
+    assert repr(prepared.bundle).startswith("OwnerBundle(BertModel, sealed, ")
+    bundle = nn.OwnerBundle.from_files(prepared.bundle.to_files())
+    assert bundle.sealed == prepared.model.public
