@@ -694,6 +694,7 @@ void register_ckks(py::module_& module) {
              refresh.unmask(i, bytes.data(), bytes.size());
            })
       .def("result", &MaskedRefresh::result);
+  module.attr("CKKS_REFRESH_LEVEL") = ckks::kRefreshLevel;
   module.attr("CKKS_REFRESHES") = std::uint64_t{1} << ckks::kLogRefreshes;
   module.def(
       "ckks_reveal",

@@ -55,11 +55,12 @@ struct Kind {
   const char* name;
   Bytes message;
   std::function<Bytes(const Bytes&)> again;
+  bool addressed = false;  // subject and request say which message it is
 };
 
 struct Case {
-  ParametersPtr p = insecure(1);
-  SecretKey secret{p};
+  ParametersPtr p = insecure(1), deep = insecure(2);
+  SecretKey secret{p}, owner{deep};
   std::vector<Kind> kinds;
 
   Case() {
@@ -77,9 +78,48 @@ struct Case {
     add_tensor("tensor", Evaluator(p).add(x, x));
     add_tensor("low tensor", encrypt(1, 0));
     add("public key", bytes_of(*secret.public_key()),
-        [this](const Bytes& m) { return bytes_of(*read_public_key(p, m.data(), m.size())); });
+        [this](const Bytes& m) { return bytes_of(*read_public_key(p, nullptr, m.data(), m.size())); });
     add("keys", bytes_of(*keys(true, {5, 25})),
-        [this](const Bytes& m) { return bytes_of(*read_keys(p, m.data(), m.size())); });
+        [this](const Bytes& m) { return bytes_of(*read_keys(p, nullptr, m.data(), m.size())); });
+    add_refreshes();
+  }
+
+  // Two ciphertexts, masked and refreshed.
+  void add_refreshes() {
+    const RefreshId id{{1, 2, 3}, 7};
+    const std::vector<double> zeros(2 * deep->n());
+    const auto encrypted = [&](int level) {
+      return owner.encrypt_coefficients(zeros.data(), 2, {level, 1, {deep->scale(level), deep->scale(level)}});
+    };
+    Bytes masked(refresh_bytes(*deep, 2)), fresh(refreshed_bytes(*deep, 2, 1));
+    write_refresh(*encrypted(2), id, masked.data());
+    write_refreshed(*encrypted(1), id, fresh.data());
+    kinds.push_back({"refresh", masked,
+                     [this](const Bytes& m) {
+                       RefreshId found;
+                       const auto x = read_refresh(deep, 2, m.data(), m.size(), found);
+                       Bytes out(refresh_bytes(*deep, 2));
+                       write_refresh(*x, found, out.data());
+                       return out;
+                     },
+                     true});
+    kinds.push_back({"refreshed", fresh,
+                     [this, id](const Bytes& m) {
+                       Tensor x(deep, deep->slots(), 2, 1, false, nullptr);
+                       read_refreshed(id, m.data(), m.size(), 0, 2, x);
+                       x.seed.emplace();
+                       std::memcpy(x.seed->data(), m.data() + kBodyAt, x.seed->size());
+                       for (std::size_t f = 0; f < 2; ++f) {  // the seed's stream is what was read
+                         Bytes stream(deep->n() * sizeof(std::uint64_t));
+                         expand_mask(*deep, *x.seed, static_cast<std::uint32_t>(f), 1,
+                                     reinterpret_cast<std::uint64_t*>(stream.data()));
+                         CHECK_EQ(std::memcmp(stream.data(), x.row(f, 1, 1), stream.size()), 0);
+                       }
+                       Bytes out(refreshed_bytes(*deep, 2, 1));
+                       write_refreshed(x, id, out.data());
+                       return out;
+                     },
+                     true});
   }
 
   TensorPtr encrypt(std::size_t features, int level) const {
@@ -159,7 +199,7 @@ TEST(what_is_sent_comes_back) {
     }
     const auto public_key = secret.public_key();
     const Bytes message = bytes_of(*public_key);
-    CHECK(read_public_key(p, message.data(), message.size())->words == public_key->words);
+    CHECK(read_public_key(p, nullptr, message.data(), message.size())->words == public_key->words);
     const Bytes set = bytes_of(*p);
     CHECK_EQ(read_parameters(set.data(), set.size())->hash(), p->hash());
   }
@@ -169,7 +209,7 @@ TEST(what_is_sent_comes_back) {
       const auto keys = c.keys(relinearisation, elements);
       const Bytes message = bytes_of(*keys);
       CHECK_EQ(message.size(), keys_message_bytes(*c.p, elements.size() + (relinearisation ? 1 : 0)));
-      const auto read = read_keys(c.p, message.data(), message.size());
+      const auto read = read_keys(c.p, nullptr, message.data(), message.size());
       CHECK_EQ(read->relinearisation != nullptr, relinearisation);
       if (relinearisation) CHECK(read->relinearisation->words == keys->relinearisation->words);
       CHECK_EQ(read->galois.size(), elements.size());
@@ -265,7 +305,7 @@ TEST(every_flipped_bit_is_noticed) {
         changed[at] = static_cast<std::uint8_t>(changed[at] ^ (1 << bit));
         CHECK(!taken(kind, changed));
         // What the head alone decides is wrong under a right checksum as well.
-        if (at < kTokensAt) CHECK(!taken(kind, resealed(changed)));
+        if (at < kTokensAt && !(kind.addressed && at >= kSubjectAt)) CHECK(!taken(kind, resealed(changed)));
       }
     }
   }
@@ -282,6 +322,7 @@ TEST(each_field_is_named) {
     refused(kind, forged(kind.message, kVersionAt, std::uint16_t{1}), "wire version 1, this build speaks version 3");
     refused(kind, forged(kind.message, kKindAt, std::uint8_t{2}), "got request");
     for (const std::size_t at : {kDirectionAt, kSubjectAt, kSubjectAt + 15, kRequestAt, kRequestAt + 15}) {
+      if (kind.addressed && at != kDirectionAt) continue;
       refused(kind, forged(kind.message, at, std::uint8_t{1}), "a field it does not use is not zero");
     }
     refused(kind, forged(kind.message, kHashAt, std::uint64_t{5}),
@@ -291,6 +332,21 @@ TEST(each_field_is_named) {
     Bytes changed = kind.message;
     changed[kChecksumAt] ^= 1;
     refused(kind, changed, "checksum mismatch");
+  }
+  const Kind &masked = c.kind("refresh"), &fresh = c.kind("refreshed");
+  for (const Kind* kind : {&masked, &fresh}) {
+    refused(*kind, forged(kind->message, kTokensAt, 511u), "of 511 tokens");
+    for (const std::uint32_t features : {0u, 1u, 3u, 0xffffffffu}) {
+      refused(*kind, forged(kind->message, kFeaturesAt, features), "ciphertexts where 2 are due");
+    }
+    refused(*kind, resized(Bytes(kind->message.begin(), kind->message.end() - 1)), "of the wrong length");
+    Bytes large = kind->message;
+    std::fill_n(large.end() - 4, 4, std::uint8_t{255});
+    refused(*kind, resealed(large), "a residue is not below its prime");
+  }
+  refused(masked, forged(masked.message, kRequestAt + 8, std::uint8_t{1}), "number of the message is out of range");
+  for (const std::size_t at : {kSubjectAt, kSubjectAt + 15, kRequestAt, kRequestAt + 15}) {
+    refused(fresh, forged(fresh.message, at, std::uint8_t{200}), "the answer to another message");
   }
   const Kind& tensor = c.kind("seeded tensor");
   for (const std::uint32_t tokens : {0u, 513u, 0xffffffffu})
@@ -363,8 +419,8 @@ TEST(messages_of_other_parameters_and_kinds_are_refused) {
   const Bytes& keys = c.kind("keys").message;
   CHECK_THROWS(MessageError, read_tensor(other, nullptr, tensor.data(), tensor.size()),
                "made with other parameters than " + other->name());
-  CHECK_THROWS(MessageError, read_public_key(other, key.data(), key.size()), "made with other parameters");
-  CHECK_THROWS(MessageError, read_keys(other, keys.data(), keys.size()), "made with other parameters");
+  CHECK_THROWS(MessageError, read_public_key(other, nullptr, key.data(), key.size()), "made with other parameters");
+  CHECK_THROWS(MessageError, read_keys(other, nullptr, keys.data(), keys.size()), "made with other parameters");
 }
 
 TEST(random_damage_under_a_right_checksum) {

@@ -53,7 +53,7 @@ def checksum(*streams: bytes) -> int:
 
 def test_kinds_and_directions_keep_their_numbers():
     first = "layer request reply parameters tensor public_key evaluation_keys"
-    others = "refresh refreshed openfhe_request openfhe_reply openfhe_tensor sealed_public"
+    others = "refresh refreshed openfhe_request openfhe_reply openfhe_tensor sealed_public job"
     assert " ".join(wire.KINDS) == f"{first} {others}"
     assert " ".join(wire.DIRECTIONS) == "forward backward"
     for number, kind in enumerate(wire.KINDS, 1):

@@ -154,6 +154,10 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "conjugate, complex": lambda e, x, y, one, low: e.conjugate(e.multiply_plain(x, ANGLES)),
     "sum_slots": lambda e, x, y, one, low: e.sum_slots(one),
     "pack_slot_sums": lambda e, x, y, one, low: e.pack_slot_sums(x),
+    "expand": lambda e, x, y, one, low: e.expand(e.pack_slot_sums(x), 3),
+    "expand, some of many": lambda e, x, y, one, low: e.expand(
+        e.pack_slot_sums(e.concatenate([x] * 7)), 21, slice(1, None, 3)
+    ),
     "a view in a sum and a product": lambda e, x, y, one, low: e.add(
         e.multiply(e.select(x, slice(1, 3)), e.select(y, slice(0, 2))), e.select(x, slice(2, 3))
     ),

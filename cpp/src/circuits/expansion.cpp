@@ -21,27 +21,76 @@ std::vector<std::size_t> remainders(const std::vector<std::size_t>& wanted, std:
   return out;
 }
 
-// The features of x at these places, rising: x itself, a view where they are neighbours, else a copy.
-TensorPtr gather(const Evaluator& evaluator, const TensorPtr& x, const std::vector<std::size_t>& places) {
+// The features of x that are to be kept: a view where they are neighbours, else a copy.
+TensorPtr gather(const Evaluator& evaluator, const TensorPtr& x, const std::vector<bool>& keep) {
   std::vector<TensorPtr> runs;
-  for (std::size_t begin = 0, end; begin < places.size(); begin = end) {
-    for (end = begin + 1; end < places.size() && places[end] == places[end - 1] + 1;) ++end;
-    runs.push_back(evaluator.select(x, places[begin], places[end - 1] + 1));
+  for (std::size_t begin = 0, end; begin < keep.size(); begin = end) {
+    for (end = begin + 1; end < keep.size() && keep[end] == keep[begin];) ++end;
+    if (keep[begin]) runs.push_back(evaluator.select(x, begin, end));
   }
   return runs.size() == 1 ? runs[0] : evaluator.concatenate(runs, true);
 }
 
-// Error of a slot of a number, in units of the scale before it is taken out. Of an input error of `coefficient` in each
-// of N coefficients, the sum of `count` automorphisms leaves the number's own, `count` times, in the constant; what
-// stands between the places is spread, not doubled: sqrt(count) times it in each coefficient, and a slot's real part
-// has sqrt(N / 2) times that. A key switch after which `rest` numbers are still to be parted is an input to those.
-double expanded_noise(double n, double count, double coefficient, double switched) {
-  const auto square = [&](double rest, double error) {
-    return error * error * (rest * rest + rest * (n - rest) / 2);
+constexpr std::size_t kNodesAtOnce = 8;  // threads have work, and little more than the result is alive
+
+// Ciphertexts on the way from all numbers to each alone. The one at `held[j]` holds, at their places, the numbers that
+// leave the remainder held[j] modulo `parted`, times that.
+struct Nodes {
+  TensorPtr tensor;
+  std::size_t parted = 1;
+  std::vector<std::size_t> held = {0};
+  // Standard deviation of the error that stands at the number's place, which doubles with it, and of one that stands
+  // between the places, which is spread: sum and difference of two that have nothing to do with each other.
+  std::vector<double> own, between;
+};
+
+// The nodes of `wanted` modulo twice as much. Of the `count` numbers at `places` places.
+Nodes part(const Evaluator& evaluator, const Nodes& nodes, const std::vector<std::size_t>& wanted, std::size_t count,
+           std::size_t places) {
+  const std::size_t n = evaluator.parameters()->n(), parted = nodes.parted, width = nodes.held.size();
+  const double slots = static_cast<double>(evaluator.parameters()->slots());
+  const double switched =
+      std::hypot(evaluator.switch_noise(nodes.tensor->limbs()), evaluator.rounding_noise()) / std::sqrt(slots);
+  Nodes next{nullptr, 2 * parted, remainders(wanted, 2 * parted), {}, {}};
+  const auto place = [&](std::size_t number) {  // of the first that is not below it
+    return static_cast<std::size_t>(std::lower_bound(next.held.begin(), next.held.end(), number) - next.held.begin());
   };
-  double sum = square(count, coefficient);
-  for (double rest = count / 2; rest >= 1; rest /= 2) sum += square(rest, switched / std::sqrt(n / 2));
-  return std::sqrt(sum);
+  // The first `both` have numbers of either kind to part; in the others the odd ones would be beyond `count`.
+  const auto both = static_cast<std::size_t>(
+      std::lower_bound(nodes.held.begin(), nodes.held.end(), count > parted ? count - parted : 0) - nodes.held.begin());
+  for (const std::size_t number : next.held) {
+    const auto from = static_cast<std::size_t>(std::lower_bound(nodes.held.begin(), nodes.held.end(), number % parted) -
+                                               nodes.held.begin());
+    const double added = from < both ? switched : 0;
+    next.own.push_back(std::hypot(2 * nodes.own[from], added));
+    next.between.push_back(std::hypot((from < both ? std::sqrt(2.0) : 2.0) * nodes.between[from], added));
+  }
+  Evaluator::Assembly assembly(evaluator, *nodes.tensor, next.held.size(), nodes.tensor->level);
+  const std::size_t step = std::max(evaluator.batch(*nodes.tensor), kNodesAtOnce);
+  for (std::size_t begin = 0, end; begin < both; begin = end) {
+    end = std::min(begin + step, both);
+    const TensorPtr some = evaluator.select(nodes.tensor, begin, end);
+    const TensorPtr turned = evaluator.automorphism(some, static_cast<std::uint32_t>(places / parted + 1));
+    for (const std::size_t shift : {std::size_t{0}, parted}) {
+      std::vector<bool> keep;
+      for (std::size_t j = begin; j < end; ++j) {
+        keep.push_back(std::binary_search(next.held.begin(), next.held.end(), nodes.held[j] + shift));
+      }
+      if (std::find(keep.begin(), keep.end(), true) == keep.end()) continue;
+      const TensorPtr from = gather(evaluator, some, keep), to = gather(evaluator, turned, keep);
+      // X^-k is -X^(N - k).
+      const TensorPtr child = shift == 0
+                                  ? evaluator.add(from, to)
+                                  : evaluator.multiply_monomial(evaluator.subtract(to, from), n - n / places * parted);
+      assembly.put(child, place(nodes.held[begin] + shift), true);
+    }
+  }
+  if (both < width) {
+    const TensorPtr rest = evaluator.select(nodes.tensor, both, width);
+    assembly.put(evaluator.add(rest, rest), place(nodes.held[both]), true);
+  }
+  next.tensor = assembly.finish(nodes.tensor->bound);
+  return next;
 }
 
 }  // namespace
@@ -57,32 +106,15 @@ TensorPtr expand(const Evaluator& evaluator, const TensorPtr& x, std::size_t cou
     throw ckks::Error("the numbers to expand are not among the " + std::to_string(count) + " that are packed");
   }
   const std::size_t places = n / packed_place(n, count, 1).coefficient;
-  TensorPtr nodes = x;
-  std::vector<std::size_t> held = {0};
-  // `held` are remainders modulo `parted`; they part into themselves and themselves + parted, modulo twice that.
-  for (std::size_t parted = 1; parted < places; parted *= 2) {
-    const std::vector<std::size_t> next = remainders(wanted, 2 * parted);
-    std::vector<std::size_t> even, odd;
-    for (const std::size_t number : next) {
-      const auto at = std::lower_bound(held.begin(), held.end(), number % parted) - held.begin();
-      (number < parted ? even : odd).push_back(static_cast<std::size_t>(at));
-    }
-    const TensorPtr turned = evaluator.automorphism(nodes, static_cast<std::uint32_t>(places / parted + 1));
-    std::vector<TensorPtr> parts;
-    if (!even.empty()) {
-      parts.push_back(evaluator.add(gather(evaluator, nodes, even), gather(evaluator, turned, even)));
-    }
-    if (!odd.empty()) {  // X^-k is -X^(N - k)
-      const TensorPtr difference = evaluator.subtract(gather(evaluator, turned, odd), gather(evaluator, nodes, odd));
-      parts.push_back(evaluator.multiply_monomial(difference, n - n / places * parted));
-    }
-    nodes = parts.size() == 1 ? parts[0] : evaluator.concatenate(parts, true);
-    held = next;
+  Nodes nodes{x, 1, {0}, {x->noise[0]}, {x->noise[0]}};
+  while (nodes.parted < places) nodes = part(evaluator, nodes, wanted, count, places);
+  // In the real part of a slot: the number's own as it is, of each of the others the square root of a half.
+  std::vector<double> noise;
+  for (std::size_t f = 0; f < nodes.held.size(); ++f) {
+    noise.push_back(std::hypot(nodes.own[f], nodes.between[f] * std::sqrt(static_cast<double>(n) / 2)));
   }
-  const double switched = std::hypot(evaluator.switch_noise(x->limbs()), evaluator.rounding_noise());
-  const double noise = expanded_noise(static_cast<double>(n), static_cast<double>(places), x->noise[0], switched);
-  const std::vector<double> all(nodes->features, noise);
-  return evaluator.reinterpret(evaluator.with_noise(nodes, all, all), 1 / static_cast<double>(places), x->bound);
+  return evaluator.reinterpret(evaluator.with_noise(nodes.tensor, noise, noise), 1 / static_cast<double>(places),
+                               x->bound);
 }
 
 }  // namespace privtuner::circuits

@@ -1,5 +1,6 @@
 #include "privtuner/circuits/refreshing.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -10,6 +11,12 @@ namespace privtuner::circuits {
 
 using ckks::Evaluator;
 using ckks::TensorPtr;
+
+namespace {
+
+constexpr std::size_t kPairsAtOnce = 8;  // threads have work, and little more than the result is alive
+
+}  // namespace
 
 TensorPtr lower_for_refresh(const Evaluator& evaluator, const TensorPtr& x, int level, bool packed) {
   const ckks::Parameters& parameters = *evaluator.parameters();
@@ -41,16 +48,22 @@ TensorPtr split_pairs(const Evaluator& evaluator, const TensorPtr& z, std::size_
   }
   const std::size_t pairs = features - z->features;
   if (pairs == 0) return evaluator.assume(z, bound);
-  const TensorPtr both = evaluator.select(z, 0, pairs);
-  const TensorPtr conjugate = evaluator.conjugate(both);
-  std::vector<TensorPtr> parts = {evaluator.add(both, conjugate),
-                                  // -i is X^(N/2) times the -1 of the exchanged difference.
-                                  evaluator.multiply_monomial(evaluator.subtract(conjugate, both),
-                                                              evaluator.parameters()->slots())};
-  for (TensorPtr& part : parts) part = evaluator.reinterpret(part, 0.5, bound);
-  if (z->features > pairs) parts.push_back(evaluator.assume(evaluator.select(z, pairs, z->features), bound));
-  // Real and imaginary parts of one error are as independent as those of two features.
-  return evaluator.concatenate(parts, true);
+  Evaluator::Assembly assembly(evaluator, *z, features, z->level);
+  // Real and imaginary part of one error are as independent as those of two features.
+  const auto put = [&](const TensorPtr& part, std::size_t at) {
+    assembly.put(evaluator.reinterpret(part, 0.5, bound), at, true);
+  };
+  const std::size_t step = std::max(evaluator.batch(*z), kPairsAtOnce);
+  for (std::size_t begin = 0, end; begin < pairs; begin = end) {
+    end = std::min(begin + step, pairs);
+    const TensorPtr both = evaluator.select(z, begin, end), conjugate = evaluator.conjugate(both);
+    put(evaluator.add(both, conjugate), begin);
+    // -i is X^(N/2), the sign of the difference turned.
+    const TensorPtr difference = evaluator.subtract(conjugate, both);
+    put(evaluator.multiply_monomial(difference, evaluator.parameters()->slots()), pairs + begin);
+  }
+  if (z->features > pairs) assembly.put(evaluator.select(z, pairs, z->features), 2 * pairs, true);
+  return assembly.finish(bound);
 }
 
 }  // namespace privtuner::circuits

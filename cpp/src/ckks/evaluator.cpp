@@ -118,25 +118,37 @@ TensorPtr Evaluator::concatenate(const std::vector<TensorPtr>& tensors, bool ind
     level = std::min(level, x->level);
     bound = std::max(bound, x->bound);
   }
-  auto out = result(tensors[0]->tokens, features, level, tensors[0]->planned);
-  out->bound = bound;
+  Assembly assembly(*this, *tensors[0], features, level);
   std::size_t at = 0;
   for (const TensorPtr& x : tensors) {
-    for (std::size_t f = 0; f < x->features; ++f, ++at) {
-      out->scale[at] = x->scale[f];
-      out->noise[at] = x->noise[f];
-      out->shared[at] = independent ? x->shared[f] : x->noise[f];
-      for (int c = 0; c < 2 && !out->planned; ++c) {
-        std::memcpy(out->row(at, c, 0), x->row(f, c, 0), out->limbs() * parameters_->n() * sizeof(std::uint64_t));
-      }
-    }
+    assembly.put(x, at, independent);
+    at += x->features;
   }
-  if (out->planned && recording_) {
-    std::vector<TensorRef> parts;
-    for (const TensorPtr& x : tensors) parts.push_back(x->ref());
-    recording_->add(step::Copy{out->ref(), std::move(parts)});
+  return assembly.finish(bound);
+}
+
+Evaluator::Assembly::Assembly(const Evaluator& evaluator, const Tensor& like, std::size_t features, int level)
+    : evaluator_(evaluator), out_(evaluator.result(like.tokens, features, level, like.planned)) {}
+
+void Evaluator::Assembly::put(const TensorPtr& part, std::size_t at, bool independent) {
+  const std::size_t bytes = out_->limbs() * evaluator_.parameters_->n() * sizeof(std::uint64_t);
+  for (std::size_t f = 0; f < part->features; ++f) {
+    out_->scale[at + f] = part->scale[f];
+    out_->noise[at + f] = part->noise[f];
+    out_->shared[at + f] = independent ? part->shared[f] : part->noise[f];
+    for (int c = 0; c < 2 && !out_->planned; ++c) std::memcpy(out_->row(at + f, c, 0), part->row(f, c, 0), bytes);
   }
-  return out;
+  if (out_->planned && evaluator_.recording_) parts_.emplace(at, part);
+}
+
+TensorPtr Evaluator::Assembly::finish(double bound) {
+  out_->bound = bound;
+  if (!parts_.empty()) {
+    std::vector<TensorRef> refs;
+    for (const auto& entry : parts_) refs.push_back(entry.second->ref());
+    evaluator_.recording_->add(step::Copy{out_->ref(), std::move(refs)});
+  }
+  return out_;
 }
 
 TensorPtr Evaluator::drop(const TensorPtr& x, int level) const {

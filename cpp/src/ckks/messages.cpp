@@ -69,9 +69,11 @@ Head open_refresh(Kind kind, const char* what, const Parameters& parameters, std
   const Head head = wire::open(kind, data, size);
   require(head.parameters == parameters.hash(), std::string(what) + ": made with other parameters than " +
                                                     parameters.name() + "; both sides must use the same set");
-  require(head.direction == wire::Direction::forward && head.tokens == parameters.slots() && head.features == count,
-          std::string(what) + ": of " + std::to_string(head.features) + " ciphertexts where " + std::to_string(count) +
-              " are due");
+  require(head.direction == wire::Direction::forward, std::string(what) + ": a field it does not use is not zero");
+  require(head.tokens == parameters.slots(), std::string(what) + ": of " + std::to_string(head.tokens) +
+                                                 " tokens; ciphertexts are refreshed with all their slots");
+  require(head.features == count, std::string(what) + ": of " + std::to_string(head.features) + " ciphertexts where " +
+                                      std::to_string(count) + " are due");
   require(size == expected, std::string(what) + ": of the wrong length");
   return head;
 }
@@ -172,7 +174,7 @@ std::size_t refreshed_bytes(const Parameters& parameters, std::size_t count, int
 std::size_t refresh_batch(const Parameters& parameters, int level) {
   check_refresh_levels(parameters, kRefreshLevel, level);
   const std::size_t larger = std::max(refresh_bytes(parameters, 1), refreshed_bytes(parameters, 1, level));
-  return std::clamp<std::size_t>(kRefreshBytes / larger, 1, kMaxRefreshBatch);
+  return std::clamp<std::size_t>(kMaxRefreshBytes / larger, 1, kMaxRefreshBatch);
 }
 
 std::size_t keys_message_bytes(const Parameters& parameters, std::size_t count) {
@@ -363,10 +365,9 @@ std::shared_ptr<const EvaluationKeys> read_keys(const ParametersPtr& parameters,
 }
 
 void write_refresh(const Tensor& masked, const RefreshId& id, std::uint8_t* message) {
-  pack_groups(*masked.parameters, masked.features * 2, masked.limbs(), message + kHeadBytes,
-              [&](std::size_t group, std::size_t limb) {
-                return masked.row(group / 2, static_cast<int>(group % 2), limb);
-              });
+  pack_groups(
+      *masked.parameters, masked.features * 2, masked.limbs(), message + kHeadBytes,
+      [&](std::size_t group, std::size_t limb) { return masked.row(group / 2, static_cast<int>(group % 2), limb); });
   wire::seal(refresh_head(Kind::refresh, masked, id), message, refresh_bytes(*masked.parameters, masked.features));
 }
 
@@ -380,10 +381,9 @@ std::shared_ptr<Tensor> read_refresh(const ParametersPtr& parameters, std::size_
     require(head.request[i] == 0, "refresh: the number of the message is out of range");
   }
   auto x = std::make_shared<Tensor>(parameters, parameters->slots(), count, kRefreshLevel, false, nullptr);
-  unpack_groups(*parameters, count * 2, x->limbs(), data + kHeadBytes, "refresh",
-                [&](std::size_t group, std::size_t limb) {
-                  return x->row(group / 2, static_cast<int>(group % 2), limb);
-                });
+  unpack_groups(
+      *parameters, count * 2, x->limbs(), data + kHeadBytes, "refresh",
+      [&](std::size_t group, std::size_t limb) { return x->row(group / 2, static_cast<int>(group % 2), limb); });
   return x;
 }
 

@@ -117,8 +117,9 @@ namespace {
 
 using Words = math::SecretBuffer<std::uint64_t>;
 
-// Feature f of x plus an encryption of zero under the public key, as feature g of `out`; `noise(limb, row)` adds what else
-// there is to add to coefficients of component 0. Everything random is of `seed`, which nothing else is drawn from.
+// Feature f of x plus an encryption of zero under the public key, as feature g of `out`; `noise(limb, row)` adds what
+// else there is to add to coefficients of component 0. Everything random is of `seed`, which nothing else is drawn
+// from.
 template <class Noise>
 void rerandomise(const PublicKey& key, const ring::Seed& seed, const Tensor& x, std::size_t f, Tensor& out,
                  std::size_t g, Noise noise) {
@@ -151,9 +152,8 @@ void rerandomise(const PublicKey& key, const ring::Seed& seed, const Tensor& x, 
 // Limb `limb` of the mask of ciphertext `index` of a message.
 void draw_mask(const Parameters& parameters, const ring::Seed& seed, std::size_t index, std::size_t limb,
                std::uint64_t* out) {
-  ring::sample_uniform(
-      seed, {ring::Domain::mask, static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(limb)},
-      parameters.prime(limb).q, out, parameters.n(), math::active_isa());
+  ring::sample_uniform(seed, {ring::Domain::mask, static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(limb)},
+                       parameters.prime(limb).q, out, parameters.n(), math::active_isa());
 }
 
 void check_key(const PublicKey& key, const Parameters& parameters) {

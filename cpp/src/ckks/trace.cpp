@@ -8,9 +8,8 @@
 namespace privtuner::ckks {
 
 const char* work_name(Work work) {
-  constexpr const char* kNames[] = {"product", "relinearise", "decompose", "rotate",
-                                    "rescale", "term",        "plain",     "matrix",
-                                    "mask",    "unmask",      "refresh"};
+  constexpr const char* kNames[] = {"product", "relinearise", "decompose", "rotate", "rescale", "term",
+                                    "plain",   "matrix",      "mask",      "unmask", "refresh"};
   return kNames[static_cast<int>(work)];
 }
 

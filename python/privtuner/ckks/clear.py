@@ -143,7 +143,9 @@ class ClearEvaluator(Operations[ClearTensor]):
         Raises:
             CkksError, InputError: as there.
         """
-        values, _, at, number, scales = as_fresh(self.parameters, numbers, bound, level, scale)
+        values, im, at, number, scales = as_fresh(self.parameters, numbers, bound, level, scale)
+        if im is not None:
+            raise InputError("packed numbers are real; pack real and imaginary parts as two")
         core = self._core.planned_packed(values, at, number, scales)
         return self._make("packed", core, _embed(_place_numbers(2 * self.slots, values)), core, packed=True)
 
@@ -309,8 +311,8 @@ def _expand(slots: Array, count: int, wanted: list[int]) -> Array:
     """Return the packed numbers, each in all slots."""
     n = 2 * len(slots)
     ((_, _, places),) = _spread(n, count)
-    numbers = _coefficients(slots)[:: n // places, 0][wanted]
-    return np.broadcast_to(numbers, (len(slots), len(wanted))).copy()
+    numbers: Array = _coefficients(slots)[:: n // places, 0][wanted]
+    return np.tile(numbers, (len(slots), 1))
 
 
 def _pack(slots: Array) -> Array:

@@ -249,7 +249,7 @@ class Operations(ABC, Generic[T]):
         return self._one((x,), self._core.pack_slot_sums)
 
     def expand(self, x: T, count: int, features: slice | None = None) -> T:
-        """The numbers that are packed in the coefficients of one ciphertext, each in every slot of a feature of its own.
+        """The numbers that are packed in the coefficients of one ciphertext, each in all slots of a feature of its own.
 
         By the automorphisms that packing needs (Angel, Chen, Laine, Setty, "PIR with Compressed Queries and Amortized
         Query Processing", 2018): a key switch a number, and no level. The scale becomes that of ``x`` times ``count``

@@ -216,10 +216,10 @@ class SecretKey:
         Raises:
             CkksError, InputError: as `encrypt`.
         """
-        values, im, *fresh = as_fresh(self.parameters, numbers, bound, level, scale)
+        values, im, at, most, scales = as_fresh(self.parameters, numbers, bound, level, scale)
         if im is not None:
-            raise InputError("packed numbers are real")
-        return EncryptedTensor(self._core.encrypt_packed(values, *fresh), self.parameters)
+            raise InputError("packed numbers are real; pack real and imaginary parts as two")
+        return EncryptedTensor(self._core.encrypt_packed(values, at, most, scales), self.parameters)
 
     def decrypt_packed(self, tensor: EncryptedTensor, count: int) -> Array:
         """Return the ``count`` numbers packed in every ciphertext, float64 (count, ciphertexts).

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from privtuner import _core
 from privtuner.ckks.keys import PublicKey
 from privtuner.copies import Stays
-from privtuner.errors import CkksError, MessageError
+from privtuner.errors import CkksError, InputError, MessageError
 
-__all__ = ["Exchange", "Refresher"]
+__all__ = ["REFRESH_LEVEL", "Exchange", "Refresher"]
+
+REFRESH_LEVEL: int = _core.CKKS_REFRESH_LEVEL
+"""The level at which ciphertexts are masked: three primes."""
 
 Exchange = Callable[[Iterable[bytes]], Iterator[bytes]]
 """Carries masked ciphertexts to the owner of the key, and yields what `SecretKey.refresh` makes of each, in order."""
@@ -43,11 +46,11 @@ class Refresher(Stays):
 
     LIMIT: int = _core.CKKS_REFRESHES
     """For so many ciphertexts a wrong one is improbable: 1 in 2^40 that there is any."""
-    stays = (
-        "a refresher cannot be pickled: make one in the other process, and tell it how many ciphertexts were refreshed"
-    )
+    stays = "a refresher cannot be pickled: make one in the other process, and tell it how far this one came"
 
     def __init__(self, public_key: PublicKey, exchange: Exchange, *, refreshed: int = 0) -> None:
+        if not 0 <= refreshed <= self.LIMIT:
+            raise InputError(f"refreshed {refreshed} is outside [0, {self.LIMIT}]")
         self.public_key = public_key
         self.session = os.urandom(16)
         self.refreshed = refreshed

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from privtuner import system
+from privtuner import _core, system
 from privtuner.ckks.evaluator import Evaluator, Matrix
 from privtuner.ckks.keys import SecretKey
 from privtuner.ckks.parameters import Parameters
+from privtuner.ckks.refresher import REFRESH_LEVEL
 from privtuner.errors import InputError
 
 __all__ = ["Timings", "measure_timings"]
@@ -97,4 +98,40 @@ def measure_timings(parameters: Parameters, *, repeats: int = 3) -> Timings:
         }.items():
             rows.setdefault(kind, []).append(seconds)
     limbs = tuple(level + 1 for level in levels)
-    return Timings(parameters.name, threads, {kind: (limbs, tuple(times)) for kind, times in rows.items()})
+    measured = {kind: (limbs, tuple(times)) for kind, times in rows.items()}
+    if parameters.depth >= REFRESH_LEVEL:
+        measured |= _refresh_timings(evaluator, secret, repeats)
+    return Timings(parameters.name, threads, measured)
+
+
+def _refresh_timings(
+    evaluator: Evaluator, secret: SecretKey, repeats: int
+) -> dict[str, tuple[tuple[int, ...], tuple[float, ...]]]:
+    """Measure the server's and the owner's parts of a refresh, a ciphertext."""
+    parameters = evaluator.parameters
+    key = secret.public_key()._core
+    levels = sorted({REFRESH_LEVEL, (REFRESH_LEVEL + parameters.depth) // 2, parameters.depth})
+    rows = []
+    for level in levels:
+        count = parameters.refresh_batch(level)
+        x = secret.encrypt(np.zeros((1, count)), level=REFRESH_LEVEL)._core
+        fresh = evaluator._core.refreshed(x, level, False)
+        runs = []
+        for _ in range(repeats + 1):  # the first one finds everything cold
+            masked = _core.CkksMaskedRefresh(key, x, fresh, bytes(16), 0)
+            times = [time.perf_counter()]
+            message = masked.mask(0)
+            times.append(time.perf_counter())
+            answer = secret._core.refresh(message, count, level)
+            times.append(time.perf_counter())
+            masked.unmask(0, answer)
+            times.append(time.perf_counter())
+            runs.append(np.diff(times) / count)
+        rows.append(np.min(runs, axis=0))
+    mask, refresh, unmask = np.transpose(rows).tolist()
+    limbs = tuple(level + 1 for level in levels)
+    return {
+        "mask": ((REFRESH_LEVEL + 1,), (min(mask),)),
+        "refresh": (limbs, tuple(refresh)),
+        "unmask": (limbs, tuple(unmask)),
+    }

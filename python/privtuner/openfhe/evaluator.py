@@ -301,6 +301,18 @@ class Evaluator:
         """Refused, as OpenFHE does not pack sums: use `sum_slots`, or the native evaluator."""
         raise EngineError("OpenFHE does not pack sums of slots; use sum_slots, or the native evaluator")
 
+    def expand(self, x: EncryptedTensor, count: int, features: slice | None = None) -> EncryptedTensor:  # noqa: ARG002
+        """Refused, as OpenFHE does not pack numbers in coefficients."""
+        raise EngineError("OpenFHE does not pack numbers in coefficients; use the native evaluator")
+
+    def refresh(self, x: EncryptedTensor, level: int | None = None, *, packed: bool = False) -> EncryptedTensor:  # noqa: ARG002
+        """Refused, as masked refreshes are of the native scheme; see `bootstrap`."""
+        raise EngineError("OpenFHE has no masked refresh; use bootstrap, or the native evaluator")
+
+    def reveal(self, x: EncryptedTensor, *options: object, **named: object) -> EncryptedTensor:  # noqa: ARG002
+        """Refused, as OpenFHE adds its own noise where it decrypts."""
+        raise EngineError("OpenFHE has no flooded results; use the native evaluator")
+
     def bootstrap(self, x: EncryptedTensor, *, precision_bits: float) -> EncryptedTensor:
         """The same values with levels to compute on, by OpenFHE's ``EvalBootstrap``. |x| must be at most about 1.
 

@@ -12,8 +12,8 @@ namespace privtuner::circuits {
 // (packed_place), each in every slot of a feature. The first of the automorphisms 2^k + 1, k = log2 count .. 1, keeps
 // the even ones and turns the sign of the odd ones, so that sum and difference part them; then the next one does
 // (Angel, Chen, Laine, Setty, "PIR with Compressed Queries and Amortized Query Processing", 2018, section 3.3). One key
-// switch for each number but the first: at most, when all are wanted, or every 2^k-th one with log2 count more. Every
-// parting doubles: count rounded up to a power of two is taken out by the scale. No level. x has one feature, whose
+// switch for each number but the first when all are wanted, and k more when every 2^k-th one is. Every parting doubles:
+// count rounded up to a power of two is taken out by the scale. No level. x has one feature, whose
 // error is one of coefficients; its other coefficients hold nothing but that.
 ckks::TensorPtr expand(const ckks::Evaluator& evaluator, const ckks::TensorPtr& x, std::size_t count,
                        const std::vector<std::size_t>& wanted);

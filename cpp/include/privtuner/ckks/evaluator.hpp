@@ -27,9 +27,9 @@ enum class Work {
   decompose,    // digits of a ciphertext for one or several rotations
   rotate,       // one rotation of a decomposed ciphertext
   rescale,
-  term,    // one ciphertext times a number, or added
-  plain,   // encoding clear values and one product with them
-  matrix,  // 10^6 multiply-adds of one byte of a clear matrix with a residue
+  term,     // one ciphertext times a number, or added
+  plain,    // encoding clear values and one product with them
+  matrix,   // 10^6 multiply-adds of one byte of a clear matrix with a residue
   mask,     // one ciphertext masked for a refresh
   unmask,   // the mask taken off a refreshed one
   refresh,  // the owner's part between them
@@ -114,6 +114,8 @@ class Evaluator {
   TensorPtr sum_features(const TensorPtr& x) const;
   // independent: the tensors are known to come from different features of one tensor.
   TensorPtr concatenate(const std::vector<TensorPtr>& tensors, bool independent = false) const;
+  // A tensor put together of parts, none of which is needed afterwards.
+  class Assembly;
   // Features [begin, end): a view.
   TensorPtr select(const TensorPtr& x, std::size_t begin, std::size_t end) const;
   TensorPtr linear(const TensorPtr& x, const Matrix& matrix, gemm::Operand operand) const;
@@ -192,6 +194,21 @@ class Evaluator {
   std::shared_ptr<Ledger> ledger_;
   mutable std::mutex pool_mutex_;
   mutable std::vector<math::AlignedVector<std::uint64_t>> pool_;  // work space that is kept between operations
+};
+
+class Evaluator::Assembly {
+ public:
+  // like: its tokens, and whether it is planned.
+  Assembly(const Evaluator& evaluator, const Tensor& like, std::size_t features, int level);
+  // The features of `part`, of the same level or above, from feature `at` on. independent: as that of concatenate.
+  void put(const TensorPtr& part, std::size_t at, bool independent);
+  // All features have been put: the tensor, |value| <= bound.
+  TensorPtr finish(double bound);
+
+ private:
+  const Evaluator& evaluator_;
+  std::shared_ptr<Tensor> out_;
+  std::map<std::size_t, TensorPtr> parts_;  // of a recording, which takes them all in one step
 };
 
 }  // namespace privtuner::ckks

@@ -15,8 +15,8 @@ namespace privtuner::ckks {
 
 using SeedBytes = std::array<std::uint8_t, 32>;
 
-// What a key is for, where its random half is derived from randomness that both sides have a part in: an owner who chose
-// it could, with zeros, undo what others add to hide where a ciphertext comes from.
+// What a key is for, where its random half is derived from randomness that both sides have a part in: an owner who
+// chose it could, with zeros, undo what others add to hide where a ciphertext comes from.
 enum class KeyRole : std::uint32_t { encryption = 0, evaluation = 1 };
 
 // The seed of the random half of a key: the first bytes of the keystream of `common` for its role and element (0 for

@@ -10,9 +10,9 @@
 //   refreshed       : seed [32] | rows [ciphertext][limb], at the level that both sides know
 //   row             : N words of as many bytes as their prime needs
 //
-// The head holds the hash of the parameters and the shape of a tensor. That of a refresh and of its answer hold the
-// session as subject, the message's number in it as request, and the number of ciphertexts as features. Component 1 of seeded tensors and of keys is
-// expanded from the seed on arrival: half the bytes.
+// The head holds the hash of the parameters and the shape of a tensor. That of a refresh and of its answer has the
+// session as subject, the message's number in it as request, and the number of ciphertexts as features. Component 1 of
+// seeded tensors, of keys and of what was refreshed is expanded from the seed on arrival: half the bytes.
 //
 // Scale, bound and predicted error of a tensor do not travel. They follow from the parameters and the circuit, which
 // the reader knows; what a server derives with secret weights would tell of these.
@@ -37,8 +37,8 @@ std::size_t message_bytes(const EvaluationKeys& keys);
 std::size_t parameters_message_bytes();
 std::size_t public_key_message_bytes(const Parameters& parameters);
 // Bytes of a refresh of `count` ciphertexts, of its answer at `level`, and how many one message has: as many as fit
-// kRefreshBytes either way, or one.
-inline constexpr std::size_t kRefreshBytes = std::size_t{4} << 20;
+// kMaxRefreshBytes either way, or one.
+inline constexpr std::size_t kMaxRefreshBytes = std::size_t{4} << 20;
 inline constexpr std::size_t kMaxRefreshBatch = 64;
 std::size_t refresh_bytes(const Parameters& parameters, std::size_t count);
 std::size_t refreshed_bytes(const Parameters& parameters, std::size_t count, int level);

@@ -15,16 +15,17 @@
 
 namespace privtuner::ckks {
 
-inline constexpr int kRefreshLevel = 2;     // three primes: room for masks that drown every message
-inline constexpr int kLogRefreshes = 24;    // ciphertexts that are refreshed under one key
-inline constexpr double kWrapBits = 40;     // a wrap among all of them has a probability below 2^-40
+inline constexpr int kRefreshLevel = 2;   // three primes: room for masks that drown every message
+inline constexpr int kLogRefreshes = 24;  // ciphertexts that are refreshed under one key
+inline constexpr double kWrapBits = 40;   // a wrap among all of them has a probability below 2^-40
 inline constexpr int kMaxFloodBits = 40;
 
 //
-// The server, of a ciphertext (c0, c1) modulo q, three primes: adds an encryption of zero under the public key, then r to
-// c0, uniform modulo q in every coefficient. The owner: the exact lift of w = c0 + r + c1 s to the integer nearest to zero,
-// and a fresh encryption of it. The server takes the exact lift of r off. Without the encryption of zero c1 would still
-// tell where it comes from: of a product with a clear matrix it is linear in the weights and in what the owner sent.
+// The server, of a ciphertext (c0, c1) modulo q, three primes: adds an encryption of zero under the public key, then r
+// to c0, uniform modulo q in every coefficient. The owner: the exact lift of w = c0 + r + c1 s to the integer nearest
+// to zero, and a fresh encryption of it. The server takes the exact lift of r off. Without the encryption of zero c1
+// would still tell where it comes from: of a product with a clear matrix it is linear in the weights and in what the
+// owner sent.
 
 // Throws Error if a tensor at `from` cannot be refreshed to `level`.
 void check_refresh_levels(const Parameters& parameters, int from, int level);
