@@ -28,7 +28,11 @@ void CentredLift::to_digits(std::uint64_t* rows) const {
     const ring::ResidueRow& q = parameters_.prime(i).row;
     std::uint64_t* row = rows + i * n;
     q.add_scalar(row, q.modulus().q / 2, row, n, isa);  // (q - 1) / 2 for the product of the primes too
-    for (std::size_t j = 0; j < i; ++j) q.subtract_multiply(row, rows + j * n, inverse_[i * limbs_ + j], row, n, isa);
+    for (std::size_t j = 0; j < i; ++j) {               // (row - digit) / prime; a digit need not be below q
+      const std::uint64_t inverse = inverse_[i * limbs_ + j];
+      const std::uint64_t *terms[] = {row, rows + j * n}, weights[] = {inverse, q.modulus().neg(inverse)};
+      q.linear_combination(terms, weights, 2, row, n, isa);
+    }
   }
 }
 

@@ -82,7 +82,14 @@ class Adapter:
         return u, self._up(ev, values, self._b, u, factor)
 
     def backward(
-        self, ev: EvaluatorProtocol[Tensor], values: Tensor, x: Tensor, u: Tensor, dy: Tensor, inner: float, through: bool
+        self,
+        ev: EvaluatorProtocol[Tensor],
+        values: Tensor,
+        x: Tensor,
+        u: Tensor,
+        dy: Tensor,
+        inner: float,
+        through: bool,
     ) -> tuple[list[Tensor], Tensor | None]:
         """Return the gradients by the numbers, a packed ciphertext each, and the one by x if it is wanted.
 
@@ -223,7 +230,10 @@ def numbers_of(shape: Shape, matrices: Mapping[tuple[int, Target], tuple[npt.Arr
             )
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             raise InputError("an adapter holds NaN or infinity")
-        columns += [a.T.reshape(-1, shape.chunks.numbers), (b * shape.strength(place[1])).reshape(-1, shape.chunks.numbers)]
+        columns += [
+            a.T.reshape(-1, shape.chunks.numbers),
+            (b * shape.strength(place[1])).reshape(-1, shape.chunks.numbers),
+        ]
     return np.concatenate(columns).T.copy()
 
 

@@ -78,7 +78,9 @@ class Affine:
 
     def rows(self, size: int) -> list[Affine]:
         """The layer as several, of at most ``size`` outputs each."""
-        return [Affine(self._integers[i : i + size], self._scale, self.copies) for i in range(0, len(self._integers), size)]
+        return [
+            Affine(self._integers[i : i + size], self._scale, self.copies) for i in range(0, len(self._integers), size)
+        ]
 
     def columns(self, size: int) -> list[Affine]:
         """The layer as a sum of several, of at most ``size`` features of x each; the first one has the bias."""

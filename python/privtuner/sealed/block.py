@@ -179,8 +179,7 @@ class Block:
         k = canonical(ev, self.key.apply(ev, self.key.extend(ev, h, masks)), level)
         v = self._project(ev, "value", self.value, h, masks, values, level, keep)
         q, k, v = (
-            within(ev, x, bound)
-            for x, bound in ((q, domains.query / self.unit), (k, domains.key), (v, domains.value))
+            within(ev, x, bound) for x, bound in ((q, domains.query / self.unit), (k, domains.key), (v, domains.value))
         )
         for part, x in (("query", q), ("key", k), ("value", v)):
             keep(part, x)
@@ -222,9 +221,11 @@ class Block:
         for number, (up, _, down) in enumerate(self.chunks):
             z = within(ev, up.apply(ev, extended), max(-domains.up[0], domains.up[1]) / self.half)
             z = stages.settle(name + "up", z)
-            active = self.activation.forward(ev, z)
             if keep:
-                keep(f"slope{number}", within(ev, self.activation.slope(ev, z), self.activation.derivative.bound))
+                active, slope = self.activation.forward_with_slope(ev, z)
+                keep(f"slope{number}", within(ev, slope, self.activation.derivative.bound))
+            else:
+                active = self.activation.forward(ev, z)
             active = stages.at(name + "active", within(ev, active, domains.active))
             part = down.apply(ev, down.extend(ev, active, masks))
             total = part if total is None else ev.add(total, part)
@@ -344,9 +345,7 @@ class Block:
                 dx = dx if more is None else ev.add(dx, more)
         return (dx if through else None), gradients
 
-    def _norm_backward(
-        self, ev: EvaluatorProtocol[Tensor], which: int, saved: Saved[Tensor], dy: Tensor
-    ) -> Tensor:
+    def _norm_backward(self, ev: EvaluatorProtocol[Tensor], which: int, saved: Saved[Tensor], dy: Tensor) -> Tensor:
         norm, weights = self.norms[which - 1]
         kept = circuits.Normed(saved[f"centred{which}"], saved[f"root{which}"])
         dx = norm.backward(ev, kept, dy, weights.weight)

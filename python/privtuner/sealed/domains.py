@@ -133,7 +133,9 @@ class Domains:
         exact = ExactEncoder(weights, extremes)
         rows, counts = np.asarray(embeddings), np.asarray(lengths)
         if rows.ndim != 3 or counts.shape != rows.shape[:1] or batch < 1:
-            raise InputError(f"embeddings of shape {rows.shape} and lengths of shape {counts.shape} in batches of {batch}")
+            raise InputError(
+                f"embeddings of shape {rows.shape} and lengths of shape {counts.shape} in batches of {batch}"
+            )
         rng = np.random.default_rng(seed)
         pooled = inputs = 0.0
         for begin in range(0, len(rows), batch):

@@ -86,9 +86,7 @@ class Encoder:
             name = f"{block.index}."
             ours = None if levels is None else {k[len(name) :]: v for k, v in levels.items() if k.startswith(name)}
             keep = Keep(ev, ours)
-            h = block.feed_forward(
-                ev, block.attention(ev, h, masks, pairs, values, stages, keep), masks, stages, keep
-            )
+            h = block.feed_forward(ev, block.attention(ev, h, masks, pairs, values, stages, keep), masks, stages, keep)
             saved.append(keep.saved)
             if block.index < len(self.blocks) - 1:
                 h = stages.at(name + "output", h)

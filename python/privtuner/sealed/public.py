@@ -166,7 +166,9 @@ class Public:
         values[: x.shape[1], : len(x)] = x.transpose(1, 0, 2)
         values[~real] = 0.0
         if not (np.abs(values) <= self.input_bound).all():
-            raise InputError(f"an embedding is beyond {self.input_bound:g}, or not finite: the server's domains are too narrow")
+            raise InputError(
+                f"an embedding is beyond {self.input_bound:g}, or not finite: the server's domains are too narrow"
+            )
         return values.reshape(-1, self.width), real.reshape(-1, 1).astype(np.float64)
 
     def spread(self, gradient: npt.ArrayLike, lengths: npt.ArrayLike) -> Array:
@@ -210,7 +212,9 @@ class Public:
         if not 1 <= count <= self.batch:
             raise InputError(f"{count} sequences: expected 1 to {self.batch}")
         if counts.shape != (count,) or counts.dtype.kind not in "iu":
-            raise InputError(f"lengths of shape {counts.shape} and dtype {counts.dtype}: expected {count} whole numbers")
+            raise InputError(
+                f"lengths of shape {counts.shape} and dtype {counts.dtype}: expected {count} whole numbers"
+            )
         if counts.min() < 1 or counts.max() > self.period:
             raise InputError(f"lengths must be from 1 to {self.period}")
         return np.arange(self.period)[:, None] < np.pad(counts, (0, self.batch - count))

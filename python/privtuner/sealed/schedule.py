@@ -238,7 +238,13 @@ class Stretch:
 
 def is_anchor(name: str) -> bool:
     """Whether a residual leaves at this point, to be added later."""
-    return name == "start" or name.rsplit(".", 1)[-1] in ("output", "output1", "d_output2", "d_residual1", "d_residual2")
+    return name == "start" or name.rsplit(".", 1)[-1] in (
+        "output",
+        "output1",
+        "d_output2",
+        "d_residual1",
+        "d_residual2",
+    )
 
 
 def measure(parameters: Parameters, run: Pass, full: Pass | None = None) -> list[Stretch]:

@@ -109,7 +109,6 @@ class Weights:
                 yield part.weight
                 yield part.bias
 
-
     def to_state(self) -> Iterator[tuple[str, Array]]:
         """Yield names and arrays as `of_state` takes them."""
         parts: list[tuple[str, Dense | Norm | None]] = [

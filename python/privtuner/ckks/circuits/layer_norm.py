@@ -140,10 +140,10 @@ class LayerNorm:
                 raise InputError(f"{name} has shape {tensor.shape}: expected {(evaluator.slots, features)}")
         mean = renewed(evaluator, evaluator.multiply(evaluator.sum_features(x), 1 / n))
         # The square of an entry is at most the sum of squares.
-        longest = math.sqrt(n * self.domain[1]) * (1 + SLACK)
-        centred = evaluator.assume(evaluator.subtract(x, mean), longest)
+        centred = evaluator.subtract(x, mean)
+        centred = evaluator.assume(centred, min(centred.bound, math.sqrt(n * self.domain[1]) * (1 + SLACK)))
         # Half the relative error of the variance, which comes from the entries and, at the low end, from its own noise.
-        off = x.budget().error + self.noise
+        off = 2 * (x.budget().error + self.noise)  # the mean is off as well
         relative = 0.5 * self.noise / self._relative[0] + off * self._steepest
         root = evaluator.assume(
             self._root(evaluator, evaluator.dot(centred, centred), mask),

@@ -73,16 +73,18 @@ class SquaringSoftmax:
         return polynomial_depth(self.exponential) + 1 + 2 * self.squarings
 
     def noise_error(self, turn: int, error: float) -> float:
-        """What the shares after a turn are off by at the most, for scores / unit off by ``error``.
+        """What the shares after a turn are off by at the most, to first order, for scores / unit off by ``error``.
 
-        Squaring and normalising i times makes probabilities p of p_0 as ``p_0 ** (2**i)`` over their sum: relative
-        errors of p_0 grow by 2^i, twice that with the sum's, whatever a division adds is common to a row and removed by
-        the next one, and p (1 / period at least, where it is largest) bounds what absolute errors are relatively.
-        A prediction that knows bounds alone would be 2 period times larger with every turn.
+        After i turns the shares are ``y**(2**i)`` over their row's sum, y the exponentials. Relative errors r of y
+        change the share s_j by ``2**i s_j (r_j - sum s r)``, at most ``2**(i + 1)`` times the largest ``s r``; what all
+        of a row is off by cancels. With u for `noise`, E for the largest exponential and T for the period, ``s r`` is
+        at most E u for the exponentials and sqrt(T) E u for their factors, which are 1 / (sqrt(T) E) or more. The
+        largest of a row's shares is 1 / T or more, so the division and the squares of a later turn add sqrt(T) u and
+        T u, for half of the factor ``2**(i + 1)`` each time. By bounds alone a prediction grows 2 T times a turn.
         """
-        narrow = self.bound / 2**self.squarings
+        largest, root = math.exp(self.bound / 2**self.squarings), math.sqrt(self.period)
         relative = self.unit / 2**self.squarings * error
-        absolute = (math.exp(narrow) + 2 * math.sqrt(self.period)) * self.noise
+        absolute = (largest * (1 + root) + 2 * root + self.period) * self.noise
         return math.ldexp(relative + absolute, turn + 1) * self._gain(turn)
 
     @classmethod
