@@ -138,6 +138,16 @@ def test_a_killed_server_that_is_started_again():
         owner.close()
 
 
+def test_a_transport_that_was_closed_is_not_tried_again():
+    model = TinyModel()
+    with served("grpc", model) as (transport, _):
+        owner = SealedOwner(model.public, transport, allow_insecure=True, retries=5, pause=60.0)
+        owner.embed(*batch())
+        transport.close()
+        with pytest.raises(ServiceError, match="was closed"):
+            owner.embed(*batch())
+
+
 def test_a_server_with_other_weights_is_noticed(pair):
     owner, _ = pair()
     train(owner, Twin(TinyModel()))

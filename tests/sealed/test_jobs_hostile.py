@@ -161,6 +161,8 @@ def test_the_owner_refuses(case):
 
 def test_a_stream_that_the_server_ends_early():
     class Ending:
+        closed = False
+
         def __init__(self, transport):
             self.transport = transport
 

@@ -250,7 +250,7 @@ def test_call_that_is_refused_because_it_is_being_closed(running, monkeypatch):
     transport._channel.close()  # by another thread, which has said so by the time the call fails
 
     def begin(*_):
-        transport._closed = True
+        transport.closed = True
         raise ValueError("Cannot invoke RPC on closed channel!")
 
     monkeypatch.setattr(transport._channel, "unary_stream", begin)

@@ -211,7 +211,7 @@ class Between:
     """
 
     def __init__(self, transport: Any, up: Callable[..., Any] | None = None, down: Callable[..., Any] | None = None):
-        self.transport, self.seen = transport, []
+        self.transport, self.seen, self.closed = transport, [], False
         self.up, self.down = up or (lambda message: [message]), down or (lambda message: [message])
 
     def job(self, messages: Iterable[bytes]) -> Iterator[bytes]:

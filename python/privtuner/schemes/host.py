@@ -109,6 +109,9 @@ class LocalTransport:
         InputError: ``block_bytes`` is below 1.
     """
 
+    closed = False
+    """There is nothing to close."""
+
     def __init__(
         self,
         layers: Mapping[str, QuantisedWeight],

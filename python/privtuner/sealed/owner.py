@@ -37,6 +37,11 @@ _STATE = struct.Struct(f"<16s16s{_SEED_BYTES}sQQ")  # model, run, seed of the ke
 class JobTransport(Protocol):
     """Carries the messages of a job. It sees ciphertexts only."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether this side closed it, so that trying again is in vain."""
+        ...
+
     def job(self, messages: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the server's messages, those of the owner being taken from ``messages`` at the same time.
 
@@ -345,8 +350,8 @@ class SealedOwner:
         total, done = sum(refresh.ciphertexts for refresh in schedule), 0
         if self._refreshed + total > Refresher.LIMIT:
             raise CkksError(
-                f"{self._refreshed} ciphertexts were refreshed under this key, and {Refresher.LIMIT} is the most: begin "
-                "a new run"
+                f"{self._refreshed} ciphertexts were refreshed under this key, and {Refresher.LIMIT} is the most: "
+                "begin a new run"
             )
         for refresh, count in self._batches(schedule):
             message = connection.expect(Type.REFRESH, end)
@@ -398,7 +403,7 @@ class SealedOwner:
             except BaseException as error:
                 self._account(start, tasks=0)
                 self.close()
-                if not isinstance(error, ServiceError) or attempt == self._retries:
+                if not isinstance(error, ServiceError) or attempt == self._retries or self._transport.closed:
                     raise
                 time.sleep(min(30.0, self._pause * 2**attempt))
             else:

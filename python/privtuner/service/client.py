@@ -46,6 +46,9 @@ class RemoteTransport(Stays):
         connect_seconds: longest time for the first answer.
         keepalive_seconds: silence after which the server is asked for a sign of life, and time it has to give one.
 
+    Attributes:
+        closed: whether `close` was called.
+
     Raises:
         privtuner.errors.InputError: ``address`` is not HOST:PORT.
     """
@@ -62,7 +65,7 @@ class RemoteTransport(Stays):
         self._channel = grpc.insecure_channel(address, options=channel_options(keepalive_seconds))
         self._lock = threading.Lock()
         self._hello: dict[str, Any] | None = None
-        self._closed = False
+        self.closed = False
 
     def hello(self) -> dict[str, Any]:
         """Return what the server says of itself: protocol, version, model, scheme, preset, layers, sealed.
@@ -161,7 +164,7 @@ class RemoteTransport(Stays):
 
         Returns within seconds, whatever state the connection is in.
         """
-        self._closed = True
+        self.closed = True
         # A KeyboardInterrupt while gRPC set up a call leaves one that nobody ends, and closing would wait for it.
         closing = threading.Thread(target=self._channel.close, name="privtuner-close", daemon=True)
         closing.start()
@@ -196,17 +199,17 @@ class RemoteTransport(Stays):
     @contextmanager
     def _explain_errors(self, what: str, *, first: bool = False) -> Iterator[None]:
         """Turn gRPC's errors into a ServiceError that says what to do."""
-        if self._closed:
+        if self.closed:
             raise self._was_closed()
         try:
             yield
         except grpc.RpcError as error:
-            if self._closed:
+            if self.closed:
                 raise self._was_closed() from error
             raise ServiceError(self._explanation(error, what, first=first)) from error
         except ValueError as error:
             # What gRPC says to a call that begins while another thread closes the channel.
-            if self._closed:
+            if self.closed:
                 raise self._was_closed() from error
             raise
 
