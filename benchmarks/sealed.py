@@ -73,6 +73,10 @@ class Setting:
         chosen = dataclasses.replace(QUICK, rank=min(QUICK.rank, shape.rank)) if self.quick else shape
         return random_case(name, chosen, self.parameters.slots // chosen.period)
 
+    def timings(self) -> ckks.Timings:
+        """Seconds of the units of work here."""
+        return ckks.measure_timings(self.parameters, repeats=1 if self.quick else 3)
+
     def record(self, name: str, value: float, unit: str, **fields: Any) -> Record:
         """A record with the threads in force and, unless it is quick, what is to be reached."""
         if self.quick:
@@ -211,7 +215,7 @@ def matrices_of(model: SealedModel, numbers: Array) -> Matrices:
 
 def forward_part(setting: Setting) -> Iterator[Record]:
     """Inference without adapters."""
-    case = setting.case("BERT-Tiny's shape", dataclasses.replace(TINY, rank=0))
+    case = setting.case("BERT-Tiny's shape", TINY).without_adapters()
     model, session = yield from _prepared(setting, "forward", case)
     runs = []
     for _ in range(setting.runs):
@@ -247,7 +251,7 @@ def _prepared(setting: Setting, part: str, case: Case) -> Iterator[Record]:
     """Plan and keys; returns the model and a session."""
     progress(f"{part}: {case.name}, {len(case.lengths)} sequences of {case.shape.period} tokens: timings, plan, keys")
     start = time.perf_counter()
-    model = case.sealed(setting.parameters, ckks.measure_timings(setting.parameters))
+    model = case.sealed(setting.parameters, setting.timings())
     progress(str(model.plan))
     yield setting.record(f"{part}, timings and plan", time.perf_counter() - start, "s")
     start = time.perf_counter()
@@ -331,7 +335,7 @@ def accuracy_part(setting: Setting) -> Iterator[Record]:
     folder = minilm_path()
     if folder is None or setting.quick:
         progress("accuracy: a tiny random encoder in place of MiniLM" + " (not installed)" * (folder is None))
-        case = setting.case("accuracy", QUICK)
+        case = setting.case("random", QUICK)
     else:
         case = minilm(folder, setting.parameters.slots // 32)
     progress(f"accuracy: {case.name}, {len(case.lengths)} texts")
@@ -423,31 +427,25 @@ class Gpu:
 def counted_part(setting: Setting) -> Iterator[Record]:
     """Operations, bytes and keys by dry runs, and the seconds that they would take."""
     progress("counted: timings of this machine")
-    timings, gpu = ckks.measure_timings(setting.parameters), Gpu()
+    timings, gpu = setting.timings(), Gpu()
     worst = max(gpu.words, key=lambda name: gpu.words[name])
     note = ", ".join(f"{name}: {1e12 * seconds:.3g} ps" for name, seconds in gpu.words.items())
     yield setting.record("counted, H200, a word of a row", 1e12 * gpu.words[worst], "ps", note=f"the slowest of {note}")
     folder = minilm_path()
-    cases: list[tuple[str, Callable[[bool], Case], float | None]] = [
-        ("BERT-Tiny", partial(_random, setting, TINY), None),
-        ("2 layers of 768", partial(_random, setting, LARGE), 10.0),
-    ]
+    cases = [("BERT-Tiny", partial(setting.case, "random", TINY), None)]
     if folder is not None and not setting.quick:
-        cases.insert(1, ("MiniLM", lambda training: minilm(folder, 1, rank=8 * training), None))
+        cases.append(("MiniLM", partial(minilm, folder, setting.parameters.slots // 32), None))
+    cases.append(("2 layers of 768", partial(setting.case, "random", LARGE), 10.0))
     for name, make, target in cases:
-        for training in (False, True):
-            progress(f"counted: {name}, {'training step' if training else 'forward'}")
-            case = make(training)
+        progress(f"counted: {name}")
+        trained = make()
+        for case in (trained.without_adapters(), trained):
+            what = f"counted, {name}, {'step' if case.shape.rank else 'forward'}"
+            progress(what)
             start = time.perf_counter()
             plan = case.sealed(setting.parameters, timings).plan
-            progress(str(plan))
-            progress(f"{time.perf_counter() - start:9.2f} s  planned")
-            what = f"counted, {name}, {'step' if training else 'forward'}"
-            yield from _counts(setting, what, case.shape, plan, timings, gpu, target if training else None)
-
-
-def _random(setting: Setting, shape: Shape, training: bool) -> Case:
-    return setting.case("random", shape if training else dataclasses.replace(shape, rank=0))
+            progress(f"{plan}\n{time.perf_counter() - start:9.2f} s  planned")
+            yield from _counts(setting, what, case.shape, plan, timings, gpu, target if plan.backward else None)
 
 
 def _counts(

