@@ -147,6 +147,7 @@ class Session:
         with self._owner():
             message = self._encrypt(public.spread(gradient, case.lengths), public.gradient)
         g = self._read(message, public.gradient)
+        del message
         gradients = self.model.backward(self.evaluator, kept, g, self.adapters, self._stage)
         rate = RATE / public.batch / public.gradient_bound
         self.adapters = self.model.step(self.evaluator, self.adapters, gradients, rate, MOMENTUM)

