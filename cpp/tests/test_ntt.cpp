@@ -177,6 +177,24 @@ AlignedVector<Word> schoolbook(const AlignedVector<Word>& a, const AlignedVector
 }
 
 template <class Word>
+void check_scaled_inverse() {
+  for_each_ring<Word>(16, 4096, [](const Ntt<Word>& ntt, std::size_t n, std::uint64_t q) {
+    for (const AlignedVector<Word>& a : inputs<Word>(n, q)) {
+      const AlignedVector<Word> plain = inverse(ntt, a, Isa::portable);
+      for (const std::uint64_t factor : {std::uint64_t{0}, std::uint64_t{1}, q / 2, q - 1}) {
+        AlignedVector<Word> want(n);
+        for (std::size_t i = 0; i < n; ++i) want[i] = static_cast<Word>(mul(plain[i], factor, q));
+        for (const Isa isa : usable_isas()) {
+          AlignedVector<Word> scaled = a;
+          ntt.inverse(scaled.data(), isa, factor);
+          CHECK(scaled == want);
+        }
+      }
+    }
+  });
+}
+
+template <class Word>
 void check_products() {
   for_each_ring<Word>(16, 512, [](const Ntt<Word>& ntt, std::size_t n, std::uint64_t q) {
     const std::vector<AlignedVector<Word>> all = inputs<Word>(n, q);
@@ -215,6 +233,8 @@ TEST(forward_is_evaluation_32) { check_direct_evaluation<std::uint32_t>(); }
 TEST(forward_is_evaluation_64) { check_direct_evaluation<std::uint64_t>(); }
 TEST(inverse_undoes_forward_32) { check_inverse<std::uint32_t>(); }
 TEST(inverse_undoes_forward_64) { check_inverse<std::uint64_t>(); }
+TEST(inverse_times_a_factor_32) { check_scaled_inverse<std::uint32_t>(); }
+TEST(inverse_times_a_factor_64) { check_scaled_inverse<std::uint64_t>(); }
 TEST(every_path_gives_the_portable_words_32) { check_paths<std::uint32_t>(); }
 TEST(every_path_gives_the_portable_words_64) { check_paths<std::uint64_t>(); }
 TEST(product_is_negacyclic_convolution_32) { check_products<std::uint32_t>(); }

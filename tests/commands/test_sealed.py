@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,11 +12,12 @@ from transformers import AutoModel, AutoTokenizer
 
 from cli_cases import failed, flat, run
 from privtuner import ckks, nn
+from privtuner.errors import ServiceError
 from privtuner.nn import Prepared, Sealing, split_pretrained
 from privtuner.sealed.server import SealedService
 from privtuner.service import Server
 from privtuner.train import load_classifier
-from text_cases import rows, tiny_model_directory
+from text_cases import environment, rows, tiny_model_directory
 
 PARAMETERS = ckks.Parameters.INSECURE(12, ring_dimension=1024)
 PERIOD = 8
@@ -113,6 +116,51 @@ def test_training(small, sealed, given, files, capsys, tmp_path):
     assert abs(right - written["accuracy_after"]) <= 1 / 15  # a close call may fall the other way
     moved = [tensor for name, tensor in clear.named_parameters() if ".lora_B" in name]
     assert all(tensor.abs().max() > 0 for tensor in moved)
+
+
+def test_the_head_is_saved_whatever_ends_it(sealed, given, capsys, monkeypatch, tmp_path):
+    steps = []
+
+    def step(self, gradient, tokens):
+        steps.append(tokens)
+        if len(steps) == 2:
+            raise ServiceError("the server is gone")
+
+    monkeypatch.setattr("privtuner.nn.SealedEncoder.step", step)
+    del given["--eval"]
+    assert run("train", "--server", sealed, "--seal", "model", *flat(given)) == 1
+    assert "the server is gone" in capsys.readouterr().err
+    assert (tmp_path / "out" / "head.safetensors").is_file()
+    (tmp_path / "out" / "head.safetensors").write_bytes(b"an older run's")
+    steps.pop()  # the next one, the first of this run, fails
+    assert run("train", "--server", sealed, "--seal", "model", *flat(given)) == 1
+    assert (tmp_path / "out" / "head.safetensors").read_bytes() == b"an older run's"
+
+
+def test_a_server_in_a_process_of_its_own(prepared, capsys, tmp_path):
+    """Its line for programs, and its counts at the end."""
+    prepared.save(tmp_path / "model")
+    (tmp_path / "texts.csv").write_text("text\ni like the apple\n")
+    line = ["serve", "--model", str(tmp_path / "model"), "--seal", "model", "--port", "0", "--ready-json"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "privtuner", *line, "--state", str(tmp_path / "state")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    try:
+        ready = json.loads(server.stdout.readline())
+        assert (ready["model"], ready["sealed"], ready["layers"]) == ("model", True, 0)
+        options = ["--data", tmp_path / "texts.csv", "--out", tmp_path / "vectors.npy"]
+        assert run("embed", "--server", ready["address"], *options) == 0
+        server.terminate()
+        out, err = server.communicate(timeout=60)
+    finally:
+        server.kill()
+    assert server.returncode == 0
+    assert out == "privtuner: stopped after 1 jobs\n"
+    assert "refreshes of" in err  # the plan, before anybody connects
 
 
 def test_options_that_do_not_fit_the_model(sealed, given, capsys):

@@ -52,6 +52,18 @@ struct SamplingKernels {
   void (*binomial)(const std::uint32_t* words, std::int8_t* out, std::size_t groups);
 };
 
+namespace {  // compiled for every instruction set
+
+// Bits 0, 1, 2 in the order 2, 1, 0.
+constexpr std::uint32_t reverse3(std::uint32_t x) { return (x & 1) << 2 | (x & 2) | x >> 2; }
+// The word of a group that word `word` of its image comes from: e = reverse3(word) becomes e element + carry, for 8
+// consecutive words are the values at powers N / 8 apart, in bit-reversed order.
+constexpr std::uint32_t source_word(std::uint32_t element, std::uint32_t carry, std::uint32_t word) {
+  return reverse3((reverse3(word) * element + carry) % kGroupWords);
+}
+
+}  // namespace
+
 // See ResidueRow and the functions beside it.
 struct ResidueKernels {
   void (*add)(const Row& row, const std::uint64_t* a, const std::uint64_t* b, std::uint64_t* out, std::size_t n);

@@ -12,8 +12,8 @@
 namespace privtuner::ring::kernels {
 namespace {
 
-constexpr std::size_t kBlockWords = 32, kUnitWords = 16;     // rows are whole units
-constexpr std::size_t kTileWords = 128, kMaxConverted = 64;  // of a base conversion: rows, and words of each at a time
+constexpr std::size_t kBlockWords = 32, kUnitWords = 16;  // rows are whole units
+constexpr std::size_t kTileWords = 128;                   // of every row of a base conversion at a time
 
 template <class Lanes>
 struct ResidueLoops {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -54,8 +54,19 @@ def connected(address: str, stop: Stop) -> Iterator[RemoteTransport]:
         yield transport
 
 
+class _Watched:
+    """The way to the server, which is not taken again once the user asked to stop."""
+
+    def __init__(self, transport: RemoteTransport, stop: Stop) -> None:
+        self._transport, self._stop = transport, stop
+
+    def job(self, messages: Iterable[bytes]) -> Iterator[bytes]:
+        self._stop.check()
+        return self._transport.job(messages)
+
+
 def sealed_encoder(
-    transport: RemoteTransport, *, rate: float = LR, momentum: float = MOMENTUM
+    transport: RemoteTransport, stop: Stop, *, rate: float = LR, momentum: float = MOMENTUM
 ) -> tuple[SealedEncoder, OwnerBundle]:
     """Fetch what the owner needs, and return the encoder, whose jobs tell how far they are.
 
@@ -77,7 +88,7 @@ def sealed_encoder(
         f"{shape.layers} blocks of {shape.width} features are sealed; a pass takes {bundle.sealed.batch} texts of "
         f"{shape.period} tokens, however few there are"
     )
-    owner = SealedOwner(bundle.sealed, transport, progress=_JobLines(), retries=3)
+    owner = SealedOwner(bundle.sealed, _Watched(transport, stop), progress=_JobLines(), retries=3)
     return SealedEncoder(build_embeddings(bundle), owner, rate=rate, momentum=momentum), bundle
 
 
@@ -106,7 +117,7 @@ def train(
 ) -> tuple[TrainResult, dict[str, Any], list[Path]]:
     """Train head and encrypted adapters, save what is the owner's, and return result, numbers and files written.
 
-    Whatever ends it, the head as it stood is saved.
+    Whatever ends it after a step, the head as it stood is saved.
 
     Raises:
         PrivtunerError: as `privtuner.train.sealed.train_sealed`.
@@ -117,7 +128,8 @@ def train(
     from privtuner.train.sealed import SealedClassifier, train_sealed
 
     momentum = MOMENTUM if arguments.momentum is None else arguments.momentum
-    encoder, bundle = sealed_encoder(transport, rate=config.lr, momentum=momentum)
+    stop: Stop = arguments.stop
+    encoder, bundle = sealed_encoder(transport, stop, rate=config.lr, momentum=momentum)
     shape = encoder.owner.public.shape
     if arguments.pool not in (None, shape.pool):
         raise InputError(
@@ -127,12 +139,14 @@ def train(
     model = SealedClassifier(encoder, len(labels), config.seed)
     tokenizer = bundle.tokenizer()
     encoded = limits.fit(model, [encode(table, tokenizer, labels, config.max_length) for table in tables if table])
-    stop: Stop = arguments.stop
+
+    done = 0
 
     def after_step(result: TrainResult) -> None:
-        step = result.steps[-1]
+        nonlocal done
+        step, done = result.steps[-1], len(result.steps)
         moved = f"{step.bytes_up / 1e6:,.0f} MB up, {step.bytes_down / 1e6:,.0f} MB down"
-        say(f"step {len(result.steps)} of {config.steps}: loss {step.loss:.3f}, {step.seconds:.0f} s, {moved}")
+        say(f"step {done} of {config.steps}: loss {step.loss:.3f}, {step.seconds:.0f} s, {moved}")
         stop.check()
 
     with encoder.owner:
@@ -141,7 +155,8 @@ def train(
                 model, encoded[0], encoded[1] if len(encoded) > 1 else None, config, after_step=after_step
             )
         finally:
-            save_head(model.classifier, labels, shape.pool, out)
+            if done:
+                save_head(model.classifier, labels, shape.pool, out)
         written = [out / "head.safetensors", out / "labels.json"]
         if arguments.release:
             written += _release(model, bundle, out)

@@ -26,7 +26,7 @@ Matrices = dict[tuple[int, Target], tuple[Array, Array]]
 
 BOUND = 16.0
 """What the numbers of all adapters stay below, and their velocities by `GRADIENT_BOUND`."""
-GRADIENT_BOUND = 2.0**9
+GRADIENT_BOUND = 2.0**8
 """What the gradients stay below, summed over a batch of sequences: the owner divides by a power of two if need be."""
 ERROR = 2.0**-14
 """What errors of values stay below, as a part of their bound: what is known of them by running the circuits on clear
@@ -96,7 +96,8 @@ class Adapter:
         Args:
             ev: computes.
             values: as for `forward`.
-            x, u: its input, and what it returned.
+            x: its input.
+            u: A x, as it returned it.
             dy: the gradient by its output (slots, width).
             inner: what the gradient by A x stays below.
             through: whether to return the gradient by x, two levels below dy.
@@ -108,7 +109,7 @@ class Adapter:
     def _expanded(
         self, ev: EvaluatorProtocol[Tensor], values: Tensor, first: int, level: int, factor: float = 1.0
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the rows of a matrix, group by group, with the tensor of their numbers, row after row, times ``factor``.
+        """Yield the rows of a matrix by groups, each with the tensor of its numbers, row after row, times ``factor``.
 
         At ``level``, or one below that of ``values``, where these are no higher; of the chain's scale.
         """
@@ -234,7 +235,8 @@ def numbers_of(shape: Shape, matrices: Mapping[tuple[int, Target], tuple[npt.Arr
             a.T.reshape(-1, shape.chunks.numbers),
             (b * shape.strength(place[1])).reshape(-1, shape.chunks.numbers),
         ]
-    return np.concatenate(columns).T.copy()
+    numbers: Array = np.concatenate(columns).T.copy()
+    return numbers
 
 
 def matrices_of(shape: Shape, numbers: npt.ArrayLike) -> Matrices:

@@ -52,7 +52,7 @@ class Masks(Generic[Tensor]):
 
 
 class Affine:
-    """x W^T + b x mask with weights in 16 bits and one scale: the mask is further features of x, the bias their weights.
+    """x W^T + b x mask, weights in 16 bits with one scale: the mask is further features of x, the bias their weights.
 
     Args:
         integers: int16 (d_out, d_in + copies).

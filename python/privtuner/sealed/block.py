@@ -78,7 +78,7 @@ class Stages(Generic[Tensor]):
         return canonical(self.ev, x) if refreshed is x else refreshed
 
     def level_with(self, name: str, x: Tensor, other: Tensor) -> Tensor:
-        """The tensor, refreshed to the level of another one where it is below that: it shall not hold the other back."""
+        """The tensor, refreshed to the level of another one where it is below that, so as not to hold it back."""
         if self.progress is not None:
             self.progress(name)
         return self.ev.refresh(x, other.level) if x.level < other.level else x

@@ -160,11 +160,11 @@ class Domains:
             InputError: a field that is missing, unknown, or out of range.
         """
         try:
-            layers = tuple(
-                LayerDomains(**{k: tuple(v) if isinstance(v, (list, tuple)) else float(v) for k, v in layer.items()})
-                for layer in data["layers"]
-            )
-            return cls(layers, float(data["inputs"]), float(data["pooled"]))
+            layers = []
+            for layer in data["layers"]:
+                values: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in layer.items()}
+                layers.append(LayerDomains(**values))
+            return cls(tuple(layers), float(data["inputs"]), float(data["pooled"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"these are no domains: {error}; measure them again") from error
 

@@ -15,7 +15,6 @@ from privtuner.errors import InputError
 from privtuner.sealed.affine import Affine, Masks
 from privtuner.sealed.block import Block, Keep, Saved, Stages, within
 from privtuner.sealed.domains import Domains
-from privtuner.sealed.shape import Shape
 from privtuner.sealed.weights import Weights
 
 __all__ = ["Encoder", "places"]
@@ -144,7 +143,8 @@ class Encoder:
             dy = block.feed_forward_backward(ev, ours, dy, stages)
             dx, found[block.index] = block.attention_backward(ev, ours, dy, values, stages)
             if dx is not None:
-                dy = stages.at(f"{block.index - 1}.d_output2", dx)
+                before = self.blocks[block.index - 1].domains.d_output2
+                dy = stages.at(f"{block.index - 1}.d_output2", within(ev, dx, before))
         return ev.concatenate([g for index in sorted(found) for g in found[index]])
 
 
@@ -155,10 +155,12 @@ def power_of_two(value: float) -> float:
 
 def first_position(slots: int, period: int) -> Array:
     """1 in the slots of the first position, else 0: float64 (slots,)."""
-    return (np.arange(slots) < slots // period).astype(np.float64)
+    first: Array = (np.arange(slots) < slots // period).astype(np.float64)
+    return first
 
 
 def places(slots: int, period: int) -> Array:
-    """1 where a pooled feature is, else 0: of ``period`` neighbouring features the one at each position, (slots, period)."""
+    """1 where a pooled feature is, else 0: of ``period`` features one at each position, (slots, period)."""
     position = np.arange(slots) // (slots // period)
-    return (position[:, None] == np.arange(period)).astype(np.float64)
+    table: Array = (position[:, None] == np.arange(period)).astype(np.float64)
+    return table

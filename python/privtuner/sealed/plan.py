@@ -55,7 +55,7 @@ class Plan:
         for (name, schedule), (down, up) in zip(passes, self.traffic, strict=True):
             count = sum(refresh.ciphertexts for refresh in schedule.refreshes)
             lines += [
-                f"{name}: {schedule.seconds:.3g} s predicted, {schedule.peak_bytes / 1e9:.3g} GB of tensors at the most, "
+                f"{name}: {schedule.seconds:.3g} s predicted, {schedule.peak_bytes / 1e9:.3g} GB of tensors at most, "
                 f"{len(schedule.refreshes)} refreshes of {count} ciphertexts, {down / 1e6:.3g} MB to the owner, "
                 f"{up / 1e6:.3g} MB from it; sent at level {schedule.start}",
                 f"  {'point':24}{'features':>9}{'arrives':>9}{'refreshed':>11}",
@@ -88,7 +88,8 @@ class _Passes:
         x = ev.planned(slots, self.shape.width, bound=self.encoder.input_bound, level=start)
         mask = ev.planned(slots, 1, bound=1.0)
         levels = self.kept if adapters else None
-        pooled, saved = self.encoder.forward(ev, x, mask, adapters and adapters.values, stages, levels)
+        values = None if adapters is None else adapters.values
+        pooled, saved = self.encoder.forward(ev, x, mask, values, stages, levels)
         return reveal(ev, pooled), saved
 
     def backward(self, ev: Evaluator, start: int, stages: Stages[EncryptedTensor]) -> Any:
@@ -121,7 +122,7 @@ def make_plan(
     """Plan both passes.
 
     What is kept for the backward pass may be low, which costs refreshes there, or high, which costs them in the forward
-    pass; all least levels are tried.
+    pass; least levels are tried until they cost more.
 
     Args:
         encoder: the circuits.
@@ -161,10 +162,12 @@ def make_plan(
         except CkksError as error:
             trouble = error
             continue
-        total = sum(s.seconds + sum(costs.traffic(r.ciphertexts, r.level) for r in s.refreshes) for s in (forward, backward))
+        total = sum(
+            s.seconds + sum(costs.traffic(r.ciphertexts, r.level) for r in s.refreshes) for s in (forward, backward)
+        )
         if best is None or total < best[0]:
             best = total, forward, backward, kept, pooled
-        elif total > 1.1 * best[0]:
+        else:
             break
     if best is None:
         raise trouble or CkksError(f"{parameters.name} is not deep enough for a backward pass")
@@ -207,9 +210,7 @@ def _plan(
     traffic = [_traffic(parameters, forward.refreshes, encoder.shape.width, forward.start, pooled.message_bytes)]
     if backward is not None:
         traffic.append(_traffic(parameters, backward.refreshes, encoder.shape.width, backward.start, 0))
-    return Plan(
-        parameters, forward, backward, kept, pooled, keys, parameters.key_bytes(count), tuple(traffic)
-    )
+    return Plan(parameters, forward, backward, kept, pooled, keys, parameters.key_bytes(count), tuple(traffic))
 
 
 def _traffic(
@@ -226,5 +227,3 @@ def _traffic(
                 down += times * core.refresh_bytes(count)
                 up += times * core.refreshed_bytes(count, target)
     return down, up
-
-

@@ -35,7 +35,7 @@ _POOLINGS = get_args(Pooling)
 
 
 class Keys(NamedTuple):
-    """The evaluation keys that the server needs, as `SecretKey.evaluation_keys` takes them; always a relinearisation key.
+    """The evaluation keys that the server needs beside that for products, as `SecretKey.evaluation_keys` takes them.
 
     Attributes:
         rotations: steps, rising.
@@ -132,7 +132,7 @@ class Public:
 
     @cached_property
     def adapters(self) -> tuple[EncryptedTensor, ...]:
-        """Values and velocities of all adapters, packed: (slots, `Shape.adapter_ciphertexts`) each. Empty for rank 0."""
+        """Values and velocities of all adapters, packed: (slots, `Shape.adapter_ciphertexts`) each; none for rank 0."""
         if not self.shape.rank:
             return ()
         return tuple(packed_layout(self.parameters, self.shape, bound) for bound in (BOUND, GRADIENT_BOUND))
@@ -232,7 +232,7 @@ class Public:
         return secret.encrypt_packed(numbers, bound=bound, level=self.parameters.depth)
 
     def adapter_matrices(self, numbers: npt.ArrayLike) -> Matrices:
-        """A (rank, width) and B (width, rank) of each (layer, target), from decrypted numbers (numbers, ciphertexts)."""
+        """A (rank, width) and B (width, rank) of each (layer, target), from numbers (numbers, ciphertexts)."""
         return matrices_of(self.shape, numbers)
 
     def adapter_columns(self, matrices: Mapping[tuple[int, Target], tuple[npt.ArrayLike, npt.ArrayLike]]) -> Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from privtuner.ckks import Evaluator, Parameters, Timings
@@ -22,6 +23,8 @@ __all__ = ["Costs", "Pass", "Refresh", "Schedule", "Stretch", "choose", "measure
 Work = dict[tuple[str, int], float]
 Pass = Callable[[Evaluator, int, Stages[EncryptedTensor]], Any]
 """A pass on planned tensors: takes the evaluator, the level of what is sent first, and the points."""
+
+_States = dict[tuple[int, int], tuple[float, tuple[Any, ...]]]
 
 REFRESH_FROM = 3
 """From this level on a refresh brings a tensor to the chain's scale, and two features travel together."""
@@ -178,13 +181,13 @@ def _run(parameters: Parameters, run: Pass, start: int, decide: Callable[[str], 
         result = run(ev, start, probe)
     except CkksError as error:
         probe.close()
-        raise _Stuck(str(error), probe) from error
+        raise _StuckError(str(error), probe) from error
     probe.close()
     probe.events[0].arrival = start
     return probe, result
 
 
-class _Stuck(Exception):
+class _StuckError(CkksError):
     def __init__(self, text: str, probe: _Probe) -> None:
         super().__init__(text)
         self.probe = probe
@@ -192,7 +195,7 @@ class _Stuck(Exception):
 
 def visits(parameters: Parameters, run: Pass, level: int) -> tuple[list[str], Any]:
     """The names of a pass's points in order, and what it returns with every point at a level."""
-    probe, result = _run(parameters, run, level, lambda name: level)
+    probe, result = _run(parameters, run, level, lambda _: level)
     return [event.name for event in probe.events], result
 
 
@@ -284,7 +287,7 @@ def choose(
     costs: Costs,
     floors: Mapping[str, int],
     full: Pass | None = None,
-    first: Callable[[int], float] = lambda level: 0.0,
+    first: Callable[[int], float] | None = None,
     stretches: list[Stretch] | None = None,
 ) -> tuple[Schedule, Any]:
     """Choose the refreshes of a pass.
@@ -309,10 +312,10 @@ def choose(
         stretch.floor = max(stretch.floor, floors.get(stretch.name, floors.get(stretch.name.rsplit(".", 1)[-1], 2)))
     trouble = ""
     for _ in range(200):
-        start, levels = _programme(parameters, stretches, costs, first, trouble)
+        start, levels = _programme(parameters, stretches, costs, first or _nothing, trouble)
         try:
-            probe, result = _run(parameters, run, start, lambda name, levels=levels: levels.get(name))
-        except _Stuck as stuck:
+            probe, result = _run(parameters, run, start, levels.get)
+        except _StuckError as stuck:
             trouble = str(stuck)
             if not _correct(stretches, stuck.probe, levels):
                 _raise_floor(stretches, stuck.probe, levels)
@@ -375,22 +378,17 @@ def _programme(
     """The level at the start, and the refreshes with their levels, of least cost."""
     depth = parameters.depth
     # (level behind the point, level at the last anchor) -> cost, and the way there
-    states: dict[tuple[int, int], tuple[float, tuple[Any, ...]]] = {
+    states: _States = {
         (level, level): (first(level), ("start", level, None)) for level in range(stretches[0].floor, depth + 1)
     }
-    for before, stretch in zip(stretches, stretches[1:], strict=False):
+    for before, stretch in pairwise(stretches):
         spent = [before.cost(costs, level) for level in range(depth + 1)]
         masked = [_refresh_cost(costs, stretch.features, level) for level in range(depth + 1)]
         settled = [
             costs.seconds({("term", level + 1): stretch.features, ("rescale", level + 1): stretch.features})
             for level in range(depth + 1)
         ]
-        following: dict[tuple[int, int], tuple[float, tuple[Any, ...]]] = {}
-
-        def offer(level: int, anchor: int, cost: float, way: tuple[Any, ...], stretch: Stretch = stretch) -> None:
-            key = (level, level if stretch.anchor else anchor)
-            if level >= stretch.floor and (key not in following or cost < following[key][0]):
-                following[key] = cost, way
+        following: _States = {}
 
         for (level, anchor), (cost, way) in states.items():
             arrival = before.end(level, anchor)
@@ -400,26 +398,35 @@ def _programme(
             kept = arrival - int(stretch.settles)
             if kept >= 0:
                 more = settled[arrival] if stretch.settles else 0.0
-                offer(kept, anchor, total + more, (stretch.name, None, way))
+                _offer(following, stretch, kept, anchor, total + more, (stretch.name, None, way))
             if arrival >= REFRESH_FROM:
                 for target in range(max(stretch.floor, 2), depth + 1):
-                    offer(target, anchor, total + masked[target], (stretch.name, target, way))
+                    _offer(following, stretch, target, anchor, total + masked[target], (stretch.name, target, way))
         if not following:
             raise CkksError(
                 f"{parameters.name} is not deep enough: no schedule of refreshes leads past {stretch.name}"
                 + (f" ({trouble})" if trouble else "")
             )
         states = following
-    _, way = min(states.values(), key=lambda state: state[0])
-    levels: dict[str, int] = {}
-    start = 0
-    while way is not None:
-        name, level, way = way
-        if name == "start":
-            start = level
-        elif level is not None:
-            levels[name] = level
-    return start, dict(reversed(levels.items()))
+    back: tuple[Any, ...] | None = min(states.values(), key=lambda state: state[0])[1]
+    chosen: list[tuple[str, int]] = []
+    while back:
+        name, level, back = back
+        if level is not None:
+            chosen.append((name, level))
+    (_, start), *levels = reversed(chosen)
+    return start, dict(levels)
+
+
+def _offer(states: _States, stretch: Stretch, level: int, anchor: int, cost: float, way: tuple[Any, ...]) -> None:
+    """Take a way to a level behind a point if it is the cheapest so far."""
+    key = (level, level if stretch.anchor else anchor)
+    if level >= stretch.floor and (key not in states or cost < states[key][0]):
+        states[key] = cost, way
+
+
+def _nothing(_level: int) -> float:
+    return 0.0
 
 
 def _refresh_cost(costs: Costs, features: int, level: int) -> float:

@@ -52,7 +52,7 @@ class ResidueRow {
   kernels::Words52 words52_;
 };
 
-inline constexpr std::size_t kMaxConverted = 64;  // rows that a base conversion starts from
+using kernels::kMaxConverted;
 
 // Words [begin, end) of a base conversion: a target's out[i] is sum over t < terms of a[t][i] weights[t], plus
 // u[i] weights[terms], modulo its prime. u[i] = floor(1/2 + sum over t of a[t][i] inverse[t]) with the sum taken in

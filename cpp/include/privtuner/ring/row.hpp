@@ -25,7 +25,8 @@ struct Row {
   const Words52* words52;        // for those of 52-bit words
 };
 
-// Where a base conversion leads, see convert_rows.
+inline constexpr std::size_t kMaxConverted = 64;  // rows that a base conversion starts from
+// Where it leads, see convert_rows.
 struct ConversionTarget {
   Row row;
   const std::uint64_t* weights;
@@ -39,13 +40,5 @@ struct GroupOrder {
   const std::uint32_t* sources;
   std::uint32_t element;
 };
-
-// Bits 0, 1, 2 in the order 2, 1, 0.
-constexpr std::uint32_t reverse3(std::uint32_t x) { return (x & 1) << 2 | (x & 2) | x >> 2; }
-// Where word `word` of a group comes from: 8 consecutive words are the values at powers N / 8 apart, in bit-reversed
-// order.
-constexpr std::uint32_t source_word(std::uint32_t element, std::uint32_t carry, std::uint32_t word) {
-  return reverse3((reverse3(word) * element + carry) % kGroupWords);
-}
 
 }  // namespace privtuner::ring::kernels
