@@ -20,10 +20,9 @@ from privtuner.errors import CkksError, InputError
 PARAMETERS = ckks.Parameters.INSECURE(3, 35)._core
 N, PRIMES, LIMBS = PARAMETERS.ring_dimension, PARAMETERS.primes, PARAMETERS.max_limbs
 SPECIALS = list(range(LIMBS, len(PRIMES)))
-SECRET = _core.CkksSecretKey(PARAMETERS)
-KEYS = SECRET.evaluation_keys(
-    True, sorted({*PARAMETERS.packing_elements, 2 * N - 1, *(PARAMETERS.galois_element(1 << i) for i in range(9))})
-)
+SECRET = _core.CkksSecretKey(PARAMETERS, None)
+ROTATIONS = [PARAMETERS.galois_element(1 << i) for i in range(9)]
+KEYS = SECRET.evaluation_keys(True, sorted({*PARAMETERS.packing_elements, 2 * N - 1, *ROTATIONS}), None)
 TOKENS = 6
 Rows = npt.NDArray[np.object_]  # of Python's whole numbers: no overflow, no reduction to trust
 Tensor = _core.CkksTensor
@@ -258,7 +257,7 @@ CIRCUITS: dict[str, Circuit] = {
     "drop": lambda e, t: [e.drop(t["x"], 1), e.drop(t["x"], 3)],
     "rotate": lambda e, t: e.rotate(t["low"], [1, 0, 4]) + e.rotate(t["many"], [2]) + e.rotate(t["many"], []),
     "conjugate": lambda e, t: [e.conjugate(t["low"])],
-    "assume": lambda e, t: [e.multiply(e.assume(t["x"], 0.5), t["y"])],
+    "assume": lambda e, t: [e.multiply(e.assume(t["x"], 0.5, np.inf), t["y"])],
     "chain": chain,
     "crosswise": crosswise,
     "sum_slots": lambda e, t: [e.sum_slots(e.select(t["many"], 3, 5))],
@@ -321,7 +320,7 @@ def test_views_record_nothing_and_share_the_storage():
     storage = x.ref.storage
     assert fields(x) == (storage, 0, 5, 1)
     assert fields(engine.select(engine.select(x, 1, 5), 1, 3)) == (storage, 2, 2, 1)
-    assert fields(engine.assume(x, 3.0)) == fields(x)
+    assert fields(engine.assume(x, 3.0, np.inf)) == fields(x)
     assert fields(engine.drop(x, 1)) == fields(x)
     assert engine.take_steps() == []
 
@@ -362,7 +361,7 @@ def test_nothing_is_recorded_unasked():
         (lambda e, x: e.pack_slot_sums(x), "make evaluation keys with packing"),
     ],
 )
-@pytest.mark.parametrize("keys", [None, SECRET.evaluation_keys(False, [5**7 % (2 * N)])])
+@pytest.mark.parametrize("keys", [None, SECRET.evaluation_keys(False, [5**7 % (2 * N)], None)])
 def test_missing_keys_are_named_as_by_the_run(operation, message, keys):
     with pytest.raises(CkksError, match=message) as run:
         operation(_core.CkksEvaluator(PARAMETERS, keys), INPUTS["x"])
@@ -505,11 +504,11 @@ def test_words_of_keys():
         assert (words.dtype, words.flags.writeable) == (np.uint64, False)
         assert words.shape == (-(-LIMBS // PARAMETERS.digit_limbs), 2, len(PRIMES), N)
         assert (words < np.array(PRIMES, np.uint64)[:, None]).all()
-    keys = SECRET.evaluation_keys(True, [3])
+    keys = SECRET.evaluation_keys(True, [3], None)
     before, words = keys.words(3).copy(), keys.words(3)
     del keys
     np.testing.assert_array_equal(words, before)
-    bare = SECRET.evaluation_keys(False, [])
+    bare = SECRET.evaluation_keys(False, [], None)
     for element, message in [
         (None, "needs the relinearisation key"),
         (PARAMETERS.galois_element(3), "a rotation by 3 needs its key"),

@@ -209,6 +209,7 @@ def test_the_state_is_of_one_run_and_one_step():
             ([states[0][0], states[1][1]], "several steps"),
             (states[1][::-1], "not saved by this"),
             (states[1][:1], "not saved by this"),
+            ([*states[1], states[1][0]], "more pieces than are due"),
             ([states[1][0], states[1][1][:-1]], "not saved by this"),
         ):
             owner.close()

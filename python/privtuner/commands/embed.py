@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_transformers()
     stop: Stop = arguments.stop
     with stop.defer(), connected(arguments.server, stop) as transport:
-        encoder, bundle = sealed_encoder(transport, stop)
+        encoder, bundle = sealed_encoder(transport)
         encoder.eval()
         rows = tokens_of(bundle.tokenizer(), list(texts), encoder.period)
         if not all(rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -54,19 +54,8 @@ def connected(address: str, stop: Stop) -> Iterator[RemoteTransport]:
         yield transport
 
 
-class _Watched:
-    """The way to the server, which is not taken again once the user asked to stop."""
-
-    def __init__(self, transport: RemoteTransport, stop: Stop) -> None:
-        self._transport, self._stop = transport, stop
-
-    def job(self, messages: Iterable[bytes]) -> Iterator[bytes]:
-        self._stop.check()
-        return self._transport.job(messages)
-
-
 def sealed_encoder(
-    transport: RemoteTransport, stop: Stop, *, rate: float = LR, momentum: float = MOMENTUM
+    transport: RemoteTransport, *, rate: float = LR, momentum: float = MOMENTUM
 ) -> tuple[SealedEncoder, OwnerBundle]:
     """Fetch what the owner needs, and return the encoder, whose jobs tell how far they are.
 
@@ -88,7 +77,7 @@ def sealed_encoder(
         f"{shape.layers} blocks of {shape.width} features are sealed; a pass takes {bundle.sealed.batch} texts of "
         f"{shape.period} tokens, however few there are"
     )
-    owner = SealedOwner(bundle.sealed, _Watched(transport, stop), progress=_JobLines(), retries=3)
+    owner = SealedOwner(bundle.sealed, transport, progress=_JobLines(), retries=3)
     return SealedEncoder(build_embeddings(bundle), owner, rate=rate, momentum=momentum), bundle
 
 
@@ -129,7 +118,7 @@ def train(
 
     momentum = MOMENTUM if arguments.momentum is None else arguments.momentum
     stop: Stop = arguments.stop
-    encoder, bundle = sealed_encoder(transport, stop, rate=config.lr, momentum=momentum)
+    encoder, bundle = sealed_encoder(transport, rate=config.lr, momentum=momentum)
     shape = encoder.owner.public.shape
     if arguments.pool not in (None, shape.pool):
         raise InputError(

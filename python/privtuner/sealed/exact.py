@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privtuner.ckks.functions import FUNCTIONS
+from privtuner.ckks.remez import Function
 from privtuner.errors import InputError
 from privtuner.sealed.weights import LayerWeights, Norm, Weights
 
@@ -89,6 +90,12 @@ class ExactEncoder:
         self.observe(index, name, values[self._mask])
         return values
 
+    def _at_real(self, function: Function, x: Array) -> Array:
+        """A function at real positions, zero elsewhere."""
+        values = np.zeros_like(x)
+        values[self._mask] = function(x[self._mask])
+        return values
+
     def _split(self, x: Array) -> Array:
         n, tokens, _ = x.shape
         heads: Array = x.reshape(n, tokens, self.shape.heads, self.shape.head_width).transpose(0, 2, 1, 3)
@@ -115,7 +122,7 @@ class ExactEncoder:
         mixed = show(index, "mixed", self._join(p @ v))
         y = self._norm(index, "1", layer.norm1, show(index, "residual1", layer.output(mixed) + x), kept)
         kept["up"] = z = show(index, "up", layer.up(y))
-        active = show(index, "active", np.asarray(self._activation.exact(z)))
+        active = show(index, "active", self._at_real(self._activation.exact, z))
         return self._norm(index, "2", layer.norm2, show(index, "residual2", layer.down(active) + y), kept)
 
     def _norm(self, index: int, which: str, norm: Norm, x: Array, kept: dict[str, Array]) -> Array:
@@ -132,7 +139,7 @@ class ExactEncoder:
         show = self._show
         dr2 = self._norm_backward(index, "2", layer.norm2, show(index, "d_output2", dy), kept)
         da = show(index, "d_active", dr2 @ layer.down.weight)
-        dz = show(index, "d_up", da * np.asarray(self._activation.slope(kept["up"])))
+        dz = show(index, "d_up", da * self._at_real(self._activation.slope, kept["up"]))
         dy1 = show(index, "d_output1", dr2 + dz @ layer.up.weight)
         dr1 = self._norm_backward(index, "1", layer.norm1, dy1, kept)
         do = self._split(show(index, "d_mixed", dr1 @ layer.output.weight))

@@ -34,7 +34,7 @@ def lock_state(locker: Locker, step: int, tensors: Sequence[EncryptedTensor]) ->
 def unlock_state(
     locker: Locker, pieces: Iterable[bytes | memoryview], expected: Sequence[EncryptedTensor]
 ) -> tuple[int, list[EncryptedTensor]]:
-    """Return the step and the tensors whose pieces `lock_state` yielded. No piece is asked for beyond the last due.
+    """Return the step and the tensors whose pieces `lock_state` yielded.
 
     Args:
         locker: that locked them.
@@ -42,7 +42,7 @@ def unlock_state(
         expected: planned tensors: what each of the state is like.
 
     Raises:
-        MessageError: pieces of another run or of several steps, too few, or of other shapes or levels.
+        MessageError: pieces of another run or of several steps, too few or too many, or of other shapes or levels.
     """
     tensors: list[EncryptedTensor] = []
     steps: set[int] = set()
@@ -63,6 +63,8 @@ def unlock_state(
             parts.append(EncryptedTensor.from_bytes(planned.parameters, piece[STEP.size :], some))
             done += count
         tensors.append(engine.concatenate(parts))
+    if next(arriving, None) is not None:
+        raise MessageError("training state: it has more pieces than are due")
     if len(steps) != 1:
         raise MessageError("training state: its pieces are of several steps; go on with an older one")
     return steps.pop(), tensors
