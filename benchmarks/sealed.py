@@ -1,6 +1,6 @@
 """What does the sealed model cost? A whole encoder on ciphertexts, forward and training step, beside published figures.
 
-    python benchmarks/sealed.py [--part PART]... [--quick] [--runs N] [--json F] [--plot F.png] [--threads N]
+    python benchmarks/sealed.py [--part PART]... [--quick] [--runs N] [--texts N] [--json F] [--plot F] [--threads N]
 
 The parts, all of them by default:
 
@@ -59,12 +59,14 @@ class Setting:
     Attributes:
         quick: tiny encoders and a ring that protects nothing.
         runs: of which medians are taken.
+        texts: of the accuracy part.
         parameters: of the encryption.
         done: the records of the parts before.
     """
 
     quick: bool
     runs: int
+    texts: int
     parameters: ckks.Parameters
     done: list[Record]
 
@@ -333,16 +335,19 @@ def clear_seconds(case: Case, backward: bool) -> float:
 
 def accuracy_part(setting: Setting) -> Iterator[Record]:
     """MiniLM's forward pass and gradients on clear numbers, with the noise that ciphertexts of this ring would have."""
-    folder = minilm_path()
+    folder, parameters = minilm_path(), setting.parameters
     if folder is None or setting.quick:
         progress("accuracy: a tiny random encoder in place of MiniLM" + " (not installed)" * (folder is None))
         case = setting.case("random", QUICK)
     else:
-        case = minilm(folder, setting.parameters.slots // 32)
-    progress(f"accuracy: {case.name}, {len(case.lengths)} texts")
-    model = case.sealed(setting.parameters)
+        case = minilm(folder, setting.texts)
+        ring = 2 * case.shape.period * setting.texts
+        if ring < parameters.ring_dimension:  # the chain is the same, the noise a little smaller
+            parameters = ckks.Parameters.INSECURE(parameters.depth, ring_dimension=1 << (ring - 1).bit_length())
+    progress(f"accuracy: {case.name}, {len(case.lengths)} texts, {parameters.name}")
+    model = case.sealed(parameters)
     progress(str(model.plan))
-    ev, public = ckks.ClearEvaluator(setting.parameters, noise=0), model.public
+    ev, public = ckks.ClearEvaluator(parameters, noise=0), model.public
     start = time.perf_counter()
 
     def stage(name: str) -> None:
@@ -548,15 +553,16 @@ def main() -> None:
     parser = harness.parser_of((__doc__ or "").splitlines()[0])
     parser.add_argument("--part", action="append", choices=PARTS, help="only this part; may be given several times")
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="medians of so many runs (default 1)")
+    parser.add_argument("--texts", type=int, default=512, metavar="N", help="of the accuracy part, 16 to 512 (default)")
     options = parser.parse_args()
-    if options.runs < 1:
-        parser.error("--runs must be at least 1")
+    if options.runs < 1 or not 16 <= options.texts <= 512:
+        parser.error("--runs must be at least 1, --texts from 16 to 512")
     system.set_num_threads(options.threads)
     torch.set_num_threads(options.threads)
     make = ckks.Parameters.INSECURE if options.quick else ckks.Parameters.secure
     parameters = make(12, ring_dimension=1 << (11 if options.quick else 15))
     records: list[Record] = []
-    setting = Setting(options.quick, options.runs, parameters, records)
+    setting = Setting(options.quick, options.runs, options.texts, parameters, records)
     for name in PARTS if options.part is None else dict.fromkeys(options.part):
         for record in PARTS[name](setting):
             records.append(record)

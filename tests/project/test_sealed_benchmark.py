@@ -15,7 +15,7 @@ QUICK = ckks.Parameters.INSECURE(12, ring_dimension=1024)
 
 
 def run(part, done=()):
-    return {record.name: record for record in sealed.PARTS[part](sealed.Setting(True, 1, QUICK, list(done)))}
+    return {record.name: record for record in sealed.PARTS[part](sealed.Setting(True, 1, 16, QUICK, list(done)))}
 
 
 # A few seconds each: a whole encoder, forward and backward, with everything around it.
@@ -57,12 +57,12 @@ def test_the_gpu_is_estimated_from_measurements_that_agree():
 
 
 def test_published_figures_stand_beside_ours():
-    setting = sealed.Setting(False, 1, QUICK, [Record("forward, a token", 20.0, "ms")])
+    setting = sealed.Setting(False, 1, 16, QUICK, [Record("forward, a token", 20.0, "ms")])
     records = {record.name: record for record in sealed.PARTS["peers"](setting)}
     assert records["FHE-BERT-Tiny, forward, 40 tokens"].ratio == pytest.approx(327e3 / 40 / 20)
     assert records["Perseus, BERT-base forward, 128 tokens"].ratio is None  # ours was not counted in this run
     assert all("published" in record.note for record in records.values())
-    counted = sealed.Setting(False, 1, QUICK, [Record(peer.beside, 1.0, "ms") for peer in sealed.PEERS])
+    counted = sealed.Setting(False, 1, 16, QUICK, [Record(peer.beside, 1.0, "ms") for peer in sealed.PEERS])
     assert all(record.ratio for record in sealed.PARTS["peers"](counted) if record.reference)
 
 
@@ -90,7 +90,7 @@ def test_peers_alone_print_a_table(monkeypatch, tmp_path, capsys):
     assert len(json.loads(path.read_text())) == len(sealed.PEERS) + 1
 
 
-@pytest.mark.parametrize("arguments", [["--part", "everything"], ["--runs", "0"]])
+@pytest.mark.parametrize("arguments", [["--part", "everything"], ["--runs", "0"], ["--texts", "8"]])
 def test_options_that_are_refused(monkeypatch, capsys, arguments):
     monkeypatch.setattr(sys, "argv", ["sealed.py", *arguments])
     with pytest.raises(SystemExit):
