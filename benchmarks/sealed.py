@@ -43,7 +43,7 @@ from sealed_models import Case, Matrices, minilm, minilm_path, random_case
 Array = npt.NDArray[np.float64]
 
 TINY = Shape(layers=2, width=128, heads=2, hidden=512, period=32, rank=8)
-LARGE = Shape(layers=2, width=768, heads=12, hidden=3072, period=128, rank=2)
+LARGE = Shape(layers=2, width=768, heads=12, hidden=3072, period=128, rank=2, pool="first")
 """The Encryption-Friendly LLM's: two layers of BERT-base."""
 QUICK = Shape(layers=1, width=16, heads=2, hidden=32, period=8, rank=2)
 GPU_RESULTS = Path(__file__).with_name("results") / "gpu-h200.json"

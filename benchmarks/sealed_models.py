@@ -96,27 +96,30 @@ class Case:
         return model
 
     def pooled(self, model: Any = None) -> torch.Tensor:
-        """Sums over the tokens of every sequence of the batch, (n, width), by ``model`` or the exact one."""
+        """What is revealed of every sequence of the batch, (n, width), by ``model`` or the exact one."""
         mask = torch.arange(self.ids.shape[1]) < torch.tensor(self.lengths)[:, None]
         model = self.exact if model is None else model
         states = model(input_ids=torch.tensor(self.ids), attention_mask=mask.to(torch.int64)).last_hidden_state
-        return (states * mask[:, :, None]).sum(1)
+        pooled: torch.Tensor = states[:, 0] if self.shape.pool == "first" else (states * mask[:, :, None]).sum(1)
+        return pooled
 
     def gradient(self, pooled: Array) -> Array:
-        """The gradient by the pooled sums, (n, width), of a cross-entropy behind a random head, times the batch's size.
+        """The gradient by what is revealed, (n, width), of the sum of cross-entropies behind a random head.
 
         As its owner scales it: below one, whatever the texts.
         """
         torch.manual_seed(4)
         leaf = torch.tensor(pooled, requires_grad=True)
         head = torch.randn(self.shape.width, _CLASSES, dtype=torch.float64) / self.shape.width**0.5
-        logits = leaf / torch.tensor(self.lengths)[:, None] @ head
-        loss = torch.nn.functional.cross_entropy(logits, torch.randint(_CLASSES, (len(pooled),)), reduction="sum")
+        vectors = leaf if self.shape.pool == "first" else leaf / torch.tensor(self.lengths)[:, None]
+        loss = torch.nn.functional.cross_entropy(
+            vectors @ head, torch.randint(_CLASSES, (len(pooled),)), reduction="sum"
+        )
         loss.backward()
         return np.clip(leaf.grad.numpy(), -1.0, 1.0)
 
     def gradients(self, gradient: Array) -> Matrices:
-        """Those of all adapter matrices by autograd, for a gradient by the pooled sums."""
+        """Those of all adapter matrices by autograd, for a gradient by what is revealed."""
         self.exact.zero_grad()
         (self.pooled() * torch.tensor(gradient)).sum().backward()
         layers = self.exact.base_model.model.encoder.layer
