@@ -37,7 +37,7 @@ import harness
 from harness import Record, progress
 from privtuner import ckks, system
 from privtuner.sealed import EncryptedAdapters, Plan, SealedModel, Shape
-from privtuner.sealed.schedule import Schedule
+from privtuner.sealed.schedule import Costs, Schedule
 from sealed_models import Case, Matrices, minilm, minilm_path, random_case
 
 Array = npt.NDArray[np.float64]
@@ -78,6 +78,11 @@ class Setting:
     def timings(self) -> ckks.Timings:
         """Seconds of the units of work here."""
         return ckks.measure_timings(self.parameters, repeats=1 if self.quick else 3)
+
+    def predicted(self, plan: Plan) -> float:
+        """Seconds that the passes of a plan would take here."""
+        costs = Costs(self.parameters, self.timings())
+        return sum(costs.seconds(schedule.work) for schedule in (plan.forward, plan.backward) if schedule is not None)
 
     def record(self, name: str, value: float, unit: str, **fields: Any) -> Record:
         """A record with the threads in force and, unless it is quick, what is to be reached."""
@@ -224,7 +229,7 @@ def forward_part(setting: Setting) -> Iterator[Record]:
     for _ in range(setting.runs):
         pooled, _, spent = session.forward(case, keep=False)
         runs.append(spent)
-    yield from _measured(setting, "forward", case, runs, model.plan.forward.seconds, 300.0)
+    yield from _measured(setting, "forward", case, runs, setting.predicted(model.plan), 300.0)
     yield from _errors(setting, "forward", case, pooled)
 
 
@@ -246,17 +251,16 @@ def step_part(setting: Setting) -> Iterator[Record]:
         runs.append(Spent(*map(sum, zip(ahead, back, strict=True))))
     for name, seconds in zip(("forward, all kept", "backward and step"), zip(*parts, strict=True), strict=True):
         yield setting.record(f"step, {name}", statistics.median(seconds), "s")
-    predicted = model.plan.forward.seconds + model.plan.backward.seconds
-    yield from _measured(setting, "step", case, runs, predicted, 900.0)
+    yield from _measured(setting, "step", case, runs, setting.predicted(model.plan), 900.0)
 
 
 def _prepared(setting: Setting, part: str, case: Case) -> Iterator[Record]:
     """Plan and keys; returns the model and a session."""
-    progress(f"{part}: {case.name}, {len(case.lengths)} sequences of {case.shape.period} tokens: timings, plan, keys")
+    progress(f"{part}: {case.name}, {len(case.lengths)} sequences of {case.shape.period} tokens: plan, keys")
     start = time.perf_counter()
-    model = case.sealed(setting.parameters, setting.timings())
+    model = case.sealed(setting.parameters)
     progress(str(model.plan))
-    yield setting.record(f"{part}, timings and plan", time.perf_counter() - start, "s")
+    yield setting.record(f"{part}, plan", time.perf_counter() - start, "s")
     start = time.perf_counter()
     session = Session(model, case.matrices)
     note = repr(setting.parameters)
@@ -449,7 +453,7 @@ def counted_part(setting: Setting) -> Iterator[Record]:
             what = f"counted, {name}, {'step' if case.shape.rank else 'forward'}"
             progress(what)
             start = time.perf_counter()
-            plan = case.sealed(setting.parameters, timings).plan
+            plan = case.sealed(setting.parameters).plan
             progress(f"{plan}\n{time.perf_counter() - start:9.2f} s  planned")
             yield from _counts(setting, what, case.shape, plan, timings, gpu, target if plan.backward else None)
 

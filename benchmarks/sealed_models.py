@@ -57,9 +57,9 @@ class Case:
         """Those of the batch, (n, tokens, width), after their norm."""
         return embed(self.bert, self.ids)
 
-    def sealed(self, parameters: ckks.Parameters, timings: ckks.Timings | None = None) -> SealedModel:
-        """The model at the server."""
-        return SealedModel(weights_of(self.bert, self.shape), self.domains, parameters, timings=timings)
+    def sealed(self, parameters: ckks.Parameters) -> SealedModel:
+        """The model at the server, planned as `privtuner prepare` does: the same on every machine."""
+        return SealedModel(weights_of(self.bert, self.shape), self.domains, parameters)
 
     def without_adapters(self) -> Case:
         """The same encoder, for inference alone."""
