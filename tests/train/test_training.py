@@ -21,7 +21,7 @@ from privtuner.train.training import (
     Step,
     TrainConfig,
     TrainResult,
-    _rate,
+    rate_at,
     evaluate,
     prepare_model,
     train_classifier,
@@ -114,16 +114,16 @@ def test_setting_out_of_range(field, value):
 
 def test_rate_rises_and_falls():
     config = TrainConfig(steps=10, warmup=0.2)
-    assert [round(_rate(step, config), 6) for step in range(10)] == [
+    assert [round(rate_at(step, config), 6) for step in range(10)] == [
         0.5,
         1.0,
         *(round(left / 9, 6) for left in range(8, 0, -1)),
     ]
-    assert _rate(10, config) == 0.0
+    assert rate_at(10, config) == 0.0
 
 
 def test_rate_of_a_single_step():
-    assert _rate(0, TrainConfig(steps=1)) == 1.0
+    assert rate_at(0, TrainConfig(steps=1)) == 1.0
 
 
 def test_plain_and_encrypted_start_alike(directory, parts):
