@@ -21,9 +21,9 @@ from privtuner.train.training import (
     Step,
     TrainConfig,
     TrainResult,
-    rate_at,
     evaluate,
     prepare_model,
+    rate_at,
     train_classifier,
 )
 from privtuner.wire import peek
