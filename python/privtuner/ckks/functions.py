@@ -74,7 +74,7 @@ class Row:
 
 
 def _erf(x: Array) -> Array:
-    return np.array([math.erf(v) for v in x.ravel()], np.float64).reshape(x.shape)
+    return np.fromiter(map(math.erf, x.ravel().tolist()), np.float64, x.size).reshape(x.shape)
 
 
 def _logistic(x: Array) -> Array:
