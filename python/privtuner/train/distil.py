@@ -169,4 +169,5 @@ def _principal(vectors: torch.Tensor, width: int) -> torch.Tensor:
     """Vectors less their mean on their first ``width`` principal directions, at a common scale."""
     centred = vectors - vectors.mean(0)
     kept = centred @ torch.linalg.svd(centred, full_matrices=False)[2][:width].T
-    return kept / kept.std() * _SPREAD
+    scaled: torch.Tensor = kept / kept.std() * _SPREAD
+    return scaled
