@@ -63,6 +63,7 @@ bench: develop
 	$(BIN)/python benchmarks/ckks.py --json out/ckks.json --plot out/ckks.png
 	$(BIN)/python benchmarks/schemes.py --json out/schemes.json --plot out/schemes.png
 	$(BIN)/python benchmarks/wireless.py --json out/wireless.json
+	$(BIN)/python benchmarks/sealed.py --json out/sealed.json
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -44,6 +45,7 @@ class Record:
     note: str = ""
 
 
+@functools.cache
 def hardware() -> dict[str, Any]:
     """Processor, threads, paths and versions, for the JSON file."""
     facts = info.collect()
@@ -127,11 +129,16 @@ def finish(records: list[Record], options: argparse.Namespace, title: str) -> No
     print(f"{title}: {machine['processor']}, {machine['cores']} cores, {options.threads} threads")
     print(table(records))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        rows = [dataclasses.asdict(record) | {"hardware": machine} for record in records]
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write(records, options.json)
     if options.plot:
         plot(records, options.plot, f"{title}, {machine['processor']}, {options.threads} threads")
+
+
+def write(records: list[Record], path: Path) -> None:
+    """Write the records with the hardware as JSON, in place of what the file held."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [dataclasses.asdict(record) | {"hardware": hardware()} for record in records]
+    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def plot(records: list[Record], path: Path, title: str) -> None:

@@ -25,7 +25,7 @@ Bytes sealed(const Head& head, std::size_t body) {
 }
 
 Head some_head() {
-  Head head{Kind::tensor, Direction::step, 0x0123456789abcdefu};
+  Head head{Kind::tensor, Direction::backward, 0x0123456789abcdefu};
   for (std::uint8_t i = 0; i < 16; ++i) {
     head.subject[i] = i;
     head.request[i] = static_cast<std::uint8_t>(16 + i);
@@ -55,7 +55,7 @@ class Threads {
 
 TEST(known_places) {
   const Bytes message = sealed(some_head(), 8);
-  Bytes known = {'P', 'V', 'T', 'N', 2, 0, 5, 3, 0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01};
+  Bytes known = {'P', 'V', 'T', 'N', 3, 0, 5, 1, 0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01};
   for (std::uint8_t i = 0; i < 32; ++i) known.push_back(i);
   for (const int byte : {7, 0, 0, 0, 4, 3, 2, 1, 8, 0, 0, 0, 0, 0, 0, 0}) {
     known.push_back(static_cast<std::uint8_t>(byte));

@@ -73,8 +73,37 @@ class Row:
     defined: tuple[Domain, ...] = ((-math.inf, math.inf),)
 
 
+_STEPS = 32  # knots from one whole number to the next
+_ORDER = 8
+_PIECE = 1 << 14  # numbers at a time, which stay in a processor's cache
+
+
+@lru_cache(maxsize=1)
+def _erf_series() -> Array:
+    """Taylor coefficients of erf, (order, knot), at the multiples of 1 / 32 up to 6, where it rounds to 1."""
+    knots = np.arange(6 * _STEPS + 1) / _STEPS
+    density = 2 / math.sqrt(math.pi) * np.exp(-knots * knots)
+    rows = [np.array([math.erf(knot) for knot in knots])]
+    for n in range(1, _ORDER + 1):  # derivatives of a Gaussian are Hermite polynomials times it
+        hermite = np.polynomial.hermite.hermval(knots, [0.0] * (n - 1) + [1.0])
+        rows.append((-1) ** (n - 1) * hermite * density / math.factorial(n))
+    return np.stack(rows)
+
+
 def _erf(x: Array) -> Array:
-    return np.fromiter(map(math.erf, x.ravel().tolist()), np.float64, x.size).reshape(x.shape)
+    """The series around the nearest knot: the remainder, |H_8| 2 / sqrt(pi) / 9! / 64^9 at the most, is below 2^-60."""
+    series, result = _erf_series(), np.empty(x.shape)
+    values, found = np.ravel(x), result.reshape(-1)
+    for begin in range(0, values.size, _PIECE):
+        part = values[begin : begin + _PIECE]
+        size = np.minimum(np.abs(part), 6.0)
+        knot = np.rint(size * _STEPS).astype(np.intp)
+        off = size - knot / _STEPS
+        total = series[_ORDER][knot]
+        for row in series[_ORDER - 1 :: -1]:
+            total = total * off + row[knot]
+        found[begin : begin + _PIECE] = np.copysign(total, part)
+    return result
 
 
 def _logistic(x: Array) -> Array:
