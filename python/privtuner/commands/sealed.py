@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from privtuner.nn import OwnerBundle, SealedEncoder
     from privtuner.sealed.owner import Progress as JobProgress
-    from privtuner.sealed.public import Public
     from privtuner.service import RemoteTransport
     from privtuner.train.dataset import TextTable
     from privtuner.train.training import TrainConfig, TrainResult
@@ -80,13 +79,6 @@ def sealed_encoder(
     )
     owner = SealedOwner(bundle.sealed, transport, progress=_JobLines(), retries=3)
     return SealedEncoder(build_embeddings(bundle), owner, rate=rate, momentum=momentum), bundle
-
-
-def _key_bytes(public: Public) -> int:
-    from privtuner.ckks.keys import elements_of
-
-    keys = public.keys
-    return public.parameters.key_bytes(1 + len(elements_of(public.parameters, *keys)))
 
 
 class _JobLines:
@@ -167,7 +159,7 @@ def train(
         "ring_dimension": parameters.ring_dimension,
         "log2_modulus": parameters.log_qp,
         "sequences": encoder.sequences,
-        "key_bytes": _key_bytes(encoder.owner.public),
+        "key_bytes": encoder.owner.public.key_bytes,
         "spent": asdict(spent),
         "jobs": {task: asdict(traffic) for (_, task), traffic in encoder.meter.snapshot().items()},
     }
