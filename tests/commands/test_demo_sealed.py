@@ -1,12 +1,10 @@
-"""The demonstration of the sealed model: the block it takes, its table, and the energy by the allocator."""
+"""The demonstration of the sealed model: its order of commands, its table, and the energy by the allocator."""
 
 import re
 import sys
 import types
 
 import pytest
-import torch
-from transformers import AutoModel, AutoTokenizer
 
 from privtuner.calibration import Round, tier_of_round
 from privtuner.commands import demo_sealed
@@ -16,7 +14,13 @@ from privtuner.errors import InputError
 def numbers(mode):
     step = {"loss": 1.5, "bytes_up": 0 if mode == "plain" else 2_000_000_000, "bytes_down": 1_000_000_000}
     step = {**step, "bytes_down": 0} if mode == "plain" else step
-    job = {"seconds": 300.0, "wait_seconds": 280.0, "bytes_up": 2_000_000_000, "bytes_down": 1_000_000_000}
+    job = {
+        "requests": 2,
+        "seconds": 300.0,
+        "wait_seconds": 280.0,
+        "bytes_up": 2_000_000_000,
+        "bytes_down": 1_000_000_000,
+    }
     return {
         "accuracy_before": 0.25,
         "accuracy_after": 0.5,
@@ -30,40 +34,33 @@ def numbers(mode):
         "ring_dimension": 32768,
         "log2_modulus": 840.0,
         "config": {"batch_size": 370},
+        "key_bytes": 150_000_000,
         "spent": {"tasks": 6, "bytes_up": 5_000_000_000, "bytes_down": 4_000_000_000, "refreshes": 12345},
-        "jobs": {"forward": job, "backward": job},
+        "jobs": {"embed": job, "forward": job, "backward": job},
     }
 
 
 RUNS = {"head alone": numbers("plain"), "LoRA clear": numbers("plain"), "LoRA sealed": numbers("sealed")}
 
 
-def test_the_first_block_is_a_model_of_its_own(model, tmp_path):
-    folder = demo_sealed._first_block(model, tmp_path)
-    block, whole = AutoModel.from_pretrained(folder).eval(), AutoModel.from_pretrained(model).eval()
-    assert block.config.num_hidden_layers == len(block.encoder.layer) == 1
-    batch = AutoTokenizer.from_pretrained(folder)("i like the apple", return_tensors="pt")
-    with torch.no_grad():
-        states = whole(**batch, output_hidden_states=True).hidden_states[1]
-        assert torch.equal(block(**batch).last_hidden_state, states)
-
-
 def test_the_table():
     table = demo_sealed._table(RUNS)
-    assert re.search(r"^what a message is about, of 4 classes: 370 training texts, 120 test texts, 2 steps", table)
+    assert re.search(r"^which of 4 days a message asks for: 370 training texts, 120 test texts, 2 steps", table)
     for row in (
         "head alone +LoRA clear +LoRA sealed",
         r"accuracy after( +50\.0%){3}",
         r"seconds a step( +600\.00){3}",
-        r"MB a step up +- +- +2,000",
-        r"MB a step down +- +- +1,000",
+        r"the sealed run +tasks +server s +owner s +MB up +MB down",
+        r"backward and step +2 +280 +20 +2,000 +1,000",
+        r"together +6 +840 +60 +6,000 +3,000",
     ):
         assert re.search(rf"^ +{row}$", table, re.MULTILINE), row
 
 
 def test_what_each_side_saw():
     views = demo_sealed._views(RUNS["LoRA sealed"], "a text")
-    assert "6 jobs of 16,384 slots each, 5.0 GB in and 4.0 GB out" in views
+    assert "6 tasks of 16,384 slots each, 5.00 GB in and 4.00 GB out" in views
+    assert "evaluation keys (150 MB)" in views
     assert "370 pooled vectors a step; 12,345 masked ciphertexts" in views
 
 
@@ -115,14 +112,19 @@ def test_the_runs_and_their_order(model, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(demo_sealed, "run_command", lambda line: lines.append(list(line)))
     monkeypatch.setattr(demo_sealed, "serving", Serving)
     monkeypatch.setattr(demo_sealed, "trained", trained)
+    monkeypatch.setattr(demo_sealed, "_small_model", lambda *given: lines.append(["distil", len(given[2])]))
+    monkeypatch.setattr(demo_sealed, "_predict", lambda *given: lines.append(["predict", *given[1:]]))
     demo_sealed._demonstrate(tmp_path, 2)
-    assert [line[0] for line in lines] == ["prepare", "train", "train", "serve", "train", "stop"]
-    prepare, head, clear, serve, sealed, _ = lines
+    assert [line[0] for line in lines] == ["distil", "prepare", "predict", "train", "train", "serve", "train", "stop"]
+    made, prepare, predicted, head, clear, serve, sealed, _ = lines
+    assert (made[1], predicted[1:]) == (370, [2, 120])
+    assert prepare[prepare.index("--calibrate") + 1].endswith("clinic_train.csv")
     assert prepare[prepare.index("--period") + 1] == "16"
     assert head[-3:] == ["--lora-r", "0", "head"]
     assert serve[2:] == ["--seal", "model"]
     assert sealed[1:5] == ["--server", "127.0.0.1:1", "--seal", "model"]
-    assert head[head.index("--batch-size") + 1] == sealed[sealed.index("--batch-size") + 1] == "370"
+    assert head[head.index("--batch-size") + 1] == sealed[sealed.index("--batch-size") + 1] == "360"
+    assert head[head.index("--momentum") + 1] == sealed[sealed.index("--momentum") + 1] == "0.9"
     assert clear[clear.index("--max-length") + 1] == "16"
     assert (tmp_path / "loss.png").is_file()
     assert "What you never had" in capsys.readouterr().out

@@ -122,10 +122,28 @@ def test_train(capsys, arguments, options, message):
     assert message in failed(capsys, 2, line)
 
 
-@pytest.mark.parametrize("option", [["--momentum", 0.5], ["--release"]])
-def test_train_without_a_sealed_model(capsys, arguments, option):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--momentum", 0.5], "--momentum goes with --seal model or --plain only"),
+        (["--release"], "--release goes with --seal model only"),
+    ],
+)
+def test_train_without_a_sealed_model(capsys, arguments, option, message):
     line = ["train", "--server", "127.0.0.1:1", *flat(arguments), *option]
-    assert f"{option[0]} goes with --seal model only" in failed(capsys, 2, line)
+    assert message in failed(capsys, 2, line)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--momentum", 1], "momentum is 1; give a number in [0, 1)"),
+        (["--head-first", -1], "head_first is -1; give a number from 0 to 1048576"),
+    ],
+)
+def test_train_in_the_clear_like_a_sealed_model(capsys, model, arguments, option, message):
+    line = ["train", "--plain", "--model", model, *flat(arguments), *option]
+    assert message in failed(capsys, 2, line)
 
 
 def test_nothing_is_sealed_in_the_clear(capsys, model, arguments):

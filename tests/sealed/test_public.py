@@ -54,6 +54,11 @@ def test_a_changed_weight_changes_names_only():
     assert replace(other.public, id=case.model.public.id) == case.model.public
 
 
+def test_the_keys_are_those_of_the_plan():
+    model = small().model
+    assert model.public.key_bytes == model.plan.key_bytes > 0
+
+
 def test_layouts():
     public = small().model.public
     rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from privtuner.errors import InputError
 from privtuner.nn import TrafficMeter
 from privtuner.train import load_classifier
 from privtuner.train.classifier import clear_classifier
-from privtuner.train.dataset import Encoded
+from privtuner.train.dataset import Encoded, shuffled_batches
 from privtuner.train.limits import fit, positions
 from privtuner.train.peft_adapter import add_lora, save_released
 from privtuner.train.report import load_labels, save_head
@@ -148,3 +148,25 @@ def test_released_adapters_work_on_the_clear_model(model: Path, tmp_path: Path, 
             assert torch.equal(saved[name], tensor), name
         elif "modules_to_save" in name:
             assert torch.equal(saved[name], head.state_dict()[name.rpartition(".")[2]])
+
+
+def test_the_head_takes_its_first_steps_on_the_vectors_of_one_pass() -> None:
+    encoder, data = ClearEncoder(), texts(16)
+    model = SealedClassifier(encoder, 2, 0)
+    wanted = SealedClassifier(ClearEncoder(), 2, 0).classifier
+    result = train_sealed(model, data, None, config(steps=1, batch_size=16, head_first=5))
+    assert [name for name, _ in encoder.calls] == ["forward", "backward"]
+    batch = next(shuffled_batches(data, 16, 0))
+    with torch.no_grad():
+        pooled = ClearEncoder().eval()(batch.input_ids, batch.attention_mask)
+    optimizer = torch.optim.AdamW(wanted.parameters(), lr=0.1, weight_decay=config().weight_decay)
+    losses = []
+    for _ in range(6):
+        loss = torch.nn.functional.cross_entropy(wanted(pooled), batch.targets)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(wanted.parameters(), config().clip)
+        optimizer.step()
+        losses.append(loss.item())
+    assert result.steps[0].loss == pytest.approx(losses[5])
+    torch.testing.assert_close(model.classifier.weight, wanted.weight)

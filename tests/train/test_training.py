@@ -15,13 +15,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from loops import each
 from privtuner.errors import InputError, PrivtunerError
 from privtuner.nn import LocalTransport, Session, build, split_pretrained, traffic_of
-from privtuner.train.dataset import encode
+from privtuner.train.dataset import encode, shuffled_batches
 from privtuner.train.table import TextTable, label_names
 from privtuner.train.training import (
     Step,
     TrainConfig,
     TrainResult,
     evaluate,
+    iterate_steps,
     prepare_model,
     rate_at,
     train_classifier,
@@ -101,6 +102,11 @@ def trained(model):
         ("clip", 0.0),
         ("warmup", 1.0),
         ("warmup", -0.1),
+        ("momentum", 1.0),
+        ("momentum", -0.1),
+        ("momentum", math.nan),
+        ("head_first", -1),
+        ("head_first", (1 << 20) + 1),
         ("seed", -1),
         ("seed", 1 << 63),
         ("targets", ()),
@@ -394,3 +400,34 @@ def test_result_sums_up():
     assert entry["final_loss"] == 3.0
     assert entry["config"]["targets"] == ("query", "value")
     assert len(entry["steps"]) == 3
+
+
+def test_adapters_by_momentum_and_the_head_first(directory, data):
+    """Against the same steps written out: SGD without clipping for adapters, AdamW with clipping for the head."""
+    config = TrainConfig(
+        steps=3, batch_size=30, warmup=0.0, lr=0.5, head_lr=5e-2, lora_r=4, seed=3, momentum=0.9, head_first=4
+    )
+    model, twin = (prepare_model(plain_model(directory), config) for _ in range(2))
+    steps = list(iterate_steps(model, data[0], config, progress=False))
+    named = [(name, value) for name, value in twin.named_parameters() if value.requires_grad]
+    adapters = [value for name, value in named if ".lora_" in name]
+    head = [value for name, value in named if ".lora_" not in name]
+    by_sgd = torch.optim.SGD(adapters, momentum=0.9)
+    by_adamw = torch.optim.AdamW(head, lr=5e-2, weight_decay=config.weight_decay)
+    batches = shuffled_batches(data[0], 30, 3)
+    for number in range(3):
+        batch, part = next(batches), 1 - number / 3
+        for again in range(5 if number == 0 else 1):
+            logits = twin(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            loss = torch.nn.functional.cross_entropy(logits, batch.targets)
+            twin.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(head, config.clip)
+            by_adamw.param_groups[0]["lr"], by_sgd.param_groups[0]["lr"] = 5e-2 * part, 0.5 * part
+            by_adamw.step()
+            if number or again == 4:
+                by_sgd.step()
+        assert steps[number].loss == pytest.approx(loss.item())
+        assert steps[number].lr == pytest.approx(0.5 * part)
+    for name, value in named:
+        torch.testing.assert_close(dict(model.named_parameters())[name], value)

@@ -159,6 +159,7 @@ def train(
         "ring_dimension": parameters.ring_dimension,
         "log2_modulus": parameters.log_qp,
         "sequences": encoder.sequences,
+        "key_bytes": encoder.owner.public.key_bytes,
         "spent": asdict(spent),
         "jobs": {task: asdict(traffic) for (_, task), traffic in encoder.meter.snapshot().items()},
     }

@@ -61,7 +61,8 @@ def prepared_model(directory: str, arguments: argparse.Namespace) -> Prepared:
                 f"{names}: the model in {directory} is prepared already; leave that out, or prepare it anew"
             )
         say(f"reading {directory}, and planning")
-        return Prepared.load(directory)
+        with Progress("planning", "passes") as planning:
+            return Prepared.load(directory, planning=planning)
     if arguments.calibrate is None:
         raise InputError(
             f"{directory} holds no prepared model; give --calibrate texts.csv to prepare one here, or make one with "
@@ -77,5 +78,6 @@ def prepared_model(directory: str, arguments: argparse.Namespace) -> Prepared:
     say(f"preparing {Path(directory).resolve().name}")
     parts = split_pretrained(directory, seal=Sealing(**options))
     step = -(-len(texts) // most)
-    with Progress("embedding", "texts") as progress:
-        return Prepared.calibrate(parts, texts[::step], room=given.get("room", 1.25), progress=progress)
+    with Progress("embedding", "texts") as progress, Progress("planning", "passes") as planning:
+        room = given.get("room", 1.25)
+        return Prepared.calibrate(parts, texts[::step], room=room, progress=progress, planning=planning)

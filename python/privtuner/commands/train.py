@@ -75,6 +75,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--head-lr", type=float, default=3e-2, metavar="X", help="peak learning rate, head (default %(default)s)"
     )
     parser.add_argument(
+        "--head-first",
+        type=int,
+        default=0,
+        metavar="N",
+        help="steps of the head alone on the first batch, before the adapters take any (default 0); sealed: they take "
+        "no pass at the server",
+    )
+    parser.add_argument(
         "--lora-r", type=int, metavar="R", help=f"rank of the adapters (default {_LORA_R}); 0: head alone"
     )
     parser.add_argument(
@@ -112,7 +120,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         "targets are the server's",
     )
     parser.add_argument(
-        "--momentum", type=float, metavar="X", help=f"of the adapters of a sealed model (default {sealed.MOMENTUM})"
+        "--momentum",
+        type=float,
+        metavar="X",
+        help=f"of the adapters of a sealed model (default {sealed.MOMENTUM}); with --plain: train them as a sealed "
+        "model's are, by SGD with this momentum, without warm-up",
     )
     parser.add_argument(
         "--release", action="store_true", help="ask the server of a sealed model for the adapters at the end"
@@ -191,8 +203,10 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise InputError("--model goes with --plain only; with --server the model is the server's")
     if arguments.seal:
         _check_sealed_options(arguments)
-    elif arguments.momentum is not None or arguments.release:
-        raise InputError(f"--{'release' if arguments.release else 'momentum'} goes with --seal model only")
+    elif arguments.release:
+        raise InputError("--release goes with --seal model only")
+    elif arguments.momentum is not None and not arguments.plain:
+        raise InputError("--momentum goes with --seal model or --plain only")
     if arguments.plain and arguments.scheme != next(iter(SCHEMES)):
         raise InputError("--scheme goes with --server only: nothing is encrypted in the clear")
 
@@ -237,8 +251,14 @@ def _task(arguments: argparse.Namespace) -> _Task:
         batch_size=_BATCH if arguments.batch_size is None else arguments.batch_size,
         lr=(sealed.LR if arguments.seal else _LR) if arguments.lr is None else arguments.lr,
         head_lr=arguments.head_lr,
+        head_first=arguments.head_first,
         lora_r=_LORA_R if arguments.lora_r is None else arguments.lora_r,
         targets=tuple(target.strip() for target in (arguments.targets or _TARGETS).split(",")),
+        **(
+            {"warmup": 0.0, "momentum": arguments.momentum}
+            if arguments.plain and arguments.momentum is not None
+            else {}
+        ),
         seed=arguments.seed,
         max_length=_MAX_LENGTH if arguments.max_length is None else arguments.max_length,
     )

@@ -57,6 +57,7 @@ class Prepared:
         room: float = 1.25,
         parameters: Parameters | None = None,
         progress: Callable[[int, int], object] | None = None,
+        planning: Callable[[int, int, str], object] | None = None,
     ) -> Prepared:
         """Measure how large every value gets on ``texts``, and plan the circuits for that.
 
@@ -66,6 +67,7 @@ class Prepared:
             room: by which all domains are widened, at least 1.
             parameters: of the encryption; the default is secure at N = 2^15.
             progress: called with the texts that were embedded, and all.
+            planning: told while the circuits are planned, as `privtuner.sealed.plan.make_plan` does.
 
         Raises:
             privtuner.errors.InputError: ``parts`` is of no sealed model, has no tokenizer, or no text is given.
@@ -76,7 +78,7 @@ class Prepared:
             raise InputError("no texts to calibrate on; give some that are like the data owners'")
         x, lengths = _embed(parts.bundle, texts, parts.weights.shape.period, progress or (lambda *_: None))
         domains = Domains.measure(parts.weights, x, lengths, room)
-        model = SealedModel(parts.weights, domains, parameters=parameters)
+        model = SealedModel(parts.weights, domains, parameters=parameters, progress=planning)
         return cls(model, parts.weights, domains, replace(parts.bundle, sealed=model.public))
 
     def save(self, directory: str | Path) -> None:
@@ -90,8 +92,8 @@ class Prepared:
         (folder / _DOMAINS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, directory: str | Path) -> Prepared:
-        """Return the model saved in ``directory``.
+    def load(cls, directory: str | Path, *, planning: Callable[[int, int, str], object] | None = None) -> Prepared:
+        """Return the model saved in ``directory``; ``planning`` as for `calibrate`.
 
         Raises:
             privtuner.errors.InputError: there is none, it is damaged, or it was prepared by another version.
@@ -113,7 +115,7 @@ class Prepared:
         if not isinstance(content, dict) or content.get("format") != _FORMAT or public is None:
             raise InputError(f"the model in {folder} was prepared by another version; prepare it again")
         weights, domains = Weights.of_state(state, public.shape), Domains.of_dict(content["domains"])
-        model = SealedModel(weights, domains, parameters=public.parameters)
+        model = SealedModel(weights, domains, parameters=public.parameters, progress=planning)
         if model.public.id != public.id:
             raise InputError(f"the model in {folder} was prepared by another version, or changed; prepare it again")
         return cls(model, weights, domains, bundle)

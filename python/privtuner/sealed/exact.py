@@ -59,7 +59,7 @@ class ExactEncoder:
         """
         g = np.asarray(gradient, np.float64)
         if self.weights.pooler is not None:
-            g = g @ self.weights.pooler.weight
+            g = self.weights.pooler.transposed(g)
         dx = np.zeros((*self._mask.shape, self.shape.width))
         if self.shape.pool == "mean":
             dx[self._mask] = np.repeat(g, self._mask.sum(axis=1), axis=0)
@@ -138,11 +138,11 @@ class ExactEncoder:
     def _layer_backward(self, index: int, layer: LayerWeights, dy: Array, kept: dict[str, Array]) -> Array:
         show = self._show
         dr2 = self._norm_backward(index, "2", layer.norm2, show(index, "d_output2", dy), kept)
-        da = show(index, "d_active", dr2 @ layer.down.weight)
+        da = show(index, "d_active", layer.down.transposed(dr2))
         dz = show(index, "d_up", da * self._at_real(self._activation.slope, kept["up"]))
-        dy1 = show(index, "d_output1", dr2 + dz @ layer.up.weight)
+        dy1 = show(index, "d_output1", dr2 + layer.up.transposed(dz))
         dr1 = self._norm_backward(index, "1", layer.norm1, dy1, kept)
-        do = self._split(show(index, "d_mixed", dr1 @ layer.output.weight))
+        do = self._split(show(index, "d_mixed", layer.output.transposed(dr1)))
         q, k, v, p = (kept[name] for name in ("query", "key", "value", "probabilities"))
         pairs = np.broadcast_to((self._mask[:, :, None] & self._mask[:, None, :])[:, None], p.shape)
         dp = do @ v.swapaxes(-1, -2)
@@ -152,8 +152,8 @@ class ExactEncoder:
         dq = show(index, "d_query", self._join(ds @ k))
         dk = show(index, "d_key", self._join(ds.swapaxes(-1, -2) @ q))
         dv = show(index, "d_value", self._join(p.swapaxes(-1, -2) @ do))
-        dx = dr1 + dk @ layer.key.weight + dv @ layer.value.weight
-        total: Array = dx + dq @ layer.query.weight / self.shape.head_width**0.5
+        dx = dr1 + layer.key.transposed(dk) + layer.value.transposed(dv)
+        total: Array = dx + layer.query.transposed(dq) / self.shape.head_width**0.5
         return total
 
     def _norm_backward(self, index: int, which: str, norm: Norm, dy: Array, kept: dict[str, Array]) -> Array:

@@ -51,6 +51,7 @@ class SealedModel:
         parameters: of the encryption; default N = 2^15, depth 12, 128 bits.
         timings: of this machine, for the plan.
         price: seconds a byte of traffic, for the plan.
+        progress: told while it plans, which takes a minute where layers are wide; as of `make_plan`.
 
     Attributes:
         shape: of the encoder.
@@ -71,13 +72,14 @@ class SealedModel:
         *,
         timings: Timings | None = None,
         price: float | None = None,
+        progress: Callable[[int, int, str], object] | None = None,
     ) -> None:
         self.shape = weights.shape
         self.parameters = Parameters.secure(12, ring_dimension=1 << 15) if parameters is None else parameters
         if self.parameters.slots % self.shape.period:
             raise InputError(f"period {self.shape.period} does not divide the {self.parameters.slots} slots")
         self.encoder = Encoder(weights, domains)
-        self.plan: Plan = make_plan(self.encoder, self.parameters, timings, price)
+        self.plan: Plan = make_plan(self.encoder, self.parameters, timings, price, progress)
         content = hashlib.sha256()
         for array in weights.arrays():
             content.update(np.ascontiguousarray(array).tobytes())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +117,11 @@ def reveal(ev: Any, pooled: Any) -> Any:
 
 
 def make_plan(
-    encoder: Encoder, parameters: Parameters, timings: Timings | None = None, price: float | None = None
+    encoder: Encoder,
+    parameters: Parameters,
+    timings: Timings | None = None,
+    price: float | None = None,
+    progress: Callable[[int, int, str], object] | None = None,
 ) -> Plan:
     """Plan both passes.
 
@@ -129,6 +133,7 @@ def make_plan(
         parameters: of the encryption.
         timings: seconds of the units of work on the server's machine; None estimates them by counted transforms.
         price: seconds a byte, as for `Costs`.
+        progress: called with the passes that are planned, the most there may be, and what comes next.
 
     Raises:
         CkksError: the parameters are not deep enough.
@@ -141,6 +146,9 @@ def make_plan(
     def first(level: int) -> float:
         return costs.price * 8 * parameters.ring_dimension * shape.width * (level + 1)
 
+    tell = progress or (lambda *_: None)
+    attempts = range(4, depth - 2) if shape.rank else range(1)
+    tell(0, 1 + 2 * len(attempts), "what the forward pass takes")
     stretches = measure(parameters, passes.forward)
     if not shape.rank:
         forward, (pooled, _) = choose(parameters, passes.forward, costs, FLOORS, first=first, stretches=stretches)
@@ -148,7 +156,8 @@ def make_plan(
     points, (_, saved) = visits(parameters, passes.forward, depth - 2)
     best: tuple[float, Schedule, Schedule, dict[str, int], EncryptedTensor] | None = None
     trouble: CkksError | None = None
-    for least in range(4, depth - 2):
+    for attempt, least in enumerate(attempts):
+        tell(1 + 2 * attempt, 1 + 2 * len(attempts), f"forward, at least {least} levels kept")
         floors = dict(FLOORS)
         for point, floor in _floors(saved, points, depth - 2, least).items():
             floors[point] = max(floors.get(point, 0), FLOORS.get(point.rsplit(".", 1)[-1], 0), min(floor, depth))
@@ -156,6 +165,7 @@ def make_plan(
             forward, (pooled, passes.saved) = choose(
                 parameters, passes.forward, costs, floors, first=first, stretches=stretches
             )
+            tell(2 + 2 * attempt, 1 + 2 * len(attempts), f"backward, at least {least} levels kept")
             backward, _ = choose(
                 parameters, passes.backward, costs, FLOORS, full=passes.backward_from_full, first=first
             )

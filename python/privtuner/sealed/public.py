@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from privtuner import wire
 from privtuner.ckks import EncryptedTensor, Evaluator, Parameters, SecretKey
+from privtuner.ckks.keys import elements_of
 from privtuner.errors import InputError, MessageError
 from privtuner.sealed.adapters import BOUND, GRADIENT_BOUND, Matrices, initial_numbers, matrices_of, numbers_of
 from privtuner.sealed.schedule import Refresh
@@ -77,6 +78,11 @@ class Public:
     keys: Keys
     forward: tuple[Refresh, ...]
     backward: tuple[Refresh, ...]
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of the evaluation keys on the wire, which go to the server once a connection."""
+        return self.parameters.key_bytes(1 + len(elements_of(self.parameters, *self.keys)))
 
     @property
     def period(self) -> int:

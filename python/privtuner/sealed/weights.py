@@ -25,7 +25,16 @@ class Dense:
 
     def __call__(self, x: Array) -> Array:
         """Apply to the last axis."""
-        return np.asarray(x @ self.weight.T + self.bias)
+        return _product(x, self.weight.T) + self.bias
+
+    def transposed(self, gradient: Array) -> Array:
+        """Return the gradient by x: g W, on the last axis."""
+        return _product(gradient, self.weight)
+
+
+def _product(x: Array, matrix: Array) -> Array:
+    """x (..., k) by a matrix (k, d): one product for all rows, where NumPy would do one for each sequence."""
+    return np.asarray(x.reshape(-1, len(matrix)) @ matrix).reshape(*x.shape[:-1], -1)
 
 
 @dataclass(frozen=True)

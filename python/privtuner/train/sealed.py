@@ -117,7 +117,17 @@ def _steps(model: SealedClassifier, train: Encoded, config: TrainConfig) -> Iter
             model.encoder.eval()
         rate = config.lr * rate_at(number, config)
         model.encoder.rate = rate
-        loss = torch.nn.functional.cross_entropy(model(batch.input_ids, batch.attention_mask), batch.targets)
+        pooled = model.encoder(batch.input_ids, batch.attention_mask).float()
+
+        def cross_entropy(vectors: torch.Tensor, targets: torch.Tensor = batch.targets) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(head(vectors), targets)
+
+        for _ in range(0 if number else config.head_first):  # on the same vectors: no pass is needed
+            optimizer.zero_grad()
+            cross_entropy(pooled.detach()).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+            optimizer.step()
+        loss = cross_entropy(pooled)
         if not bool(loss.isfinite()):
             raise InputError(
                 f"the loss is {loss.item()} at step {number + 1} of {config.steps}; use lower learning rates"

@@ -20,7 +20,7 @@ import torch
 
 from privtuner.errors import CkksError, InputError, PrivtunerError
 from privtuner.nn import EncryptedLayer, Traffic, TrafficMeter, traffic_of
-from privtuner.train.dataset import Encoded, length_batches, shuffled_batches
+from privtuner.train.dataset import Batch, Encoded, length_batches, shuffled_batches
 from privtuner.train.peft_adapter import add_lora, trainable_heads
 
 if TYPE_CHECKING:
@@ -58,6 +58,10 @@ class TrainConfig:
         warmup: part of the steps over which the rates rise linearly from zero, in [0, 1); they fall linearly after.
         weight_decay: the weight decay of AdamW.
         clip: largest norm of the gradient, positive, up to 1e30.
+        momentum: in [0, 1), of the adapters, which are then trained by SGD without clipping, as a sealed model's are;
+            None trains them by AdamW, like the head.
+        head_first: steps of the head alone on the first batch, before any of ``steps``, 0 to 2**20: adapters learn
+            little from a head that knows nothing.
         lora_r: rank of the adapters, up to 2**16; 0 trains the head alone.
         lora_alpha: the adapters' update is scaled by ``lora_alpha / lora_r``.
         targets: ends of the names of the layers that get adapters.
@@ -77,6 +81,8 @@ class TrainConfig:
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
+    momentum: float | None = None
+    head_first: int = 0
     lora_r: int = 8
     lora_alpha: int = 16
     targets: tuple[str, ...] = ("query", "value")
@@ -87,6 +93,7 @@ class TrainConfig:
         for name, least, most in (
             ("steps", 1, 10**9),
             ("batch_size", 1, 1 << 20),
+            ("head_first", 0, 1 << 20),
             ("lora_r", 0, 1 << 16),
             ("lora_alpha", 1, 1 << 20),
             ("max_length", 3, 1 << 20),
@@ -99,6 +106,8 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)}; give a positive number up to 1e30")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is {self.warmup}; give a part of the steps in [0, 1)")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise InputError(f"momentum is {self.momentum:g}; give a number in [0, 1)")
         if self.seed is not None and not 0 <= self.seed < 1 << 63:
             raise InputError(f"seed is {self.seed}; give 0 or a positive number below 2**63")
         if not self.targets or not all(self.targets):
@@ -267,35 +276,41 @@ def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, prog
     """
     mode, meter = _mode(model), _meter(model)
     adapters, head = _find_trained(model)
-    groups = [{"params": adapters, "lr": config.lr}, {"params": head, "lr": config.head_lr}]
+    optimizers = _optimizers(adapters, head, config)
     parameters = [*adapters, *head]
     good = [parameter.detach().clone() for parameter in parameters]
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, config))
+    schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: rate_at(step, config)) for each in optimizers]
     batches = shuffled_batches(train, config.batch_size, config.seed)
     with _bar(progress, total=config.steps, desc=mode, unit="step") as bar:
         for number in range(1, config.steps + 1):
             start, sent = time.perf_counter(), meter.total()
             batch = next(batches).to(model.device)
+            if number == 1:
+                _head_first(model, batch, optimizers[0], head, config)
             try:
                 with _explain_divergence(f"at step {number} of {config.steps}", config, possible=number > 1):
                     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
                     loss = torch.nn.functional.cross_entropy(logits.float(), batch.targets)
                     _check_finite("the loss", loss)
-                    optimizer.zero_grad()
+                    for optimizer in optimizers:
+                        optimizer.zero_grad()
                     loss.backward()
-                    _check_finite("the gradient", torch.nn.utils.clip_grad_norm_(parameters, config.clip))
+                    limit = config.clip if config.momentum is None else math.inf
+                    _check_finite("the gradient", torch.nn.utils.clip_grad_norm_(parameters, limit))
+                    torch.nn.utils.clip_grad_norm_(head, config.clip)
             except _DivergedError:
                 _restore(parameters, good)
                 raise
             good = [parameter.detach().clone() for parameter in parameters]
-            rate = float(schedule.get_last_lr()[0])
+            rate = config.lr * rate_at(number - 1, config)
             try:
-                optimizer.step()
+                for optimizer in optimizers:
+                    optimizer.step()
             except BaseException:
                 _restore(parameters, good)
                 raise
-            schedule.step()
+            for schedule in schedules:
+                schedule.step()
             moved: Traffic = meter.total() - sent
             step = Step(loss.item(), rate, time.perf_counter() - start, batch.tokens, moved.bytes_up, moved.bytes_down)
             bar.set_postfix_str(_postfix(step), refresh=False)
@@ -303,6 +318,36 @@ def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, prog
             if number == 1:
                 bar.refresh()  # a log, where it is drawn rarely, tells at once that it trains and how fast
             yield step
+
+
+def _head_first(
+    model: PeftModel,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    head: list[torch.nn.Parameter],
+    config: TrainConfig,
+) -> None:
+    """Let the head alone take its first steps: ``optimizer`` passes over what has no gradient."""
+    for _ in range(config.head_first):
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        loss = torch.nn.functional.cross_entropy(logits.float(), batch.targets)
+        optimizer.zero_grad()
+        for parameter, gradient in zip(head, torch.autograd.grad(loss, head), strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(head, config.clip)
+        optimizer.step()
+
+
+def _optimizers(
+    adapters: list[torch.nn.Parameter], head: list[torch.nn.Parameter], config: TrainConfig
+) -> list[torch.optim.Optimizer]:
+    if config.momentum is None or not adapters:
+        groups = [{"params": adapters, "lr": config.lr}, {"params": head, "lr": config.head_lr}]
+        return [torch.optim.AdamW(groups, weight_decay=config.weight_decay)]
+    return [
+        torch.optim.AdamW(head, lr=config.head_lr, weight_decay=config.weight_decay),
+        torch.optim.SGD(adapters, lr=config.lr, momentum=config.momentum),
+    ]
 
 
 class _DivergedError(PrivtunerError):
