@@ -23,7 +23,7 @@ EDITABLE := SKBUILD_BUILD_DIR=$(BUILD) SKBUILD_CMAKE_DEFINE="PRIVTUNER_BUILD_TES
 
 help:
 	@echo 'make demo            fine-tune MiniLM plain and encrypted, with the server in its own process'
-	@echo 'make demo-sealed     fine-tune a small encoder that neither side shows the other: some ten minutes'
+	@echo 'make demo-sealed     fine-tune a small encoder that neither side shows the other: a quarter of an hour'
 	@echo 'make test            build, and run the C++ and the Python tests'
 	@echo 'make test-paths      run the tests on the code paths of other processors: PATHS="sse jitter isa-portable"'
 	@echo 'make test-sanitize   run the C++ tests under the address and undefined-behaviour sanitizers'

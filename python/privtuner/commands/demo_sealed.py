@@ -36,7 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.description = (
         "Make a small encoder that learns from MiniLM, seal it, fine-tune it on messages to a clinic through a server "
-        "in a process of its own, and print one table beside training in the clear. Takes some ten minutes on two "
+        "in a process of its own, and print one table beside training in the clear. Takes a quarter of an hour on two "
         "cores and 8 GB; all it needs is in the packages."
     )
     parser.add_argument(
