@@ -19,7 +19,7 @@ BUILD := build/develop
 EDITABLE := SKBUILD_BUILD_DIR=$(BUILD) SKBUILD_CMAKE_DEFINE="PRIVTUNER_BUILD_TESTS=ON;PRIVTUNER_WERROR=$(WERROR)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sealed test test-cpp test-paths test-sanitize bench lint wheel develop clean
+.PHONY: help demo demo-sealed test test-arithmetic test-cpp test-parties test-paths test-sanitize bench lint wheel develop clean
 
 help:
 	@echo 'make demo            fine-tune MiniLM plain and encrypted, with the server in its own process'
@@ -41,8 +41,17 @@ demo-sealed: develop
 	mkdir -p out/demo-sealed
 	$(BIN)/privtuner demo-sealed --out out/demo-sealed
 
-test: test-cpp
-	$(BIN)/python -m pytest
+# The Python tests in two halves, which `make --jobs=2` runs side by side.
+ARITHMETIC := ckks core cuda linear openfhe wireless
+PARTIES := $(filter-out $(ARITHMETIC) support __pycache__,$(patsubst tests/%/,%,$(wildcard tests/*/)))
+
+test: test-cpp test-arithmetic test-parties
+
+test-arithmetic: develop
+	$(BIN)/python -m pytest $(ARITHMETIC:%=tests/%)
+
+test-parties: develop
+	$(BIN)/python -m pytest $(PARTIES:%=tests/%)
 
 test-cpp: develop
 	$(BIN)/cmake --build $(BUILD) --target cpp_tests
