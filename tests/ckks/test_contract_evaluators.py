@@ -251,6 +251,12 @@ MISUSE = {
         lambda c, x: c.evaluator.linear(c.evaluator.linear(x, MATRIX), np.ones((2, 6))),
     ),
     "row scales of a transpose": (CkksError, lambda c, x: c.evaluator.linear(x, SKEWED, transpose=True)),
+    "two widths behind a single feature": (
+        CkksError,
+        lambda c, x: c.evaluator.linear_combination(
+            [c.evaluator.select(x, slice(0, 1)), c.evaluator.select(x, slice(0, 2)), x], [1.0, 1.0, 1.0]
+        ),
+    ),
     "one weight for two tensors": (InputError, lambda c, x: c.evaluator.linear_combination([x, x], [1.0])),
     "features with a step": (InputError, lambda c, x: c.evaluator.select(x, slice(0, 4, 2))),
     "a level above": (CkksError, lambda c, x: c.evaluator.drop_level(c.evaluator.drop_level(x, 1), 2)),

@@ -17,7 +17,7 @@ CentredLift::CentredLift(const Parameters& parameters, std::size_t limbs)
       product = p.mul(product, p.reduce(parameters.prime(j).q));
     }
     products_.push_back(std::move(products));
-    minus_half_.push_back(p.mul(p.sub(1, product), p.inv(2)));
+    minus_half_.push_back(p.mul(p.sub(1, product), (p.q + 1) / 2));
   }
 }
 

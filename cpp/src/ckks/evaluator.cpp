@@ -306,11 +306,12 @@ TensorPtr Evaluator::linear_combination(const std::vector<TensorPtr>& tensors,
     throw Error("a combination of " + std::to_string(tensors.size()) + " tensors; take fewer than " +
                 std::to_string(ring::kMaxTerms) + " at once and add the results");
   }
-  std::size_t features = 1;
+  const TensorPtr& widest = *std::max_element(
+      tensors.begin(), tensors.end(), [](const TensorPtr& a, const TensorPtr& b) { return a->features < b->features; });
+  const std::size_t features = widest->features;
   int level = parameters_->depth();
   for (const TensorPtr& x : tensors) {
-    check_pair(*x, *tensors[0]);
-    features = std::max(features, x->features);
+    check_pair(*x, *widest);
     level = std::min(level, x->level);
   }
   if (level < 1) {

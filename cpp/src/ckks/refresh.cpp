@@ -167,6 +167,10 @@ void check_key(const PublicKey& key, const Parameters& parameters) {
 void reveal(const PublicKey& key, const Tensor& x, int flood_bits, bool packed, Tensor& revealed) {
   const Parameters& parameters = *x.parameters;
   check_key(key, parameters);
+  if (x.planned || revealed.planned || revealed.features != x.features || revealed.level != x.level ||
+      revealed.parameters->hash() != parameters.hash()) {
+    throw std::invalid_argument("what is revealed takes a tensor with words, and the room for the result");
+  }
   const std::size_t n = parameters.n();
   const math::Isa isa = math::active_isa();
   const ring::Seed seed = ring::Seed::from_os();
@@ -193,7 +197,8 @@ MaskedRefresh::MaskedRefresh(std::shared_ptr<const PublicKey> key, TensorPtr x, 
       batch_(refresh_batch(*x_->parameters, fresh_->level)),
       masks_((x_->features + batch_ - 1) / batch_) {
   check_key(*key_, *x_->parameters);
-  if (x_->planned || fresh_->planned || x_->level != kRefreshLevel || fresh_->features != x_->features) {
+  if (x_->planned || fresh_->planned || x_->level != kRefreshLevel || fresh_->features != x_->features ||
+      fresh_->parameters->hash() != x_->parameters->hash()) {
     throw std::invalid_argument("a refresh takes a tensor at its level, and the room for the result");
   }
 }

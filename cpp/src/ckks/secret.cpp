@@ -1,4 +1,5 @@
 #include "privtuner/ckks/secret.hpp"
+#include "privtuner/ckks/centred_lift.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -198,32 +199,15 @@ void SecretKey::coefficients(const Tensor& tensor, std::size_t f, double* out) c
       parameters_->prime(i).ntt.inverse(row_out, isa);
     }
   });
-  // Balanced mixed radix: x = t_0 + q_0 (t_1 + q_1 (t_2 + ..)), |t_i| <= q_i / 2; small x has zeros at the top.
-  struct Step {
-    std::uint64_t inverse, shoup;
-  };
-  std::vector<Step> inverse(limbs * limbs);
-  for (std::size_t i = 0; i < limbs; ++i) {
-    const math::Modulus& q = parameters_->prime(i).row.modulus();
-    for (std::size_t j = 0; j < i; ++j) {
-      const std::uint64_t w = q.inv(q.reduce(parameters_->prime(j).q));
-      inverse[i * limbs + j] = {w, q.shoup(w)};
-    }
-  }
-  math::SecretBuffer<std::int64_t> digits(limbs);
+  const CentredLift lift(*parameters_, limbs);
+  lift.to_digits(rows.data());
+  // x = sum over i of (u_i - (q_i - 1) / 2) q_0 .. q_(i-1): a small x has zeros at the top.
   for (std::size_t k = 0; k < n; ++k) {
     double value = 0, weight = 1;
     for (std::size_t i = 0; i < limbs; ++i) {
-      const math::Modulus& q = parameters_->prime(i).row.modulus();
-      std::uint64_t digit = rows[i * n + k];
-      for (std::size_t j = 0; j < i; ++j) {
-        const Step& step = inverse[i * limbs + j];
-        digit = q.mul_shoup(q.sub(digit, q.reduce_signed(digits[j])), step.inverse, step.shoup);
-      }
-      const std::int64_t over = -static_cast<std::int64_t>(digit > q.q / 2);
-      digits[i] = static_cast<std::int64_t>(digit) - (over & static_cast<std::int64_t>(q.q));
-      value += weight * static_cast<double>(digits[i]);
-      weight *= static_cast<double>(q.q);
+      const std::uint64_t q = parameters_->prime(i).q;
+      value += weight * static_cast<double>(static_cast<std::int64_t>(rows[i * n + k] - q / 2));
+      weight *= static_cast<double>(q);
     }
     out[k] = value;
   }
