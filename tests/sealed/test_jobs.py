@@ -158,6 +158,55 @@ def test_a_server_with_other_weights_is_noticed(pair):
         owner.embed(*batch())
 
 
+def test_the_state_of_another_branch_is_not_taken_for_this_one(tmp_path):
+    """A server that saved as many steps of the same run, but others, is sent the owner's."""
+    model = TinyModel()
+    x, lengths = batch()
+    with served("local", model, state=tmp_path / "server") as (transport, _):
+        mine, other = tmp_path / "mine", tmp_path / "other"
+        owner = SealedOwner(model.public, transport, state=mine, allow_insecure=True)
+        other.write_bytes(mine.read_bytes())
+        train(owner, Twin(model))
+        before = owner.embed(x, lengths)
+        owner.close()
+        branch = SealedOwner(model.public, transport, state=other, allow_insecure=True)
+        branch.forward(x, lengths)
+        branch.backward(-G, 8.0, 0.5)
+        branch.close()
+        assert branch.step == owner.step
+        again = SealedOwner(model.public, between := Between(transport), state=mine, allow_insecure=True)
+        assert np.abs(again.embed(x, lengths) - before).max() < TOLERANCE
+        again.close()
+    assert ("up", "RESUME") in set(map(type_of_pair, between.seen))
+
+
+def test_an_embedding_beyond_the_bound_leaves_the_connection_alone():
+    """The server, which named the bound, sees nothing of it: no stream ends and no key is made anew."""
+    model = TinyModel()
+    x, lengths = batch()
+    with served("local", model) as (transport, _):
+        owner = SealedOwner(model.public, between := Between(transport), allow_insecure=True)
+        owner.embed(x, lengths)
+        sent = len(between.seen)
+        with pytest.raises(InputError, match="beyond"):
+            owner.embed(x * 1e6, lengths)
+        assert len(between.seen) == sent
+        owner.embed(x, lengths)
+        owner.close()
+    assert list(map(type_of_pair, between.seen)).count(("up", "OPEN")) == 1
+
+
+def test_gradients_that_are_scaled_down_are_counted():
+    model = TinyModel()
+    with served("local", model) as (transport, _):
+        owner = SealedOwner(model.public, transport, allow_insecure=True)
+        for factor, scaled in ((1e-9, 0), (1e9, len(G))):
+            owner.forward(*batch())
+            owner.backward(G * factor, 8.0)
+            assert owner.scaled_down == scaled
+        owner.close()
+
+
 def test_a_server_that_saved_the_state_is_not_sent_it(tmp_path, caplog):
     model = TinyModel()
     twin = Twin(model)

@@ -88,6 +88,7 @@ TO_SERVER = {
     "another public key": (Type.PUBLIC_KEY, lambda m: [remade(m, bytes(100))], "100 bytes of public_key"),
     "a longer public key": (Type.PUBLIC_KEY, lambda m: [remade(m, bytes(1 << 20))], "1048576 bytes of public_key"),
     "keys without end": (Type.KEYS, lambda m: [remade(m, bytes(1 << 20), last=0)] * 40, "of keys, .* are due"),
+    "keys in empty pieces": (Type.KEYS, lambda m: [remade(m, b"", last=0)], "an empty piece of keys"),
     "more keys": (Type.KEYS, lambda m: [remade(m, bytes(7 << 20))], "7340032 bytes of keys"),
     "fewer keys": (Type.KEYS, lambda m: [remade(m, bytes(1000))], "1000 bytes of keys"),
     "a rate that is none": (Type.BACKWARD, lambda m: [remade(m, Rates(np.nan, 0.5).to_bytes())], "rate nan"),

@@ -40,8 +40,8 @@ def test_a_step_is_pads_ciphertexts_and_counts():
             case Type.OPEN:
                 assert len(payload) == 32
             case Type.WELCOME:
-                assert len(payload) == 40
-                assert payload[32:] == bytes(8)
+                assert len(payload) == 64  # a nonce, and a digest of locked bytes
+                assert payload[32:] == bytes(32)
             case Type.READY:
                 assert payload == bytes(8)
             case Type.DONE:

@@ -41,6 +41,16 @@ def test_impossible_values_are_refused(place, value):
         Public.from_bytes(wire.seal("sealed_public", [changed], subject=head.subject))
 
 
+def test_more_keys_or_adapters_than_any_model_has_are_refused():
+    public = small().model.public
+    wide = replace(public.shape, layers=64, width=8192, heads=64, hidden=8192, rank=8192)
+    many = replace(public, parameters=Parameters.secure(12, ring_dimension=1 << 15))
+    many = replace(many, keys=many.keys._replace(rotations=tuple(range(1, 2000))))
+    for hostile in (replace(public, shape=wide), many):
+        with pytest.raises(MessageError, match="more than any model has"):
+            Public.from_bytes(hostile.to_bytes())
+
+
 def test_a_changed_weight_changes_names_only():
     """What tells nothing of the weights is the same for others of the same shape and domains."""
     case = small()
@@ -196,3 +206,5 @@ def test_shape_of_a_plan():
     assert f"{plan.key_bytes / 1e6:.3g} MB" in text
     with pytest.raises(CkksError):
         type(case.model)(case.weights, case.domains, Parameters.INSECURE(6, ring_dimension=1024))
+    with pytest.raises(InputError, match=r"known for a scale of 2\^40"):
+        type(case.model)(case.weights, case.domains, Parameters.INSECURE(12, 38, ring_dimension=1024))

@@ -84,11 +84,6 @@ def tensor(evaluator, values, level=None, bound=None, domain=(-1.0, 1.0)):
     return evaluator.tensor(values, bound=bound, level=level, scale=scale)
 
 
-def one_more(domain, degree) -> int:
-    """The level a polynomial takes where a tensor of the chain's scale is too large for the domain."""
-    return int((domain[1] - domain[0]) / 2 > 2 ** min(1.0, 2.0 ** (2 - degree.bit_length())))
-
-
 def random(*shape: int, seed: int = 3, low: float = -1.0, high: float = 1.0) -> npt.NDArray[np.float64]:
     return np.random.default_rng(seed).uniform(low, high, shape)
 

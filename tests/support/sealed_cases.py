@@ -13,6 +13,7 @@ import numpy as np
 from privtuner import ckks, wire
 from privtuner.ckks.evaluator import Evaluator, Matrix
 from privtuner.ckks.tensor import EncryptedTensor
+from privtuner.errors import InputError
 from privtuner.nn import OwnerBundle, Split
 from privtuner.schemes import LocalTransport
 from privtuner.sealed.messages import _BODY, _KIND, Type
@@ -89,6 +90,8 @@ class TinyPublic:
         for sequence, length in enumerate(lengths):
             values[:length, sequence] = x[sequence, :length]
             mask[:length, sequence] = 1
+        if np.abs(values).max() > self.inputs.bound:
+            raise InputError(f"an embedding is beyond {self.inputs.bound:g}")
         return values.reshape(SLOTS, WIDTH), mask.reshape(SLOTS, 1)
 
     def read_pooled(self, values):

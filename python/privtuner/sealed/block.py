@@ -26,8 +26,6 @@ ACTIVATION_ERROR = 2.0**-12
 """What that polynomial may be off by, as a part of the largest value in its domain."""
 CHUNK = 128
 """Features between the two dense layers that are worked on at a time."""
-SAVED_LEVEL = 3
-"""What is saved for the backward pass is at this level at least: a product, and the refresh of what comes of it."""
 
 INNER = 1.0
 """The norm that the rows of A, and the columns of B, are expected to stay below: errors are predicted from it."""
@@ -182,7 +180,8 @@ class Block:
             within(ev, x, bound) for x, bound in ((q, domains.query / self.unit), (k, domains.key), (v, domains.value))
         )
         for part, x in (("query", q), ("key", k), ("value", v)):
-            keep(part, x)
+            if part != "query" or self.index > 0:  # the first block's backward pass ends before the key's gradient
+                keep(part, x)
         scores = within(ev, circuits.attention_scores(ev, q, k, shape.period, shape.heads), 1.0)
         scores = stages.at(name + "scores", scores)
         p = self.softmax.forward(ev, scores, pairs, masks.mask, shape.heads, stages.within(name))
@@ -311,7 +310,7 @@ class Block:
             (slots, width) of the chain's scale, None of the first block; and packed gradients, a ciphertext each.
         """
         shape, domains, name = self.shape, self.domains, f"{self.index}."
-        q, k, v, p = (saved[part] for part in ("query", "key", "value", "probabilities"))
+        k, v, p = (saved[part] for part in ("key", "value", "probabilities"))
         dx = stages.at(name + "d_residual1", self._norm_backward(ev, 1, saved, dy))
         do = canonical(ev, within(ev, self.output.backward(ev, dx), domains.d_mixed))
         dp, dv = circuits.attention_values_backward(ev, do, p, v, shape.period, shape.heads)
@@ -320,7 +319,7 @@ class Block:
         ds = stages.at(name + "d_scores", ds)
         through = self.index > 0
         if through:
-            dq, dk = circuits.attention_scores_backward(ev, ds, q, k, shape.period, shape.heads)
+            dq, dk = circuits.attention_scores_backward(ev, ds, saved["query"], k, shape.period, shape.heads)
             # The query was divided by the scores' bound, and so is the gradient by the key.
             dq, dk = within(ev, dq, domains.d_query), within(ev, dk, domains.d_key / self.unit)
             both = stages.at(name + "d_query", ev.concatenate([dq, dk]))

@@ -108,10 +108,10 @@ class Encoder:
         if self.pooler is not None:
             h = self.pooler.apply(ev, h)
         h = within(ev, h, self.pooled_bound)
-        packed = []
+        packed, table = [], places(ev.slots, period)
         for begin in range(0, self.shape.width, period):
             some = ev.select(h, slice(begin, min(begin + period, self.shape.width)))
-            packed.append(ev.sum_features(ev.multiply_plain(some, places(ev.slots, period)[:, : some.shape[1]])))
+            packed.append(ev.sum_features(ev.multiply_plain(some, table[:, : some.shape[1]])))
         return ev.assume(ev.concatenate(packed), self.pooled_bound, self.pooled_bound * POOLED_ERROR)
 
     def backward(

@@ -10,7 +10,7 @@ parameters; its body, little-endian::
 
     owner                                       server
     open       nonce [32]
-                                                welcome    nonce [32] | step u64 of the state it has saved, 0 for none
+                                                welcome    nonce [32] | digest [32] of its saved state, 0 for none
     public_key, keys                            both checked against the nonces of both sides
     fresh, resume, or stored: the server's own  ready      step u64
     forward    (or embed) then inputs, mask     refresh, ... pooled
@@ -322,6 +322,8 @@ class Link:
         while True:
             message = self.expect(type, seconds=seconds)
             total = len(data) + len(message.payload)
+            if not len(message.payload) and not message.last:
+                raise MessageError(f"job: an empty piece of {type.name.lower()}")
             if total > size or (message.last and total < size):
                 raise MessageError(f"job: {total} bytes of {type.name.lower()}, {size} are due")
             data += message.payload

@@ -60,7 +60,8 @@ class SealedModel:
         secret: 32 bytes that only who has the weights can make.
 
     Raises:
-        InputError: domains of other layers, or a period that does not divide the slots.
+        InputError: domains of other layers, a period that does not divide the slots, a scale below 2^40, or a ring
+            above 2^15.
         CkksError: parameters that are not deep enough.
     """
 
@@ -76,6 +77,11 @@ class SealedModel:
     ) -> None:
         self.shape = weights.shape
         self.parameters = Parameters.secure(12, ring_dimension=1 << 15) if parameters is None else parameters
+        if self.parameters.scale_bits < 40 or self.parameters.ring_dimension > 1 << 15:
+            raise InputError(
+                f"{self.parameters.name}: the errors that are promised, and must drown in what is revealed, are "
+                "known for a scale of 2^40 or more and rings up to 2^15; choose such parameters"
+            )
         if self.parameters.slots % self.shape.period:
             raise InputError(f"period {self.shape.period} does not divide the {self.parameters.slots} slots")
         self.encoder = Encoder(weights, domains)

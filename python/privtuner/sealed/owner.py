@@ -23,7 +23,7 @@ from privtuner.ckks.tensor import EncryptedTensor
 from privtuner.errors import CkksError, InputError, MessageError, SecretError, ServiceError
 from privtuner.sealed.messages import NONCE_BYTES, STEP, Link, Message, Rates, Stream, Type, largest_message
 from privtuner.sealed.public import Public, Refresh, Task
-from privtuner.sealed.state import load_pieces, piece_limit, save_pieces
+from privtuner.sealed.state import DIGEST_BYTES, digest_of, load_pieces, piece_limit, save_pieces
 
 __all__ = ["JobTransport", "Progress", "SealedOwner", "Spent"]
 
@@ -113,6 +113,7 @@ class SealedOwner:
 
     Attributes:
         step: whole steps that the adapters have behind them.
+        scaled_down: sequences whose gradient the last `backward` scaled down to ``gradient_bound``. This side's alone.
         spent: traffic and time so far.
 
     Raises:
@@ -141,7 +142,7 @@ class SealedOwner:
         if not (patience > 0 and retries >= 0 and pause >= 0):
             raise InputError(f"patience {patience:g}, retries {retries}, pause {pause:g}: give above 0, and at least 0")
         self.public, self.gradient_bound, self.progress = public, bound, progress
-        self.step, self.spent = 0, Spent()
+        self.step, self.scaled_down, self.spent = 0, 0, Spent()
         self._transport, self._patience, self._retries, self._pause = transport, patience, retries, pause
         self._fresh: tuple[EncryptedTensor, ...] = ()
         self._kept: list[bytes] = []
@@ -172,9 +173,9 @@ class SealedOwner:
             float64 (n, width): of the first position, or the sum over a sequence's positions, as ``public.shape`` says.
 
         Raises:
-            InputError: another shape, values that are not finite, or a length out of range.
-            CkksError: values beyond the model's public bound on inputs, or results that say that an input left the
-                domain the server calibrated; the server is not told.
+            InputError: another shape, a length out of range, values that are not finite or beyond the model's public
+                bound: nothing was sent.
+            CkksError: the results say that an input left the domain the server calibrated; the server is not told.
             MessageError, ServiceError: the server cannot be reached, broke off, or sent what is not due.
         """
         return self._pooled("embed", *self._checked(x, lengths))
@@ -206,17 +207,18 @@ class SealedOwner:
         g = np.asarray(gradient, np.float64)
         if g.shape != (len(x), x.shape[2]) or not np.isfinite(g).all():
             raise InputError(f"gradient of shape {g.shape}; pass finite numbers of shape {(len(x), x.shape[2])}")
-        if not (0 <= rate * self.gradient_bound <= 1e6 and 0 <= momentum < 1):
+        unit = self.gradient_bound / self.public.gradient.bound
+        if not (0 <= rate * unit <= 1e6 and 0 <= momentum < 1):
             raise InputError(f"rate {rate:g}, momentum {momentum:g}: give at least 0, and [0, 1)")
         peak = np.abs(g).max(axis=1, keepdims=True)
-        unit = self.gradient_bound / self.public.gradient.bound
+        self.scaled_down = int((peak > self.gradient_bound).sum())
         g = g * np.minimum(1.0, self.gradient_bound / np.maximum(peak, 1e-300)) / unit
         g = g.clip(-self.public.gradient.bound, self.public.gradient.bound)  # what rounding added
-        gradient_slots = self.public.spread(g, lengths)
+        slots, gradient_slots = self.public.arrange(x, lengths), self.public.spread(g, lengths)
 
         def work(connection: _Connection) -> None:
             if not connection.kept:  # a new connection: the server has nothing of the batch
-                self._send_batch(connection, "forward", x, lengths)
+                self._send_batch(connection, "forward", slots)
                 self._collect(connection, "forward")
             connection.kept = False
             connection.begin("backward")
@@ -288,9 +290,10 @@ class SealedOwner:
         return values, counts.astype(np.int64)
 
     def _pooled(self, task: Task, x: Array, lengths: npt.NDArray[np.int64]) -> Array:
+        slots = self.public.arrange(x, lengths)  # what is refused here leaves the connection alone
 
         def work(connection: _Connection) -> list[EncryptedTensor]:
-            self._send_batch(connection, task, x, lengths)
+            self._send_batch(connection, task, slots)
             return self._collect(connection, task)
 
         parts = self._retrying(work)
@@ -312,8 +315,8 @@ class SealedOwner:
         if pooled.size and not np.abs(pooled).max() <= error:
             raise CkksError("slots that are zero hold values beyond the predicted error")
 
-    def _send_batch(self, connection: _Connection, task: str, x: Array, lengths: npt.NDArray[np.int64]) -> None:
-        inputs, mask = self.public.arrange(x, lengths)
+    def _send_batch(self, connection: _Connection, task: str, slots: tuple[Array, Array]) -> None:
+        inputs, mask = slots
         connection.begin(task)
         connection.kept = False
         connection.send(Type.FORWARD if task == "forward" else Type.EMBED)
@@ -335,6 +338,8 @@ class SealedOwner:
         pieces, size, limit = [], 0, piece_limit(self.public.adapters)
         while True:
             size += len(message.payload)
+            if not len(message.payload):
+                raise MessageError("kept: an empty piece of the training state")
             if size > limit:
                 raise MessageError(f"kept: {size} bytes of training state, at most {limit} are due")
             pieces.append(bytes(message.payload))
@@ -353,6 +358,8 @@ class SealedOwner:
                 f"{self._refreshed} ciphertexts were refreshed under this key, and {Refresher.LIMIT} is the most: "
                 "begin a new run"
             )
+        self._refreshed += total
+        self._save()  # a process that goes on with the key knows of all that may be refreshed
         for refresh, count in self._batches(schedule):
             message = connection.expect(Type.REFRESH, end)
             if message.type == end:
@@ -360,7 +367,6 @@ class SealedOwner:
             connection.send(Type.REFRESHED, self._secret.refresh(bytes(message.payload), refresh.level, count))
             done += count
             connection.refreshes += count
-            self._refreshed += count
             if self.progress is not None:
                 self.progress(connection.told(refresh.stage, done, total))
         return connection.expect(end)
@@ -419,10 +425,10 @@ class SealedOwner:
         connection.begin("open")
         connection.send(Type.OPEN, nonce)
         welcome = connection.expect(Type.WELCOME)
-        if len(welcome.payload) != NONCE_BYTES + STEP.size:
-            raise MessageError(f"welcome: {len(welcome.payload)} bytes, {NONCE_BYTES + STEP.size} are due")
+        if len(welcome.payload) != NONCE_BYTES + DIGEST_BYTES:
+            raise MessageError(f"welcome: {len(welcome.payload)} bytes, {NONCE_BYTES + DIGEST_BYTES} are due")
         common = hashlib.sha256(nonce + bytes(welcome.payload[:NONCE_BYTES])).digest()
-        (stored,) = STEP.unpack_from(welcome.payload, NONCE_BYTES)
+        stored = bytes(welcome.payload[NONCE_BYTES:])
         connection.send_bytes(Type.PUBLIC_KEY, self._secret.public_key(common).to_bytes())
         wanted = public.keys
         keys = self._secret.evaluation_keys(
@@ -430,7 +436,7 @@ class SealedOwner:
         )
         connection.send_bytes(Type.KEYS, keys.to_bytes())
         del keys  # up to a gigabyte
-        if not public.adapters or (self.step > 0 and stored == self.step):
+        if not public.adapters or (self.step > 0 and stored == digest_of(self._kept)):
             connection.send(Type.STORED)
         elif self.step > 0:
             for number, piece in enumerate(self._kept, 1):

@@ -31,6 +31,8 @@ Task = Literal["embed", "forward", "backward"]
 _HEAD = struct.Struct("<6I 2d 4B I 3I 4d I 2I")
 _MOST_REFRESHES = 1 << 16
 _MOST_NAME = 64
+_MOST_KEY_BYTES = 8 << 30
+_MOST_NUMBERS = 1 << 27  # a gigabyte of initial adapters
 _TARGETS = get_args(Target)
 _POOLINGS = get_args(Pooling)
 
@@ -314,10 +316,17 @@ class Public:
             raise MessageError("sealed model: levels, bounds or refreshes that no model has; fetch it again")
         refreshes = tuple(Refresh(stages[name], int(count), int(level)) for name, count, level in rows)
         keys = Keys(tuple(int(step) for step in steps), bool(packed & 1), bool(packed & 2))
-        return cls(
+        public = cls(
             *(head.subject, parameters, shape, input_bound, gradient_bound, input_level, gradient_level),
             *(pooled_level, pooled_bound, noise, keys, refreshes[:forward], refreshes[forward:]),
         )
+        count = shape.chunks.numbers * shape.adapter_ciphertexts if shape.rank else 0
+        if public.key_bytes > _MOST_KEY_BYTES or count > _MOST_NUMBERS:
+            raise MessageError(
+                f"sealed model: {public.key_bytes:,} bytes of keys, {count:,} numbers of adapters: more than any "
+                "model has"
+            )
+        return public
 
 
 def packed_layout(parameters: Parameters, shape: Shape, bound: float) -> EncryptedTensor:

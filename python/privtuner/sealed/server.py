@@ -21,7 +21,15 @@ from privtuner.errors import CkksError, InputError, MessageError, ServiceError
 from privtuner.sealed.locker import Locker
 from privtuner.sealed.messages import NONCE_BYTES, STEP, Link, Message, Rates, Stream, Type, largest_message
 from privtuner.sealed.model import EncryptedAdapters, SealedModel
-from privtuner.sealed.state import load_pieces, lock_state, piece_limit, save_pieces, unlock_state
+from privtuner.sealed.state import (
+    DIGEST_BYTES,
+    digest_of,
+    load_pieces,
+    lock_state,
+    piece_limit,
+    save_pieces,
+    unlock_state,
+)
 
 __all__ = ["MakeEvaluator", "SealedService", "TaskCounts"]
 
@@ -125,8 +133,9 @@ class SealedService:
         def work() -> None:
             try:
                 _Session(self, stream, count).run()
-            except CkksError as error:
-                failures.append(MessageError(f"the job cannot be computed: {error}"))
+            except CkksError:  # its numbers may follow from weights: for the log, not for the owner
+                _log.exception("a job cannot be computed")
+                failures.append(MessageError("the job cannot be computed; the server's log has the reason"))
             except Exception as error:  # reaches the transport, which knows what to do with it
                 failures.append(error)
             finally:
@@ -134,8 +143,13 @@ class SealedService:
                 self._room.release()
 
         worker = threading.Thread(target=work, name="privtuner-session", daemon=True)
-        stream.listen(messages)
-        worker.start()
+        try:
+            stream.listen(messages)
+            worker.start()
+        except BaseException:  # no thread: the worker will not give the room back
+            stream.close()
+            self._room.release()
+            raise
         try:
             yield from stream.outgoing()
             worker.join()
@@ -164,6 +178,7 @@ class _Session:
         self._engine: Any = None
         self._adapters: _Adapters | None = None
         self._stored: tuple[int, list[EncryptedTensor]] | None = None
+        self._digest = bytes(DIGEST_BYTES)  # of the pieces that are stored; zeros: none
         self._saved: Any = None
         self._locker: Locker | None = None
 
@@ -190,7 +205,7 @@ class _Session:
         common = hashlib.sha256(bytes(message.payload) + nonce).digest()
         self._locker = Locker(self._model.secret, self._public.id + self._link.request)
         self._stored = self._load()
-        self._send(Type.WELCOME, nonce, STEP.pack(0 if self._stored is None else self._stored[0]))
+        self._send(Type.WELCOME, nonce, self._digest)
         parameters, patience = self._public.parameters, self._service.patience
         data = self._link.receive_bytes(Type.PUBLIC_KEY, parameters.public_key_bytes, seconds=patience)
         public_key = PublicKey.from_bytes(parameters, data, common)
@@ -252,7 +267,10 @@ class _Session:
         if path is None or not path.exists() or not self._public.adapters:
             return None
         try:
-            return self._unlock(load_pieces(path, piece_limit(self._state_layout())))
+            pieces = load_pieces(path, piece_limit(self._state_layout()))
+            stored = self._unlock(pieces)
+            self._digest = digest_of(pieces)
+            return stored
         except (InputError, MessageError) as error:
             _log.warning("%s", error)
             return None

@@ -5,6 +5,7 @@ A piece unlocks to ``step u64 | message of an encrypted tensor``; pieces are num
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import struct
@@ -19,9 +20,16 @@ from privtuner.errors import InputError, MessageError
 from privtuner.sealed.locker import Locker
 from privtuner.sealed.messages import STEP, pieces_of
 
-__all__ = ["load_pieces", "lock_state", "piece_limit", "save_pieces", "unlock_state"]
+__all__ = ["DIGEST_BYTES", "digest_of", "load_pieces", "lock_state", "piece_limit", "save_pieces", "unlock_state"]
+
+DIGEST_BYTES = 32
 
 _LENGTH = struct.Struct("<I")
+
+
+def digest_of(pieces: Sequence[bytes]) -> bytes:
+    """Return what tells the locked pieces of a state from those of any other."""
+    return hashlib.sha256(b"".join(hashlib.sha256(piece).digest() for piece in pieces)).digest()
 
 
 def lock_state(locker: Locker, step: int, tensors: Sequence[EncryptedTensor]) -> Iterator[bytes]:
