@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from cli_cases import failed, flat, run
+from cli_cases import failed, failed_late, flat, run
 from privtuner import ckks, nn
 from privtuner.errors import ServiceError
 from privtuner.nn import Prepared, Sealing, split_pretrained
@@ -116,6 +116,30 @@ def test_training(small, sealed, given, files, capsys, tmp_path):
     assert abs(right - written["accuracy_after"]) <= 1 / 15  # a close call may fall the other way
     moved = [tensor for name, tensor in clear.named_parameters() if ".lora_B" in name]
     assert all(tensor.abs().max() > 0 for tensor in moved)
+
+
+def test_adapters_outlive_the_run_in_a_file(sealed, given, capsys, tmp_path):
+    data, state = tmp_path / "texts.csv", tmp_path / "run.state"
+    data.write_text("text\n" + "\n".join(TEXTS[:3]) + "\n")
+    del given["--eval"]
+    given |= {"--steps": 1, "--state": state}
+    for steps in (0, 1):
+        assert run("train", "--server", sealed, "--seal", "model", *flat(given, lr=2.0)) == 0
+        err = capsys.readouterr().err
+        assert ("the adapters are those after step 1" in err) == (steps == 1)
+        assert "the trained adapters end with this run" not in err
+    vectors = []
+    for options in ([], ["--state", state]):
+        out = tmp_path / f"{len(options)}.npy"
+        assert run("embed", "--server", sealed, "--data", data, "--out", out, *options) == 0
+        vectors.append(np.load(out))
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3  # those of the adapted model are others
+    # A head beside the adapter of another run would pass for a part of it.
+    (tmp_path / "out" / "adapter_config.json").write_text("{}")
+    capsys.readouterr()
+    assert "choose another --out" in failed_late(
+        capsys, 2, ["train", "--server", sealed, "--seal", "model", *flat(given)]
+    )
 
 
 def test_the_head_is_saved_whatever_ends_it(sealed, given, capsys, monkeypatch, tmp_path):

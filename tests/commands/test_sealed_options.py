@@ -36,6 +36,8 @@ def distilbert(tmp_path_factory):
         (["--calibrate", "t.csv"], "--calibrate goes with --seal model only"),
         (["--sessions", 2], "--sessions goes with --seal model only"),
         (["--state", "folder"], "--state goes with --seal model only"),
+        (["--period", 16], "--period goes with --seal model only"),
+        (["--text-column", "t"], "--text-column goes with --seal model only"),
         (["--release"], "--release goes with --seal model only"),
         (
             ["--seal", "model", "--preset", "linear-w8"],
@@ -127,6 +129,7 @@ def test_train(capsys, arguments, options, message):
     [
         (["--momentum", 0.5], "--momentum goes with --seal model or --plain only"),
         (["--release"], "--release goes with --seal model only"),
+        (["--state", "file"], "--state goes with --seal model only"),
     ],
 )
 def test_train_without_a_sealed_model(capsys, arguments, option, message):
@@ -167,6 +170,7 @@ def test_a_server_of_layers(capsys, address, arguments, texts, tmp_path):
         ({"out": "vectors.csv"}, "the name must end in .npy"),
         ({"out": "no/such/folder/vectors.npy"}, "no/such/folder"),
         ({"text-column": "words"}, "has no column 'words'"),
+        ({"state": "no.state"}, "--state no.state: there is no such file"),
     ],
 )
 def test_embed(capsys, texts, tmp_path, monkeypatch, changes, message):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from privtuner.commands.common import add_threads, quiet_transformers, say, set_threads
-from privtuner.commands.sealed import connected, sealed_encoder, tokens_of
+from privtuner.commands.sealed import connected, sealed_encoder
 from privtuner.commands.stop import Stop
 from privtuner.errors import InputError
 from privtuner.paths import ensure_writable_file, replacing, writing
@@ -30,6 +30,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--encoding", metavar="NAME", help="of the texts (default: as a byte-order mark says, or utf-8)"
     )
     parser.add_argument("--out", required=True, metavar="NPY", help="where the vectors go: float32 (texts, width)")
+    parser.add_argument(
+        "--state",
+        metavar="FILE",
+        help="key and adapters of a run of 'train --seal model --state FILE', whose vectors these are then; without it "
+        "those of the model as it is",
+    )
     add_threads(parser)
 
 
@@ -44,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--out {out}: the name must end in .npy")
     ensure_writable_file(out)
     set_threads(arguments.threads)
+    if arguments.state and not Path(arguments.state).is_file():
+        raise InputError(f"--state {arguments.state}: there is no such file; give that of a training run")
     texts = read_texts(
         arguments.data, arguments.text_column, delimiter=arguments.delimiter, encoding=arguments.encoding
     )
@@ -54,9 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_transformers()
     stop: Stop = arguments.stop
     with stop.defer(), connected(arguments.server, stop) as transport:
-        encoder, bundle = sealed_encoder(transport)
+        encoder, bundle = sealed_encoder(transport, state=arguments.state)
         encoder.eval()
-        rows = tokens_of(bundle.tokenizer(), list(texts), encoder.period)
+        rows = bundle.tokenizer()(list(texts), truncation=True, max_length=encoder.period)["input_ids"]
         if not all(rows):
             raise InputError(f"{arguments.data}: text {rows.index([]) + 1} has no tokens; drop its row")
         vectors = []

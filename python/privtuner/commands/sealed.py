@@ -10,13 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from privtuner.commands.common import Progress, say
+from privtuner.commands.common import Progress, connection, say
 from privtuner.commands.stop import Stop
 from privtuner.errors import InputError, PrivtunerError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from privtuner.nn import OwnerBundle, SealedEncoder
     from privtuner.sealed.owner import Progress as JobProgress
     from privtuner.service import RemoteTransport
@@ -37,27 +35,22 @@ def connected(address: str, stop: Stop) -> Iterator[RemoteTransport]:
     Raises:
         InputError: the server's model is not sealed.
     """
-    from privtuner.service import RemoteTransport
-    from privtuner.service.protocol import is_loopback, parse_address
-
-    with RemoteTransport(address) as transport, stop.on_stop(transport.close):
+    exposed = "what you send is encrypted, but somebody in between could exchange the embeddings you fetch"
+    with connection(address, stop, exposed) as transport:
         if not transport.hello()["sealed"]:
             raise InputError(
                 f"the server at {address} serves layers one by one, not a sealed model; start it with 'privtuner serve "
-                "--seal model', or leave out --seal"
-            )
-        if not is_loopback(parse_address(address)[0]):
-            say(
-                f"warning: {address} is another machine and the connection has no TLS: what you send is encrypted, but "
-                "somebody in between could exchange the embeddings you fetch"
+                "--seal model', or train without --seal"
             )
         yield transport
 
 
 def sealed_encoder(
-    transport: RemoteTransport, *, rate: float = LR, momentum: float = MOMENTUM
+    transport: RemoteTransport, *, rate: float = LR, momentum: float = MOMENTUM, state: str | None = None
 ) -> tuple[SealedEncoder, OwnerBundle]:
     """Fetch what the owner needs, and return the encoder, whose jobs tell how far they are.
+
+    ``state`` is the file of key and locked adapters, see `privtuner.sealed.owner.SealedOwner`.
 
     Raises:
         PrivtunerError: the connection failed, or what came is of another version, or not secure.
@@ -77,7 +70,9 @@ def sealed_encoder(
         f"{shape.layers} blocks of {shape.width} features are sealed; a pass takes {bundle.sealed.batch} texts of "
         f"{shape.period} tokens, however few there are"
     )
-    owner = SealedOwner(bundle.sealed, transport, progress=_JobLines(), retries=3)
+    owner = SealedOwner(bundle.sealed, transport, progress=_JobLines(), retries=3, state=state)
+    if owner.step:
+        say(f"{state}: the adapters are those after step {owner.step}")
     return SealedEncoder(build_embeddings(bundle), owner, rate=rate, momentum=momentum), bundle
 
 
@@ -106,20 +101,26 @@ def train(
 ) -> tuple[TrainResult, dict[str, Any], list[Path]]:
     """Train head and encrypted adapters, save what is the owner's, and return result, numbers and files written.
 
-    Whatever ends it after a step, the head as it stood is saved.
+    The head is saved after every step.
 
     Raises:
         PrivtunerError: as `privtuner.train.sealed.train_sealed`.
     """
     from privtuner.train import limits
     from privtuner.train.dataset import encode
-    from privtuner.train.report import save_head
+    from privtuner.train.report import HEAD_FILE, LABELS_FILE, save_head
     from privtuner.train.sealed import SealedClassifier, train_sealed
 
     momentum = MOMENTUM if arguments.momentum is None else arguments.momentum
     stop: Stop = arguments.stop
-    encoder, bundle = sealed_encoder(transport, rate=config.lr, momentum=momentum)
+    if not arguments.release and (out / "adapter_config.json").exists():
+        raise InputError(
+            f"{out} holds the adapter of another run, which would pass for this head's: choose another --out"
+        )
+    encoder, bundle = sealed_encoder(transport, rate=config.lr, momentum=momentum, state=arguments.state)
     shape = encoder.owner.public.shape
+    if shape.rank and not (arguments.release or arguments.state):
+        say("warning: the trained adapters end with this run: keep them by --state FILE, or ask for them by --release")
     if arguments.pool not in (None, shape.pool):
         raise InputError(
             f"--pool {arguments.pool}: this server's model reveals the pool {shape.pool}; leave --pool out"
@@ -129,24 +130,23 @@ def train(
     tokenizer = bundle.tokenizer()
     encoded = limits.fit(model, [encode(table, tokenizer, labels, config.max_length) for table in tables if table])
 
-    done = 0
-
     def after_step(result: TrainResult) -> None:
-        nonlocal done
+        save_head(model.classifier, labels, shape.pool, out)
         step, done = result.steps[-1], len(result.steps)
         moved = f"{step.bytes_up / 1e6:,.0f} MB up, {step.bytes_down / 1e6:,.0f} MB down"
         say(f"step {done} of {config.steps}: loss {step.loss:.3f}, {step.seconds:.0f} s, {moved}")
+        if scaled := encoder.owner.scaled_down:
+            say(
+                f"warning: the gradients of {scaled} of {config.batch_size} texts were scaled down to their bound: "
+                "the adapters learn less of these. Take a larger --batch-size"
+            )
         stop.check()
 
     with encoder.owner:
-        try:
-            result = train_sealed(
-                model, encoded[0], encoded[1] if len(encoded) > 1 else None, config, after_step=after_step
-            )
-        finally:
-            if done:
-                save_head(model.classifier, labels, shape.pool, out)
-        written = [out / "head.safetensors", out / "labels.json"]
+        result = train_sealed(
+            model, encoded[0], encoded[1] if len(encoded) > 1 else None, config, after_step=after_step
+        )
+        written = [out / HEAD_FILE, out / LABELS_FILE]
         if arguments.release:
             written += _release(model, bundle, out)
     spent, parameters = encoder.owner.spent, encoder.owner.public.parameters
@@ -191,7 +191,10 @@ def _release(model: Any, bundle: OwnerBundle, out: Path) -> list[Path]:
     public = model.encoder.owner.public
     inside = _place_in_the_clear(public.shape, bundle)
     if inside is None:
-        say("warning: no adapter is saved: the clear classifier of this model reads other features than the sealed one")
+        say(
+            "warning: no adapter is saved: the clear classifier of this model reads other features than the sealed "
+            "one; with the pool mean, or a BERT with its pooler, it reads the same"
+        )
         return []
     try:
         matrices = public.adapter_matrices(model.encoder.owner.release())
@@ -204,14 +207,6 @@ def _release(model: Any, bundle: OwnerBundle, out: Path) -> list[Path]:
 
 def _place_in_the_clear(shape: Any, bundle: OwnerBundle) -> str | None:
     """Return the name of the encoder in the clear classifier with the same head; None where there is none."""
-    if shape.rank == 0:
-        return None
     if shape.pool == "mean":
         return "encoder"
     return "bert" if shape.pooler and bundle.config.get("model_type") == "bert" else None
-
-
-def tokens_of(tokenizer: PreTrainedTokenizerBase, texts: list[str], period: int) -> list[list[int]]:
-    """Return the tokens of texts, cut at ``period``."""
-    rows: list[list[int]] = tokenizer(texts, truncation=True, max_length=period)["input_ids"]
-    return rows

@@ -12,7 +12,7 @@ from privtuner.errors import InputError
 if TYPE_CHECKING:
     from privtuner.nn import Prepared
 
-__all__ = ["add_sealing", "prepared_model"]
+__all__ = ["add_sealing", "given_sealing", "option", "prepared_model"]
 
 _TEXTS = 2000
 _OPTIONS = ("calibrate", "text_column", "delimiter", "encoding", "texts", "room", "period", "rank", "targets", "pool")
@@ -44,6 +44,16 @@ def add_sealing(parser: argparse.ArgumentParser, *, required: bool) -> None:
     )
 
 
+def given_sealing(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `add_sealing` that were given, by their names."""
+    return {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
+
+
+def option(name: str) -> str:
+    """Return an option as the user writes it."""
+    return f"--{name.replace('_', '-')}"
+
+
 def prepared_model(directory: str, arguments: argparse.Namespace) -> Prepared:
     """Return the prepared model in ``directory``, or prepare the model there as the options say.
 
@@ -53,10 +63,10 @@ def prepared_model(directory: str, arguments: argparse.Namespace) -> Prepared:
     from privtuner.nn import Prepared, Sealing, split_pretrained
     from privtuner.train.table import read_texts
 
-    given = {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
+    given = given_sealing(arguments)
     if Prepared.is_saved(directory):
         if given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            names = ", ".join(map(option, given))
             raise InputError(
                 f"{names}: the model in {directory} is prepared already; leave that out, or prepare it anew"
             )

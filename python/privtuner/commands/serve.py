@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privtuner.commands.common import Progress, add_scheme, add_threads, quiet_transformers, say, set_threads
-from privtuner.commands.sealing import add_sealing, prepared_model
+from privtuner.commands.sealing import add_sealing, given_sealing, option, prepared_model
 from privtuner.commands.stop import Stop, Stopped
 from privtuner.errors import InputError
 from privtuner.linear import PRESETS
@@ -133,11 +133,11 @@ def _check_options(arguments: argparse.Namespace) -> None:
     """Refuse options that have no meaning where they stand."""
     from privtuner.schemes import SCHEMES
 
-    sealing = {"--calibrate": arguments.calibrate, "--sessions": arguments.sessions, "--state": arguments.state}
     if not arguments.seal:
-        given = [name for name, value in sealing.items() if value is not None] + ["--release"] * arguments.release
+        given = [*given_sealing(arguments), *["release"] * arguments.release]
+        given += [name for name in ("sessions", "state") if getattr(arguments, name) is not None]
         if given:
-            raise InputError(f"{given[0]} goes with --seal model only")
+            raise InputError(f"{option(given[0])} goes with --seal model only")
         return
     if arguments.preset is not None or arguments.scheme != next(iter(SCHEMES)):
         raise InputError("--preset and --scheme are of layers that are served one by one: leave them out with --seal")

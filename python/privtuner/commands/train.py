@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privtuner.commands import sealed
-from privtuner.commands.common import Progress, add_scheme, add_threads, quiet_transformers, say, set_threads
+from privtuner.commands.common import (
+    Progress,
+    add_scheme,
+    add_threads,
+    connection,
+    quiet_transformers,
+    say,
+    set_threads,
+)
 from privtuner.commands.stop import Stop
 from privtuner.errors import EngineError, InputError, PrivtunerError
 from privtuner.paths import ensure_writable, ensure_writable_file
@@ -129,6 +137,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--release", action="store_true", help="ask the server of a sealed model for the adapters at the end"
     )
+    parser.add_argument(
+        "--state",
+        metavar="FILE",
+        help="where key and locked adapters of a sealed model are kept after each step; one that is there is gone on "
+        "with, under a new head. Whoever has it can decrypt the run",
+    )
     add_threads(parser)
 
 
@@ -203,8 +217,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise InputError("--model goes with --plain only; with --server the model is the server's")
     if arguments.seal:
         _check_sealed_options(arguments)
-    elif arguments.release:
-        raise InputError("--release goes with --seal model only")
+    elif arguments.release or arguments.state:
+        raise InputError(f"{'--release' if arguments.release else '--state'} goes with --seal model only")
     elif arguments.momentum is not None and not arguments.plain:
         raise InputError("--momentum goes with --seal model or --plain only")
     if arguments.plain and arguments.scheme != next(iter(SCHEMES)):
@@ -325,15 +339,8 @@ def _connection(address: str | None, stop: Stop) -> Iterator[RemoteTransport | N
     if address is None:
         yield None
         return
-    from privtuner.service import RemoteTransport
-    from privtuner.service.protocol import is_loopback, parse_address
-
-    with RemoteTransport(address) as transport, stop.on_stop(transport.close):
-        if not is_loopback(parse_address(address)[0]):
-            say(
-                f"warning: {address} is another machine and the connection has no TLS: activations are encrypted, "
-                "but somebody in between could exchange the model you fetch"
-            )
+    exposed = "activations are encrypted, but somebody in between could exchange the model you fetch"
+    with connection(address, stop, exposed) as transport:
         yield transport
 
 
