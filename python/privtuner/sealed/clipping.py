@@ -32,7 +32,7 @@ NORM_LEVEL = _LEVEL - 4
 OPENED_LEVEL = _LEVEL - 2
 """The level whose scale the clipped numbers have; they are brought down to level 0."""
 _DEGREE, _STEPS = 15, 2
-"""Of the inverse root. After a Newton step it is never too large (`circuits.inverse_square_root`), so nor is the norm."""
+"""Of the inverse root, which is never too large after a Newton step (`circuits.inverse_square_root`): nor is the norm."""
 _TOP = (1 + WIDEST**2) * (1 + SLACK)
 _DOMAIN = ((1 - SLACK) / _TOP, 1.0)
 
@@ -43,8 +43,8 @@ def clip(ev: EvaluatorProtocol[Tensor], gradients: Tensor, limit: float) -> tupl
     Args:
         ev: computes, with refreshes.
         gradients: packed, (slots, ciphertexts), at level 2 or above.
-        limit: the clipping norm, positive. A gradient's norm is at most `WIDEST` times that; for larger ones the results
-            are no numbers, which `check_norm` notices.
+        limit: the clipping norm, positive. A gradient's norm is at most `WIDEST` times that; for larger ones the
+            results are no numbers, which `check_norm` notices.
 
     Returns:
         Packed numbers at level 0, of the scale of `OPENED_LEVEL`, of norm below `GAIN`; and one packed number at
