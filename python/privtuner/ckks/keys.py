@@ -293,7 +293,7 @@ class SecretKey:
         """
         return self._core.refresh(message, count, level)
 
-    def open(self, masked: EncryptedTensor, noise: npt.NDArray[np.int64]) -> bytes:
+    def open(self, masked: EncryptedTensor, noise: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         """Say what the packed numbers of a `privtuner.ckks.opening.Opening` are under its mask, with noise added.
 
         The steps taken are the same whatever they are. The other side takes the mask off, and has numbers and noise.
@@ -304,7 +304,7 @@ class SecretKey:
                 is below 2^62.
 
         Returns:
-            Each number plus noise modulo the prime of level 0, 8 bytes little-endian, row after row.
+            uint64 of the shape of ``noise``: each number plus noise, modulo the prime of level 0.
 
         Raises:
             InputError: noise of another shape, or a tensor that cannot be opened.
@@ -313,7 +313,8 @@ class SecretKey:
             raise InputError(f"noise of shape {noise.shape} for {masked.shape[1]} ciphertexts of packed numbers")
         modulus = self.parameters.primes[0]
         words = self._core.open(masked._core, len(noise))
-        return ((words + (noise % modulus).astype(np.uint64)) % np.uint64(modulus)).astype("<u8").tobytes()
+        opened: npt.NDArray[np.uint64] = (words + (noise % modulus).astype(np.uint64)) % np.uint64(modulus)
+        return opened
 
     def public_key(self, common: bytes | None = None) -> PublicKey:
         """Make a key for others to encrypt with.

@@ -55,7 +55,7 @@ class Opening(Stays):
         """Return the noisy numbers, float64 (count, ciphertexts), and wipe the mask.
 
         Args:
-            answer: of `SecretKey.open`.
+            answer: the words of `SecretKey.open`, little-endian, row after row.
 
         Raises:
             MessageError: an answer of another length, or with words that are no residues.

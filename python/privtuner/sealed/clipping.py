@@ -12,7 +12,9 @@ import numpy as np
 
 from privtuner.ckks import circuits
 from privtuner.ckks.circuits.common import SLACK, raised, renewed
+from privtuner.ckks.keys import SecretKey
 from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
+from privtuner.ckks.tensor import EncryptedTensor
 from privtuner.errors import CkksError, InputError
 from privtuner.sealed.adapters import ERROR, GRADIENT_BOUND
 
@@ -32,7 +34,7 @@ NORM_LEVEL = _LEVEL - 4
 OPENED_LEVEL = _LEVEL - 2
 """The level whose scale the clipped numbers have; they are brought down to level 0."""
 _DEGREE, _STEPS = 15, 2
-"""Of the inverse root, which is never too large after a Newton step (`circuits.inverse_square_root`): nor is the norm."""
+"""Of the inverse root, never too large after a Newton step (`circuits.inverse_square_root`): then nor is the norm."""
 _TOP = (1 + WIDEST**2) * (1 + SLACK)
 _DOMAIN = ((1 - SLACK) / _TOP, 1.0)
 
@@ -78,16 +80,21 @@ def _squared_norm(ev: EvaluatorProtocol[Tensor], packed: Tensor, most: float) ->
     return ev.assume(ev.multiply(ev.pack_slot_sums(square), 1 / ev.slots), most)
 
 
-def check_norm(square: float) -> None:
+def check_norm(secret: SecretKey, square: EncryptedTensor) -> None:
     """Refuse what is not known to have a norm up to one.
 
     Args:
-        square: the squared norm as the owner decrypted it: off by `NORM_FLOOD`, and by some 2^-10.
+        secret: the owner's key.
+        square: the squared norm, of `clip`: off by `NORM_FLOOD`, and by some 2^-10.
 
     Raises:
-        CkksError: it is too large.
+        CkksError: it is too large, or no number.
     """
-    if not square <= _MOST_SQUARE:
+    try:
+        value = float(secret.decrypt_packed(square, 1)[0, 0])
+    except CkksError:  # values that outgrew the modulus, or their bound
+        value = np.inf
+    if not value <= _MOST_SQUARE:
         raise CkksError(
             f"the gradient of this batch cannot be clipped: it is more than {WIDEST:g} times the clipping norm, or an "
             "input left the domain that the server calibrated its model on. Nothing of it was opened; take a larger "
