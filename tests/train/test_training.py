@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from loops import each
 from privtuner.errors import InputError, PrivtunerError
 from privtuner.nn import LocalTransport, Session, build, split_pretrained, traffic_of
-from privtuner.train.dataset import encode, shuffled_batches
+from privtuner.train.dataset import ShuffledBatches, encode
 from privtuner.train.table import TextTable, label_names
 from privtuner.train.training import (
     Step,
@@ -414,7 +414,7 @@ def test_adapters_by_momentum_and_the_head_first(directory, data):
     head = [value for name, value in named if ".lora_" not in name]
     by_sgd = torch.optim.SGD(adapters, momentum=0.9)
     by_adamw = torch.optim.AdamW(head, lr=5e-2, weight_decay=config.weight_decay)
-    batches = shuffled_batches(data[0], 30, 3)
+    batches = ShuffledBatches(data[0], 30, 3)
     for number in range(3):
         batch, part = next(batches), 1 - number / 3
         for again in range(5 if number == 0 else 1):
