@@ -35,6 +35,7 @@ PYTHON_LAYERS = {
     "paths": {"errors"},
     "security": {"errors"},
     "system": {"errors", "_core"},
+    "turns": set(),
     "wire": {"errors", "_core"},
     "linear": {"copies", "errors", "_core"},
     "wireless": {"security", "paths", "errors"},
@@ -47,7 +48,7 @@ PYTHON_LAYERS = {
     "openfhe": {"parties", "ckks", "linear", "wire", "paths", "packages", "copies", "errors", "_core"},
     "schemes": {"openfhe", "cuda", "cpu", "sealed", "parties", "linear", "wire", "errors"},
     "nn": {"schemes", "cuda", "sealed", "parties", "ckks", "linear", "copies", "errors"},
-    "service": {"nn", "schemes", "sealed", "linear", "wire", "copies", "errors", "_core"},
+    "service": {"nn", "schemes", "sealed", "parties", "linear", "wire", "turns", "copies", "errors", "_core"},
     "train": {"nn", "paths", "errors"},
     "commands": {
         "train",

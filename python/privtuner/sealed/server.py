@@ -113,12 +113,15 @@ class SealedService:
             self.state.mkdir(parents=True, exist_ok=True)
         self._room = threading.BoundedSemaphore(sessions)
 
-    def job(self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None) -> Iterator[bytes]:
+    def job(
+        self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None, tenant: str = ""
+    ) -> Iterator[bytes]:
         """Yield the server's messages of one session; those of the owner are taken from ``messages``.
 
         Args:
             messages: of the owner; read in a thread.
             count: called after every task.
+            tenant: whose session it is.
 
         Raises:
             ServiceError: all sessions are in use, or the owner stalled or went away in the middle of a task.
