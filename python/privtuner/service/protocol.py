@@ -1,8 +1,8 @@
 """What client and server agree on: methods, metadata, message sizes, addresses.
 
-Calls carry raw bytes, no protobuf. Every call names the protocol version in its metadata. No gRPC message is longer than
-`MESSAGE_BYTES`, so that neither side takes memory for one before it knows what is due: what is longer is cut. A piece of
-just `MESSAGE_BYTES` goes on in the next one, a shorter one ends the message.
+Calls carry raw bytes, no protobuf. Every call names the protocol version in its metadata. No gRPC message is longer
+than `MESSAGE_BYTES`, so that neither side takes memory for one before it knows what is due: what is longer is cut. A
+piece of just `MESSAGE_BYTES` goes on in the next one, a shorter one ends the message.
 
     Hello   nothing -> JSON: protocol, version, model, scheme, preset, layers, whether it is sealed, bytes of the bundle
     Bundle  nothing -> stream of pieces of the owner's bundle: u16 length of the file name, name, contents
