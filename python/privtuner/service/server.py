@@ -19,7 +19,8 @@ import grpc
 from privtuner import wire
 from privtuner._core import __version__
 from privtuner.copies import Stays
-from privtuner.errors import InputError, MessageError, ServiceError
+from privtuner.errors import InputError, LostError, MessageError, ServiceError
+from privtuner.linear import BytesLike
 from privtuner.nn import Split
 from privtuner.parties import BLOCK_BYTES
 from privtuner.schemes import Host, LinearServer
@@ -84,7 +85,7 @@ class Call(NamedTuple):
             raise grpc.RpcError
 
 
-Answer = Callable[[Call], Iterator[bytes]]
+Answer = Callable[[Call], Iterator[BytesLike]]
 
 
 class Server(Stays):
@@ -242,6 +243,8 @@ class Server(Stays):
                 code, text = refusal.code, str(refusal)
             except (MessageError, InputError) as error:
                 code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
+            except LostError as error:
+                code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
             except ServiceError as error:
                 code, text = grpc.StatusCode.ABORTED, str(error)
             except grpc.RpcError:
@@ -260,7 +263,7 @@ class Server(Stays):
         yield from split_files(self._files)
         self._counter.count_bundle()
 
-    def _apply(self, call: Call) -> Iterator[bytes]:
+    def _apply(self, call: Call) -> Iterator[BytesLike]:
         layer = _metadata(call.context).get(LAYER_KEY, b"").decode(errors="replace")
         with ExitStack() as held:
             request = self._host.gather(layer, self._receive(call, held))
@@ -288,7 +291,7 @@ class Server(Stays):
                 due = wire.announced(piece)[1]
                 if due > self._memory.largest:
                     raise Refusal(
-                        grpc.StatusCode.RESOURCE_EXHAUSTED,
+                        grpc.StatusCode.OUT_OF_RANGE,
                         f"a request of {due} bytes is longer than this server's limit of {self._memory.largest}; "
                         "send fewer tokens at once",
                     )
