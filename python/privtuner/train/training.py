@@ -20,7 +20,8 @@ import torch
 
 from privtuner.errors import CkksError, InputError, PrivtunerError
 from privtuner.nn import EncryptedLayer, Traffic, TrafficMeter, traffic_of
-from privtuner.train.dataset import Batch, Encoded, length_batches, shuffled_batches
+from privtuner.nn.layers import session_of
+from privtuner.train.dataset import Batch, Encoded, length_batches, ordered_batches, shuffled_batches
 from privtuner.train.peft_adapter import add_lora, trainable_heads
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class TrainConfig:
             batches and can tell the length of every text from what a server sees; None draws all three from the
             operating system's randomness.
         max_length: tokens at which texts are cut, 3 to 2**20.
+        constant_size: all requests hold ``batch_size * max_length`` tokens, up to 2**24, and an evaluation takes
+            ``batch_size`` texts at a time, so that their sizes and number tell nothing of the texts.
 
     Raises:
         privtuner.errors.InputError: a value outside its range.
@@ -88,6 +91,7 @@ class TrainConfig:
     targets: tuple[str, ...] = ("query", "value")
     seed: int | None = None
     max_length: int = 64
+    constant_size: bool = False
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -202,11 +206,14 @@ def prepare_model(model: PreTrainedModel | MeanForSequenceClassification, config
 
     Args:
         model: a sequence classifier, in the clear or from `privtuner.nn.build`.
-        config: adapters and seed.
+        config: adapters, seed, and whether requests are of constant size.
 
     Raises:
-        privtuner.errors.InputError: the model has no head outside its base model, or a target names no layer.
+        privtuner.errors.InputError: the model has no head outside its base model, a target names no layer, or the
+            constant size is asked for in the clear, or too large.
     """
+    if config.constant_size:
+        session_of(model).pad_tokens_to = config.batch_size * config.max_length
     for parameter in model.base_model.parameters():
         parameter.requires_grad_(False)
     heads = trainable_heads(model)
@@ -254,7 +261,8 @@ def train_classifier(
     Raises:
         privtuner.errors.PrivtunerError: the run diverged, see `iterate_steps`, or the server failed.
     """
-    before = evaluate(model, test, progress=progress, title="before") if test is not None else None
+    texts = config.batch_size if config.constant_size else None
+    before = evaluate(model, test, texts, progress=progress, title="before") if test is not None else None
     result = TrainResult(_mode(model), config, [], before)
     for step in iterate_steps(model, train, config, progress=progress):
         result.steps.append(step)
@@ -263,7 +271,7 @@ def train_classifier(
     if test is None:
         return result
     with _explain_divergence(f"after step {config.steps}", config):
-        return replace(result, after=evaluate(model, test, progress=progress, title="after"))
+        return replace(result, after=evaluate(model, test, texts, progress=progress, title="after"))
 
 
 def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, progress: bool = True) -> Iterator[Step]:
@@ -390,13 +398,29 @@ def _find_trained(model: PeftModel) -> tuple[list[torch.nn.Parameter], list[torc
 
 
 @torch.no_grad()
-def evaluate(model: PeftModel, data: Encoded, *, progress: bool = False, title: str = "evaluation") -> Evaluation:
-    """Return the part of ``data`` that ``model`` classifies rightly."""
+def evaluate(
+    model: PeftModel,
+    data: Encoded,
+    batch_size: int | None = None,
+    *,
+    progress: bool = False,
+    title: str = "evaluation",
+) -> Evaluation:
+    """Return the part of ``data`` that ``model`` classifies rightly.
+
+    Args:
+        model: a classifier.
+        data: texts with their labels.
+        batch_size: texts a batch; None sorts them by length, and takes as many as have `EVAL_TOKENS` tokens.
+        progress: show a bar on standard error.
+        title: what the bar says.
+    """
     meter = _meter(model)
     start, sent = time.perf_counter(), meter.total()
     right = tokens = 0
     with _bar(progress, total=len(data), desc=f"accuracy {title}", unit="text", leave=False) as bar:
-        for batch in (batch.to(model.device) for batch in length_batches(data, EVAL_TOKENS)):
+        batches = length_batches(data, EVAL_TOKENS) if batch_size is None else ordered_batches(data, batch_size)
+        for batch in (batch.to(model.device) for batch in batches):
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             right += int((logits.argmax(-1) == batch.targets).sum())
             tokens += batch.tokens
