@@ -106,6 +106,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"tokens at which texts are cut (default {_MAX_LENGTH}; sealed: what the server's model takes)",
     )
     parser.add_argument(
+        "--constant-size",
+        action="store_true",
+        help="fill up every request to as many tokens as --batch-size texts of --max-length have, so that sizes tell "
+        "nothing of the texts; costs what these tokens cost",
+    )
+    parser.add_argument(
         "--pool",
         choices=["mean", "first"],
         help="what the head reads: the mean of a text's last hidden states (default), or the first token or the last, "
@@ -262,6 +268,9 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise InputError("--momentum goes with --seal model or --plain only")
     if arguments.plain and arguments.scheme != next(iter(SCHEMES)):
         raise InputError("--scheme goes with --server only: nothing is encrypted in the clear")
+    if arguments.constant_size and (arguments.plain or arguments.seal):
+        other = "requests of a sealed model have constant sizes" if arguments.seal else "nothing is sent in the clear"
+        raise InputError(f"--constant-size has no meaning here: {other}; leave it out")
 
 
 def _check_sealed_options(arguments: argparse.Namespace) -> None:
@@ -314,6 +323,7 @@ def _task(arguments: argparse.Namespace) -> _Task:
         ),
         seed=arguments.seed,
         max_length=_MAX_LENGTH if arguments.max_length is None else arguments.max_length,
+        constant_size=arguments.constant_size,
     )
     columns = (arguments.text_column, arguments.label_column)
     form = {"delimiter": arguments.delimiter, "encoding": arguments.encoding}

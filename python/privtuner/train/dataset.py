@@ -24,6 +24,7 @@ __all__ = [
     "encode",
     "label_names",
     "length_batches",
+    "ordered_batches",
     "read_csv",
 ]
 
@@ -167,3 +168,9 @@ def length_batches(data: Encoded, tokens: int) -> Iterator[Batch]:
         used += length
     if rows:
         yield collate(data, rows)
+
+
+def ordered_batches(data: Encoded, batch_size: int) -> Iterator[Batch]:
+    """Yield every text once, as they come, ``batch_size`` texts a batch: neither order nor number tells a length."""
+    for begin in range(0, len(data), batch_size):
+        yield collate(data, range(begin, min(begin + batch_size, len(data))))

@@ -20,8 +20,9 @@ import torch
 
 from privtuner.errors import CkksError, InputError, PrivtunerError
 from privtuner.nn import EncryptedLayer, Traffic, TrafficMeter, traffic_of
+from privtuner.nn.layers import session_of
 from privtuner.train.checkpoints import Checkpoint, Checkpoints
-from privtuner.train.dataset import Batch, Encoded, ShuffledBatches, length_batches
+from privtuner.train.dataset import Batch, Encoded, ShuffledBatches, length_batches, ordered_batches
 from privtuner.train.peft_adapter import add_lora, trainable_heads
 from privtuner.train.state import TrainingState
 
@@ -77,6 +78,8 @@ class TrainConfig:
             batches and can tell the length of every text from what a server sees; None draws all three from the
             operating system's randomness.
         max_length: tokens at which texts are cut, 3 to 2**20.
+        constant_size: all requests hold ``batch_size * max_length`` tokens, up to 2**24, and an evaluation takes
+            ``batch_size`` texts at a time, so that their sizes and number tell nothing of the texts.
 
     Raises:
         privtuner.errors.InputError: a value outside its range.
@@ -96,6 +99,7 @@ class TrainConfig:
     targets: tuple[str, ...] = ("query", "value")
     seed: int | None = None
     max_length: int = 64
+    constant_size: bool = False
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -210,11 +214,14 @@ def prepare_model(model: PreTrainedModel | MeanForSequenceClassification, config
 
     Args:
         model: a sequence classifier, in the clear or from `privtuner.nn.build`.
-        config: adapters and seed.
+        config: adapters, seed, and whether requests are of constant size.
 
     Raises:
-        privtuner.errors.InputError: the model has no head outside its base model, or a target names no layer.
+        privtuner.errors.InputError: the model has no head outside its base model, a target names no layer, or the
+            constant size is asked for in the clear, or too large.
     """
+    if config.constant_size:
+        session_of(model).pad_tokens_to = config.batch_size * config.max_length
     for parameter in model.base_model.parameters():
         parameter.requires_grad_(False)
     heads = trainable_heads(model)
@@ -268,6 +275,7 @@ def train_classifier(
         privtuner.errors.InputError: the checkpoints are of another run, or all damaged.
         privtuner.errors.PrivtunerError: the run diverged, see `iterate_steps`, or the server failed.
     """
+    texts = config.batch_size if config.constant_size else None
     state = training_state(model, train, config)
     saved = None if checkpoints is None else checkpoints.load()
     if saved is not None:
@@ -276,7 +284,7 @@ def train_classifier(
         if after_step is not None:
             after_step(result)
     else:
-        before = evaluate(model, test, progress=progress, title="before") if test is not None else None
+        before = evaluate(model, test, texts, progress=progress, title="before") if test is not None else None
         result = TrainResult(_mode(model), config, [], before)
     for step in iterate_steps(model, train, config, progress=progress, state=state):
         result.steps.append(step)
@@ -287,7 +295,7 @@ def train_classifier(
     if test is None:
         return result
     with _explain_divergence(f"after step {config.steps}", config):
-        return replace(result, after=evaluate(model, test, progress=progress, title="after"))
+        return replace(result, after=evaluate(model, test, texts, progress=progress, title="after"))
 
 
 def training_state(model: PeftModel, train: Encoded, config: TrainConfig) -> TrainingState:
@@ -453,13 +461,29 @@ def _find_trained(model: PeftModel) -> tuple[dict[str, torch.nn.Parameter], dict
 
 
 @torch.no_grad()
-def evaluate(model: PeftModel, data: Encoded, *, progress: bool = False, title: str = "evaluation") -> Evaluation:
-    """Return the part of ``data`` that ``model`` classifies rightly."""
+def evaluate(
+    model: PeftModel,
+    data: Encoded,
+    batch_size: int | None = None,
+    *,
+    progress: bool = False,
+    title: str = "evaluation",
+) -> Evaluation:
+    """Return the part of ``data`` that ``model`` classifies rightly.
+
+    Args:
+        model: a classifier.
+        data: texts with their labels.
+        batch_size: texts a batch; None sorts them by length, and takes as many as have `EVAL_TOKENS` tokens.
+        progress: show a bar on standard error.
+        title: what the bar says.
+    """
     meter = _meter(model)
     start, sent = time.perf_counter(), meter.total()
     right = tokens = 0
     with _bar(progress, total=len(data), desc=f"accuracy {title}", unit="text", leave=False) as bar:
-        for batch in (batch.to(model.device) for batch in length_batches(data, EVAL_TOKENS)):
+        batches = length_batches(data, EVAL_TOKENS) if batch_size is None else ordered_batches(data, batch_size)
+        for batch in (batch.to(model.device) for batch in batches):
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             right += int((logits.argmax(-1) == batch.targets).sum())
             tokens += batch.tokens
