@@ -23,7 +23,7 @@ from safetensors import safe_open
 import presses
 from text_cases import environment, rows, server_process, write_csv
 
-COUNT = int(os.environ.get("PRIVTUNER_TEST_PRESSES", "10"))
+COUNT = int(os.environ.get("PRIVTUNER_TEST_PRESSES", "6"))
 
 
 @contextmanager

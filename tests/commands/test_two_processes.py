@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,9 +20,9 @@ from privtuner.train.table import TextTable, label_names
 from privtuner.train.training import TrainConfig, prepare_model, train_classifier
 from text_cases import (
     command,
-    environment,
     rows,
     server_process,
+    started,
     training_options,
     write_csv,
 )
@@ -110,20 +108,14 @@ def test_owners_do_not_disturb_each_other(address):
 
 def test_server_killed_during_training(model, options, tmp_path):
     with server_process(model) as (server, address):
-        line = ["train", "--server", address, "--steps", "100000", "--out", str(tmp_path / "out"), *options]
-        owner = subprocess.Popen(
-            [sys.executable, "-m", "privtuner", *line],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(),
-        )
-        with RemoteTransport(address) as transport:
-            while not any(direction == "backward" for _, direction in transport.counts().layers):
-                assert owner.poll() is None, owner.communicate()[1]
-                time.sleep(0.05)
-        server.kill()
-        out, err = owner.communicate(timeout=60)
+        line = ["train", "--server", address, "--steps", "100000", "--out", tmp_path / "out", *options]
+        with started(*line) as owner:
+            with RemoteTransport(address) as transport:
+                while not any(direction == "backward" for _, direction in transport.counts().layers):
+                    assert owner.poll() is None, owner.communicate()[1]
+                    time.sleep(0.05)
+            server.kill()
+            out, err = owner.communicate(timeout=60)
     assert owner.returncode == 1
     assert out == ""
     last = err.splitlines()[-1]
