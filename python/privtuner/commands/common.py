@@ -54,7 +54,7 @@ def connection(address: str, stop: Stop, exposed: str) -> Iterator[RemoteTranspo
     from privtuner.service import RemoteTransport
     from privtuner.service.protocol import is_loopback, parse_address
 
-    with RemoteTransport(address) as transport, stop.on_stop(transport.close):
+    with RemoteTransport(address, say=say) as transport, stop.on_stop(transport.close):
         if not is_loopback(parse_address(address)[0]):
             say(f"warning: {address} is another machine and the connection has no TLS: {exposed}")
         yield transport

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from privtuner.copies import Stays
 from privtuner.errors import InputError, LostError, MessageError, ServiceError
 from privtuner.linear import BytesLike
 from privtuner.nn import Split
+from privtuner.nn.bundle import bundle_digest
 from privtuner.parties import BLOCK_BYTES
 from privtuner.schemes import Host, LinearServer
 from privtuner.sealed.messages import largest_message
@@ -30,6 +32,7 @@ from privtuner.service.counts import Counter, ServerCounts
 from privtuner.service.protocol import (
     LAYER_KEY,
     MESSAGE_BYTES,
+    MODEL_KEY,
     PROTOCOL,
     PROTOCOL_KEY,
     SERVICE,
@@ -151,7 +154,7 @@ class Server(Stays):
         self._calls, self._asks = Room(calls, "calls"), Room(_ASKS, "calls")
         self._memory, self._turns = Room(memory_bytes, "requests"), Turns(_WIDTH)
         self._largest_job = 0 if sealed is None else largest_message(sealed.model.public.parameters)
-        self._counter = Counter()
+        self._counter, self._ending = Counter(), threading.Event()
         presets = sorted({spec.preset for spec in split.bundle.specs.values()})
         self.hello: dict[str, Any] = {
             "protocol": PROTOCOL,
@@ -161,6 +164,7 @@ class Server(Stays):
             "preset": ", ".join(presets),
             "layers": len(split.server),
             "sealed": sealed is not None,
+            "bundle": bundle_digest(self._files),
             "bundle_bytes": sum(map(len, self._files.values())),
         }
         """What clients are told first."""
@@ -187,10 +191,21 @@ class Server(Stays):
         self._server.start()
         return self
 
-    def stop(self, grace_seconds: float = 2.0) -> None:
-        """Refuse new requests, let those in progress end within ``grace_seconds``, then cut them off."""
-        self._server.stop(grace_seconds).wait()
+    def stop(self, grace_seconds: float = 2.0) -> int:
+        """Refuse new calls as those that another server may take, let those in progress end, then cut them off.
+
+        Args:
+            grace_seconds: how long they may take.
+
+        Returns:
+            How many were cut off.
+        """
+        self._ending.set()
+        self._host.end_idle()
+        left = self._calls.wait_until_empty(grace_seconds)
+        self._server.stop(0.5).wait()  # for what is answered at once
         self._host.close()
+        return left
 
     def counts(self) -> ServerCounts:
         """Return what this server has seen."""
@@ -231,9 +246,11 @@ class Server(Stays):
         def serve(chunks: Any, context: Any) -> Iterator[bytes]:
             try:
                 _check_protocol(context)
+                self._check_model(context)
                 tenant = self._tenants.of(context)
                 watch = self._watchdog.watch(self._patience, context.cancel)
                 with room.hold(tenant.name, 1):
+                    self._check_open(room)
                     for message in answer(Call(tenant, context, watch, iter(chunks))):
                         for piece in cut(message):
                             with watch.waiting():
@@ -258,6 +275,20 @@ class Server(Stays):
             context.abort(code, text)
 
         return serve
+
+    def _check_model(self, context: Any) -> None:
+        """Refuse a call that is meant for another model: that of a server that had this address before."""
+        meant = str(_metadata(context).get(MODEL_KEY, self.hello["bundle"]))
+        if meant != self.hello["bundle"]:
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"this server's bundle is {self.hello['bundle'][:16]}... and the client began with that of another "
+                "model; begin a new run, or restart the server with the model of before",
+            )
+
+    def _check_open(self, room: Room) -> None:
+        if self._ending.is_set() and room is self._calls:
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, "the server is ending")
 
     def _bundle(self, call: Call) -> Iterator[bytes]:  # noqa: ARG002 - as all of them
         yield from split_files(self._files)
