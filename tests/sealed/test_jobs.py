@@ -446,7 +446,7 @@ def test_arguments_that_are_refused():
     model = TinyModel()
     with pytest.raises(InputError, match="protects nothing"):
         SealedOwner(model.public, None)
-    for options, hint in (({"gradient_bound": 0.3}, "power of two"), ({"patience": 0}, "above 0")):
+    for options, hint in (({"gradient_bound": 0.3}, "power of two"), ({"patience": 0}, "more than 0")):
         with pytest.raises(InputError, match=hint):
             SealedOwner(model.public, None, allow_insecure=True, **options)
     owner = SealedOwner(model.public, None, allow_insecure=True)
