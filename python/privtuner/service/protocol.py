@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from privtuner.errors import InputError, MessageError
 
 __all__ = [
+    "CALLER_BYTES",
+    "CALLER_KEY",
     "LARGEST_BYTES",
     "LAYER_KEY",
     "MESSAGE_BYTES",
@@ -39,6 +41,10 @@ PROTOCOL = 3
 SERVICE = "privtuner.Linear"
 PROTOCOL_KEY = "privtuner-protocol"
 LAYER_KEY = "privtuner-layer-bin"
+
+CALLER_KEY = "privtuner-caller-bin"
+"""Metadata: what a client that has no name drew for itself, so that `Stats` shows it its own counts and no others'."""
+CALLER_BYTES = 16
 
 MESSAGE_BYTES = 1 << 20
 """Size of one gRPC message of a longer stream: large enough to amortise its cost, small enough to overlap."""
@@ -76,18 +82,18 @@ def channel_options(keepalive_seconds: float) -> list[tuple[str, int]]:
     ]
 
 
-def parse_address(address: str) -> tuple[str, int]:
+def parse_address(address: str, least_port: int = 1) -> tuple[str, int]:
     """Split ``HOST:PORT``, where an IPv6 host stands in brackets.
 
     Raises:
-        privtuner.errors.InputError: ``address`` has no such form, or the port is not in 1..65535.
+        privtuner.errors.InputError: ``address`` has no such form, or the port is not in ``least_port``..65535.
     """
     host, separator, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if not separator or not host or (":" in host and not bracketed) or "/" in host:
         raise InputError(f"server address {address!r} is not HOST:PORT, e.g. 127.0.0.1:50051")
-    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-        raise InputError(f"server address {address!r}: the port must be a number from 1 to 65535")
+    if not (port.isascii() and port.isdigit() and least_port <= int(port) <= 65535):
+        raise InputError(f"server address {address!r}: the port must be a number from {least_port} to 65535")
     return host[1:-1] if bracketed else host, int(port)
 
 
