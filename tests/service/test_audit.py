@@ -15,7 +15,7 @@ from privtuner.service.counts import Event, LayerCounts
 ANSWER = Event(
     "Apply", "OK", "acme", b"caller", "ipv4:192.0.2.1:5", "fc", "forward", LayerCounts(1, 9, 9, 36, 72, 0.25)
 )
-REFUSAL = Event("Apply", "ABORTED", "acme", b"caller", "ipv4:192.0.2.1:5")
+REFUSAL = Event("Apply", "ABORTED", *WHO)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_line_that_was_cut_off_spoils_no_other(path, monkeypatch):
         monkeypatch.setattr(module.os, "write", write)
         audit.admit()
     _, cut, whole, _ = path.read_text().splitlines()
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="Unterminated"):
         json.loads(cut)
     assert json.loads(whole)["tokens"] == 9
 
