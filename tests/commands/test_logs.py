@@ -10,9 +10,8 @@ from privtuner.commands.logs import add_logs, log_event, logging_to
 from privtuner.errors import InputError
 from privtuner.service.counts import Event, LayerCounts
 
-ANSWER = Event(
-    "Apply", "OK", "acme", b"caller", "ipv4:192.0.2.1:5", "fc", "forward", LayerCounts(1, 9, 9, 36, 72, 0.25)
-)
+WHO = ("acme", b"caller", "ipv4:192.0.2.1:5")
+ANSWER = Event("Apply", "OK", *WHO, "fc", "forward", LayerCounts(1, 9, 9, 36, 72, 0.25))
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\n2026-01-01 ERROR forged\u202e\x9b"
 log = logging.getLogger("privtuner.test")
 

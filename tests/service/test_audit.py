@@ -12,9 +12,8 @@ from privtuner.service import audit as module
 from privtuner.service.audit import AuditLog
 from privtuner.service.counts import Event, LayerCounts
 
-ANSWER = Event(
-    "Apply", "OK", "acme", b"caller", "ipv4:192.0.2.1:5", "fc", "forward", LayerCounts(1, 9, 9, 36, 72, 0.25)
-)
+WHO = ("acme", b"caller", "ipv4:192.0.2.1:5")
+ANSWER = Event("Apply", "OK", *WHO, "fc", "forward", LayerCounts(1, 9, 9, 36, 72, 0.25))
 REFUSAL = Event("Apply", "ABORTED", *WHO)
 
 
