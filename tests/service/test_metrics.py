@@ -10,6 +10,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from accounts import calling
 from privtuner import wire
 from privtuner.errors import InputError, ServiceError
 from privtuner.service.counts import ANONYMOUS, Counter, Load, View
@@ -25,12 +26,12 @@ def filled():
         ("acme", "fc", "backward", 0.02),
         (ANONYMOUS, 'odd "name"\n', "forward", 1000.0),
     ):
-        with counter.account("Apply", tenant, b"caller") as account:
+        with calling(counter, tenant, b"caller") as account:
             head = wire.peek(wire.seal("request", [], direction=direction, tokens=7))
             account.answered(layer, head, 10, 20, seconds)
-    with counter.account("Apply", "acme") as account:
+    with calling(counter, "acme") as account:
         account.refused("ABORTED")
-    with counter.account("Bundle", ANONYMOUS) as account:
+    with calling(counter, ANONYMOUS, name="Bundle") as account:
         account.sent_bundle()
     return counter
 

@@ -271,9 +271,9 @@ class Counter:
         self._callers: OrderedDict[bytes, _Sums] = OrderedDict()
         self._running: dict[str, int] = {}
 
-    def account(self, name: str, tenant: str, caller: bytes = b"", peer: str = "") -> Account:
-        """Return the account of one call to the method ``name``, a context manager around the call."""
-        return Account(self, name, tenant, caller, peer)
+    def account(self, name: str, peer: str = "") -> Account:
+        """Return the account of one call to the method ``name`` from ``peer``, a context manager around the call."""
+        return Account(self, name, peer)
 
     def snapshot(self) -> ServerCounts:
         """Return the counts of all calls: for the operator of the server."""
@@ -323,9 +323,18 @@ class Account:
     A call that ends without a report because nobody reads on counts as cancelled.
     """
 
-    def __init__(self, counter: Counter, name: str, tenant: str, caller: bytes, peer: str) -> None:
-        self._counter, self._name, self._who = counter, name, (tenant, caller, peer)
-        self._told = False
+    def __init__(self, counter: Counter, name: str, peer: str) -> None:
+        self._counter, self._name, self._peer = counter, name, peer
+        self._tenant, self._caller, self._told = ANONYMOUS, b"", False
+
+    def caller(self, tenant: str, caller: bytes = b"") -> None:
+        """Say who calls; as long as nobody does it is `ANONYMOUS`.
+
+        Args:
+            tenant: its name, or `ANONYMOUS`.
+            caller: tells callers of `ANONYMOUS` apart.
+        """
+        self._tenant, self._caller = tenant, caller
 
     def admit(self) -> None:
         """Ask, before anything is answered, whether calls are taken; the counter's ``admit`` may raise."""
@@ -364,7 +373,8 @@ class Account:
         self, outcome: str, layer: str = "", direction: str = "", counts: LayerCounts | None = None, digest: bytes = b""
     ) -> None:
         self._told = True
-        self._counter._take(Event(self._name, outcome, *self._who, layer, direction, counts or LayerCounts(), digest))
+        who = (self._tenant, self._caller, self._peer)
+        self._counter._take(Event(self._name, outcome, *who, layer, direction, counts or LayerCounts(), digest))
 
 
 def _one(tokens: int, bytes_in: int, bytes_out: int, seconds: float, refreshes: int = 0) -> LayerCounts:

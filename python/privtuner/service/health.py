@@ -2,82 +2,64 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from privtuner.errors import MessageError
 from privtuner.service.protocol import SERVICE
 
-__all__ = ["Health", "reflection_handlers"]
+__all__ = ["REFLECTION", "REFLECTION_METHOD", "Health", "reflect"]
+
+REFLECTION, REFLECTION_METHOD = reflection.SERVICE_NAME, "ServerReflectionInfo"
 
 _STATUS = health_pb2.HealthCheckResponse
-_REFLECTION_SECONDS = 10.0
+_SERVICES = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
 
 
 class Health:
-    """Answers `grpc.health.v1.Health/Check`, for the server as a whole (an empty name) and for its service.
+    """Answers `grpc.health.v1.Health/Check`; nobody needs to say who they are for it.
 
-    Nobody needs to say who they are for it. It has a thread of its own, so that a probe does not wait for calls that
-    compute. `Watch`, a stream without an end, is left out: it would hold memory for whoever asks.
+    A server has one health, whichever of its services is asked for. So the question is not read, and whoever never
+    sends it holds nothing. `Watch` is left out: it would hold a thread without an end for whoever asks.
     """
 
     def __init__(self) -> None:
-        self._serving = True
-        self._thread = ThreadPoolExecutor(1, "privtuner-health")
+        self._status = _STATUS.SERVING
 
     def drain(self) -> None:
         """Answer NOT_SERVING from now on: the server takes no new calls, and those in progress end."""
-        self._serving = False
+        self._status = _STATUS.NOT_SERVING
 
-    def close(self) -> None:
-        """Let go of the thread."""
-        self._thread.shutdown(wait=False)
-
-    def handlers(self) -> grpc.GenericRpcHandler:
+    def handlers(self) -> Any:
         """Return what to add to a gRPC server."""
 
-        def check(request: Any, context: grpc.ServicerContext) -> Any:
-            if request.service not in ("", SERVICE):
-                context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
-            return _STATUS(status=_STATUS.SERVING if self._serving else _STATUS.NOT_SERVING)
+        def check(chunks: Any, context: Any) -> Iterator[bytes]:  # noqa: ARG001 - gRPC's signature
+            yield _STATUS(status=self._status).SerializeToString()
 
-        check.experimental_thread_pool = self._thread  # type: ignore[attr-defined]
-        handler = grpc.unary_unary_rpc_method_handler(
-            check, health_pb2.HealthCheckRequest.FromString, _STATUS.SerializeToString
-        )
+        # As a stream: otherwise gRPC would wait for the question before it asks us.
+        handler = grpc.stream_stream_rpc_method_handler(check)
         return grpc.method_handlers_generic_handler(health.SERVICE_NAME, {"Check": handler})
 
 
-def reflection_handlers(admit: Callable[[Any], object]) -> grpc.GenericRpcHandler:
-    """Return what answers gRPC's reflection: the names of the services, and what health checks are made of.
+def reflect(requests: Iterable[bytes]) -> Iterator[bytes]:
+    """Answer gRPC's reflection: the names of the services, and what those of gRPC itself are made of.
 
-    The methods of our own service take and give plain bytes, which no description of protocol buffers fits, so that it
-    is named and not described. One caller at a time is answered, for ten seconds.
+    The methods of our own take and give plain bytes, which no description of protocol buffers fits, so that it is named
+    and not described.
 
-    Args:
-        admit: called with the context of a call before it is answered; ends it, or raises, unless the caller may ask.
+    Raises:
+        privtuner.errors.MessageError: something else is asked.
     """
-    servicer = reflection.ReflectionServicer((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME))
-
-    def describe(requests: Iterator[Any], context: Any) -> Iterator[Any]:
-        admit(context)
-        # A stream that stays open would hold the thread.
-        timer = threading.Timer(_REFLECTION_SECONDS, context.cancel)
-        timer.start()
+    servicer = reflection.ReflectionServicer(_SERVICES)
+    for request in requests:
         try:
-            yield from servicer.ServerReflectionInfo(requests, context)
-        finally:
-            timer.cancel()
-
-    describe.experimental_thread_pool = ThreadPoolExecutor(1, "privtuner-reflection")  # type: ignore[attr-defined]
-    handler = grpc.stream_stream_rpc_method_handler(
-        describe,
-        reflection_pb2.ServerReflectionRequest.FromString,
-        reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": handler})
+            asked = reflection_pb2.ServerReflectionRequest.FromString(request)
+        except DecodeError as error:
+            raise MessageError(f"reflection: {len(request)} bytes are no question of {REFLECTION}") from error
+        for answer in servicer.ServerReflectionInfo(iter((asked,)), None):
+            yield answer.SerializeToString()
