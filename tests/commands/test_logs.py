@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-from privtuner.commands.logs import add_logs, log_event, logging_to
+from privtuner.commands.logs import add_logs, logging_to
 from privtuner.errors import InputError
-from privtuner.service.counts import Event, LayerCounts
+from privtuner.service.counts import Counter, Event, LayerCounts
 
 WHO = ("acme", b"caller", "ipv4:192.0.2.1:5")
 ANSWER = Event("Apply", "OK", *WHO, "fc", "forward", LayerCounts(1, 9, 9, 36, 72, 0.25))
@@ -23,9 +23,10 @@ def options(*line):
 
 
 def written(path, *line):
+    counter = Counter()
     with logging_to(options("--log-file", path, *line)):
-        log_event(ANSWER)
-        log_event(ANSWER._replace(outcome="ABORTED"))
+        counter._take(ANSWER)
+        counter._take(ANSWER._replace(outcome="ABORTED"))
         log.warning("told: %s", HOSTILE)
         try:
             raise ValueError(HOSTILE)

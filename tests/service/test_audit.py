@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from privtuner.errors import InputError, ServiceError
+from privtuner.errors import InputError, LostError
 from privtuner.service import audit as module
 from privtuner.service.audit import AuditLog
 from privtuner.service.counts import Event, LayerCounts
@@ -80,11 +80,11 @@ def test_full_disk_refuses_calls_until_it_has_room(path, caplog):
         path.rename(path.with_suffix(".kept"))
         path.symlink_to("/dev/full")
         os.dup2(full, audit._file)
-        with pytest.raises(ServiceError, match="cannot record calls and so takes none"):
+        with pytest.raises(LostError, match="cannot record calls and so takes none"):
             audit.write(ANSWER)
         audit.write(REFUSAL)  # of that call
         for _ in range(3):
-            with pytest.raises(ServiceError, match="cannot record calls"):
+            with pytest.raises(LostError, match="cannot record calls"):
                 audit.admit()
             audit.write(REFUSAL)
         assert [record.levelno for record in caplog.records] == [logging.ERROR]
@@ -109,7 +109,7 @@ def test_line_that_was_cut_off_spoils_no_other(path, monkeypatch):
     write = os.write
     with AuditLog(path) as audit:
         monkeypatch.setattr(module.os, "write", lambda file, data: write(file, data[: len(data) // 2]))
-        with pytest.raises(ServiceError):
+        with pytest.raises(LostError):
             audit.write(ANSWER)
         monkeypatch.setattr(module.os, "write", write)
         audit.admit()

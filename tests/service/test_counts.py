@@ -125,11 +125,11 @@ def test_call_that_nobody_reads_on_is_cancelled():
     assert (counts.refusals, counts.refused) == ({"CANCELLED": 1, "ABORTED": 1}, 1)
 
 
-def test_what_a_listener_raises_reaches_the_call_and_is_not_counted():
+def test_what_the_record_raises_reaches_the_call_and_is_not_counted():
     def refuse(event):
         raise ServiceError("no")
 
-    counter = Counter(listeners=(refuse,), admit=lambda: refuse(None))
+    counter = Counter(record=refuse, admit=lambda: refuse(None))
     with pytest.raises(ServiceError), calling(counter, "a") as account:
         account.admit()
     with pytest.raises(ServiceError):

@@ -10,16 +10,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from privtuner.errors import InputError
 
-if TYPE_CHECKING:
-    from privtuner.service.counts import Event
+__all__ = ["add_logs", "logging_to"]
 
-__all__ = ["add_logs", "log_event", "logging_to"]
-
-_log = logging.getLogger(__name__)
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -62,18 +58,6 @@ def logging_to(arguments: argparse.Namespace) -> Iterator[None]:
         ours.setLevel(before)
         root.removeHandler(handler)
         handler.close()
-
-
-def log_event(event: Event) -> None:
-    """Log what became of a call: an answer at the level debug, a refusal at info."""
-    from privtuner.service.counts import OK
-
-    level = logging.DEBUG if event.outcome == OK else logging.INFO
-    if _log.isEnabledFor(level):
-        fields = event.to_dict()
-        _log.log(
-            level, "call %s", " ".join(f"{name}={value}" for name, value in fields.items()), extra={"call": fields}
-        )
 
 
 class _Text(logging.Formatter):

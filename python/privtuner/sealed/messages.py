@@ -173,6 +173,11 @@ class Stream:
             self._outbox.append(message)
             self._changed.notify_all()
 
+    def wait(self, seconds: float) -> bool:
+        """Return whether a message came, or the end, within ``seconds``."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._inbox) or self._over(), seconds)
+
     def receive(self, seconds: float) -> bytes | None:
         """Return the next message, or None where the other side ended the stream in order.
 

@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -17,7 +18,7 @@ from privtuner.ckks.evaluator import Evaluator
 from privtuner.ckks.keys import EvaluationKeys, PublicKey, elements_of
 from privtuner.ckks.refresher import Refresher
 from privtuner.ckks.tensor import EncryptedTensor
-from privtuner.errors import CkksError, InputError, MessageError, ServiceError
+from privtuner.errors import CkksError, InputError, LostError, MessageError, ServiceError
 from privtuner.sealed.locker import Locker
 from privtuner.sealed.messages import NONCE_BYTES, STEP, Link, Message, Rates, Stream, Type, largest_message
 from privtuner.sealed.model import EncryptedAdapters, SealedModel
@@ -30,6 +31,7 @@ from privtuner.sealed.state import (
     save_pieces,
     unlock_state,
 )
+from privtuner.turns import Turn, Turns
 
 __all__ = ["MakeEvaluator", "SealedService", "TaskCounts"]
 
@@ -48,9 +50,6 @@ _COMMANDS = (
     Type.BACKWARD,
     Type.RELEASE,
 )
-
-# One task at a time in a process: each uses all threads, and memory by the gigabyte.
-_working = threading.Lock()
 
 
 class TaskCounts(NamedTuple):
@@ -77,17 +76,20 @@ class TaskCounts(NamedTuple):
 class SealedService:
     """Serves one sealed model to data owners, a session for each stream.
 
-    A session takes the memory of its keys, its adapters and what one forward pass keeps, all of which follow from the
-    model's public part; so the number of sessions bounds the memory. What a session kept ends with its stream; the
-    adapters are with the owner, locked, and where ``state`` is given on disk as well.
+    A session takes the memory of its keys, its adapters, one task and what a forward pass keeps, all of which follow
+    from the model's public part; so the number of sessions bounds the memory. What a session kept ends with its stream;
+    the adapters are with the owner, locked, and where ``state`` is given on disk as well.
+
+    One session computes at a time, for it uses all threads. It gives its turn up between stages and while it waits for
+    the owner's answers, to the tenant that computed least.
 
     Args:
         model: the model.
         evaluator: makes what computes.
         state: folder where each run's encrypted adapters are saved after each step; made if it does not exist.
-        sessions: streams served at a time, at least 1; tasks run one after the other.
-        patience: seconds that an owner may take for any message within a task.
-        idle: seconds between tasks after which a session ends.
+        sessions: streams served at a time, at least 1.
+        patience: seconds that an owner may take for any message within a task, and wait for room.
+        idle: seconds between tasks after which a session ends; ``patience`` where another owner waits for its room.
         release: give owners their adapters unlocked when they ask. They can decrypt them, and so learn of the
             activations that met in the gradients.
 
@@ -113,28 +115,34 @@ class SealedService:
         self.state = None if state is None else Path(state)
         if self.state is not None:
             self.state.mkdir(parents=True, exist_ok=True)
+        self.turns = Turns()
         self._room = threading.BoundedSemaphore(sessions)
+        self._knocks = threading.Lock()
+        self._knocking = 0  # owners that wait for room
 
-    def job(self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None) -> Iterator[bytes]:
+    def job(
+        self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None, tenant: str = ""
+    ) -> Iterator[bytes]:
         """Yield the server's messages of one session; those of the owner are taken from ``messages``.
 
         Args:
             messages: of the owner; read in a thread.
             count: called after every task.
+            tenant: whose session it is.
 
         Raises:
-            ServiceError: all sessions are in use, or the owner stalled or went away in the middle of a task.
+            LostError: all sessions are in use.
+            ServiceError: the owner stalled or went away in the middle of a task, or was idle for too long.
             MessageError: a message is malformed, out of order or not what is due, or its ciphertexts cannot be
                 computed with.
             Exception: what ``messages`` raised.
         """
-        if not self._room.acquire(timeout=self.patience):  # that of a stream that broke ends at its next stage
-            raise ServiceError(f"the server is busy with {self.sessions} other sessions; try again later")
+        self._enter()
         stream, failures = Stream("the data owner"), list[Exception]()
 
         def work() -> None:
             try:
-                _Session(self, stream, count).run()
+                _Session(self, stream, count, tenant).run()
             except CkksError:  # its numbers may follow from weights: for the log, not for the owner
                 _log.exception("a job cannot be computed")
                 failures.append(MessageError("the job cannot be computed; the server's log has the reason"))
@@ -160,6 +168,23 @@ class SealedService:
         if failures:
             raise failures[0]
 
+    @property
+    def wanted(self) -> bool:
+        """Whether an owner waits for room."""
+        return self._knocking > 0
+
+    def _enter(self) -> None:
+        """Take room for a session; a stream that broke gives it up at its next stage, an idle one when it notices."""
+        with self._knocks:
+            self._knocking += 1
+        try:
+            # Twice, for an idle session looks every ``patience`` whether it is in the way.
+            if not self._room.acquire(timeout=2 * self.patience):
+                raise LostError(f"the server is busy with {self.sessions} other sessions; try again later")
+        finally:
+            with self._knocks:
+                self._knocking -= 1
+
 
 @dataclass
 class _Adapters:
@@ -172,9 +197,13 @@ class _Adapters:
 class _Session:
     """One stream of an owner: keys, adapters, and what the last forward pass kept."""
 
-    def __init__(self, service: SealedService, stream: Stream, count: Callable[[TaskCounts], object] | None) -> None:
+    def __init__(
+        self, service: SealedService, stream: Stream, count: Callable[[TaskCounts], object] | None, tenant: str
+    ) -> None:
         self._service, self._model, self._public = service, service.model, service.model.public
         self._count, self._refreshes = count, 0
+        self._tenant = tenant
+        self._turn: Turn
         parameters = self._public.parameters
         self._link = Link(stream, self._public.id, bytes(16), parameters._core.hash, largest_message(parameters))
         self._engine: Any = None
@@ -196,8 +225,18 @@ class _Session:
             Type.BACKWARD: self._backward,
             Type.RELEASE: lambda _: self._release(),
         }
-        while (message := self._link.receive(_COMMANDS, seconds=self._service.idle)) is not None:
+        while (message := self._command()) is not None:
             answers[message.type](message)
+
+    def _command(self) -> Message | None:
+        """Read what the owner wants next, unless it takes too long; None where it ended the stream."""
+        service, begin = self._service, time.monotonic()
+        while not self._link.stream.wait(min(service.patience, service.idle)):
+            if service.wanted:
+                raise ServiceError("the session was idle and another owner waited for its room; begin again")
+            if time.monotonic() - begin > service.idle:
+                raise ServiceError(f"the session was idle for {service.idle:g} s; begin again")
+        return self._link.receive(_COMMANDS, seconds=service.patience)
 
     def _open(self) -> None:
         message = self._expect(Type.OPEN)
@@ -305,7 +344,7 @@ class _Session:
         self._saved = None  # of an earlier pass: two would be held at once
         x = self._receive(Type.INPUTS, public.inputs)
         mask = self._receive(Type.MASK, public.mask)
-        with self._alone():
+        with self._computing():
             pooled, self._saved = self._model.forward(
                 self._engine, x, mask, adapters.tensors, keep=keep, progress=self._progress
             )
@@ -320,7 +359,7 @@ class _Session:
         if saved is None or adapters.tensors is None:
             raise MessageError("backward: no forward pass was kept; send the batch again")
         gradient = self._receive(Type.GRADIENT, public.gradient)
-        with self._alone():
+        with self._computing():
             gradients = self._model.backward(self._engine, saved, gradient, adapters.tensors, progress=self._progress)
             del saved
             stepped = self._model.step(self._engine, adapters.tensors, gradients, *rates)
@@ -357,14 +396,21 @@ class _Session:
             self._send(Type.REFRESH, message)
             waiting += 1
             if waiting == _IN_FLIGHT:
-                yield bytes(self._expect(Type.REFRESHED).payload)
+                yield self._refreshed()
                 waiting -= 1
         for _ in range(waiting):
-            yield bytes(self._expect(Type.REFRESHED).payload)
+            yield self._refreshed()
+
+    def _refreshed(self) -> bytes:
+        """Wait for the next answer, while others compute."""
+        with self._turn.pause():
+            message = self._expect(Type.REFRESHED)
+        return bytes(message.payload)
 
     def _progress(self, stage: str) -> None:  # noqa: ARG002 - the owner knows the stages from the schedule
-        """Stop computing for a stream that ended."""
-        self._link.stream.check()
+        """Let others compute, and stop for a stream that ended."""
+        with self._turn.pause():
+            self._link.stream.check()
 
     def _send(self, type: Type, *payload: wire.BytesLike) -> None:
         self._link.send(type, *payload, seconds=self._service.patience)
@@ -379,8 +425,10 @@ class _Session:
         there = [self._engine.upload(part) for part in parts]
         return there[0] if len(there) == 1 else self._engine.concatenate(there)
 
-    def _alone(self) -> _Turn:
-        return _Turn(self._link.stream, self._service.idle)
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with self._service.turns.turn(self._tenant, self._link.stream.check) as self._turn:
+            yield
 
     def _mark(self) -> tuple[float, int, int]:
         self._refreshes = 0
@@ -399,20 +447,3 @@ class _Session:
                     time.perf_counter() - begin,
                 )
             )
-
-
-class _Turn:
-    """The right to compute, one holder at a time; waiting for it ends when the stream does."""
-
-    def __init__(self, stream: Stream, seconds: float) -> None:
-        self._stream, self._seconds = stream, seconds
-
-    def __enter__(self) -> None:
-        end = time.monotonic() + self._seconds
-        while not _working.acquire(timeout=0.5):
-            self._stream.check()
-            if time.monotonic() > end:
-                raise ServiceError(f"the server was busy with another owner for {self._seconds:g} s; try again later")
-
-    def __exit__(self, *_: object) -> None:
-        _working.release()

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from privtuner.errors import InputError, ServiceError
+from privtuner.errors import InputError, LostError
 from privtuner.service.counts import CANCELLED, OK, Event
 
 __all__ = ["AuditLog"]
@@ -60,7 +60,7 @@ class AuditLog:
         """Check before a call that it can be recorded.
 
         Raises:
-            privtuner.errors.ServiceError: the file cannot be written.
+            privtuner.errors.LostError: the file cannot be written.
         """
         with self._lock:
             self._write_waiting()
@@ -70,7 +70,7 @@ class AuditLog:
         """Append a line about ``event``.
 
         Raises:
-            privtuner.errors.ServiceError: it cannot be written, and the event is an answer, which is to fail then.
+            privtuner.errors.LostError: it cannot be written, and the event is an answer, which is to fail then.
         """
         with self._lock:
             if event.outcome in (OK, CANCELLED):
@@ -109,7 +109,7 @@ class AuditLog:
 
     def _refuse_while_failing(self) -> None:
         if self._failing:
-            raise ServiceError("the server cannot record calls and so takes none; ask its operator")
+            raise LostError("the server cannot record calls and so takes none; try again later, or ask its operator")
 
     def _write_waiting(self) -> None:
         """Write what waits, as far as it goes; tell the log when that begins to fail, and when it works again."""

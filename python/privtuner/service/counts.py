@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import json
+import logging
 import math
 import threading
 from collections import OrderedDict
@@ -36,6 +37,8 @@ __all__ = [
 
 ANONYMOUS = "anonymous"
 """Tenant of all who need not say who they are."""
+
+_log = logging.getLogger(__name__)
 
 OK, CANCELLED = "OK", "CANCELLED"
 """Outcomes; every other one is a gRPC status code's name as well."""
@@ -257,14 +260,17 @@ class Counter:
     """Adds up what calls report. Safe to use from several threads.
 
     Args:
-        listeners: called with every event, before it counts. What one raises reaches the call that reports it.
+        record: called with every event, before it counts. What it raises reaches the call that reports it.
         admit: what `Account.admit` calls: raises where calls are not to be taken.
     """
 
     def __init__(
-        self, *, listeners: tuple[Callable[[Event], object], ...] = (), admit: Callable[[], object] | None = None
+        self,
+        *,
+        record: Callable[[Event], object] | None = None,
+        admit: Callable[[], object] | None = None,
     ) -> None:
-        self._listeners, self._admit = listeners, admit
+        self._record, self._admit = record, admit
         self._lock = threading.Lock()
         self._all = _Sums()
         self._tenants: dict[str, _Sums] = {}
@@ -297,8 +303,13 @@ class Counter:
             return (own or _Sums()).copy(tenant)
 
     def _take(self, event: Event) -> None:
-        for listener in self._listeners:
-            listener(event)
+        if self._record is not None:
+            self._record(event)
+        level = logging.DEBUG if event.outcome == OK else logging.INFO
+        if _log.isEnabledFor(level):
+            known = event.to_dict()
+            words = " ".join(f"{name}={value}" for name, value in known.items())
+            _log.log(level, "%s", words, extra={"call": known})
         with self._lock:
             self._all.add(event)
             self._tenants.setdefault(event.tenant, _Sums()).add(event)
@@ -340,6 +351,10 @@ class Account:
         """Ask, before anything is answered, whether calls are taken; the counter's ``admit`` may raise."""
         if self._counter._admit is not None:
             self._counter._admit()
+
+    def seen(self) -> ServerCounts:
+        """Return the counts that the caller may know."""
+        return self._counter.seen_by(self._tenant, self._caller)
 
     def answered(self, layer: str, head: Head, bytes_in: int, bytes_out: int, seconds: float) -> None:
         """Report a request that was answered in full, by what its head says of it."""
