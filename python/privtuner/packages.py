@@ -14,6 +14,7 @@ CHECKOUT = "in a checkout of privtuner"
 _PACKAGES = {
     "accelerate": ("train", "accelerate"),
     "cupy": ("cuda13", "'cupy-cuda13x[ctk]'"),
+    "dp_accounting": ("dp", "dp-accounting"),
     "grpc": ("service", "grpcio"),
     "grpc_health": ("service", "grpcio-health-checking"),
     "grpc_reflection": ("service", "grpcio-reflection"),
