@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from privtuner.nn import OwnerBundle
 from privtuner.retries import Attempts, Retries
 from privtuner.service.counts import ServerCounts
 from privtuner.service.protocol import (
+    CALLER_BYTES,
+    CALLER_KEY,
     LARGEST_BYTES,
     LAYER_KEY,
     MESSAGE_BYTES,
@@ -98,6 +101,7 @@ class RemoteTransport(Stays):
         self._retries, self._say = retries, say
         self._watchdog, self._closing = Watchdog(), threading.Event()
         self._channel = grpc.insecure_channel(address, options=channel_options())
+        self._caller = secrets.token_bytes(CALLER_BYTES)
         self._lock = threading.Lock()
         self._hello: dict[str, Any] | None = None
 
@@ -119,8 +123,10 @@ class RemoteTransport(Stays):
 
     def _ask_hello(self, *, first: bool = False) -> dict[str, Any]:
         call = self._channel.unary_unary(method("Hello"))
+        # Whatever model: the answer says which.
+        metadata = [entry for entry in self._metadata() if entry[0] != MODEL_KEY]
         with self._explain_errors("Hello", first=first):
-            answer = call(b"", metadata=_metadata(), timeout=self._connect_seconds)
+            answer = call(b"", metadata=metadata, timeout=self._connect_seconds)
         return self._checked_hello(answer)
 
     def fetch_bundle(self, progress: Callable[[int, int], object] | None = None) -> OwnerBundle:
@@ -220,7 +226,7 @@ class RemoteTransport(Stays):
         return job
 
     def counts(self) -> ServerCounts:
-        """Return what the server has seen since it started, from all its clients.
+        """Return what the server has seen of this tenant since it started, or of this object if it knows no tenants.
 
         Raises:
             privtuner.errors.ServiceError: the connection failed.
@@ -275,9 +281,9 @@ class RemoteTransport(Stays):
         return hello
 
     def _metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """Return what every call says after the first one: which model it is meant for, too."""
-        bundle = (self._hello or {}).get("bundle", "")
-        return (*_metadata(), (MODEL_KEY, bundle.encode())) if bundle else _metadata()
+        """Return what every call says; after the first one which model it is meant for, too."""
+        always = (PROTOCOL_KEY, str(PROTOCOL)), (CALLER_KEY, self._caller)
+        return (*always, (MODEL_KEY, self._hello["bundle"])) if self._hello else always
 
     def _persist(self, work: Callable[[], T]) -> T:
         """Return what ``work`` returns, repeated from its beginning where it got lost."""
@@ -410,10 +416,6 @@ class Job(Iterator[bytes]):
 def _differences(hello: dict[str, Any], known: dict[str, Any], names: list[str]) -> str:
     shown = ((name, *(str(side.get(name))[:16] for side in (hello, known))) for name in names)
     return ", ".join(f"{name} {now}, before {before}" for name, now, before in shown)
-
-
-def _metadata() -> tuple[tuple[str, str | bytes], ...]:
-    return ((PROTOCOL_KEY, str(PROTOCOL)),)
 
 
 def _watched(call: Any, watch: Watch) -> Iterator[bytes]:
