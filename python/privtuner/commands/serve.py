@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from privtuner.commands.common import Progress, add_scheme, add_threads, quiet_transformers, say, set_threads
 from privtuner.commands.sealing import add_sealing, given_sealing, option, prepared_model
 from privtuner.commands.stop import Stop, Stopped
+from privtuner.commands.watching import add_watching, auditing, check_watching, logging_to, telling_metrics
 from privtuner.errors import InputError
 from privtuner.linear import PRESETS
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from privtuner.nn import Split
     from privtuner.schemes import LinearServer
     from privtuner.sealed.server import SealedService
+    from privtuner.service.audit import AuditLog
 
 __all__ = ["add", "run"]
 
@@ -67,7 +68,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--ready-json",
         action="store_true",
         help="for programs: once the server is ready, print a line of JSON (address, model, layers, sealed, scheme, "
-        "preset) in place of the sentence",
+        "preset, metrics) in place of the sentence",
     )
     parser.add_argument(
         "--seal",
@@ -86,18 +87,22 @@ def add(parser: argparse.ArgumentParser) -> None:
         "trained on",
     )
     add_sealing(parser, required=False)
+    add_watching(parser)
     add_threads(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
-    import logging
+    _check_options(arguments)
+    check_watching(arguments)
+    with logging_to(arguments), auditing(arguments) as audit:
+        return _serve(arguments, audit)
 
+
+def _serve(arguments: argparse.Namespace, audit: AuditLog | None) -> int:
     from privtuner.service import Server
     from privtuner.service.server import ensure_free
 
-    _check_options(arguments)
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     # What needs no model should show before one is loaded: address, GPU.
     ensure_free(arguments.host, arguments.port, arguments.allow_plaintext)
     set_threads(arguments.threads)
@@ -110,17 +115,21 @@ def run(arguments: argparse.Namespace) -> int:
         name=name,
         server=answering,
         sealed=sealed,
+        audit=audit,
         allow_plaintext=arguments.allow_plaintext,
     )
     stop: Stop = arguments.stop
-    with suppress(Stopped), stop.defer(), server:
+    with suppress(Stopped), stop.defer(), server, telling_metrics(arguments, server) as metrics:
         layers = server.hello["layers"]
         for device, held in server.placement.items():
             say(f"{device} holds {held / 1e6:,.0f} MB of layers")
         if arguments.ready_json:
             told = {key: server.hello[key] for key in ("model", "layers", "sealed", "scheme", "preset")}
+            told |= {} if metrics is None else {"metrics": metrics.address}
             print(json.dumps({"address": server.address, **told}), flush=True)
         else:
+            if metrics is not None:
+                say(f"metrics at http://{metrics.address}/metrics")
             what = "sealed" if sealed is not None else f"{layers} layers"
             print(f"privtuner: serving {name}, {what}, at {server.address}; Ctrl-C stops", flush=True)
         stop.wait()

@@ -34,6 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 _TOTAL = ("total", "")
 _NUMBERS = ("requests", "tokens", "MB in", "MB out", "mean ms", "95% ms <=", "refreshes")
+_WIDTH = 160  # where there is no terminal
 _RATES = ("requests/s", "tokens/s", "MB/s")
 
 
@@ -59,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         look = _looking(arguments, stack)
         console, before = Console(), look()
+        if not console.is_terminal:
+            console.width = _WIDTH
         if arguments.once:
             console.print(_drawn(before, None, None))
             return 0
