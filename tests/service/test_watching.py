@@ -127,10 +127,9 @@ def test_top_shows_layers_and_tenants(split, served, connect, capsys):
     with Metrics(running.view, "127.0.0.1:0") as metrics:
         assert cli.main(["top", "--metrics", metrics.address, "--once"]) == 0
     out = capsys.readouterr().out
-    assert out.isprintable() or "\x1b" not in out
-    layer, total = (
-        next(line.split() for line in out.splitlines() if line.startswith(word)) for word in ("fc", "total")
-    )
+    assert "\x1b" not in out
+    rows = {words[0]: words for line in out.splitlines() if (words := line.split())}
+    layer, total, tenant = (rows[first] for first in ("fc", "total", "anonymous"))
     assert layer[:4] == ["fc", "forward", "1", "1,234"]
     assert total[:3] == ["total", "1", "1,234"]
     assert "INVALID_ARGUMENT 1" in out
