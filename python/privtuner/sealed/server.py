@@ -13,12 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from privtuner import wire
 from privtuner.ckks.evaluator import Evaluator
 from privtuner.ckks.keys import EvaluationKeys, PublicKey, elements_of
+from privtuner.ckks.opening import Opening
 from privtuner.ckks.refresher import Refresher
 from privtuner.ckks.tensor import EncryptedTensor
 from privtuner.errors import CkksError, InputError, LostError, MessageError, ServiceError
+from privtuner.sealed.adapters import Matrices
+from privtuner.sealed.clear_adapters import ClearAdapters, lock_numbers, unlock_numbers
 from privtuner.sealed.locker import Locker
 from privtuner.sealed.messages import NONCE_BYTES, STEP, Link, Message, Rates, Stream, Type, largest_message
 from privtuner.sealed.model import EncryptedAdapters, SealedModel
@@ -27,7 +33,6 @@ from privtuner.sealed.state import (
     digest_of,
     load_pieces,
     lock_state,
-    piece_limit,
     save_pieces,
     unlock_state,
 )
@@ -37,6 +42,10 @@ __all__ = ["MakeEvaluator", "SealedService", "TaskCounts"]
 
 MakeEvaluator: TypeAlias = Callable[..., Any]
 """Makes `Evaluator`, or another engine with its operations, of parameters, evaluation keys and a refresher."""
+
+Array: TypeAlias = npt.NDArray[np.float64]
+_State: TypeAlias = list[EncryptedTensor] | ClearAdapters
+"""A training state that was unlocked."""
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +97,7 @@ class SealedService:
         sessions: streams served at a time, at least 1.
         patience: seconds that an owner may take for any message within a task, and wait for room.
         idle: seconds between tasks after which a session ends; ``patience`` where another owner waits for its room.
+        keep: called after every step with the run's name and the matrices, where adapters are in the clear.
         release: give owners their adapters unlocked when they ask. They can decrypt them, and so learn of the
             activations that met in the gradients.
 
@@ -105,10 +115,11 @@ class SealedService:
         patience: float = 120.0,
         idle: float = 3600.0,
         release: bool = False,
+        keep: Callable[[str, Matrices], object] | None = None,
     ) -> None:
         if sessions < 1 or not (patience > 0 and idle > 0):
             raise InputError(f"sessions {sessions}, patience {patience:g}, idle {idle:g}: give at least 1, and above 0")
-        self.model, self.evaluator, self.release = model, evaluator, release
+        self.model, self.evaluator, self.release, self.keep = model, evaluator, release, keep
         self.patience, self.idle, self.sessions = patience, idle, sessions
         self.state = None if state is None else Path(state)
         if self.state is not None:
@@ -189,7 +200,7 @@ class _Adapters:
     """The training state of a session."""
 
     step: int
-    tensors: EncryptedAdapters[Any] | None
+    state: EncryptedAdapters[Any] | ClearAdapters | None
 
 
 class _Session:
@@ -206,7 +217,7 @@ class _Session:
         self._link = Link(stream, self._public.id, bytes(16), parameters._core.hash, largest_message(parameters))
         self._engine: Any = None
         self._adapters: _Adapters | None = None
-        self._stored: tuple[int, list[EncryptedTensor]] | None = None
+        self._stored: tuple[int, _State] | None = None
         self._digest = bytes(DIGEST_BYTES)  # of the pieces that are stored; zeros: none
         self._saved: Any = None
         self._locker: Locker | None = None
@@ -247,7 +258,7 @@ class _Session:
         self._send(Type.WELCOME, nonce, self._digest)
         parameters, patience = self._public.parameters, self._service.patience
         data = self._link.receive_bytes(Type.PUBLIC_KEY, parameters.public_key_bytes, seconds=patience)
-        public_key = PublicKey.from_bytes(parameters, data, common)
+        self._public_key = public_key = PublicKey.from_bytes(parameters, data, common)
         wanted = self._public.keys
         elements = elements_of(parameters, wanted.rotations, wanted.conjugation, wanted.packing)
         data = self._link.receive_bytes(Type.KEYS, parameters.key_bytes(1 + len(elements)), seconds=patience)
@@ -259,6 +270,11 @@ class _Session:
     # The training state
 
     def _fresh(self, message: Message) -> None:
+        if self._public.shape.clear:
+            if len(message.payload) or not message.last:
+                raise MessageError("fresh: this server draws its adapters itself; send nothing")
+            self._take(0, ClearAdapters.fresh(self._public.shape))
+            return
         first: Message | None = message
         parts = []
         for planned in self._state_layout():
@@ -267,7 +283,7 @@ class _Session:
         self._take(0, EncryptedAdapters(*map(self._upload, parts)))
 
     def _resume(self, message: Message) -> None:
-        self._state_layout()
+        self._require_adapters()
 
         def pieces() -> Iterator[memoryview]:
             yield message.payload
@@ -277,36 +293,41 @@ class _Session:
                 yield another.payload
                 last = another.last
 
-        self._take_tensors(*self._unlock(pieces()))
+        self._take_state(*self._unlock(pieces()))
 
     def _accept_stored(self, message: Message) -> None:
         if len(message.payload):
             raise MessageError(f"stored: {len(message.payload)} bytes where none are due")
-        if not self._public.adapters:
+        if not self._trained:
             self._take(0, None)
         elif self._stored is None:
             raise MessageError("stored: this server has saved no state of this run; send it, or begin a new run")
         else:
-            self._take_tensors(*self._stored)
+            self._take_state(*self._stored)
 
-    def _take_tensors(self, step: int, tensors: list[EncryptedTensor]) -> None:
-        self._take(step, EncryptedAdapters(*(self._upload([tensor]) for tensor in tensors)))
+    def _take_state(self, step: int, state: _State) -> None:
+        if isinstance(state, ClearAdapters):
+            self._take(step, state)
+        else:
+            self._take(step, EncryptedAdapters(*(self._upload([tensor]) for tensor in state)))
 
-    def _take(self, step: int, adapters: EncryptedAdapters[Any] | None) -> None:
-        self._adapters, self._saved, self._stored = _Adapters(step, adapters), None, None
+    def _take(self, step: int, state: EncryptedAdapters[Any] | ClearAdapters | None) -> None:
+        self._adapters, self._saved, self._stored = _Adapters(step, state), None, None
         self._send(Type.READY, STEP.pack(step))
 
-    def _unlock(self, pieces: Iterable[bytes | memoryview]) -> tuple[int, list[EncryptedTensor]]:
+    def _unlock(self, pieces: Iterable[bytes | memoryview]) -> tuple[int, _State]:
         assert self._locker is not None  # noqa: S101 - made when the session opened
+        if self._public.shape.clear:
+            return unlock_numbers(self._locker, pieces, self._public.shape)
         return unlock_state(self._locker, pieces, self._state_layout())
 
-    def _load(self) -> tuple[int, list[EncryptedTensor]] | None:
+    def _load(self) -> tuple[int, _State] | None:
         """Return the state on disk; none where it is damaged, or other weights': the owner has it as well."""
         path = self._path()
-        if path is None or not path.exists() or not self._public.adapters:
+        if path is None or not path.exists() or not self._trained:
             return None
         try:
-            pieces = load_pieces(path, piece_limit(self._state_layout()))
+            pieces = load_pieces(path, self._public.state_limit)
             stored = self._unlock(pieces)
             self._digest = digest_of(pieces)
             return stored
@@ -327,12 +348,19 @@ class _Session:
         folder = self._service.state
         return None if folder is None else folder / f"{self._link.request.hex()}.state"
 
+    @property
+    def _trained(self) -> bool:
+        """Whether the model has adapters."""
+        return bool(self._public.adapters) or self._public.shape.clear
+
+    def _require_adapters(self) -> None:
+        if not self._trained:
+            raise MessageError("the model has no adapters; ask for embeddings alone")
+
     def _state_layout(self) -> tuple[EncryptedTensor, ...]:
         """Return what the tensors of the state are like: adapters, and their velocity."""
-        layout: tuple[EncryptedTensor, ...] = self._public.adapters
-        if not layout:
-            raise MessageError("the model has no adapters; ask for embeddings alone")
-        return layout
+        self._require_adapters()
+        return self._public.adapters
 
     # Tasks
 
@@ -344,39 +372,64 @@ class _Session:
         mask = self._receive(Type.MASK, public.mask)
         with self._computing():
             pooled, self._saved = self._model.forward(
-                self._engine, x, mask, adapters.tensors, keep=keep, progress=self._progress
+                self._engine, x, mask, adapters.state, keep=keep, progress=self._progress
             )
             result = self._engine.download(pooled)
         self._link.send_tensor(Type.POOLED, result, seconds=self._service.patience)
         self._counted(task, start)
 
     def _backward(self, message: Message) -> None:
-        rates, public = Rates.from_bytes(message.payload), self._public
+        public = self._public
+        rates = Rates.from_bytes(message.payload, clipped=public.shape.clear)
         adapters, start = self._ready("backward"), self._mark()
         saved, self._saved = self._saved, None
-        if saved is None or adapters.tensors is None:
+        if saved is None or adapters.state is None:
             raise MessageError("backward: no forward pass was kept; send the batch again")
         gradient = self._receive(Type.GRADIENT, public.gradient)
         with self._computing():
-            gradients = self._model.backward(self._engine, saved, gradient, adapters.tensors, progress=self._progress)
+            gradients = self._model.backward(self._engine, saved, gradient, adapters.state, progress=self._progress)
             del saved
-            stepped = self._model.step(self._engine, adapters.tensors, gradients, *rates)
             step = adapters.step + 1
             assert self._locker is not None  # noqa: S101 - made when the session opened
-            tensors = [self._engine.download(tensor) for tensor in stepped.tensors]
-            pieces = list(lock_state(self._locker, step, tensors))
+            stepped: EncryptedAdapters[Any] | ClearAdapters
+            if isinstance(adapters.state, ClearAdapters):
+                opened = self._opened(gradients, rates)
+                stepped = adapters.state.step(public.shape, opened, rates.rate, rates.momentum)
+                pieces = list(lock_numbers(self._locker, step, stepped))
+            else:
+                stepped = self._model.step(self._engine, adapters.state, gradients, rates.rate, rates.momentum)
+                tensors = [self._engine.download(tensor) for tensor in stepped.tensors]
+                pieces = list(lock_state(self._locker, step, tensors))
         self._save(pieces)
+        if isinstance(stepped, ClearAdapters) and self._service.keep is not None:
+            self._service.keep(self._link.request.hex(), public.adapter_matrices(stepped.values))
         self._adapters = _Adapters(step, stepped)
         for number, piece in enumerate(pieces, 1):
             self._link.send(Type.KEPT, piece, last=number == len(pieces), seconds=self._service.patience)
         self._send(Type.DONE, STEP.pack(step))
         self._counted("backward", start)
 
+    def _opened(self, gradients: Any, rates: Rates) -> Array:
+        """Have the owner open the clipped gradient, with its noise: float64, of the shape of the adapters' values."""
+        assert rates.clip is not None  # noqa: S101 - as it was read
+        clipped, square = self._model.clip(self._engine, gradients, rates.clip)
+        opening = Opening(self._public_key, self._engine.download(clipped), self._public.adapter_numbers)
+        seconds = self._service.patience
+        with self._turn.pause():
+            self._link.send_tensor(Type.NORM, self._engine.download(square), seconds=seconds)
+            self._link.send_tensor(Type.MASKED, opening.masked, seconds=seconds)
+            answer = self._link.receive_bytes(Type.OPENED, opening.answer_bytes, seconds=seconds)
+        return opening.numbers(answer) * rates.clip
+
     def _release(self) -> None:
         adapters = self._ready("release")
-        if not self._service.release or adapters.tensors is None:
+        if not self._service.release or adapters.state is None:
             raise MessageError("release: this server keeps adapters to itself; ask its owner")
-        values = self._engine.download(adapters.tensors.values)
+        if isinstance(adapters.state, ClearAdapters):
+            data = adapters.state.values.astype("<f8").tobytes()
+            self._link.send_bytes(Type.RELEASED, data, seconds=self._service.patience)
+            return
+        values = self._engine.download(adapters.state.values)
         self._link.send_tensor(Type.RELEASED, values, seconds=self._service.patience)
 
     def _ready(self, task: str) -> _Adapters:
