@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +14,10 @@ import numpy as np
 import pytest
 
 from privtuner import linear
-from privtuner.cpu import CpuServer
 from privtuner.errors import MessageError, ServiceError
 from privtuner.nn import GroupSpec, OwnerBundle, Split
 from privtuner.service import RemoteTransport, Server
+from privtuner.service.counts import LayerCounts
 from privtuner.service.protocol import LAYER_KEY, MESSAGE_BYTES, PROTOCOL, PROTOCOL_KEY, channel_options, method
 
 SAID = ((PROTOCOL_KEY, str(PROTOCOL)), (LAYER_KEY, b"fc"))
@@ -34,7 +36,10 @@ def split():
 
 @contextmanager
 def served(split, **options):
-    with Server(split, **options) as server, grpc.insecure_channel(server.address, options=channel_options()) as channel:
+    with (
+        Server(split, **options) as server,
+        grpc.insecure_channel(server.address, options=channel_options()) as channel,
+    ):
         yield server, channel
 
 
@@ -66,7 +71,9 @@ def refused(call):
     return caught.value
 
 
-HELLO = b'{"protocol": %d, "model": "m", "scheme": "s", "preset": "p", "bundle_bytes": 1}' % PROTOCOL
+SAYS = {"protocol": PROTOCOL, "version": "1", "model": "m", "scheme": "s", "preset": "p", "layers": 1}
+SAYS |= {"sealed": False, "bundle_bytes": 1}
+HELLO = json.dumps(SAYS).encode()
 
 
 @pytest.mark.parametrize("name", ["Hello", "Stats", "Bundle", "Job", "Apply"])
@@ -105,11 +112,10 @@ def test_owners_take_nothing_compressed(name):
     foreign.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("privtuner.Linear", handlers),))
     port = foreign.add_insecure_port("127.0.0.1:0")
     foreign.start()
-    with RemoteTransport(f"127.0.0.1:{port}") as transport:
-        with pytest.raises(ServiceError):
-            {"Hello": transport.hello, "Bundle": transport.fetch_bundle}.get(
-                name, lambda: list(transport.apply("fc", REQUEST))
-            )()
+    with RemoteTransport(f"127.0.0.1:{port}") as transport, pytest.raises(ServiceError):
+        {"Hello": transport.hello, "Bundle": transport.fetch_bundle}.get(
+            name, lambda: list(transport.apply("fc", REQUEST))
+        )()
     foreign.stop(0).wait()
 
 
@@ -183,3 +189,56 @@ def test_readers_that_stop_are_left(split):
         assert server._calls.held == 0
         assert all(first)
         assert {refused(call).code() for call in calls} == {grpc.StatusCode.CANCELLED}
+
+
+EVIL = "tiny\x1b[2J\x1b]0;owned\x07\u202e\n"
+
+
+def test_text_of_a_server_reaches_no_terminal():
+    """Neither in what it says of itself, nor in its reasons."""
+
+    def refusing():
+        raise RuntimeError(EVIL)
+        yield
+
+    hello = json.dumps({**SAYS, "model": EVIL, EVIL: EVIL}).encode()
+    counted = {"layer": EVIL, "direction": EVIL, **dataclasses.asdict(LayerCounts())}
+    counts = json.dumps({"layers": [counted], "bundles": 0, "refused": 0}).encode()
+    with answering(Hello=lambda: iter([hello]), Stats=lambda: iter([counts]), Apply=refusing) as transport:
+        told = transport.hello()
+        shown = [*told, *(value for value in told.values() if isinstance(value, str))]
+        shown += [text for names in transport.counts().layers for text in names]
+        with pytest.raises(ServiceError) as caught:
+            list(transport.apply("fc", REQUEST))
+        shown.append(str(caught.value))
+    assert told["model"] == "tiny?[2J?]0;owned???"
+    assert "tiny?[2J" in shown[-1]
+    assert all(text.isprintable() for text in shown)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers": -1},
+        {"layers": True},
+        {"layers": 1e999},
+        {"layers": "1"},
+        {"bundle_bytes": 1 << 70},
+        {"sealed": 1},
+        {"model": None},
+        {"version": ["1"]},
+        {"more": [[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]},
+        {"more": "x" * (1 << 16)},
+    ],
+)
+def test_a_hello_with_another_type_is_none(changes):
+    with answering(Hello=lambda: iter([json.dumps({**SAYS, **changes}).encode()])) as transport:
+        with pytest.raises(ServiceError, match="is no privtuner server"):
+            transport.hello()
+
+
+@pytest.mark.parametrize("data", [b"[" * 200_000, b'{"layers": 1e999}', b'{"layers": {}, "bundles": 0, "refused": 0}'])
+def test_counts_that_are_none(data):
+    with answering(Hello=lambda: iter([HELLO]), Stats=lambda: iter([data])) as transport:
+        with pytest.raises(MessageError, match="the server's counts: "):
+            transport.counts()

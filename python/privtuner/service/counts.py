@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from privtuner.errors import MessageError
+from privtuner.foreign import foreign_entry, foreign_json, foreign_text
 from privtuner.sealed.server import TaskCounts
 from privtuner.wire import Head
 
@@ -89,17 +90,18 @@ class ServerCounts:
         Raises:
             privtuner.errors.MessageError: ``data`` is something else.
         """
-        try:
-            entries = json.loads(data)
-            layers = {
-                (str(entry.pop("layer")), str(entry.pop("direction"))): LayerCounts(**entry)
-                for entry in entries["layers"]
-            }
-            return cls(layers, int(entries["bundles"]), int(entries["refused"]))
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise MessageError(
-                f"the server's counts are malformed ({error}); use the same version on both sides"
-            ) from error
+        what = "the server's counts"
+        entries = foreign_json(data, what)
+        layers = {}
+        for entry in foreign_entry(entries, "layers", list, what):
+            if not isinstance(entry, dict):
+                raise MessageError(f"{what}: a layer without entries; use the same version")
+            names = [foreign_text(foreign_entry(entry, name, str, what)) for name in ("layer", "direction")]
+            numbers = {one.name: type(one.default) for one in dataclasses.fields(LayerCounts)}
+            counted = {name: foreign_entry(entry, name, kind, what) for name, kind in numbers.items()}
+            layers[names[0], names[1]] = LayerCounts(**counted)
+        others = (foreign_entry(entries, name, int, what) for name in ("bundles", "refused"))
+        return cls(layers, *others)
 
 
 class Counter:
