@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -32,24 +33,19 @@ def test_nothing_reaches_the_terminal(evil):
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=10,
+    max_leaves=6,
 )
 
 
 @given(st.dictionaries(st.text(max_size=5), json_values, max_size=3))
 def test_json_is_read_as_it_is(entries):
-    try:
-        assert foreign_json(json.dumps(entries).encode(), "it") == entries
-    except MessageError as error:
-        assert "deeper" in str(error)
+    assert foreign_json(json.dumps(entries).encode(), "it") == entries
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(data):
-    try:
+    with suppress(MessageError):
         assert isinstance(foreign_json(data, "it"), dict)
-    except MessageError:
-        pass
 
 
 @pytest.mark.parametrize(

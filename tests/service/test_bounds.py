@@ -96,9 +96,11 @@ def test_messages_beyond_the_limit_are_refused_before_they_arrive(split):
 
 
 def test_owners_take_no_longer_messages_either():
-    with answering(Hello=lambda: iter([bytes(MESSAGE_BYTES + 65)])) as transport:
-        with pytest.raises(ServiceError, match="larger than max"):
-            transport.hello()
+    with (
+        answering(Hello=lambda: iter([bytes(MESSAGE_BYTES + 65)])) as transport,
+        pytest.raises(ServiceError, match="larger than max"),
+    ):
+        transport.hello()
 
 
 @pytest.mark.parametrize("name", ["Hello", "Bundle", "Apply"])
@@ -232,13 +234,17 @@ def test_text_of_a_server_reaches_no_terminal():
     ],
 )
 def test_a_hello_with_another_type_is_none(changes):
-    with answering(Hello=lambda: iter([json.dumps({**SAYS, **changes}).encode()])) as transport:
-        with pytest.raises(ServiceError, match="is no privtuner server"):
-            transport.hello()
+    with (
+        answering(Hello=lambda: iter([json.dumps({**SAYS, **changes}).encode()])) as transport,
+        pytest.raises(ServiceError, match="is no privtuner server"),
+    ):
+        transport.hello()
 
 
 @pytest.mark.parametrize("data", [b"[" * 200_000, b'{"layers": 1e999}', b'{"layers": {}, "bundles": 0, "refused": 0}'])
 def test_counts_that_are_none(data):
-    with answering(Hello=lambda: iter([HELLO]), Stats=lambda: iter([data])) as transport:
-        with pytest.raises(MessageError, match="the server's counts: "):
-            transport.counts()
+    with (
+        answering(Hello=lambda: iter([HELLO]), Stats=lambda: iter([data])) as transport,
+        pytest.raises(MessageError, match="the server's counts: "),
+    ):
+        transport.counts()

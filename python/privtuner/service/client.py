@@ -37,14 +37,10 @@ __all__ = ["RemoteTransport"]
 _CLOSE_SECONDS = 2.0
 _PROBE_SECONDS = 3.0
 _HELLO_BYTES = 1 << 16
-_HELLO = {
-    "version": str,
-    "model": str,
-    "scheme": str,
-    "preset": str,
-    "layers": int,
+_HELLO: dict[str, type] = {
+    **dict.fromkeys(("version", "model", "scheme", "preset"), str),
+    **dict.fromkeys(("layers", "bundle_bytes"), int),
     "sealed": bool,
-    "bundle_bytes": int,
 }
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 

@@ -97,9 +97,10 @@ class ServerCounts:
             if not isinstance(entry, dict):
                 raise MessageError(f"{what}: a layer without entries; use the same version")
             names = [foreign_text(foreign_entry(entry, name, str, what)) for name in ("layer", "direction")]
-            numbers = {one.name: type(one.default) for one in dataclasses.fields(LayerCounts)}
-            counted = {name: foreign_entry(entry, name, kind, what) for name, kind in numbers.items()}
-            layers[names[0], names[1]] = LayerCounts(**counted)
+            counts = LayerCounts()
+            for name, none in dataclasses.asdict(counts).items():
+                setattr(counts, name, foreign_entry(entry, name, type(none), what))
+            layers[names[0], names[1]] = counts
         others = (foreign_entry(entries, name, int, what) for name in ("bundles", "refused"))
         return cls(layers, *others)
 
