@@ -12,6 +12,7 @@ __all__ = ["COMMANDS"]
 COMMANDS: Mapping[str, str] = {
     "prepare": "seal a model: calibrate it, plan its circuits, save it for 'privtuner serve'",
     "serve": "hold a model's frozen weights and compute on encrypted activations",
+    "top": "what a server has answered, in a table that is redrawn",
     "train": "fine-tune a text classifier through a server, or in the clear",
     "embed": "have a sealed model turn texts into vectors that its server never sees",
     "allocate": "share bandwidth, power and processors among devices",

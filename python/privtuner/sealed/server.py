@@ -65,11 +65,12 @@ class TaskCounts(NamedTuple):
     """What one task of a session took.
 
     Attributes:
-        task: "embed", "forward" or "backward".
+        task: "open" (the owner's keys arrived), "embed", "forward" or "backward".
         tokens: slots of its tensors, hidden positions included: the server cannot tell them apart.
         refreshes: ciphertexts that were refreshed.
         bytes_in, bytes_out: on the stream.
         seconds: from its first message to its last.
+        digest: SHA-256 of the owner's public key ("open"), of the locked adapters ("backward"); else empty.
     """
 
     task: str
@@ -78,6 +79,7 @@ class TaskCounts(NamedTuple):
     bytes_in: int
     bytes_out: int
     seconds: float
+    digest: bytes = b""
 
 
 class SealedService:

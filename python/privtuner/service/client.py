@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from privtuner.linear import BytesLike
 from privtuner.nn import OwnerBundle
 from privtuner.service.counts import ServerCounts
 from privtuner.service.protocol import (
+    CALLER_BYTES,
+    CALLER_KEY,
     LARGEST_BYTES,
     LAYER_KEY,
     MESSAGE_BYTES,
@@ -90,6 +93,7 @@ class RemoteTransport(Stays):
         self._patience, self._max_bundle_bytes = patience, max_bundle_bytes
         self._watchdog = Watchdog()
         self._channel = grpc.insecure_channel(address, options=channel_options())
+        self._caller = secrets.token_bytes(CALLER_BYTES)
         self._lock = threading.Lock()
         self._hello: dict[str, Any] | None = None
         self.closed = False
@@ -104,7 +108,7 @@ class RemoteTransport(Stays):
             if self._hello is None:
                 call = self._channel.unary_unary(method("Hello"))
                 with self._explain_errors("Hello", first=True):
-                    answer = call(b"", metadata=_metadata(), timeout=self._connect_seconds)
+                    answer = call(b"", metadata=self._metadata(), timeout=self._connect_seconds)
                 self._hello = self._checked_hello(answer)
             return dict(self._hello)
 
@@ -131,7 +135,7 @@ class RemoteTransport(Stays):
                 progress(arrived, arrived)
 
         call = self._channel.unary_stream(method("Bundle"))
-        with self._calling("the bundle", lambda _: call(b"", metadata=_metadata())) as (answer, watch):
+        with self._calling("the bundle", lambda _: call(b"", metadata=self._metadata())) as (answer, watch):
             files = join_files(messages(answer, watch), self._max_bundle_bytes)
         return OwnerBundle.from_files(files)
 
@@ -147,7 +151,7 @@ class RemoteTransport(Stays):
         """
         if self._hello is None:
             self.hello()
-        metadata = (*_metadata(), (LAYER_KEY, layer.encode()))
+        metadata = (*self._metadata(), (LAYER_KEY, layer.encode()))
 
         def begin(watch: Watch) -> Any:
             if len(request) < MESSAGE_BYTES:
@@ -170,11 +174,11 @@ class RemoteTransport(Stays):
         self.hello()
         pieces = (piece for message in messages for piece in cut(message))
         call = self._channel.stream_stream(method("Job"))
-        with self._calling("the job", lambda _: call(pieces, metadata=_metadata())) as (answer, _):
+        with self._calling("the job", lambda _: call(pieces, metadata=self._metadata())) as (answer, _):
             yield from join(answer, LARGEST_BYTES)
 
     def counts(self) -> ServerCounts:
-        """Return what the server has seen since it started, from all its clients.
+        """Return what the server has seen of this tenant since it started, or of this object if it knows no tenants.
 
         Raises:
             privtuner.errors.ServiceError: the connection failed.
@@ -182,7 +186,7 @@ class RemoteTransport(Stays):
         self.hello()
         with self._explain_errors("Stats"):
             call = self._channel.unary_unary(method("Stats"))
-            answer: bytes = call(b"", metadata=_metadata(), timeout=self._connect_seconds)
+            answer: bytes = call(b"", metadata=self._metadata(), timeout=self._connect_seconds)
         return ServerCounts.from_json(answer)
 
     def close(self) -> None:
@@ -221,6 +225,10 @@ class RemoteTransport(Stays):
                 f"protocol {PROTOCOL} (privtuner {__version__}); install the same version on both sides"
             )
         return hello
+
+    def _metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Return what every call says first."""
+        return ((PROTOCOL_KEY, str(PROTOCOL)), (CALLER_KEY, self._caller))
 
     @contextmanager
     def _calling(self, what: str, begin: Callable[[Watch], Any]) -> Iterator[tuple[Any, Watch]]:
@@ -289,7 +297,7 @@ class RemoteTransport(Stays):
         """Ask again, on a connection of its own: "same" server as at first, an "other" one, or "gone"."""
         channel = grpc.insecure_channel(self.address, options=channel_options())
         try:
-            answer = channel.unary_unary(method("Hello"))(b"", metadata=_metadata(), timeout=_PROBE_SECONDS)
+            answer = channel.unary_unary(method("Hello"))(b"", metadata=self._metadata(), timeout=_PROBE_SECONDS)
             return "same" if self._checked_hello(answer) == self._hello else "other"
         except grpc.RpcError:
             return "gone"
@@ -297,10 +305,6 @@ class RemoteTransport(Stays):
             return "other"
         finally:
             channel.close()
-
-
-def _metadata() -> tuple[tuple[str, str | bytes], ...]:
-    return ((PROTOCOL_KEY, str(PROTOCOL)),)
 
 
 def _watched(call: Any, watch: Watch) -> Iterator[bytes]:

@@ -23,6 +23,8 @@ from privtuner.linear import BytesLike
 from privtuner.parties import BLOCK_BYTES
 
 __all__ = [
+    "CALLER_BYTES",
+    "CALLER_KEY",
     "LARGEST_BYTES",
     "LAYER_KEY",
     "MESSAGE_BYTES",
@@ -45,6 +47,10 @@ PROTOCOL = 4
 SERVICE = "privtuner.Linear"
 PROTOCOL_KEY = "privtuner-protocol"
 LAYER_KEY = "privtuner-layer-bin"
+
+CALLER_KEY = "privtuner-caller-bin"
+"""Metadata: what a client that has no name drew for itself, so that `Stats` shows it its own counts and no others'."""
+CALLER_BYTES = 16
 
 MESSAGE_BYTES = BLOCK_BYTES + 4096
 """Longest gRPC message: a block with its head is one, and at 100 KB/s it takes 11 s."""
@@ -122,18 +128,18 @@ def join(pieces: Iterable[bytes], limit: int) -> Iterator[bytes]:
         raise MessageError(f"a message ends after {size} bytes, in its middle; send it again")
 
 
-def parse_address(address: str) -> tuple[str, int]:
+def parse_address(address: str, least_port: int = 1) -> tuple[str, int]:
     """Split ``HOST:PORT``, where an IPv6 host stands in brackets.
 
     Raises:
-        privtuner.errors.InputError: ``address`` has no such form, or the port is not in 1..65535.
+        privtuner.errors.InputError: ``address`` has no such form, or the port is not in ``least_port``..65535.
     """
     host, separator, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if not separator or not host or (":" in host and not bracketed) or "/" in host:
         raise InputError(f"server address {address!r} is not HOST:PORT, e.g. 127.0.0.1:50051")
-    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-        raise InputError(f"server address {address!r}: the port must be a number from 1 to 65535")
+    if not (port.isascii() and port.isdigit() and least_port <= int(port) <= 65535):
+        raise InputError(f"server address {address!r}: the port must be a number from {least_port} to 65535")
     return host[1:-1] if bracketed else host, int(port)
 
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import grpc
 
@@ -26,8 +27,12 @@ from privtuner.parties import BLOCK_BYTES
 from privtuner.schemes import Host, LinearServer
 from privtuner.sealed.messages import largest_message
 from privtuner.sealed.server import SealedService
-from privtuner.service.counts import Counter, ServerCounts
+from privtuner.service.audit import AuditLog
+from privtuner.service.counts import ANONYMOUS, CANCELLED, Account, Counter, Load, ServerCounts, View
+from privtuner.service.health import REFLECTION, REFLECTION_METHOD, Health, reflect
 from privtuner.service.protocol import (
+    CALLER_BYTES,
+    CALLER_KEY,
     LAYER_KEY,
     MESSAGE_BYTES,
     PROTOCOL,
@@ -59,12 +64,14 @@ class Call(NamedTuple):
     """A call in progress.
 
     Attributes:
+        account: where it is counted.
         tenant: who calls.
         context: gRPC's.
         watch: ends it when the client makes no progress.
         chunks: gRPC's iterator over what the client sends.
     """
 
+    account: Account
     tenant: Tenant
     context: Any
     watch: Watch
@@ -109,6 +116,7 @@ class Server(Stays):
         calls: requests, bundles and jobs in progress at a time, shared likewise; a thread each.
         patience: seconds without a byte from a client, or to it, that end a call.
         tenants: tells clients apart; by their hosts when None.
+        audit: records every call; a call that it cannot record is refused.
         allow_plaintext: bind an address that other machines can reach.
 
     Raises:
@@ -133,6 +141,7 @@ class Server(Stays):
         calls: int = 64,
         patience: float = 60.0,
         tenants: Tenants | None = None,
+        audit: AuditLog | None = None,
         allow_plaintext: bool = False,
     ) -> None:
         _check_address(host, port, allow_plaintext)
@@ -151,7 +160,8 @@ class Server(Stays):
         self._calls, self._asks = Room(calls, "calls"), Room(_ASKS, "calls")
         self._memory, self._turns = Room(memory_bytes, "requests"), Turns(_WIDTH)
         self._largest_job = 0 if sealed is None else largest_message(sealed.model.public.parameters)
-        self._counter = Counter()
+        self._counter = Counter() if audit is None else Counter(record=audit.write, admit=audit.admit)
+        self._health = Health()
         presets = sorted({spec.preset for spec in split.bundle.specs.values()})
         self.hello: dict[str, Any] = {
             "protocol": PROTOCOL,
@@ -171,7 +181,7 @@ class Server(Stays):
             options=[*channel_options(), ("grpc.max_concurrent_streams", _STREAMS)],
             maximum_concurrent_rpcs=threads,
         )
-        self._server.add_generic_rpc_handlers((self._handlers(),))
+        self._server.add_generic_rpc_handlers((self._handlers(), self._reflection(), self._health.handlers()))
         literal = _literal(host)
         try:
             bound = self._server.add_insecure_port(f"{literal}:{port}")
@@ -189,12 +199,20 @@ class Server(Stays):
 
     def stop(self, grace_seconds: float = 2.0) -> None:
         """Refuse new requests, let those in progress end within ``grace_seconds``, then cut them off."""
+        self._health.drain()
         self._server.stop(grace_seconds).wait()
         self._host.close()
 
     def counts(self) -> ServerCounts:
-        """Return what this server has seen."""
+        """Return what this server has seen of all its clients."""
         return self._counter.snapshot()
+
+    def view(self) -> View:
+        """Return all that the operator of this server may want to know of it."""
+        memory = self._memory
+        load = Load(self._counter.running(), self._turns.waiting, memory.held, memory.total)
+        model, scheme, version = (self.hello[name] for name in ("model", "scheme", "version"))
+        return View(model, scheme, version, self.counts(), self._counter.by_tenant(), load, self.placement)
 
     def __enter__(self) -> Server:
         return self.start()
@@ -206,35 +224,43 @@ class Server(Stays):
 
     def _handlers(self) -> Any:
         hello = json.dumps(self.hello).encode()
-        answers = {
-            "Hello": self._asked(lambda _: iter((hello,))),
-            "Stats": self._asked(lambda _: iter((self._counter.snapshot().to_json(),))),
-            "Bundle": self._worked(self._bundle),
-            "Job": self._worked(self._job),
-            "Apply": self._worked(self._apply),
+        # Asked is what is answered at once, without reading what the client sends; work takes its time.
+        asked = {
+            "Hello": lambda _: iter((hello,)),
+            "Stats": lambda call: iter((call.account.seen().to_json(),)),
         }
-        # All of them as streams: for others gRPC waits for a message, without a deadline, before it calls anybody.
-        handlers = {name: grpc.stream_stream_rpc_method_handler(answer) for name, answer in answers.items()}
+        work = {"Bundle": self._bundle, "Job": self._job, "Apply": self._apply}
+        handlers = {name: self._served(name, answer, self._asks) for name, answer in asked.items()}
+        handlers |= {name: self._served(name, answer, self._calls) for name, answer in work.items()}
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def _asked(self, answer: Answer) -> Callable[[Any, Any], Iterator[bytes]]:
-        """Return the handler of what is answered at once, without reading what the client sends."""
-        return self._served(answer, self._asks)
+    def _reflection(self) -> Any:
+        handler = self._served("Reflection", lambda call: reflect(call.pieces()), self._asks, ours=False)
+        return grpc.method_handlers_generic_handler(REFLECTION, {REFLECTION_METHOD: handler})
 
-    def _worked(self, answer: Answer) -> Callable[[Any, Any], Iterator[bytes]]:
-        """Return the handler of what takes its time."""
-        return self._served(answer, self._calls)
+    def _served(self, name: str, answer: Answer, room: Room, *, ours: bool = True) -> grpc.RpcMethodHandler:
+        """Return the handler of a method, which turns every exception into a status.
 
-    def _served(self, answer: Answer, room: Room) -> Callable[[Any, Any], Iterator[bytes]]:
-        """Turn every exception into a status: the client gets a reason or a pointer to the log, never a traceback."""
+        The client gets a reason or a pointer to the log, never a traceback.
 
-        def serve(chunks: Any, context: Any) -> Iterator[bytes]:
+        Args:
+            name: of the method.
+            answer: to it.
+            room: what a call of it takes a place of.
+            ours: whether it is of our protocol, whose version calls state.
+        """
+
+        def serve(chunks: Any, context: Any, account: Account) -> Iterator[bytes]:
             try:
-                _check_protocol(context)
+                if ours:
+                    _check_protocol(context)
                 tenant = self._tenants.of(context)
+                account.caller(*_identity(tenant, context))
+                if room is self._calls:
+                    account.admit()
                 watch = self._watchdog.watch(self._patience, context.cancel)
                 with room.hold(tenant.name, 1):
-                    for message in answer(Call(tenant, context, watch, iter(chunks))):
+                    for message in answer(Call(account, tenant, context, watch, iter(chunks))):
                         for piece in cut(message):
                             with watch.waiting():
                                 yield piece
@@ -248,20 +274,27 @@ class Server(Stays):
             except ServiceError as error:
                 code, text = grpc.StatusCode.ABORTED, str(error)
             except grpc.RpcError:
+                account.refused(CANCELLED)
                 return  # the client is gone
             except Exception:
                 if not context.is_active():
+                    account.refused(CANCELLED)
                     return
                 _log.exception("a request failed")
                 code, text = grpc.StatusCode.INTERNAL, "the server failed; its log has the reason"
-            self._counter.count_refusal()
+            account.refused(code.name)
             context.abort(code, text)
 
-        return serve
+        def count(chunks: Any, context: Any) -> Iterator[bytes]:
+            with self._counter.account(name, unquote(context.peer())) as account:
+                yield from serve(chunks, context, account)
 
-    def _bundle(self, call: Call) -> Iterator[bytes]:  # noqa: ARG002 - as all of them
+        # A stream, whatever the method: for others gRPC waits for a message, without a deadline, before it calls us.
+        return grpc.stream_stream_rpc_method_handler(count)
+
+    def _bundle(self, call: Call) -> Iterator[bytes]:
         yield from split_files(self._files)
-        self._counter.count_bundle()
+        call.account.sent_bundle()
 
     def _apply(self, call: Call) -> Iterator[BytesLike]:
         layer = _metadata(call.context).get(LAYER_KEY, b"").decode(errors="replace")
@@ -277,11 +310,11 @@ class Server(Stays):
                     break
                 sent += len(block)
                 yield block
-            self._counter.count_answer(layer, head, len(request), sent, time.perf_counter() - start)
+            call.account.answered(layer, head, len(request), sent, time.perf_counter() - start)
 
     def _job(self, call: Call) -> Iterator[bytes]:
         # Deadlines of what the owner sends are the session's, which knows when it is to send something.
-        return self._host.job(join(call.chunks, self._largest_job), self._counter.count_task, call.tenant.name)
+        return self._host.job(join(call.chunks, self._largest_job), call.account.task, call.tenant.name)
 
     def _receive(self, call: Call, held: ExitStack) -> Iterator[bytes]:
         """Yield the pieces of a request, whose memory is held before they are taken."""
@@ -342,6 +375,14 @@ def _quarter_of_memory() -> int:
 
 def _literal(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def _identity(tenant: Tenant, context: Any) -> tuple[str, bytes]:
+    """Return by what name a caller is counted, and what it drew for itself where it has none."""
+    if tenant.authenticated:
+        return tenant.name, b""
+    caller = _metadata(context).get(CALLER_KEY, b"")
+    return ANONYMOUS, caller if isinstance(caller, bytes) and len(caller) == CALLER_BYTES else b""
 
 
 def _metadata(context: Any) -> dict[str, Any]:

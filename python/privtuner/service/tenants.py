@@ -16,9 +16,11 @@ class Tenant:
 
     Attributes:
         name: tells it from others.
+        authenticated: whether it proved that it is the one.
     """
 
     name: str
+    authenticated: bool = False
 
 
 class Tenants:
