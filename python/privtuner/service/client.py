@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +13,8 @@ import grpc
 
 from privtuner._core import __version__
 from privtuner.copies import Stays
-from privtuner.errors import InputError, ServiceError
+from privtuner.errors import InputError, MessageError, ServiceError
+from privtuner.foreign import foreign_entry, foreign_json, foreign_text
 from privtuner.linear import BytesLike
 from privtuner.nn import OwnerBundle
 from privtuner.service.counts import ServerCounts
@@ -39,6 +39,12 @@ __all__ = ["RemoteTransport"]
 
 _CLOSE_SECONDS = 2.0
 _PROBE_SECONDS = 3.0
+_HELLO_BYTES = 1 << 16
+_HELLO: dict[str, type] = {
+    **dict.fromkeys(("version", "model", "scheme", "preset"), str),
+    **dict.fromkeys(("layers", "bundle_bytes"), int),
+    "sealed": bool,
+}
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -204,15 +210,15 @@ class RemoteTransport(Stays):
 
     def _checked_hello(self, answer: bytes) -> dict[str, Any]:
         try:
-            hello = dict(json.loads(answer))
-            protocol = int(hello["protocol"])
+            told = foreign_json(answer, "Hello", _HELLO_BYTES)
+            protocol = foreign_entry(told, "protocol", int, "Hello")
             if protocol == PROTOCOL:
-                hello["bundle_bytes"] = int(hello.get("bundle_bytes", 0))
-                hello["sealed"] = bool(hello.get("sealed", False))
-                if not all(isinstance(hello[name], str) for name in ("model", "scheme", "preset")):
-                    raise TypeError("model, scheme and preset are no names")
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+                for name, kind in _HELLO.items():
+                    foreign_entry(told, name, kind, "Hello")
+        except MessageError as error:
             raise ServiceError(f"what answers at {self.address} is no privtuner server") from error
+        plain = {foreign_text(name): value for name, value in told.items() if isinstance(value, (str, int))}
+        hello = {name: foreign_text(value) if isinstance(value, str) else value for name, value in plain.items()}
         if protocol != PROTOCOL:
             raise ServiceError(
                 f"the server at {self.address} speaks protocol {protocol} (privtuner {hello.get('version')}), this is "
@@ -262,7 +268,7 @@ class RemoteTransport(Stays):
         return ServiceError(f"the connection to {self.address} was closed; open another RemoteTransport")
 
     def _explanation(self, error: Any, what: str, *, first: bool) -> str:
-        code, detail = error.code(), error.details() or "no details"
+        code, detail = error.code(), foreign_text(error.details() or "no details", 500)
         if code in _GONE and first:
             return (
                 f"no privtuner server answers at {self.address} ({detail}); check the address, or start one there with "

@@ -94,6 +94,8 @@ def channel_options() -> list[tuple[str, int]]:
         ("grpc.http2.bdp_probe", 0),
         # A proxy from the environment would see, and slow down, what is meant for this machine.
         ("grpc.enable_http_proxy", 0),
+        # A connection for each transport, also where several in one process lead to one server.
+        ("grpc.use_local_subchannel_pool", 1),
         # Two servers must not share a port without anybody noticing.
         ("grpc.so_reuseport", 0),
     ]
