@@ -151,7 +151,7 @@ def malformed():
 
 @pytest.mark.parametrize("data", malformed())
 def test_malformed_counts_are_refused(data):
-    with pytest.raises(MessageError, match="counts are malformed"):
+    with pytest.raises(MessageError, match="the server.s counts"):
         ServerCounts.from_json(data)
 
 

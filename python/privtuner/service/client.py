@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import threading
@@ -16,10 +15,13 @@ import grpc
 from privtuner._core import __version__
 from privtuner.copies import Stays
 from privtuner.errors import InputError, LostError, MessageError, ServiceError
+from privtuner.foreign import foreign_entry, foreign_json, foreign_text
 from privtuner.linear import BytesLike
 from privtuner.nn import OwnerBundle
+from privtuner.nn.bundle import bundle_digest
 from privtuner.retries import Attempts, Retries
 from privtuner.service.counts import ServerCounts
+from privtuner.service.pins import KnownBundles, check_bundle, check_digest
 from privtuner.service.protocol import (
     CALLER_BYTES,
     CALLER_KEY,
@@ -34,8 +36,8 @@ from privtuner.service.protocol import (
     join,
     join_files,
     method,
-    parse_address,
 )
+from privtuner.service.security import ClientCredentials, Line, Token
 from privtuner.service.watchdog import Watch, Watchdog
 
 __all__ = ["RemoteTransport"]
@@ -51,6 +53,12 @@ _GONE = (
     grpc.StatusCode.UNKNOWN,  # of gRPC itself, where it cannot tell
 )
 _IDENTITY = ("bundle", "scheme", "preset", "sealed")  # of what a server says: what must not change under a client
+_HELLO_BYTES = 1 << 16
+_HELLO: dict[str, type] = {
+    **dict.fromkeys(("version", "model", "scheme", "preset", "bundle"), str),
+    **dict.fromkeys(("layers", "bundle_bytes"), int),
+    "sealed": bool,
+}
 
 
 class RemoteTransport(Stays):
@@ -61,6 +69,10 @@ class RemoteTransport(Stays):
 
     Args:
         address: HOST:PORT, an IPv6 host in brackets.
+        credentials: for TLS. None is TLS with the public authorities, and no TLS to this machine itself.
+        token: who the owner is, if the server asks.
+        allow_plaintext: without ``credentials``, speak to another machine in the clear: whoever is in between can then
+            exchange the bundle, and so what runs here.
         connect_seconds: longest time for the first answer.
         patience: seconds without a byte to the server, or from it, that end a request: at least what it may take to
             compute a block, and what other owners' requests may take before. (Of a sealed model's jobs the
@@ -71,7 +83,8 @@ class RemoteTransport(Stays):
         say: told in a line what is waited for.
 
     Raises:
-        privtuner.errors.InputError: ``address`` is not HOST:PORT.
+        privtuner.errors.InputError: ``address`` is not HOST:PORT, a number is not above 0, or see
+            `privtuner.service.security.Line`.
     """
 
     stays = (
@@ -82,14 +95,17 @@ class RemoteTransport(Stays):
     def __init__(
         self,
         address: str,
+        credentials: ClientCredentials | None = None,
+        token: Token | None = None,
         *,
+        allow_plaintext: bool = False,
         connect_seconds: float = 10.0,
         patience: float = 300.0,
         max_bundle_bytes: int = 8 << 30,
         retries: Retries = Retries(),  # noqa: B008 - immutable
         say: Callable[[str], object] = lambda _: None,
     ) -> None:
-        parse_address(address)
+        self._line = Line(address, credentials, token, allow_plaintext=allow_plaintext)
         if not (connect_seconds > 0 and patience > 0 and max_bundle_bytes > 0):
             raise InputError(
                 f"connect_seconds {connect_seconds:g}, patience {patience:g}, max_bundle_bytes {max_bundle_bytes}: "
@@ -100,7 +116,7 @@ class RemoteTransport(Stays):
         self._patience, self._max_bundle_bytes = patience, max_bundle_bytes
         self._retries, self._say = retries, say
         self._watchdog, self._closing = Watchdog(), threading.Event()
-        self._channel = grpc.insecure_channel(address, options=channel_options())
+        self._channel = self._line.open(channel_options())
         self._caller = secrets.token_bytes(CALLER_BYTES)
         self._lock = threading.Lock()
         self._hello: dict[str, Any] | None = None
@@ -129,16 +145,27 @@ class RemoteTransport(Stays):
             answer = call(b"", metadata=metadata, timeout=self._connect_seconds)
         return self._checked_hello(answer)
 
-    def fetch_bundle(self, progress: Callable[[int, int], object] | None = None) -> OwnerBundle:
-        """Return the data owner's part of the served model.
+    def fetch_bundle(
+        self,
+        progress: Callable[[int, int], object] | None = None,
+        *,
+        expected: str | None = None,
+        known: KnownBundles | None = None,
+    ) -> OwnerBundle:
+        """Return the data owner's part of the served model, which decides what the owner runs.
 
         Args:
             progress: called with the bytes that have arrived and all that there are, as each message arrives.
+            expected: SHA-256 of the bundle, see `privtuner.nn.bundle.bundle_digest`; another one is not even read.
+            known: bundles of servers that were met before: the first one of an address is remembered, another one
+                later is refused, and an ``expected`` one takes its place.
 
         Raises:
-            privtuner.errors.ServiceError: the connection failed.
+            privtuner.errors.InputError: ``expected`` is no digest, or the file of ``known`` cannot be used.
+            privtuner.errors.ServiceError: the connection failed, or the bundle is another one.
             privtuner.errors.MessageError: what arrived is no bundle of this version.
         """
+        expected = None if expected is None else check_digest(expected)
         total = self.hello()["bundle_bytes"]
 
         def messages(call: Any, watch: Watch) -> Iterator[bytes]:
@@ -156,7 +183,9 @@ class RemoteTransport(Stays):
             with self._calling("the bundle", lambda _: call(b"", metadata=self._metadata())) as (answer, watch):
                 return join_files(messages(answer, watch), self._max_bundle_bytes)
 
-        return OwnerBundle.from_files(self._persist(fetch))
+        files = self._persist(fetch)
+        check_bundle(self.address, bundle_digest(files), expected, known)
+        return OwnerBundle.from_files(files)
 
     def apply(self, layer: str, request: BytesLike) -> Iterator[bytes]:
         """Yield the blocks of the reply to ``request`` as the server computes them.
@@ -262,17 +291,17 @@ class RemoteTransport(Stays):
 
     def _checked_hello(self, answer: bytes) -> dict[str, Any]:
         try:
-            hello = dict(json.loads(answer))
-            protocol = int(hello["protocol"])
+            told = foreign_json(answer, "Hello", _HELLO_BYTES)
+            protocol = foreign_entry(told, "protocol", int, "Hello")
             if protocol == PROTOCOL:
-                hello["bundle_bytes"] = int(hello.get("bundle_bytes", 0))
-                hello["sealed"] = bool(hello.get("sealed", False))
-                if not all(isinstance(hello[name], str) for name in ("model", "scheme", "preset", "bundle")):
-                    raise TypeError("model, scheme, preset and bundle are no names")
-                if not _DIGEST.fullmatch(hello["bundle"]):
-                    raise ValueError("bundle is no digest")
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+                for name, kind in _HELLO.items():
+                    foreign_entry(told, name, kind, "Hello")
+                if not _DIGEST.fullmatch(told["bundle"]):
+                    raise MessageError("Hello: the bundle's digest is none")
+        except MessageError as error:
             raise ServiceError(f"what answers at {self.address} is no privtuner server") from error
+        plain = {foreign_text(name): value for name, value in told.items() if isinstance(value, (str, int))}
+        hello = {name: foreign_text(value) if isinstance(value, str) else value for name, value in plain.items()}
         if protocol != PROTOCOL:
             raise ServiceError(
                 f"the server at {self.address} speaks protocol {protocol} (privtuner {hello.get('version')}), this is "
@@ -281,9 +310,12 @@ class RemoteTransport(Stays):
         return hello
 
     def _metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """Return what every call says; after the first one which model it is meant for, too."""
-        always = (PROTOCOL_KEY, str(PROTOCOL)), (CALLER_KEY, self._caller)
-        return (*always, (MODEL_KEY, self._hello["bundle"])) if self._hello else always
+        """Return what every call says; after the first one which model it is meant for, too.
+
+        Secret, if there is a token.
+        """
+        model = ((MODEL_KEY, self._hello["bundle"]),) if self._hello else ()
+        return ((PROTOCOL_KEY, str(PROTOCOL)), (CALLER_KEY, self._caller), *model, *self._line.metadata)
 
     def _persist(self, work: Callable[[], T]) -> T:
         """Return what ``work`` returns, repeated from its beginning where it got lost."""
@@ -360,11 +392,13 @@ class RemoteTransport(Stays):
 
     def _explained(self, error: Any, what: str, *, first: bool) -> ServiceError:
         """Return what a call's end means: a `LostError` where the same call may go well later."""
-        code, detail = error.code(), error.details() or "no details"
+        code, detail = error.code(), foreign_text(error.details() or "no details", 500)
+        if code in _GONE and (refused := self._line.explain(detail)) is not None:
+            return ServiceError(refused)
         if code in _GONE and first:
             return ServiceError(
                 f"no privtuner server answers at {self.address} ({detail}); check the address, or start one there with "
-                "'privtuner serve --model DIR --port N'"
+                f"'privtuner serve --model DIR --port N'; {self._line.hint}"
             )
         if code in _GONE:
             return LostError(f"the connection to the server at {self.address} was lost during {what} ({detail})")

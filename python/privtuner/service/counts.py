@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from privtuner.errors import MessageError
+from privtuner.foreign import foreign_json, foreign_text
 from privtuner.sealed.server import TaskCounts
 from privtuner.wire import Head
 
@@ -150,12 +151,12 @@ class ServerCounts:
         Raises:
             privtuner.errors.MessageError: ``data`` is something else.
         """
+        found = foreign_json(data, "the server's counts")
         try:
-            found = json.loads(data)
             layers = {(_text(entry["layer"]), _text(entry["direction"])): _counts(entry) for entry in found["layers"]}
             refusals = {_text(reason): _whole(count) for reason, count in found["refusals"].items()}
             return cls(layers, _whole(found["bundles"]), refusals, _text(found["tenant"]))
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise MessageError("the server's counts are malformed; use the same version on both sides") from error
 
 
@@ -415,4 +416,4 @@ def _whole(value: Any) -> int:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("not a name")
-    return value
+    return foreign_text(value)

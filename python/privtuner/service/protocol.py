@@ -102,6 +102,8 @@ def channel_options() -> list[tuple[str, int]]:
         ("grpc.max_reconnect_backoff_ms", 1000),
         # A proxy from the environment would see, and slow down, what is meant for this machine.
         ("grpc.enable_http_proxy", 0),
+        # A connection for each transport, also where several in one process lead to one server.
+        ("grpc.use_local_subchannel_pool", 1),
         # Two servers must not share a port without anybody noticing.
         ("grpc.so_reuseport", 0),
     ]

@@ -1,4 +1,4 @@
-"""What ``privtuner serve`` logs, and how: a line of text or of JSON each."""
+"""How the operator of ``privtuner serve`` watches it: metrics, audit log, and a log of text or JSON lines."""
 
 from __future__ import annotations
 
@@ -8,20 +8,41 @@ import logging
 import logging.handlers
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from privtuner.errors import InputError
 
-__all__ = ["add_logs", "logging_to"]
+if TYPE_CHECKING:
+    from privtuner.service import Server
+    from privtuner.service.audit import AuditLog
+    from privtuner.service.metrics import Metrics
+
+__all__ = ["add_watching", "auditing", "check_watching", "logging_to", "telling_metrics"]
 
 _LEVELS = ("debug", "info", "warning", "error")
 
 
-def add_logs(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--log-format``, ``--log-level`` and ``--log-file``."""
-    group = parser.add_argument_group("log")
+def add_watching(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--metrics``, ``--audit`` and the options of the log."""
+    group = parser.add_argument_group("what the operator sees")
+    group.add_argument(
+        "--metrics",
+        metavar="HOST:PORT",
+        help="answer Prometheus, and 'privtuner top --metrics', there: HTTP without encryption (default: nothing)",
+    )
+    group.add_argument(
+        "--expose-metrics",
+        action="store_true",
+        help="let --metrics be an address that other machines can reach: whoever asks sees the counts of all tenants",
+    )
+    group.add_argument(
+        "--audit",
+        metavar="FILE",
+        help="append a line of JSON for each call: who, when, what, how much; while it cannot be written calls are "
+        "refused",
+    )
     group.add_argument(
         "--log-level",
         choices=_LEVELS,
@@ -29,9 +50,47 @@ def add_logs(parser: argparse.ArgumentParser) -> None:
         help="debug: every call; info: calls that are refused; warning (default): what needs an operator; error",
     )
     group.add_argument("--log-format", choices=["text", "json"], default="text", help="text (default), or JSON lines")
-    group.add_argument(
-        "--log-file", metavar="FILE", help="append to a file, which may be renamed meanwhile (default: stderr)"
-    )
+    group.add_argument("--log-file", metavar="FILE", help="append the log to a file, not to standard error")
+
+
+def check_watching(arguments: argparse.Namespace) -> None:
+    """Refuse an address that `Metrics` would, before a model is loaded.
+
+    Raises:
+        InputError: see `privtuner.service.metrics.Metrics`.
+    """
+    if arguments.metrics is not None:
+        from privtuner.service.metrics import check_metrics_address
+
+        check_metrics_address(arguments.metrics, arguments.expose_metrics)
+    elif arguments.expose_metrics:
+        raise InputError("--expose-metrics goes with --metrics only")
+
+
+def auditing(arguments: argparse.Namespace) -> AbstractContextManager[AuditLog | None]:
+    """Return the audit log that the options ask for, to be entered.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    if arguments.audit is None:
+        return nullcontext()
+    from privtuner.service.audit import AuditLog
+
+    return AuditLog(arguments.audit)
+
+
+def telling_metrics(arguments: argparse.Namespace, server: Server) -> AbstractContextManager[Metrics | None]:
+    """Return the endpoint of metrics that the options ask for, to be entered.
+
+    Raises:
+        InputError: another program has the port, or this machine has no such address.
+    """
+    if arguments.metrics is None:
+        return nullcontext()
+    from privtuner.service.metrics import Metrics
+
+    return Metrics(server.view, arguments.metrics, exposed=arguments.expose_metrics)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from privtuner.commands.logs import add_logs, logging_to
+from privtuner.commands.watching import add_watching, check_watching, logging_to
 from privtuner.errors import InputError
 from privtuner.service.counts import Counter, Event, LayerCounts
 
@@ -18,7 +18,7 @@ log = logging.getLogger("privtuner.test")
 
 def options(*line):
     parser = argparse.ArgumentParser()
-    add_logs(parser)
+    add_watching(parser)
     return parser.parse_args([str(word) for word in line])
 
 
@@ -87,3 +87,12 @@ def test_file_that_cannot_be_written(tmp_path):
         logging_to(options("--log-file", tmp_path / "a" / "b")),
     ):
         pass
+
+
+def test_metrics_are_refused_before_a_model_is_loaded():
+    check_watching(options("--metrics", "127.0.0.1:0"))
+    check_watching(options("--metrics", "0.0.0.0:0", "--expose-metrics"))
+    with pytest.raises(InputError, match="other machines can reach"):
+        check_watching(options("--metrics", "0.0.0.0:9464"))
+    with pytest.raises(InputError, match="--expose-metrics goes with --metrics only"):
+        check_watching(options("--expose-metrics"))
