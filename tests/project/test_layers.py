@@ -79,6 +79,7 @@ PYTHON_LAYERS = {
         "system",
         "paths",
         "packages",
+        "retries",
         "errors",
         "_core",
     },
