@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
+from privtuner.commands.line import add_line, connection
 from privtuner.errors import InputError
 from privtuner.foreign import foreign_text
 
@@ -31,6 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", metavar="HOST:PORT", help="what 'privtuner serve --metrics' listens on, instead")
     parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between looks (default 2)")
     parser.add_argument("--once", action="store_true", help="print one table, without rates, and end")
+    add_line(parser)
 
 
 _TOTAL = ("total", "")
@@ -78,8 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _looking(arguments: argparse.Namespace, stack: ExitStack) -> Callable[[], _Look]:
     """Return what looks once; connections stay open until ``stack`` is left."""
-    from privtuner.commands.common import connection
-
     if arguments.metrics is not None:
         from privtuner.service.metrics import fetch_view
 
@@ -89,7 +89,7 @@ def _looking(arguments: argparse.Namespace, stack: ExitStack) -> Callable[[], _L
             return _Look(time.monotonic(), view.counts, view, name)
 
         return look_as_operator
-    transport = stack.enter_context(connection(arguments.server, arguments.stop, "your counts can be read"))
+    transport = stack.enter_context(connection(arguments, arguments.server, arguments.stop))
     hello = transport.hello()
 
     def look() -> _Look:

@@ -17,7 +17,9 @@ from privtuner.errors import InputError, MessageError, ServiceError
 from privtuner.foreign import foreign_entry, foreign_json, foreign_text
 from privtuner.linear import BytesLike
 from privtuner.nn import OwnerBundle
+from privtuner.nn.bundle import bundle_digest
 from privtuner.service.counts import ServerCounts
+from privtuner.service.pins import KnownBundles, check_bundle, check_digest
 from privtuner.service.protocol import (
     CALLER_BYTES,
     CALLER_KEY,
@@ -31,8 +33,8 @@ from privtuner.service.protocol import (
     join,
     join_files,
     method,
-    parse_address,
 )
+from privtuner.service.security import ClientCredentials, Line, Token
 from privtuner.service.watchdog import Watch, Watchdog
 
 __all__ = ["RemoteTransport"]
@@ -56,6 +58,10 @@ class RemoteTransport(Stays):
 
     Args:
         address: HOST:PORT, an IPv6 host in brackets.
+        credentials: for TLS. None is TLS with the public authorities, and no TLS to this machine itself.
+        token: who the owner is, if the server asks.
+        allow_plaintext: without ``credentials``, speak to another machine in the clear: whoever is in between can then
+            exchange the bundle, and so what runs here.
         connect_seconds: longest time for the first answer.
         patience: seconds without a byte to the server, or from it, that end a request: at least what it may take to
             compute a block, and what other owners' requests may take before. (Of a sealed model's jobs the
@@ -66,7 +72,8 @@ class RemoteTransport(Stays):
         closed: whether `close` was called.
 
     Raises:
-        privtuner.errors.InputError: ``address`` is not HOST:PORT.
+        privtuner.errors.InputError: ``address`` is not HOST:PORT, a number is not above 0, or see
+            `privtuner.service.security.Line`.
     """
 
     stays = (
@@ -77,12 +84,15 @@ class RemoteTransport(Stays):
     def __init__(
         self,
         address: str,
+        credentials: ClientCredentials | None = None,
+        token: Token | None = None,
         *,
+        allow_plaintext: bool = False,
         connect_seconds: float = 10.0,
         patience: float = 300.0,
         max_bundle_bytes: int = 8 << 30,
     ) -> None:
-        parse_address(address)
+        self._line = Line(address, credentials, token, allow_plaintext=allow_plaintext)
         if not (connect_seconds > 0 and patience > 0 and max_bundle_bytes > 0):
             raise InputError(
                 f"connect_seconds {connect_seconds:g}, patience {patience:g}, max_bundle_bytes {max_bundle_bytes}: "
@@ -92,7 +102,7 @@ class RemoteTransport(Stays):
         self._connect_seconds = connect_seconds
         self._patience, self._max_bundle_bytes = patience, max_bundle_bytes
         self._watchdog = Watchdog()
-        self._channel = grpc.insecure_channel(address, options=channel_options())
+        self._channel = self._line.open(channel_options())
         self._caller = secrets.token_bytes(CALLER_BYTES)
         self._lock = threading.Lock()
         self._hello: dict[str, Any] | None = None
@@ -112,16 +122,27 @@ class RemoteTransport(Stays):
                 self._hello = self._checked_hello(answer)
             return dict(self._hello)
 
-    def fetch_bundle(self, progress: Callable[[int, int], object] | None = None) -> OwnerBundle:
-        """Return the data owner's part of the served model.
+    def fetch_bundle(
+        self,
+        progress: Callable[[int, int], object] | None = None,
+        *,
+        expected: str | None = None,
+        known: KnownBundles | None = None,
+    ) -> OwnerBundle:
+        """Return the data owner's part of the served model, which decides what the owner runs.
 
         Args:
             progress: called with the bytes that have arrived and all that there are, as each message arrives.
+            expected: SHA-256 of the bundle, see `privtuner.nn.bundle.bundle_digest`; another one is not even read.
+            known: bundles of servers that were met before: the first one of an address is remembered, another one
+                later is refused, and an ``expected`` one takes its place.
 
         Raises:
-            privtuner.errors.ServiceError: the connection failed.
+            privtuner.errors.InputError: ``expected`` is no digest, or the file of ``known`` cannot be used.
+            privtuner.errors.ServiceError: the connection failed, or the bundle is another one.
             privtuner.errors.MessageError: what arrived is no bundle of this version.
         """
+        expected = None if expected is None else check_digest(expected)
         total = self.hello()["bundle_bytes"]
 
         def messages(call: Any, watch: Watch) -> Iterator[bytes]:
@@ -137,6 +158,7 @@ class RemoteTransport(Stays):
         call = self._channel.unary_stream(method("Bundle"))
         with self._calling("the bundle", lambda _: call(b"", metadata=self._metadata())) as (answer, watch):
             files = join_files(messages(answer, watch), self._max_bundle_bytes)
+        check_bundle(self.address, bundle_digest(files), expected, known)
         return OwnerBundle.from_files(files)
 
     def apply(self, layer: str, request: BytesLike) -> Iterator[bytes]:
@@ -227,8 +249,8 @@ class RemoteTransport(Stays):
         return hello
 
     def _metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """Return what every call says first."""
-        return ((PROTOCOL_KEY, str(PROTOCOL)), (CALLER_KEY, self._caller))
+        """Return what every call says first. Secret, if there is a token."""
+        return ((PROTOCOL_KEY, str(PROTOCOL)), (CALLER_KEY, self._caller), *self._line.metadata)
 
     @contextmanager
     def _calling(self, what: str, begin: Callable[[Watch], Any]) -> Iterator[tuple[Any, Watch]]:
@@ -269,10 +291,12 @@ class RemoteTransport(Stays):
 
     def _explanation(self, error: Any, what: str, *, first: bool) -> str:
         code, detail = error.code(), foreign_text(error.details() or "no details", 500)
+        if code in _GONE and (refused := self._line.explain(detail)) is not None:
+            return refused
         if code in _GONE and first:
             return (
                 f"no privtuner server answers at {self.address} ({detail}); check the address, or start one there with "
-                "'privtuner serve --model DIR --port N'"
+                f"'privtuner serve --model DIR --port N'; {self._line.hint}"
             )
         if code in _GONE:
             state = self._state_now()
@@ -295,7 +319,7 @@ class RemoteTransport(Stays):
 
     def _state_now(self) -> str:
         """Ask again, on a connection of its own: "same" server as at first, an "other" one, or "gone"."""
-        channel = grpc.insecure_channel(self.address, options=channel_options())
+        channel = self._line.open(channel_options())
         try:
             answer = channel.unary_unary(method("Hello"))(b"", metadata=self._metadata(), timeout=_PROBE_SECONDS)
             return "same" if self._checked_hello(answer) == self._hello else "other"

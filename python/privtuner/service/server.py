@@ -23,6 +23,7 @@ from privtuner.copies import Stays
 from privtuner.errors import InputError, LostError, MessageError, ServiceError
 from privtuner.linear import BytesLike
 from privtuner.nn import Split
+from privtuner.nn.bundle import bundle_digest
 from privtuner.parties import BLOCK_BYTES
 from privtuner.schemes import Host, LinearServer
 from privtuner.sealed.messages import largest_message
@@ -46,6 +47,7 @@ from privtuner.service.protocol import (
 )
 from privtuner.service.refusal import Refusal
 from privtuner.service.room import Room
+from privtuner.service.security import ServerCredentials
 from privtuner.service.tenants import Tenant, Tenants
 from privtuner.service.watchdog import Watch, Watchdog
 from privtuner.turns import Turns
@@ -98,9 +100,9 @@ Answer = Callable[[Call], Iterator[BytesLike]]
 class Server(Stays):
     """Serves the prepared layers of a split model and hands out the data owner's bundle.
 
-    There is no encryption or authentication of the connection yet, so anybody who reaches the port can use the layers,
-    and a bundle could be exchanged on its way; the activations in requests are encrypted all the same. Therefore only
-    loopback addresses are bound, unless ``allow_plaintext`` says that the network in between is trusted.
+    The activations in requests are encrypted whatever the connection is. The bundle is not, and it decides what data
+    owners run, so anybody in between could exchange it: without TLS only loopback addresses are bound, unless
+    ``allow_plaintext`` says that the network in between is trusted.
 
     Args:
         split: the model; ``split.server`` stays here, ``split.bundle`` goes to every data owner that asks.
@@ -115,13 +117,14 @@ class Server(Stays):
             memory when None.
         calls: requests, bundles and jobs in progress at a time, shared likewise; a thread each.
         patience: seconds without a byte from a client, or to it, that end a call.
-        tenants: tells clients apart; by their hosts when None.
+        credentials: for TLS; in the clear when None.
+        tenants: tells clients apart, and turns others away; serves everybody when None.
         audit: records every call; a call that it cannot record is refused.
-        allow_plaintext: bind an address that other machines can reach.
+        allow_plaintext: without ``credentials``, bind an address that other machines can reach.
 
     Raises:
-        privtuner.errors.InputError: a port outside 0..65535, a limit below 1, or an address that is not loopback
-            without ``allow_plaintext``.
+        privtuner.errors.InputError: a port outside 0..65535, a limit below its least, an address that is not loopback
+            without ``credentials`` or ``allow_plaintext``, or with ``tenants`` of a file without ``credentials``.
         privtuner.errors.EngineError: the GPUs have not the memory for the layers.
         privtuner.errors.ServiceError: the address cannot be bound, e.g. because another program has the port.
     """
@@ -140,11 +143,13 @@ class Server(Stays):
         memory_bytes: int | None = None,
         calls: int = 64,
         patience: float = 60.0,
+        credentials: ServerCredentials | None = None,
         tenants: Tenants | None = None,
         audit: AuditLog | None = None,
         allow_plaintext: bool = False,
     ) -> None:
-        _check_address(host, port, allow_plaintext)
+        tenants = Tenants() if tenants is None else tenants
+        _check_address(host, port, credentials, tenants, allow_plaintext)
         memory_bytes = _quarter_of_memory() if memory_bytes is None else memory_bytes
         for option, value in (("memory_bytes", memory_bytes), ("calls", calls)):
             if value < 2:
@@ -155,7 +160,7 @@ class Server(Stays):
         self._files = split.bundle.to_files()
         self.placement = self._host.load()
         """Bytes of layers on each GPU, by its name."""
-        self._tenants = Tenants() if tenants is None else tenants
+        self._tenants = tenants
         self._patience, self._watchdog = patience, Watchdog()
         self._calls, self._asks = Room(calls, "calls"), Room(_ASKS, "calls")
         self._memory, self._turns = Room(memory_bytes, "requests"), Turns(_WIDTH)
@@ -171,6 +176,7 @@ class Server(Stays):
             "preset": ", ".join(presets),
             "layers": len(split.server),
             "sealed": sealed is not None,
+            "bundle": bundle_digest(self._files),
             "bundle_bytes": sum(map(len, self._files.values())),
         }
         """What clients are told first."""
@@ -184,7 +190,10 @@ class Server(Stays):
         self._server.add_generic_rpc_handlers((self._handlers(), self._reflection(), self._health.handlers()))
         literal = _literal(host)
         try:
-            bound = self._server.add_insecure_port(f"{literal}:{port}")
+            if credentials is None:
+                bound = self._server.add_insecure_port(f"{literal}:{port}")
+            else:
+                bound = self._server.add_secure_port(f"{literal}:{port}", credentials.to_grpc())
         except RuntimeError as error:
             raise ServiceError(
                 f"cannot listen on {literal}:{port}: another program has the port, or this machine has no such address"
@@ -252,9 +261,10 @@ class Server(Stays):
 
         def serve(chunks: Any, context: Any, account: Account) -> Iterator[bytes]:
             try:
+                # First of all: strangers learn nothing else.
+                tenant = self._tenants.of(context)
                 if ours:
                     _check_protocol(context)
-                tenant = self._tenants.of(context)
                 account.caller(*_identity(tenant, context))
                 if room is self._calls:
                     account.admit()
@@ -337,13 +347,20 @@ class Server(Stays):
                 return
 
 
-def ensure_free(host: str, port: int, allow_plaintext: bool = False) -> None:
+def ensure_free(
+    host: str,
+    port: int,
+    credentials: ServerCredentials | None = None,
+    tenants: Tenants | None = None,
+    *,
+    allow_plaintext: bool = False,
+) -> None:
     """Check that a `Server` could listen there now, before a model is prepared for it. Nobody can connect meanwhile.
 
     Raises:
         privtuner.errors.InputError: see `Server`, or another program has the port, or this machine has no such address.
     """
-    _check_address(host, port, allow_plaintext)
+    _check_address(host, port, credentials, Tenants() if tenants is None else tenants, allow_plaintext)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -358,14 +375,25 @@ def ensure_free(host: str, port: int, allow_plaintext: bool = False) -> None:
         raise InputError(f"cannot listen on {_literal(host)}:{port}: {reason}; {hint}") from error
 
 
-def _check_address(host: str, port: int, allow_plaintext: bool) -> None:
+def _check_address(
+    host: str, port: int, credentials: ServerCredentials | None, tenants: Tenants, allow_plaintext: bool
+) -> None:
     if not 0 <= port <= 65535:
         raise InputError(f"port {port} is outside 0..65535; 0 picks a free one")
-    if not (is_loopback(host) or allow_plaintext):
+    if credentials is not None and allow_plaintext:
+        raise InputError("allow_plaintext contradicts credentials for TLS: give one of the two")
+    if credentials is not None or is_loopback(host):
+        return
+    if not allow_plaintext:
         raise InputError(
-            f"host {host!r} can be reached from other machines, and connections have no TLS yet: anybody in "
-            "between could exchange the bundle, and anybody who connects could use the layers. Bind 127.0.0.1 "
-            "and forward the port through SSH, or allow it explicitly (allow_plaintext, --allow-plaintext)"
+            f"host {host!r} can be reached from other machines, and in the clear anybody in between could exchange the "
+            "bundle: give a certificate for TLS (credentials, --certificate and --key; 'privtuner certs' makes one), "
+            "bind 127.0.0.1, or allow it all the same (allow_plaintext, --allow-plaintext)"
+        )
+    if tenants.closed:
+        raise InputError(
+            f"host {host!r} can be reached from other machines, and without TLS anybody in between could take the "
+            "tenants' tokens: give a certificate (credentials, --certificate and --key)"
         )
 
 
