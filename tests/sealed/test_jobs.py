@@ -12,6 +12,7 @@ from privtuner.ckks import Refresher
 from privtuner.errors import CkksError, InputError, LostError, MessageError, SecretError, ServiceError
 from privtuner.retries import Retries
 from privtuner.sealed.owner import SealedOwner
+from privtuner.sealed.state import digest_of
 from privtuner.service import RemoteTransport
 from sealed_cases import (
     PAIRS,
@@ -31,8 +32,10 @@ from sealed_cases import (
 
 
 def test_steps_are_those_of_the_clear_model(pair):
-    told = []
+    told, recorded = [], []
     owner, running = pair(owner={"progress": told.append})
+    if hasattr(running, "counts"):
+        running._counter._record = recorded.append
     train(owner, Twin(TinyModel()), steps=2)
     assert owner.step == 2
     assert owner.spent.tasks == 5
@@ -54,6 +57,11 @@ def test_steps_are_those_of_the_clear_model(pair):
             ("sealed", "embed"): (1, SLOTS, 2),
         }
         assert 0 < sum(c.bytes_in for c in counts.values()) < owner.spent.bytes_up
+        assert {len(event.key) for event in recorded} == {32}
+        assert len({event.key for event in recorded}) == 1
+        states = [event.state for event in recorded if event.direction == "backward"]
+        assert states[0] != states[1] == digest_of(owner._kept)
+        assert {event.state for event in recorded if event.direction != "backward"} == {b""}
 
 
 def test_large_gradients_are_scaled_down_and_the_rate_is_theirs(pair):

@@ -65,12 +65,13 @@ class TaskCounts(NamedTuple):
     """What one task of a session took.
 
     Attributes:
-        task: "open" (the owner's keys arrived), "embed", "forward" or "backward".
+        task: "embed", "forward" or "backward".
         tokens: slots of its tensors, hidden positions included: the server cannot tell them apart.
         refreshes: ciphertexts that were refreshed.
         bytes_in, bytes_out: on the stream.
         seconds: from its first message to its last.
-        digest: SHA-256 of the owner's public key ("open"), of the locked adapters ("backward"); else empty.
+        key: SHA-256 of the owner's public key.
+        state: digest of the locked adapters that a backward pass left, as the owner keeps it; else empty.
     """
 
     task: str
@@ -79,7 +80,8 @@ class TaskCounts(NamedTuple):
     bytes_in: int
     bytes_out: int
     seconds: float
-    digest: bytes = b""
+    key: bytes = b""
+    state: bytes = b""
 
 
 class SealedService:
@@ -242,6 +244,7 @@ class _Session:
         self._engine: Any = None
         self._adapters: _Adapters | None = None
         self._stored: tuple[int, _State] | None = None
+        self._key_digest = b""
         self._digest = bytes(DIGEST_BYTES)  # of the pieces that are stored; zeros: none
         self._saved: Any = None
         self._locker: Locker | None = None
@@ -284,6 +287,7 @@ class _Session:
         parameters, patience = self._public.parameters, self._service.patience
         data = self._link.receive_bytes(Type.PUBLIC_KEY, parameters.public_key_bytes, seconds=patience)
         self._public_key = public_key = PublicKey.from_bytes(parameters, data, common)
+        self._key_digest = hashlib.sha256(data).digest()
         wanted = self._public.keys
         elements = elements_of(parameters, wanted.rotations, wanted.conjugation, wanted.packing)
         data = self._link.receive_bytes(Type.KEYS, parameters.key_bytes(1 + len(elements)), seconds=patience)
@@ -432,7 +436,7 @@ class _Session:
         for number, piece in enumerate(pieces, 1):
             self._link.send(Type.KEPT, piece, last=number == len(pieces), seconds=self._service.patience)
         self._send(Type.DONE, STEP.pack(step))
-        self._counted("backward", start)
+        self._counted("backward", start, digest_of(pieces))
 
     def _opened(self, gradients: Any, rates: Rates) -> Array:
         """Have the owner open the clipped gradient, with its noise: float64, of the shape of the adapters' values."""
@@ -510,7 +514,7 @@ class _Session:
         self._refreshes = 0
         return time.perf_counter(), self._link.bytes_in, self._link.bytes_out
 
-    def _counted(self, task: str, start: tuple[float, int, int]) -> None:
+    def _counted(self, task: str, start: tuple[float, int, int], state: bytes = b"") -> None:
         if self._count is not None:
             begin, bytes_in, bytes_out = start
             self._count(
@@ -521,5 +525,7 @@ class _Session:
                     self._link.bytes_in - bytes_in,
                     self._link.bytes_out - bytes_out,
                     time.perf_counter() - begin,
+                    self._key_digest,
+                    state,
                 )
             )
