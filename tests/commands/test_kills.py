@@ -32,7 +32,7 @@ def test_kills_leave_no_trace(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    print(found)
+    sys.stdout.write(done.stdout)
     assert sum(found["kills"].values()) == KILLS
     assert found["runs with other losses"] == 0, found
     assert found["runs with another adapter"] == 0, found

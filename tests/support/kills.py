@@ -178,4 +178,4 @@ def seeded() -> None:
 
 if __name__ == "__main__":
     seeded()
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    sys.stdout.write(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))) + "\n")
