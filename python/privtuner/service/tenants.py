@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
+
+from privtuner.service.quotas import Quota
 
 __all__ = ["Tenant", "Tenants"]
 
@@ -17,10 +19,12 @@ class Tenant:
     Attributes:
         name: tells it from others.
         authenticated: whether it proved that it is the one.
+        limits: what it may take.
     """
 
     name: str
     authenticated: bool = False
+    limits: Quota = field(default_factory=Quota)
 
 
 class Tenants:
