@@ -31,6 +31,11 @@ class Turns:
         self._waiting: list[Turn] = []
         self._serving: dict[str, int] = {}
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for their turn."""
+        return len(self._waiting)
+
     @contextmanager
     def turn(self, tenant: str, check: Callable[[], object] = lambda: None) -> Iterator[Turn]:
         """Wait for a turn, and hold it while the block runs.

@@ -43,10 +43,10 @@ def add_privacy(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--epsilon-budget", type=float, metavar="E", help="end before epsilon is above this")
 
 
-def given_privacy(arguments: argparse.Namespace) -> list[str]:
-    """Return the options of `add_privacy` that were given, as the user writes them."""
-    names = ("adapters", *_NEEDED, "epsilon_budget")
-    return [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) is not None]
+def given_privacy(arguments: argparse.Namespace) -> str | None:
+    """Return an option of `add_privacy` that was given, as the user writes it; noise and budgets before the rest."""
+    names = (*_NEEDED, "epsilon_budget", "adapters")
+    return next((f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) is not None), None)
 
 
 def privacy_of(arguments: argparse.Namespace) -> Privacy | None:
@@ -57,10 +57,10 @@ def privacy_of(arguments: argparse.Namespace) -> Privacy | None:
         MissingPackageError: ``dp-accounting`` is not installed.
     """
     if arguments.adapters != "server":
-        given = [option for option in given_privacy(arguments) if option != "--adapters"]
-        if given:
+        given = given_privacy(arguments)
+        if given not in (None, "--adapters"):
             raise InputError(
-                f"{given[0]} goes with --adapters server only: nothing is opened where adapters are encrypted"
+                f"{given} goes with --adapters server only: nothing is opened where adapters are encrypted"
             )
         return None
     lacking = [option for name, option in _NEEDED.items() if getattr(arguments, name) is None]
