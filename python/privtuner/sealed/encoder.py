@@ -42,7 +42,7 @@ class Encoder:
     """
 
     def __init__(self, weights: Weights, domains: Domains) -> None:
-        self.shape = weights.shape
+        self.weights, self.domains, self.shape = weights, domains, weights.shape
         if len(domains.layers) != len(weights.layers):
             raise InputError(f"domains of {len(domains.layers)} layers for {len(weights.layers)}: measure them again")
         self.input_bound, self.pooled_bound = power_of_two(domains.inputs), power_of_two(domains.pooled)
@@ -53,6 +53,11 @@ class Encoder:
         parts = zip(weights.layers, scaled, strict=True)
         self.blocks = tuple(Block(self.shape, w, d, index) for index, (w, d) in enumerate(parts))
         self.pooler = None if weights.pooler is None else Affine.of([weights.pooler])
+
+    def narrow(self) -> Encoder:
+        """An encoder of the same levels everywhere, with few features and one head."""
+        width = min(self.shape.width, max(8, self.shape.rank))
+        return Encoder(self.weights.narrow(width), self.domains)
 
     def forward(
         self,
