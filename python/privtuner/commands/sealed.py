@@ -10,11 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from privtuner.commands.common import Progress, connection, say
+from privtuner.commands.common import Progress, say
+from privtuner.commands.line import connection, fetch
 from privtuner.commands.stop import Stop
 from privtuner.errors import InputError, PrivtunerError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from privtuner.nn import OwnerBundle, SealedEncoder
     from privtuner.sealed.owner import Progress as JobProgress
     from privtuner.service import RemoteTransport
@@ -29,28 +32,33 @@ MOMENTUM = 0.9
 
 
 @contextmanager
-def connected(address: str, stop: Stop) -> Iterator[RemoteTransport]:
-    """Connect to a server until the block ends or the user asks to stop.
+def connected(arguments: argparse.Namespace, stop: Stop) -> Iterator[RemoteTransport]:
+    """Connect to the server until the block ends or the user asks to stop.
 
     Raises:
         InputError: the server's model is not sealed.
     """
-    exposed = "what you send is encrypted, but somebody in between could exchange the embeddings you fetch"
-    with connection(address, stop, exposed) as transport:
+    with connection(arguments, arguments.server, stop) as transport:
         if not transport.hello()["sealed"]:
             raise InputError(
-                f"the server at {address} serves layers one by one, not a sealed model; start it with 'privtuner serve "
-                "--seal model', or train without --seal"
+                f"the server at {transport.address} serves layers one by one, not a sealed model; start it with "
+                "'privtuner serve --seal model', or train without --seal"
             )
         yield transport
 
 
 def sealed_encoder(
-    transport: RemoteTransport, *, rate: float = LR, momentum: float = MOMENTUM, state: str | None = None
-) -> tuple[SealedEncoder, OwnerBundle]:
+    transport: RemoteTransport,
+    arguments: argparse.Namespace,
+    *,
+    rate: float = LR,
+    momentum: float = MOMENTUM,
+    state: str | None = None,
+) -> tuple[SealedEncoder, OwnerBundle, PreTrainedTokenizerBase]:
     """Fetch what the owner needs, and return the encoder, whose jobs tell how far they are.
 
-    ``state`` is the file of key and locked adapters, see `privtuner.sealed.owner.SealedOwner`.
+    ``arguments`` say what of the bundle is trusted (`privtuner.commands.line.add_bundle`), and ``state`` is the file of
+    key and locked adapters, see `privtuner.sealed.owner.SealedOwner`.
 
     Raises:
         PrivtunerError: the connection failed, or what came is of another version, or not secure.
@@ -59,8 +67,7 @@ def sealed_encoder(
     from privtuner.sealed.owner import SealedOwner
 
     say(f"fetching what the owner needs of {transport.hello()['model']}")
-    with Progress("fetching", "MB", scale=1e6) as progress:
-        bundle = transport.fetch_bundle(progress)
+    bundle, tokenizer = fetch(transport, arguments)
     if bundle.sealed is None:
         raise InputError(
             f"the bundle of the server at {transport.address} is not of a sealed model; restart the server"
@@ -73,7 +80,7 @@ def sealed_encoder(
     owner = SealedOwner(bundle.sealed, transport, progress=_JobLines(), retries=3, state=state)
     if owner.step:
         say(f"{state}: the adapters are those after step {owner.step}")
-    return SealedEncoder(build_embeddings(bundle), owner, rate=rate, momentum=momentum), bundle
+    return SealedEncoder(build_embeddings(bundle), owner, rate=rate, momentum=momentum), bundle, tokenizer
 
 
 class _JobLines:
@@ -117,7 +124,9 @@ def train(
         raise InputError(
             f"{out} holds the adapter of another run, which would pass for this head's: choose another --out"
         )
-    encoder, bundle = sealed_encoder(transport, rate=config.lr, momentum=momentum, state=arguments.state)
+    encoder, bundle, tokenizer = sealed_encoder(
+        transport, arguments, rate=config.lr, momentum=momentum, state=arguments.state
+    )
     shape = encoder.owner.public.shape
     if shape.rank and not (arguments.release or arguments.state):
         say("warning: the trained adapters end with this run: keep them by --state FILE, or ask for them by --release")
@@ -127,7 +136,6 @@ def train(
         )
     config = _fitted(config, encoder, arguments, len(tables[0].texts))
     model = SealedClassifier(encoder, len(labels), config.seed)
-    tokenizer = bundle.tokenizer()
     encoded = limits.fit(model, [encode(table, tokenizer, labels, config.max_length) for table in tables if table])
 
     def after_step(result: TrainResult) -> None:

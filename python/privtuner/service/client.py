@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,25 +13,40 @@ import grpc
 
 from privtuner._core import __version__
 from privtuner.copies import Stays
-from privtuner.errors import ServiceError
+from privtuner.errors import InputError, MessageError, ServiceError
+from privtuner.foreign import foreign_entry, foreign_json, foreign_text
 from privtuner.linear import BytesLike
 from privtuner.nn import OwnerBundle
+from privtuner.nn.bundle import bundle_digest
 from privtuner.service.counts import ServerCounts
+from privtuner.service.pins import KnownBundles, check_bundle, check_digest
 from privtuner.service.protocol import (
+    CALLER_BYTES,
+    CALLER_KEY,
+    LARGEST_BYTES,
     LAYER_KEY,
     MESSAGE_BYTES,
     PROTOCOL,
     PROTOCOL_KEY,
     channel_options,
+    cut,
+    join,
     join_files,
     method,
-    parse_address,
 )
+from privtuner.service.security import ClientCredentials, Line, Token
+from privtuner.service.watchdog import Watch, Watchdog
 
 __all__ = ["RemoteTransport"]
 
 _CLOSE_SECONDS = 2.0
 _PROBE_SECONDS = 3.0
+_HELLO_BYTES = 1 << 16
+_HELLO: dict[str, type] = {
+    **dict.fromkeys(("version", "model", "scheme", "preset"), str),
+    **dict.fromkeys(("layers", "bundle_bytes"), int),
+    "sealed": bool,
+}
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -43,14 +58,22 @@ class RemoteTransport(Stays):
 
     Args:
         address: HOST:PORT, an IPv6 host in brackets.
+        credentials: for TLS. None is TLS with the public authorities, and no TLS to this machine itself.
+        token: who the owner is, if the server asks.
+        allow_plaintext: without ``credentials``, speak to another machine in the clear: whoever is in between can then
+            exchange the bundle, and so what runs here.
         connect_seconds: longest time for the first answer.
-        keepalive_seconds: silence after which the server is asked for a sign of life, and time it has to give one.
+        patience: seconds without a byte to the server, or from it, that end a request: at least what it may take to
+            compute a block, and what other owners' requests may take before. (Of a sealed model's jobs the
+            `privtuner.sealed.owner.SealedOwner` has the deadlines.)
+        max_bundle_bytes: longest bundle that is taken.
 
     Attributes:
         closed: whether `close` was called.
 
     Raises:
-        privtuner.errors.InputError: ``address`` is not HOST:PORT.
+        privtuner.errors.InputError: ``address`` is not HOST:PORT, a number is not above 0, or see
+            `privtuner.service.security.Line`.
     """
 
     stays = (
@@ -58,11 +81,29 @@ class RemoteTransport(Stays):
         "address in the other one"
     )
 
-    def __init__(self, address: str, *, connect_seconds: float = 10.0, keepalive_seconds: float = 20.0) -> None:
-        parse_address(address)
+    def __init__(
+        self,
+        address: str,
+        credentials: ClientCredentials | None = None,
+        token: Token | None = None,
+        *,
+        allow_plaintext: bool = False,
+        connect_seconds: float = 10.0,
+        patience: float = 300.0,
+        max_bundle_bytes: int = 8 << 30,
+    ) -> None:
+        self._line = Line(address, credentials, token, allow_plaintext=allow_plaintext)
+        if not (connect_seconds > 0 and patience > 0 and max_bundle_bytes > 0):
+            raise InputError(
+                f"connect_seconds {connect_seconds:g}, patience {patience:g}, max_bundle_bytes {max_bundle_bytes}: "
+                "give more than 0"
+            )
         self.address = address
         self._connect_seconds = connect_seconds
-        self._channel = grpc.insecure_channel(address, options=channel_options(keepalive_seconds))
+        self._patience, self._max_bundle_bytes = patience, max_bundle_bytes
+        self._watchdog = Watchdog()
+        self._channel = self._line.open(channel_options())
+        self._caller = secrets.token_bytes(CALLER_BYTES)
         self._lock = threading.Lock()
         self._hello: dict[str, Any] | None = None
         self.closed = False
@@ -77,25 +118,36 @@ class RemoteTransport(Stays):
             if self._hello is None:
                 call = self._channel.unary_unary(method("Hello"))
                 with self._explain_errors("Hello", first=True):
-                    answer = call(b"", metadata=_metadata(), timeout=self._connect_seconds)
+                    answer = call(b"", metadata=self._metadata(), timeout=self._connect_seconds)
                 self._hello = self._checked_hello(answer)
             return dict(self._hello)
 
-    def fetch_bundle(self, progress: Callable[[int, int], object] | None = None) -> OwnerBundle:
-        """Return the data owner's part of the served model.
+    def fetch_bundle(
+        self,
+        progress: Callable[[int, int], object] | None = None,
+        *,
+        expected: str | None = None,
+        known: KnownBundles | None = None,
+    ) -> OwnerBundle:
+        """Return the data owner's part of the served model, which decides what the owner runs.
 
         Args:
             progress: called with the bytes that have arrived and all that there are, as each message arrives.
+            expected: SHA-256 of the bundle, see `privtuner.nn.bundle.bundle_digest`; another one is not even read.
+            known: bundles of servers that were met before: the first one of an address is remembered, another one
+                later is refused, and an ``expected`` one takes its place.
 
         Raises:
-            privtuner.errors.ServiceError: the connection failed.
+            privtuner.errors.InputError: ``expected`` is no digest, or the file of ``known`` cannot be used.
+            privtuner.errors.ServiceError: the connection failed, or the bundle is another one.
             privtuner.errors.MessageError: what arrived is no bundle of this version.
         """
+        expected = None if expected is None else check_digest(expected)
         total = self.hello()["bundle_bytes"]
 
-        def messages() -> Iterator[bytes]:
+        def messages(call: Any, watch: Watch) -> Iterator[bytes]:
             arrived = 0
-            for message in self._channel.unary_stream(method("Bundle"))(b"", metadata=_metadata()):
+            for message in join(_watched(call, watch), LARGEST_BYTES):
                 if progress is not None:
                     progress(arrived, max(arrived, total))
                 arrived += len(message)
@@ -103,8 +155,10 @@ class RemoteTransport(Stays):
             if progress is not None:
                 progress(arrived, arrived)
 
-        with self._explain_errors("the bundle"):
-            files = join_files(messages())
+        call = self._channel.unary_stream(method("Bundle"))
+        with self._calling("the bundle", lambda _: call(b"", metadata=self._metadata())) as (answer, watch):
+            files = join_files(messages(answer, watch), self._max_bundle_bytes)
+        check_bundle(self.address, bundle_digest(files), expected, known)
         return OwnerBundle.from_files(files)
 
     def apply(self, layer: str, request: BytesLike) -> Iterator[bytes]:
@@ -113,23 +167,22 @@ class RemoteTransport(Stays):
         See `privtuner.nn.Transport`. The call is cancelled when the iterator is closed early.
 
         Raises:
-            privtuner.errors.ServiceError: the server cannot be reached, went away, refused the request or failed.
+            privtuner.errors.ServiceError: the server cannot be reached, went away, stalled, refused the request or
+                failed.
+            privtuner.errors.MessageError: a block is longer than any.
         """
         if self._hello is None:
             self.hello()
-        metadata = (*_metadata(), (LAYER_KEY, layer.encode()))
-        path = method("Apply")
-        call: Any
-        with self._explain_errors(f"layer '{layer}'"):
-            if len(request) <= 4 * MESSAGE_BYTES:
+        metadata = (*self._metadata(), (LAYER_KEY, layer.encode()))
+
+        def begin(watch: Watch) -> Any:
+            if len(request) < MESSAGE_BYTES:
                 # A stream of one message needs no thread to feed it.
-                call = self._channel.unary_stream(path)(bytes(request), metadata=metadata)
-            else:
-                call = self._channel.stream_stream(path)(_chunks(request), metadata=metadata)
-            try:
-                yield from call
-            finally:
-                call.cancel()
+                return self._channel.unary_stream(method("Apply"))(bytes(request), metadata=metadata)
+            return self._channel.stream_stream(method("Apply"))(_moving(cut(request), watch), metadata=metadata)
+
+        with self._calling(f"layer '{layer}'", begin) as (call, watch):
+            yield from join(_watched(call, watch), LARGEST_BYTES)
 
     def job(self, messages: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the server's messages of a sealed model's job, while those of ``messages`` are sent.
@@ -138,17 +191,16 @@ class RemoteTransport(Stays):
 
         Raises:
             privtuner.errors.ServiceError: the server cannot be reached, went away, refused a message or failed.
+            privtuner.errors.MessageError: a message is longer than any.
         """
         self.hello()
-        with self._explain_errors("the job"):
-            call: Any = self._channel.stream_stream(method("Job"))(iter(messages), metadata=_metadata())
-            try:
-                yield from call
-            finally:
-                call.cancel()
+        pieces = (piece for message in messages for piece in cut(message))
+        call = self._channel.stream_stream(method("Job"))
+        with self._calling("the job", lambda _: call(pieces, metadata=self._metadata())) as (answer, _):
+            yield from join(answer, LARGEST_BYTES)
 
     def counts(self) -> ServerCounts:
-        """Return what the server has seen since it started, from all its clients.
+        """Return what the server has seen of this tenant since it started, or of this object if it knows no tenants.
 
         Raises:
             privtuner.errors.ServiceError: the connection failed.
@@ -156,7 +208,7 @@ class RemoteTransport(Stays):
         self.hello()
         with self._explain_errors("Stats"):
             call = self._channel.unary_unary(method("Stats"))
-            answer: bytes = call(b"", metadata=_metadata(), timeout=self._connect_seconds)
+            answer: bytes = call(b"", metadata=self._metadata(), timeout=self._connect_seconds)
         return ServerCounts.from_json(answer)
 
     def close(self) -> None:
@@ -180,21 +232,42 @@ class RemoteTransport(Stays):
 
     def _checked_hello(self, answer: bytes) -> dict[str, Any]:
         try:
-            hello = dict(json.loads(answer))
-            protocol = int(hello["protocol"])
+            told = foreign_json(answer, "Hello", _HELLO_BYTES)
+            protocol = foreign_entry(told, "protocol", int, "Hello")
             if protocol == PROTOCOL:
-                hello["bundle_bytes"] = int(hello.get("bundle_bytes", 0))
-                hello["sealed"] = bool(hello.get("sealed", False))
-                if not all(isinstance(hello[name], str) for name in ("model", "scheme", "preset")):
-                    raise TypeError("model, scheme and preset are no names")
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+                for name, kind in _HELLO.items():
+                    foreign_entry(told, name, kind, "Hello")
+        except MessageError as error:
             raise ServiceError(f"what answers at {self.address} is no privtuner server") from error
+        plain = {foreign_text(name): value for name, value in told.items() if isinstance(value, (str, int))}
+        hello = {name: foreign_text(value) if isinstance(value, str) else value for name, value in plain.items()}
         if protocol != PROTOCOL:
             raise ServiceError(
                 f"the server at {self.address} speaks protocol {protocol} (privtuner {hello.get('version')}), this is "
                 f"protocol {PROTOCOL} (privtuner {__version__}); install the same version on both sides"
             )
         return hello
+
+    def _metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Return what every call says first. Secret, if there is a token."""
+        return ((PROTOCOL_KEY, str(PROTOCOL)), (CALLER_KEY, self._caller), *self._line.metadata)
+
+    @contextmanager
+    def _calling(self, what: str, begin: Callable[[Watch], Any]) -> Iterator[tuple[Any, Watch]]:
+        """Begin a call, cancel it at the end of the block or when it makes no progress, and explain its errors."""
+        with self._explain_errors(what):
+            watch = self._watchdog.watch(self._patience, lambda: call.cancel())
+            call = begin(watch)
+            try:
+                yield call, watch
+            except grpc.RpcError as error:
+                if watch.expired:
+                    raise ServiceError(
+                        f"the server at {self.address} made no progress in {what} for {self._patience:g} s; begin again"
+                    ) from error
+                raise
+            finally:
+                call.cancel()
 
     @contextmanager
     def _explain_errors(self, what: str, *, first: bool = False) -> Iterator[None]:
@@ -217,11 +290,13 @@ class RemoteTransport(Stays):
         return ServiceError(f"the connection to {self.address} was closed; open another RemoteTransport")
 
     def _explanation(self, error: Any, what: str, *, first: bool) -> str:
-        code, detail = error.code(), error.details() or "no details"
+        code, detail = error.code(), foreign_text(error.details() or "no details", 500)
+        if code in _GONE and (refused := self._line.explain(detail)) is not None:
+            return refused
         if code in _GONE and first:
             return (
                 f"no privtuner server answers at {self.address} ({detail}); check the address, or start one there with "
-                "'privtuner serve --model DIR --port N'"
+                f"'privtuner serve --model DIR --port N'; {self._line.hint}"
             )
         if code in _GONE:
             state = self._state_now()
@@ -244,9 +319,9 @@ class RemoteTransport(Stays):
 
     def _state_now(self) -> str:
         """Ask again, on a connection of its own: "same" server as at first, an "other" one, or "gone"."""
-        channel = grpc.insecure_channel(self.address, options=channel_options(_PROBE_SECONDS))
+        channel = self._line.open(channel_options())
         try:
-            answer = channel.unary_unary(method("Hello"))(b"", metadata=_metadata(), timeout=_PROBE_SECONDS)
+            answer = channel.unary_unary(method("Hello"))(b"", metadata=self._metadata(), timeout=_PROBE_SECONDS)
             return "same" if self._checked_hello(answer) == self._hello else "other"
         except grpc.RpcError:
             return "gone"
@@ -256,11 +331,19 @@ class RemoteTransport(Stays):
             channel.close()
 
 
-def _metadata() -> tuple[tuple[str, str | bytes], ...]:
-    return ((PROTOCOL_KEY, str(PROTOCOL)),)
+def _watched(call: Any, watch: Watch) -> Iterator[bytes]:
+    """Yield what a call brings, each piece within the deadline."""
+    pieces = iter(call)
+    while True:
+        with watch.waiting():
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece
 
 
-def _chunks(request: BytesLike) -> Iterator[bytes]:
-    view = memoryview(request)
-    for start in range(0, len(view), MESSAGE_BYTES):
-        yield bytes(view[start : start + MESSAGE_BYTES])
+def _moving(pieces: Iterator[bytes], watch: Watch) -> Iterator[bytes]:
+    """Yield pieces as gRPC, in a thread of its own, takes them for sending."""
+    for piece in pieces:
+        watch.moved()
+        yield piece

@@ -16,7 +16,7 @@ import torch
 
 from privtuner.errors import InputError
 from privtuner.nn import SealedEncoder
-from privtuner.train.dataset import Encoded, ordered_batches, shuffled_batches
+from privtuner.train.dataset import Encoded, ShuffledBatches, ordered_batches
 from privtuner.train.training import Evaluation, Step, TrainConfig, TrainResult, rate_at
 
 __all__ = ["SealedClassifier", "evaluate_sealed", "train_sealed"]
@@ -108,7 +108,7 @@ def _steps(model: SealedClassifier, train: Encoded, config: TrainConfig) -> Iter
     parameters = list(head.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.head_lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, config))
-    batches = shuffled_batches(train, config.batch_size, config.seed)
+    batches = ShuffledBatches(train, config.batch_size, config.seed)
     for number in range(config.steps):
         start, sent = time.perf_counter(), model.encoder.meter.total()
         batch = next(batches)
