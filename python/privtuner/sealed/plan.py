@@ -97,7 +97,7 @@ class _Passes:
 
     Attributes:
         parameters, shape: as given.
-        encoder: with adapters, where the server has them in the clear: levels and refreshes are the same whatever these.
+        encoder: with clear adapters, where there are such: levels and refreshes are the same whatever these.
         kept: as in `Plan`; of the next forward pass.
     """
 
