@@ -175,4 +175,4 @@ def _transport(arguments: argparse.Namespace, address: str) -> RemoteTransport:
     given = (arguments.ca, arguments.certificate, arguments.key)
     credentials = ClientCredentials(*given) if any(given) else None
     token = Token.load(arguments.token_file) if arguments.token_file else Token.from_environment()
-    return RemoteTransport(address, credentials, token, allow_plaintext=arguments.allow_plaintext)
+    return RemoteTransport(address, credentials, token, allow_plaintext=arguments.allow_plaintext, say=say)

@@ -64,6 +64,7 @@ def sealed_encoder(
         PrivtunerError: the connection failed, or what came is of another version, or not secure.
     """
     from privtuner.nn import SealedEncoder, build_embeddings
+    from privtuner.retries import Retries
     from privtuner.sealed.owner import SealedOwner
 
     say(f"fetching what the owner needs of {transport.hello()['model']}")
@@ -77,7 +78,7 @@ def sealed_encoder(
         f"{shape.layers} blocks of {shape.width} features are sealed; a pass takes {bundle.sealed.batch} texts of "
         f"{shape.period} tokens, however few there are"
     )
-    owner = SealedOwner(bundle.sealed, transport, progress=_JobLines(), retries=3, state=state)
+    owner = SealedOwner(bundle.sealed, transport, progress=_JobLines(), retries=Retries(), say=say, state=state)
     if owner.step:
         say(f"{state}: the adapters are those after step {owner.step}")
     return SealedEncoder(build_embeddings(bundle), owner, rate=rate, momentum=momentum), bundle, tokenizer

@@ -223,7 +223,7 @@ def _checkpoints(
     from privtuner.train.fine_tuning import describe_run, digest_of_frozen
 
     others = {"pool": _pool(arguments), "scheme": arguments.scheme if transport else None}
-    others["model"] = transport.hello().get("bundle") if transport else digest_of_frozen(model)
+    others["model"] = transport.hello()["bundle"] if transport else digest_of_frozen(model)
     run = describe_run(task.config, *data, task.labels, others)
     checkpoints = Checkpoints(task.out / FOLDER, run, say, arguments.save_every)
     if arguments.overwrite:

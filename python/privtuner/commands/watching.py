@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from privtuner.errors import InputError
+from privtuner.foreign import foreign_text
 
 if TYPE_CHECKING:
     from privtuner.service import Server
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_watching", "auditing", "check_watching", "logging_to", "telling_metrics"]
 
+_MOST = 10_000  # characters of a line
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -124,9 +126,9 @@ class _Text(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        lines = [f"{_time(record)} {record.levelname} {_clean(record.getMessage())}"]
+        lines = [f"{_time(record)} {record.levelname} {foreign_text(record.getMessage(), _MOST)}"]
         if record.exc_info:
-            lines += [f"    {_clean(line)}" for line in self.formatException(record.exc_info).splitlines()]
+            lines += [f"    {foreign_text(line, _MOST)}" for line in self.formatException(record.exc_info).splitlines()]
         return "\n".join(lines)
 
 
@@ -145,7 +147,3 @@ class _Json(logging.Formatter):
 
 def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
-
-
-def _clean(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
