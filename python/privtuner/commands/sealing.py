@@ -81,7 +81,7 @@ def prepared_model(directory: str, arguments: argparse.Namespace) -> Prepared:
                 f"{names}: the model in {directory} is prepared already; leave that out, or prepare it anew"
             )
         say(f"reading {directory}, and planning")
-        with Progress("planning", "passes") as planning:
+        with Progress("planning", "steps") as planning:
             return Prepared.load(directory, planning=planning)
     if arguments.calibrate is None:
         raise InputError(
@@ -100,6 +100,6 @@ def prepared_model(directory: str, arguments: argparse.Namespace) -> Prepared:
     say(f"preparing {Path(directory).resolve().name}")
     parts = split_pretrained(directory, seal=Sealing(**options))
     step = -(-len(texts) // most)
-    with Progress("embedding", "texts") as progress, Progress("planning", "passes") as planning:
+    with Progress("embedding", "texts") as progress, Progress("planning", "steps") as planning:
         room = given.get("room", 1.25)
         return Prepared.calibrate(parts, texts[::step], room=room, progress=progress, planning=planning)
