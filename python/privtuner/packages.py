@@ -13,6 +13,7 @@ CHECKOUT = "in a checkout of privtuner"
 
 _PACKAGES = {
     "accelerate": ("train", "accelerate"),
+    "cryptography": ("service", "cryptography"),
     "cupy": ("cuda13", "'cupy-cuda13x[ctk]'"),
     "dp_accounting": ("dp", "dp-accounting"),
     "grpc": ("service", "grpcio"),

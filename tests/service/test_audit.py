@@ -32,14 +32,14 @@ def lines(path):
 def test_lines_say_who_when_what_and_how_much(path):
     with AuditLog(path) as audit:
         audit.write(ANSWER)
-        audit.write(ANSWER._replace(layer="sealed", direction="backward", digest=b"\1\xff"))
+        audit.write(ANSWER._replace(layer="sealed", direction="backward", key=b"\1\xff", state=b"\2"))
         audit.write(REFUSAL)
     who = {"call": "Apply", "tenant": "acme", "peer": "ipv4:192.0.2.1:5"}
     sizes = {"tokens": 9, "bytes_in": 36, "bytes_out": 72, "seconds": 0.25}
     assert lines(path) == [
         {"call": "start", "process": os.getpid()},
         who | {"outcome": "OK", "layer": "fc", "direction": "forward"} | sizes,
-        who | {"outcome": "OK", "layer": "sealed", "direction": "backward", "digest": "01ff"} | sizes,
+        who | {"outcome": "OK", "layer": "sealed", "direction": "backward", "key": "01ff", "state": "02"} | sizes,
         who | {"outcome": "ABORTED", "unrecorded": 0},
         {"call": "end", "unrecorded": 0},
     ]

@@ -12,6 +12,7 @@ import pytest
 from privtuner import linear
 from privtuner.errors import InputError, ServiceError
 from privtuner.nn import GroupSpec, OwnerBundle, Split
+from privtuner.retries import Retries
 from privtuner.service import RemoteTransport, Server
 from privtuner.service.quotas import Ledger, Quota
 from privtuner.service.refusal import Refusal
@@ -154,7 +155,12 @@ def test_a_day_has_its_quota():
 
 @pytest.mark.parametrize(
     ("entries", "reason"),
-    [({"tokns": 1}, "'tokns' is none; known: requests"), ({"tokens": -1}, "tokens = -1"), ({"tokens": True}, "True")],
+    [
+        ({"tokns": 1}, "'tokns' is none; known: requests"),
+        ({"tokens": -1}, "tokens = -1"),
+        ({"tokens": True}, "True"),
+        ([], "a list in place"),
+    ],
 )
 def test_limits_that_are_none(entries, reason):
     with pytest.raises(InputError, match=reason):
@@ -183,10 +189,11 @@ class One(Tenants):
     """Everybody is one tenant, with these limits."""
 
     def __init__(self, **limits):
-        self.limits = Quota(**limits)
+        super().__init__()
+        self.quota = Quota(**limits)
 
     def of(self, context):
-        return Tenant("one", limits=self.limits)
+        return Tenant("one", quota=self.quota)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +209,10 @@ class One(Tenants):
 def test_a_server_keeps_to_a_tenants_limits(limits, served, reason):
     groups, specs = {"fc": GroupSpec("linear", {"fc": 300})}, {"fc": LAYER.spec}
     split = Split({"fc": LAYER}, OwnerBundle({"model_type": "bert"}, "BertModel", "float32", groups, specs, {}))
-    with Server(split, tenants=One(**limits)) as server, RemoteTransport(server.address) as transport:
+    with (
+        Server(split, tenants=One(**limits)) as server,
+        RemoteTransport(server.address, retries=Retries(0)) as transport,
+    ):
         if "calls" not in limits:
             for _ in range(served):
                 list(transport.apply("fc", REQUEST))

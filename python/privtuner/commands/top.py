@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
+from privtuner.commands.line import add_line, connection
 from privtuner.errors import InputError
+from privtuner.foreign import foreign_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,10 +32,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", metavar="HOST:PORT", help="what 'privtuner serve --metrics' listens on, instead")
     parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between looks (default 2)")
     parser.add_argument("--once", action="store_true", help="print one table, without rates, and end")
+    add_line(parser)
 
 
 _TOTAL = ("total", "")
 _NUMBERS = ("requests", "tokens", "MB in", "MB out", "mean ms", "95% ms <=", "refreshes")
+_WIDTH = 160  # where there is no terminal
 _RATES = ("requests/s", "tokens/s", "MB/s")
 
 
@@ -59,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         look = _looking(arguments, stack)
         console, before = Console(), look()
+        if not console.is_terminal:
+            console.width = _WIDTH
         if arguments.once:
             console.print(_drawn(before, None, None))
             return 0
@@ -74,8 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _looking(arguments: argparse.Namespace, stack: ExitStack) -> Callable[[], _Look]:
     """Return what looks once; connections stay open until ``stack`` is left."""
-    from privtuner.commands.common import connection
-
     if arguments.metrics is not None:
         from privtuner.service.metrics import fetch_view
 
@@ -85,7 +89,7 @@ def _looking(arguments: argparse.Namespace, stack: ExitStack) -> Callable[[], _L
             return _Look(time.monotonic(), view.counts, view, name)
 
         return look_as_operator
-    transport = stack.enter_context(connection(arguments.server, arguments.stop, "your counts can be read"))
+    transport = stack.enter_context(connection(arguments, arguments.server, arguments.stop))
     hello = transport.hello()
 
     def look() -> _Look:
@@ -116,11 +120,13 @@ def _drawn(now: _Look, before: _Look | None, most: int | None) -> RenderableType
         if before is not None:
             earlier = before.counts.total() if key == _TOTAL else before.counts.layers.get(key, LayerCounts())
             cells += _rates(counts, earlier, now.seconds - before.seconds)
-        table.add_row(*(Text(_clean(name)) for name in key), *cells)
-    parts: list[RenderableType] = [Text(_clean(now.name)), table]
+        table.add_row(*(Text(foreign_text(name)) for name in key), *cells)
+    parts: list[RenderableType] = [Text(foreign_text(now.name)), table]
     if len(shown) <= len(rows):
         parts.append(Text(f"and {len(rows) + 1 - len(shown)} more layers"))
-    refusals = ", ".join(f"{_clean(why)} {count:,}" for why, count in sorted(now.counts.refusals.items())) or "none"
+    refusals = (
+        ", ".join(f"{foreign_text(why)} {count:,}" for why, count in sorted(now.counts.refusals.items())) or "none"
+    )
     parts.append(Text(f"bundles sent: {now.counts.bundles:,}; ended with an error: {refusals}"))
     if now.view is not None:
         parts += _operators(now.view)
@@ -132,20 +138,23 @@ def _operators(view: View) -> list[RenderableType]:
     from rich.text import Text
 
     load = view.load
-    running = ", ".join(f"{_clean(name)} {count}" for name, count in sorted(load.running.items()) if count) or "none"
     limit = f" of {load.held_bytes_limit / 1e6:,.0f}" if load.held_bytes_limit else ""
     lines = [
-        f"calls in progress: {running}; waiting {load.waiting}; messages {load.held_bytes / 1e6:,.1f}{limit} MB; "
-        f"memory {view.memory_bytes / 1e6:,.0f} MB"
+        f"calls in progress: {_listed(load.running)}; waiting for their turn: {load.waiting}",
+        f"memory: {view.memory_bytes / 1e6:,.0f} MB; messages held: {load.held_bytes / 1e6:,.1f}{limit} MB",
     ]
-    lines += [f"{_clean(device)} holds {held / 1e6:,.0f} MB of layers" for device, held in view.placement.items()]
+    lines += [f"{foreign_text(device)} holds {held / 1e6:,.0f} MB of layers" for device, held in view.placement.items()]
     table = Table(box=None, pad_edge=False)
     table.add_column("tenant")
     for title in ("requests", "tokens", "MB in", "MB out", "refused"):
         table.add_column(title, justify="right", no_wrap=True)
     for tenant, counts in sorted(view.tenants.items()):
-        table.add_row(Text(_clean(tenant)), *_numbers(counts.total())[:4], f"{counts.refused:,}")
+        table.add_row(Text(foreign_text(tenant)), *_numbers(counts.total())[:4], f"{counts.refused:,}")
     return [Text("\n".join(lines)), table]
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{foreign_text(name)} {count:,}" for name, count in sorted(counts.items()) if count) or "none"
 
 
 def _numbers(counts: LayerCounts) -> tuple[str, ...]:
@@ -168,8 +177,3 @@ def _rates(now: LayerCounts, before: LayerCounts, seconds: float) -> tuple[str, 
         f"{(now.tokens - before.tokens) / seconds:,.0f}",
         f"{moved / seconds / 1e6:,.2f}",
     )
-
-
-def _clean(text: str) -> str:
-    """What the other side says must not steer the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:200]

@@ -23,7 +23,7 @@ from privtuner.ckks.keys import EvaluationKeys, PublicKey, elements_of
 from privtuner.ckks.opening import Opening
 from privtuner.ckks.refresher import Refresher
 from privtuner.ckks.tensor import EncryptedTensor
-from privtuner.errors import CkksError, InputError, LostError, MessageError, ServiceError
+from privtuner.errors import CkksError, InputError, LostError, MessageError
 from privtuner.sealed.adapters import Matrices
 from privtuner.sealed.clear_adapters import ClearAdapters, lock_numbers, unlock_numbers
 from privtuner.sealed.locker import Locker
@@ -68,12 +68,13 @@ class TaskCounts(NamedTuple):
     """What one task of a session took.
 
     Attributes:
-        task: "open" (the owner's keys arrived), "embed", "forward" or "backward".
+        task: "embed", "forward" or "backward".
         tokens: slots of its tensors, hidden positions included: the server cannot tell them apart.
         refreshes: ciphertexts that were refreshed.
         bytes_in, bytes_out: on the stream.
         seconds: from its first message to its last.
-        digest: SHA-256 of the owner's public key ("open"), of the locked adapters ("backward"); else empty.
+        key: SHA-256 of the owner's public key.
+        state: digest of the locked adapters that a backward pass left, as the owner keeps it; else empty.
     """
 
     task: str
@@ -82,7 +83,8 @@ class TaskCounts(NamedTuple):
     bytes_in: int
     bytes_out: int
     seconds: float
-    digest: bytes = b""
+    key: bytes = b""
+    state: bytes = b""
 
 
 class SealedService:
@@ -141,6 +143,8 @@ class SealedService:
         self._room = threading.BoundedSemaphore(sessions)
         self._knocks = threading.Lock()
         self._knocking = 0  # owners that wait for room
+        self._idle: set[Stream] = set()
+        self._ending = False
 
     def job(
         self,
@@ -158,8 +162,8 @@ class SealedService:
             runs: of this tenant that stay saved; None: as of all of them.
 
         Raises:
-            LostError: all sessions are in use.
-            ServiceError: the owner stalled or went away in the middle of a task, or was idle for too long.
+            LostError: all sessions are in use; the owner stalled or went away in the middle of a task, or was idle for
+                too long; or the server ends.
             MessageError: a message is malformed, out of order or not what is due, or its ciphertexts cannot be
                 computed with.
             Exception: what ``messages`` raised.
@@ -194,6 +198,26 @@ class SealedService:
             stream.close()
         if failures:
             raise failures[0]
+
+    def end_idle(self) -> None:
+        """End sessions that wait for what their owners want next, and the others once they do."""
+        with self._knocks:
+            self._ending = True
+            for stream in self._idle:
+                stream.close()
+
+    @contextmanager
+    def _idling(self, stream: Stream) -> Iterator[None]:
+        """Let `end_idle` end ``stream`` inside the block."""
+        with self._knocks:
+            if self._ending:
+                raise LostError("the server is ending")
+            self._idle.add(stream)
+        try:
+            yield
+        finally:
+            with self._knocks:
+                self._idle.discard(stream)
 
     @property
     def wanted(self) -> bool:
@@ -241,6 +265,7 @@ class _Session:
         self._engine: Any = None
         self._adapters: _Adapters | None = None
         self._stored: tuple[int, _State] | None = None
+        self._key_digest = b""
         self._digest = bytes(DIGEST_BYTES)  # of the pieces that are stored; zeros: none
         self._saved: Any = None
         self._locker: Locker | None = None
@@ -263,11 +288,12 @@ class _Session:
     def _command(self) -> Message | None:
         """Read what the owner wants next, unless it takes too long; None where it ended the stream."""
         service, begin = self._service, time.monotonic()
-        while not self._link.stream.wait(min(service.patience, service.idle)):
-            if service.wanted:
-                raise ServiceError("the session was idle and another owner waited for its room; begin again")
-            if time.monotonic() - begin > service.idle:
-                raise ServiceError(f"the session was idle for {service.idle:g} s; begin again")
+        with service._idling(self._link.stream):
+            while not self._link.stream.wait(min(service.patience, service.idle)):
+                if service.wanted:
+                    raise LostError("the session was idle and another owner waited for its room")
+                if time.monotonic() - begin > service.idle:
+                    raise LostError(f"the session was idle for {service.idle:g} s")
         return self._link.receive(_COMMANDS, seconds=service.patience)
 
     def _open(self) -> None:
@@ -282,6 +308,7 @@ class _Session:
         parameters, patience = self._public.parameters, self._service.patience
         data = self._link.receive_bytes(Type.PUBLIC_KEY, parameters.public_key_bytes, seconds=patience)
         self._public_key = public_key = PublicKey.from_bytes(parameters, data, common)
+        self._key_digest = hashlib.sha256(data).digest()
         wanted = self._public.keys
         elements = elements_of(parameters, wanted.rotations, wanted.conjugation, wanted.packing)
         data = self._link.receive_bytes(Type.KEYS, parameters.key_bytes(1 + len(elements)), seconds=patience)
@@ -437,7 +464,7 @@ class _Session:
         for number, piece in enumerate(pieces, 1):
             self._link.send(Type.KEPT, piece, last=number == len(pieces), seconds=self._service.patience)
         self._send(Type.DONE, STEP.pack(step))
-        self._counted("backward", start)
+        self._counted("backward", start, digest_of(pieces))
 
     def _opened(self, gradients: Any, rates: Rates) -> Array:
         """Have the owner open the clipped gradient, with its noise: float64, of the shape of the adapters' values."""
@@ -515,7 +542,7 @@ class _Session:
         self._refreshes = 0
         return time.perf_counter(), self._link.bytes_in, self._link.bytes_out
 
-    def _counted(self, task: str, start: tuple[float, int, int]) -> None:
+    def _counted(self, task: str, start: tuple[float, int, int], state: bytes = b"") -> None:
         if self._count is not None:
             begin, bytes_in, bytes_out = start
             self._count(
@@ -526,5 +553,7 @@ class _Session:
                     self._link.bytes_in - bytes_in,
                     self._link.bytes_out - bytes_out,
                     time.perf_counter() - begin,
+                    self._key_digest,
+                    state,
                 )
             )

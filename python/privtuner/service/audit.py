@@ -1,4 +1,4 @@
-"""The audit log: one line of JSON for each call and task that ended, of who, when, what and how much; never of data."""
+"""The audit log: one line of JSON for each answer and refusal, of who, when, what and how much; never of data."""
 
 from __future__ import annotations
 

@@ -172,7 +172,8 @@ class Event(NamedTuple):
         layer: wire name, "sealed" for a task; empty where it is about none, or none that is served.
         direction: of the request, or the task's name.
         counts: of this one request alone.
-        digest: SHA-256 of the owner's public key ("open") or of the locked state ("backward") of a sealed run.
+        key: SHA-256 of the public key that a task of a sealed model computed under.
+        state: digest of the locked adapters that it left.
     """
 
     call: str
@@ -183,7 +184,8 @@ class Event(NamedTuple):
     layer: str = ""
     direction: str = ""
     counts: LayerCounts = LayerCounts()
-    digest: bytes = b""
+    key: bytes = b""
+    state: bytes = b""
 
     def to_dict(self) -> dict[str, str | int | float]:
         """Return what is known, for a log."""
@@ -193,8 +195,9 @@ class Event(NamedTuple):
             counts = self.counts
             entry |= {"layer": self.layer, "direction": self.direction, "tokens": counts.tokens}
             entry |= {"bytes_in": counts.bytes_in, "bytes_out": counts.bytes_out, "seconds": round(counts.seconds, 6)}
-        if self.digest:
-            entry["digest"] = self.digest.hex()
+        for name, digest in (("key", self.key), ("state", self.state)):
+            if digest:
+                entry[name] = digest.hex()
         return entry
 
 
@@ -364,7 +367,7 @@ class Account:
     def task(self, task: TaskCounts) -> None:
         """Report a task of a sealed model that was done in full."""
         counts = _one(task.tokens, task.bytes_in, task.bytes_out, task.seconds, task.refreshes)
-        self._report(OK, "sealed", task.task, counts, task.digest)
+        self._report(OK, "sealed", task.task, counts, task.key, task.state)
 
     def sent_bundle(self) -> None:
         """Report an owner's bundle that was sent in full."""
@@ -385,12 +388,9 @@ class Account:
         if kind is GeneratorExit and not self._told:
             self._report(CANCELLED)
 
-    def _report(
-        self, outcome: str, layer: str = "", direction: str = "", counts: LayerCounts | None = None, digest: bytes = b""
-    ) -> None:
+    def _report(self, outcome: str, *what: Any) -> None:
         self._told = True
-        who = (self._tenant, self._caller, self._peer)
-        self._counter._take(Event(self._name, outcome, *who, layer, direction, counts or LayerCounts(), digest))
+        self._counter._take(Event(self._name, outcome, self._tenant, self._caller, self._peer, *what))
 
 
 def _one(tokens: int, bytes_in: int, bytes_out: int, seconds: float, refreshes: int = 0) -> LayerCounts:

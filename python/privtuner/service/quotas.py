@@ -48,6 +48,8 @@ class Quota:
         Raises:
             InputError: an entry that is no limit, or no whole number from 0 on.
         """
+        if not isinstance(entries, Mapping):
+            raise InputError(f"limits: a {type(entries).__name__} in place of a table")
         names = [known.name for known in dataclasses.fields(cls)]
         for name, value in entries.items():
             if name not in names:

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from privtuner.commands.logs import add_logs, logging_to
+from privtuner.commands.watching import add_watching, check_watching, logging_to
 from privtuner.errors import InputError
 from privtuner.service.counts import Counter, Event, LayerCounts
 
@@ -18,7 +18,7 @@ log = logging.getLogger("privtuner.test")
 
 def options(*line):
     parser = argparse.ArgumentParser()
-    add_logs(parser)
+    add_watching(parser)
     return parser.parse_args([str(word) for word in line])
 
 
@@ -40,7 +40,7 @@ def test_text_is_one_line_each_that_nothing_can_forge(tmp_path):
     text = written(tmp_path / "log")
     assert all(c.isprintable() or c == "\n" for c in text)
     first, fault, *traceback = text.splitlines()
-    assert first.split(" ", 1)[1] == r"WARNING told: \x1b[2J\x1b]0;owned\x07\n2026-01-01 ERROR forged\u202e\x9b"
+    assert first.split(" ", 1)[1] == "WARNING told: ?[2J?]0;owned??2026-01-01 ERROR forged??"
     assert fault.split(" ", 1)[1] == "ERROR a fault"
     assert traceback
     assert all(line.startswith("    ") for line in traceback)
@@ -87,3 +87,12 @@ def test_file_that_cannot_be_written(tmp_path):
         logging_to(options("--log-file", tmp_path / "a" / "b")),
     ):
         pass
+
+
+def test_metrics_are_refused_before_a_model_is_loaded():
+    check_watching(options("--metrics", "127.0.0.1:0"))
+    check_watching(options("--metrics", "0.0.0.0:0", "--expose-metrics"))
+    with pytest.raises(InputError, match="other machines can reach"):
+        check_watching(options("--metrics", "0.0.0.0:9464"))
+    with pytest.raises(InputError, match="--expose-metrics goes with --metrics only"):
+        check_watching(options("--expose-metrics"))
