@@ -34,7 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state",
         metavar="FILE",
-        help="run.state in the --out of a run of 'train --seal model': its key and adapters, whose vectors these are then; "
+        help="run.state in the --out of a run of 'train --seal model': its key and adapters, whose vectors these are; "
         "without it those of the model as it is",
     )
     add_threads(parser)
