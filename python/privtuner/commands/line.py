@@ -156,7 +156,7 @@ def fetch(transport: RemoteTransport, arguments: argparse.Namespace) -> tuple[Ow
     Raises:
         PrivtunerError: the connection failed, the bundle is another one, or malformed.
     """
-    from privtuner.nn.pretrained import own_files
+    from privtuner.nn import own_files
     from privtuner.service import KnownBundles
     from privtuner.service.pins import default_file
 

@@ -370,17 +370,22 @@ class SealedOwner:
                 "here, or give a larger one"
             )
         limit = self.privacy.clip / unit
-        self.privacy.deviation(float(self.public.opened.scale[0]), limit)
+        self._deviation(limit)
         return limit
+
+    def _deviation(self, limit: float) -> int:
+        """The standard deviation of the noise of an opening, in units of what is opened."""
+        assert self.privacy is not None  # noqa: S101 - there is a limit
+        opened = self.public.opened
+        return self.privacy.deviation(float(opened.scale[0]), opened.parameters.primes[0], limit)
 
     def _noise(self, limit: float) -> npt.NDArray[np.int64]:
         """Draw the noise of one opening. Before anything is sent: the time that it takes depends on it."""
         assert self.privacy is not None  # noqa: S101 - there is a limit
         if not self.privacy.affords(self.opened + 1):  # of a step that is repeated
             raise InputError(f"the budget of epsilon {self.privacy.budget:g} does not pay for a repeated step")
-        opened = self.public.opened
-        deviation = self.privacy.deviation(float(opened.scale[0]), limit)
-        return discrete_gaussian(deviation, (self.public.adapter_numbers, opened.shape[1]))
+        shape = self.public.adapter_numbers, self.public.shape.adapter_ciphertexts
+        return discrete_gaussian(self._deviation(limit), shape)
 
     def _open_gradient(self, connection: _Connection, first: Message, noise: npt.NDArray[np.int64]) -> None:
         """Open one noisy gradient for the server, once its norm is known to be what sensitivity is reckoned with."""
