@@ -14,6 +14,7 @@ import pytest
 from privtuner import cli, linear
 from privtuner.errors import ServiceError
 from privtuner.nn import Session, build, split_pretrained
+from privtuner.retries import Retries
 from privtuner.service import RemoteTransport
 from privtuner.train.dataset import encode
 from privtuner.train.table import TextTable, label_names
@@ -22,7 +23,6 @@ from text_cases import (
     command,
     rows,
     server_process,
-    started,
     training_options,
     write_csv,
 )
@@ -106,25 +106,6 @@ def test_owners_do_not_disturb_each_other(address):
             assert losses == pytest.approx(alone, abs=0.02)
 
 
-def test_server_killed_during_training(model, options, tmp_path):
-    with server_process(model) as (server, address):
-        line = ["train", "--server", address, "--steps", "100000", "--out", tmp_path / "out", *options]
-        with started(*line) as owner:
-            with RemoteTransport(address) as transport:
-                while not any(direction == "backward" for _, direction in transport.counts().layers):
-                    assert owner.poll() is None, owner.communicate()[1]
-                    time.sleep(0.05)
-            server.kill()
-            out, err = owner.communicate(timeout=60)
-    assert owner.returncode == 1
-    assert out == ""
-    last = err.splitlines()[-1]
-    assert re.match(rf"privtuner: error: the server at {address} went away during layer '\S+' .*restart it", last), err
-    assert "Traceback" not in err
-    assert (tmp_path / "out" / "interrupted" / "adapter_model.safetensors").exists()
-    assert not (tmp_path / "out" / "metrics.json").exists()
-
-
 def stopped(server, number):
     """Ask the server to end, and return what it said last."""
     server.send_signal(number)
@@ -136,7 +117,7 @@ def stopped(server, number):
 
 def test_server_that_stands_still_is_noticed(model):
     with server_process(model) as (server, address):
-        with RemoteTransport(address, patience=0.5) as transport:
+        with RemoteTransport(address, patience=0.5, retries=Retries(seconds=0)) as transport:
             spec = transport.fetch_bundle().specs["pooler.dense"]
             request, _ = linear.encrypt(np.ones((1, 32), np.float32), spec)
             os.kill(server.pid, signal.SIGSTOP)
