@@ -9,7 +9,8 @@ import pytest
 
 from connections import Connection
 from privtuner.ckks import Refresher
-from privtuner.errors import CkksError, InputError, MessageError, SecretError, ServiceError
+from privtuner.errors import CkksError, InputError, LostError, MessageError, SecretError, ServiceError
+from privtuner.retries import Retries
 from privtuner.sealed.owner import SealedOwner
 from privtuner.sealed.state import digest_of
 from privtuner.service import RemoteTransport
@@ -85,7 +86,7 @@ def test_an_owner_that_was_closed_goes_on(pair):
 def test_a_dropped_stream_in_mid_step_is_repeated(pair):
     """Whatever message of the step is the last that passes, and with fresh encryptions."""
     for last in (1, 3, 6, 11):
-        owner, _ = pair(owner={"retries": 1, "pause": 0.0}, service={"patience": 5.0})
+        owner, _ = pair(owner={"retries": Retries(attempts=1, first=0.0)}, service={"patience": 5.0})
         twin, (x, lengths), left = Twin(TinyModel()), batch(), [None]
 
         def cut(message, left=left):
@@ -93,7 +94,7 @@ def test_a_dropped_stream_in_mid_step_is_repeated(pair):
                 left[0] -= 1
                 if left[0] == 0:
                     left[0] = None
-                    raise ServiceError("the line was cut")
+                    raise LostError("the line was cut")
             return [message]
 
         owner._transport = between = Between(owner._transport, cut, cut)
@@ -116,14 +117,14 @@ def test_without_retries_the_error_is_clear_and_the_step_can_be_repeated(pair):
     def cut(message):
         if between.armed and len(between.seen) > between.armed:
             between.armed = 0
-            raise ServiceError("the line was cut")
+            raise LostError("the line was cut")
         return [message]
 
     owner._transport = between = Between(owner._transport, cut)
     between.armed = 0
     owner.forward(x, lengths)
     between.armed = len(between.seen) + 3
-    with pytest.raises(ServiceError, match="cut|refused the job"):
+    with pytest.raises(ServiceError, match="cut|lost during the job"):
         owner.backward(G, 8.0, 0.5)
     assert owner.step == 0
     train(owner, twin)
@@ -133,7 +134,7 @@ def test_a_killed_server_that_is_started_again():
     """The locked state of the owner is all that the new one needs."""
     model = TinyModel()
     with served("grpc", model) as (_, first), Connection(first.address) as line:
-        owner = SealedOwner(model.public, RemoteTransport(line.address), allow_insecure=True, retries=3, pause=0.05)
+        owner = SealedOwner(model.public, RemoteTransport(line.address), allow_insecure=True, retries=Retries())
         twin, (x, lengths) = Twin(model), batch()
         train(owner, twin)
         owner.forward(x, lengths)
@@ -149,7 +150,7 @@ def test_a_killed_server_that_is_started_again():
 def test_a_transport_that_was_closed_is_not_tried_again():
     model = TinyModel()
     with served("grpc", model) as (transport, _):
-        owner = SealedOwner(model.public, transport, allow_insecure=True, retries=5, pause=60.0)
+        owner = SealedOwner(model.public, transport, allow_insecure=True, retries=Retries())
         owner.embed(*batch())
         transport.close()
         with pytest.raises(ServiceError, match="was closed"):
@@ -334,7 +335,7 @@ def test_sessions_are_bounded(pair):
 
 def test_an_idle_session_gives_way(pair):
     """The first owner comes back later, with its adapters."""
-    owner, _ = pair(service={"patience": 1.5}, owner={"retries": 9, "pause": 0.1})
+    owner, _ = pair(service={"patience": 1.5}, owner={"retries": Retries()})
     twin = Twin(TinyModel())
     train(owner, twin)
     with SealedOwner(owner.public, owner._transport, allow_insecure=True) as second:
@@ -388,7 +389,7 @@ def test_an_owner_that_stalls_meets_the_servers_deadline(pair):
 
 
 def test_an_idle_session_ends(pair):
-    owner, _ = pair(service={"idle": 0.2}, owner={"retries": 1, "pause": 0.0})
+    owner, _ = pair(service={"idle": 0.2}, owner={"retries": Retries(attempts=1, first=0.0)})
     twin = Twin(TinyModel())
     train(owner, twin)
     threading.Event().wait(0.4)
@@ -453,7 +454,7 @@ def test_arguments_that_are_refused():
     model = TinyModel()
     with pytest.raises(InputError, match="protects nothing"):
         SealedOwner(model.public, None)
-    for options, hint in (({"gradient_bound": 0.3}, "power of two"), ({"patience": 0}, "above 0")):
+    for options, hint in (({"gradient_bound": 0.3}, "power of two"), ({"patience": 0}, "more than 0")):
         with pytest.raises(InputError, match=hint):
             SealedOwner(model.public, None, allow_insecure=True, **options)
     owner = SealedOwner(model.public, None, allow_insecure=True)

@@ -1,12 +1,14 @@
 """Who gets a connection: TLS at both ends, tokens, and what strangers are told."""
 
 import copy
+import datetime
 import json
 import logging
 import os
 import pickle
 import shutil
 import time
+import types
 
 import grpc
 import pytest
@@ -16,7 +18,17 @@ from connections import Connection
 from line_cases import Files, files, files_of_another, small_split
 from loops import each
 from privtuner.errors import InputError, ServiceError
-from privtuner.service import ClientCredentials, RemoteTransport, Server, ServerCredentials, Tenants, Token, tenants
+from privtuner.service import (
+    ClientCredentials,
+    RemoteTransport,
+    Server,
+    ServerCredentials,
+    Tenants,
+    Token,
+    certificates,
+    tenants,
+)
+from privtuner.service.audit import AuditLog
 from privtuner.service.protocol import PROTOCOL, PROTOCOL_KEY, method
 from privtuner.service.security import Line, make_token, token_digest
 
@@ -87,6 +99,19 @@ def test_certificate_for_another_name(tmp_path):
     elsewhere = Files(tmp_path, ("example.org", "192.0.2.7"))
     with serving(elsewhere.serving()) as server, pytest.raises(ServiceError, match="is for another name"):
         hello(server.address, elsewhere.owning())
+
+
+def test_certificate_of_the_past(tmp_path, monkeypatch):
+    class Then(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz) - datetime.timedelta(days=2)
+
+    names = {"datetime": Then, "timedelta": datetime.timedelta, "timezone": datetime.timezone}
+    monkeypatch.setattr(certificates, "datetime", types.SimpleNamespace(**names))
+    old = Files(tmp_path)
+    with serving(old.serving()) as server, pytest.raises(ServiceError, match="has expired: ask the model owner"):
+        hello(server.address, old.owning())
 
 
 def test_one_end_without_tls():
@@ -224,9 +249,8 @@ def test_what_is_no_token_is_not_repeated(value, tmp_path, monkeypatch):
         with pytest.raises(InputError, match="PRIVTUNER_TOKEN: .*no token") as read:
             Token.from_environment()
         messages.append(str(read.value))
-        assert read.value.__cause__ is None
         assert not any(value in message for message in messages)
-    assert loaded.value.__cause__ is None
+    assert loaded.value.__context__ is None
 
 
 @pytest.fixture
@@ -236,7 +260,7 @@ def guarded(tmp_path):
     entries = {name: {"token_sha256": [token_digest(value)]} for name, value in values.items()}
     path = written(tmp_path / "tenants.json", {"tenants": entries})
     asked = Asked(path)
-    with serving(tenants=asked) as server:
+    with AuditLog(tmp_path / "audit.log") as audit, serving(tenants=asked, audit=audit) as server:
         yield server, asked, {name: Token(value) for name, value in values.items()}, values, path
 
 
@@ -249,7 +273,7 @@ def test_tokens_name_tenants(guarded):
 
 
 def test_strangers_learn_that_authentication_is_needed_and_nothing_else(guarded, caplog):
-    server, asked, owners, values, _ = guarded
+    server, asked, owners, values, path = guarded
     wrong = make_token()
     headers = [[], [("authorization", f"Bearer {wrong}")], [("authorization", values["alice"])]]
     headers += [[("authorization", f"Basic {values['alice']}")], [("authorization", "Bearer ")]]
@@ -270,7 +294,9 @@ def test_strangers_learn_that_authentication_is_needed_and_nothing_else(guarded,
     with pytest.raises(ServiceError, match=f"refused Hello: {AUTHENTICATION}") as refused:
         hello(server.address, None, Token(wrong))
     hello(server.address, None, owners["bob"])
-    said = caplog.text + str(refused.value) + repr(refused.value.__cause__)
+    audit = path.with_name("audit.log").read_text()
+    assert "UNAUTHENTICATED" in audit
+    said = caplog.text + str(refused.value) + repr(refused.value.__cause__) + audit
     assert not any(value in said for value in (wrong, *values.values()))
 
 

@@ -156,7 +156,7 @@ def fetch(transport: RemoteTransport, arguments: argparse.Namespace) -> tuple[Ow
     Raises:
         PrivtunerError: the connection failed, the bundle is another one, or malformed.
     """
-    from privtuner.nn.pretrained import own_files
+    from privtuner.nn import own_files
     from privtuner.service import KnownBundles
     from privtuner.service.pins import default_file
 
@@ -175,4 +175,4 @@ def _transport(arguments: argparse.Namespace, address: str) -> RemoteTransport:
     given = (arguments.ca, arguments.certificate, arguments.key)
     credentials = ClientCredentials(*given) if any(given) else None
     token = Token.load(arguments.token_file) if arguments.token_file else Token.from_environment()
-    return RemoteTransport(address, credentials, token, allow_plaintext=arguments.allow_plaintext)
+    return RemoteTransport(address, credentials, token, allow_plaintext=arguments.allow_plaintext, say=say)

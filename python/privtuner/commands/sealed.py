@@ -6,12 +6,13 @@ import argparse
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privtuner.commands.common import Progress, say
 from privtuner.commands.line import connection, fetch
+from privtuner.commands.privacy import account, agreed, privacy_of, within_budget
 from privtuner.commands.stop import Stop
 from privtuner.errors import InputError, PrivtunerError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from privtuner.nn import OwnerBundle, SealedEncoder
     from privtuner.sealed.owner import Progress as JobProgress
+    from privtuner.sealed.privacy import Privacy
     from privtuner.service import RemoteTransport
     from privtuner.train.dataset import TextTable
     from privtuner.train.training import TrainConfig, TrainResult
@@ -54,16 +56,19 @@ def sealed_encoder(
     rate: float = LR,
     momentum: float = MOMENTUM,
     state: str | None = None,
+    privacy: Privacy | None = None,
 ) -> tuple[SealedEncoder, OwnerBundle, PreTrainedTokenizerBase]:
     """Fetch what the owner needs, and return the encoder, whose jobs tell how far they are.
 
-    ``arguments`` say what of the bundle is trusted (`privtuner.commands.line.add_bundle`), and ``state`` is the file of
-    key and locked adapters, see `privtuner.sealed.owner.SealedOwner`.
+    ``arguments`` say what of the bundle is trusted (`privtuner.commands.line.add_bundle`), ``state`` is the file of key
+    and locked adapters, and ``privacy`` of adapters in the clear at the server, see
+    `privtuner.sealed.owner.SealedOwner`.
 
     Raises:
         PrivtunerError: the connection failed, or what came is of another version, or not secure.
     """
     from privtuner.nn import SealedEncoder, build_embeddings
+    from privtuner.retries import Retries
     from privtuner.sealed.owner import SealedOwner
 
     say(f"fetching what the owner needs of {transport.hello()['model']}")
@@ -77,7 +82,15 @@ def sealed_encoder(
         f"{shape.layers} blocks of {shape.width} features are sealed; a pass takes {bundle.sealed.batch} texts of "
         f"{shape.period} tokens, however few there are"
     )
-    owner = SealedOwner(bundle.sealed, transport, progress=_JobLines(), retries=3, state=state)
+    owner = SealedOwner(
+        bundle.sealed,
+        transport,
+        progress=_JobLines(),
+        retries=Retries(),
+        say=say,
+        state=state,
+        privacy=privacy,
+    )
     if owner.step:
         say(f"{state}: the adapters are those after step {owner.step}")
     return SealedEncoder(build_embeddings(bundle), owner, rate=rate, momentum=momentum), bundle, tokenizer
@@ -124,10 +137,12 @@ def train(
         raise InputError(
             f"{out} holds the adapter of another run, which would pass for this head's: choose another --out"
         )
+    privacy = privacy_of(arguments)
     encoder, bundle, tokenizer = sealed_encoder(
-        transport, arguments, rate=config.lr, momentum=momentum, state=arguments.state
+        transport, arguments, rate=config.lr, momentum=momentum, state=arguments.state, privacy=privacy
     )
     shape = encoder.owner.public.shape
+    agreed(shape, privacy)
     if shape.rank and not (arguments.release or arguments.state):
         say("warning: the trained adapters end with this run: keep them by --state FILE, or ask for them by --release")
     if arguments.pool not in (None, shape.pool):
@@ -135,6 +150,7 @@ def train(
             f"--pool {arguments.pool}: this server's model reveals the pool {shape.pool}; leave --pool out"
         )
     config = _fitted(config, encoder, arguments, len(tables[0].texts))
+    config = replace(config, steps=within_budget(encoder.owner, config.steps))
     model = SealedClassifier(encoder, len(labels), config.seed)
     encoded = limits.fit(model, [encode(table, tokenizer, labels, config.max_length) for table in tables if table])
 
@@ -169,6 +185,7 @@ def train(
         "sequences": encoder.sequences,
         "key_bytes": encoder.owner.public.key_bytes,
         "spent": asdict(spent),
+        "privacy": account(encoder.owner),
         "jobs": {task: asdict(traffic) for (_, task), traffic in encoder.meter.snapshot().items()},
     }
     return result, numbers, written
@@ -176,8 +193,6 @@ def train(
 
 def _fitted(config: TrainConfig, encoder: SealedEncoder, arguments: argparse.Namespace, texts: int) -> TrainConfig:
     """Return the training options with what follows from the server's model."""
-    from dataclasses import replace
-
     longest = encoder.period if arguments.max_length is None else min(arguments.max_length, encoder.period)
     if arguments.max_length is not None and longest < arguments.max_length:
         say(f"texts are cut at the {longest} tokens that the server's model takes, not at {arguments.max_length}")

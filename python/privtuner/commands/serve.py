@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from privtuner.linear import PRESETS
 if TYPE_CHECKING:
     from privtuner.nn import Split
     from privtuner.schemes import LinearServer
+    from privtuner.sealed.adapters import Matrices
     from privtuner.sealed.server import SealedService
     from privtuner.service.audit import AuditLog
 
@@ -74,7 +76,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sessions", type=int, metavar="N", help="owners of a sealed model at a time (default 1)")
     parser.add_argument(
-        "--state", metavar="DIR", help="where a sealed model's encrypted adapters are saved after each step"
+        "--state",
+        metavar="DIR",
+        help="where a sealed model's adapters are saved after each step, locked; those in the clear for PEFT too",
     )
     parser.add_argument(
         "--release",
@@ -178,14 +182,31 @@ def _sealed(arguments: argparse.Namespace) -> tuple[Split, None, SealedService]:
     quiet_transformers()
     prepared = prepared_model(arguments.model, arguments)
     say(f"the plan\n{prepared.model.plan}")
+    clear = prepared.model.shape.clear
+    if clear:
+        say(
+            "the adapters are in the clear here: a clipped, noisy gradient of every step is read. Data owners trust "
+            "this server to have nothing else opened"
+        )
     service = SealedService(
         prepared.model,
         **make,
         state=arguments.state,
         sessions=arguments.sessions or 1,
         release=arguments.release,
+        keep=_adapter_writer(Path(arguments.state), prepared.model.shape.alpha) if clear and arguments.state else None,
     )
     return prepared.split, None, service
+
+
+def _adapter_writer(folder: Path, alpha: float) -> Callable[[str, Matrices], None]:
+    """Return what saves the adapter of each run in a folder of its own, for PEFT to load onto the encoder."""
+    from privtuner.train.peft_adapter import save_encoder_adapter
+
+    def write(run: str, matrices: Matrices) -> None:
+        save_encoder_adapter(folder / run, matrices, alpha=alpha)
+
+    return write
 
 
 def _evaluator(arguments: argparse.Namespace) -> dict[str, Any]:

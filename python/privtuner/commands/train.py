@@ -19,6 +19,7 @@ from privtuner.commands.common import (
     set_threads,
 )
 from privtuner.commands.line import add_bundle, add_line, check_line, connection, fetch, given_line
+from privtuner.commands.privacy import add_privacy, given_privacy, privacy_of
 from privtuner.commands.stop import Stop
 from privtuner.errors import EngineError, InputError, PrivtunerError
 from privtuner.paths import ensure_writable, ensure_writable_file
@@ -162,6 +163,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-every", type=int, default=1, metavar="N", help="steps from one checkpoint to the next (default 1)"
     )
+    add_privacy(parser)
     add_threads(parser)
     add_line(parser)
     add_bundle(parser)
@@ -223,7 +225,7 @@ def _checkpoints(
     from privtuner.train.fine_tuning import describe_run, digest_of_frozen
 
     others = {"pool": _pool(arguments), "scheme": arguments.scheme if transport else None}
-    others["model"] = transport.hello().get("bundle") if transport else digest_of_frozen(model)
+    others["model"] = transport.hello()["bundle"] if transport else digest_of_frozen(model)
     run = describe_run(task.config, *data, task.labels, others)
     checkpoints = Checkpoints(task.out / FOLDER, run, say, arguments.save_every)
     if arguments.overwrite:
@@ -265,6 +267,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
         _check_sealed_options(arguments)
     elif arguments.release or arguments.state:
         raise InputError(f"{'--release' if arguments.release else '--state'} goes with --seal model only")
+    elif given := given_privacy(arguments):
+        raise InputError(f"{given} goes with --seal model only")
     elif arguments.momentum is not None and not arguments.plain:
         raise InputError("--momentum goes with --seal model or --plain only")
     if arguments.plain and (given := given_line(arguments)):
@@ -277,6 +281,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 
 def _check_sealed_options(arguments: argparse.Namespace) -> None:
+    privacy_of(arguments)
     if arguments.plain:
         raise InputError("--seal goes with --server only: nothing is sealed in the clear")
     if arguments.scheme != next(iter(SCHEMES)) or arguments.device != "cpu":

@@ -87,6 +87,11 @@ class Host:
             raise InputError("no sealed model is served here; start the server with --seal model")
         return self.sealed.job(messages, count, tenant)
 
+    def end_idle(self) -> None:
+        """End the sessions of the sealed model that wait for their owners, and others after their tasks."""
+        if self.sealed is not None:
+            self.sealed.end_idle()
+
     def close(self) -> None:
         """Let go of the server's threads and the like; a later request still works."""
         self.server.close()

@@ -53,7 +53,7 @@ class SealedModel:
         parameters: of the encryption; default N = 2^15, depth 12, 128 bits.
         timings: of this machine, for the plan.
         price: seconds a byte of traffic, for the plan.
-        progress: told while it plans, which takes a minute where layers are wide; as of `make_plan`.
+        progress: told while it plans, which takes seconds where layers are wide; as of `make_plan`.
 
     Attributes:
         shape: of the encoder.

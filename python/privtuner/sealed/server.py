@@ -22,7 +22,7 @@ from privtuner.ckks.keys import EvaluationKeys, PublicKey, elements_of
 from privtuner.ckks.opening import Opening
 from privtuner.ckks.refresher import Refresher
 from privtuner.ckks.tensor import EncryptedTensor
-from privtuner.errors import CkksError, InputError, LostError, MessageError, ServiceError
+from privtuner.errors import CkksError, InputError, LostError, MessageError
 from privtuner.sealed.adapters import Matrices
 from privtuner.sealed.clear_adapters import ClearAdapters, lock_numbers, unlock_numbers
 from privtuner.sealed.locker import Locker
@@ -132,6 +132,8 @@ class SealedService:
         self._room = threading.BoundedSemaphore(sessions)
         self._knocks = threading.Lock()
         self._knocking = 0  # owners that wait for room
+        self._idle: set[Stream] = set()
+        self._ending = False
 
     def job(
         self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None, tenant: str = ""
@@ -144,8 +146,8 @@ class SealedService:
             tenant: whose session it is.
 
         Raises:
-            LostError: all sessions are in use.
-            ServiceError: the owner stalled or went away in the middle of a task, or was idle for too long.
+            LostError: all sessions are in use; the owner stalled or went away in the middle of a task, or was idle for
+                too long; or the server ends.
             MessageError: a message is malformed, out of order or not what is due, or its ciphertexts cannot be
                 computed with.
             Exception: what ``messages`` raised.
@@ -180,6 +182,26 @@ class SealedService:
             stream.close()
         if failures:
             raise failures[0]
+
+    def end_idle(self) -> None:
+        """End sessions that wait for what their owners want next, and the others once they do."""
+        with self._knocks:
+            self._ending = True
+            for stream in self._idle:
+                stream.close()
+
+    @contextmanager
+    def _idling(self, stream: Stream) -> Iterator[None]:
+        """Let `end_idle` end ``stream`` inside the block."""
+        with self._knocks:
+            if self._ending:
+                raise LostError("the server is ending")
+            self._idle.add(stream)
+        try:
+            yield
+        finally:
+            with self._knocks:
+                self._idle.discard(stream)
 
     @property
     def wanted(self) -> bool:
@@ -245,11 +267,12 @@ class _Session:
     def _command(self) -> Message | None:
         """Read what the owner wants next, unless it takes too long; None where it ended the stream."""
         service, begin = self._service, time.monotonic()
-        while not self._link.stream.wait(min(service.patience, service.idle)):
-            if service.wanted:
-                raise ServiceError("the session was idle and another owner waited for its room; begin again")
-            if time.monotonic() - begin > service.idle:
-                raise ServiceError(f"the session was idle for {service.idle:g} s; begin again")
+        with service._idling(self._link.stream):
+            while not self._link.stream.wait(min(service.patience, service.idle)):
+                if service.wanted:
+                    raise LostError("the session was idle and another owner waited for its room")
+                if time.monotonic() - begin > service.idle:
+                    raise LostError(f"the session was idle for {service.idle:g} s")
         return self._link.receive(_COMMANDS, seconds=service.patience)
 
     def _open(self) -> None:

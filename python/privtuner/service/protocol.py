@@ -1,10 +1,12 @@
 """What client and server agree on: methods, metadata, message sizes, addresses.
 
-Calls carry raw bytes, no protobuf. Every call names the protocol version in its metadata. No gRPC message is longer
+Calls carry raw bytes, no protobuf. Every call names the protocol version in its metadata, and every call after Hello
+the bundle that the client began with: a server with another one refuses it. No gRPC message is longer
 than `MESSAGE_BYTES`, so that neither side takes memory for one before it knows what is due: what is longer is cut. A
 piece of just `MESSAGE_BYTES` goes on in the next one, a shorter one ends the message.
 
-    Hello   nothing -> JSON: protocol, version, model, scheme, preset, layers, whether it is sealed, bytes of the bundle
+    Hello   nothing -> JSON: protocol, version, model, scheme, preset, layers, whether it is sealed, digest and bytes of
+            the bundle
     Bundle  nothing -> stream of pieces of the owner's bundle: u16 length of the file name, name, contents
     Apply   a request, layer name in the metadata -> stream of the reply's blocks
     Job     stream of the owner's messages of a sealed model's job <-> stream of the server's, see
@@ -28,6 +30,7 @@ __all__ = [
     "LARGEST_BYTES",
     "LAYER_KEY",
     "MESSAGE_BYTES",
+    "MODEL_KEY",
     "PROTOCOL",
     "PROTOCOL_KEY",
     "SERVICE",
@@ -47,6 +50,8 @@ PROTOCOL = 4
 SERVICE = "privtuner.Linear"
 PROTOCOL_KEY = "privtuner-protocol"
 LAYER_KEY = "privtuner-layer-bin"
+MODEL_KEY = "privtuner-model"
+"""Of every call after the first: the digest of the bundle that the client began with."""
 
 CALLER_KEY = "privtuner-caller-bin"
 """Metadata: what a client that has no name drew for itself, so that `Stats` shows it its own counts and no others'."""
@@ -92,6 +97,9 @@ def channel_options() -> list[tuple[str, int]]:
         # What a stream may send ahead of its reader; measured windows grow to 16 MB a stream, read or not.
         ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
         ("grpc.http2.bdp_probe", 0),
+        # Who waits for a server to come back decides itself when to try again.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
         # A proxy from the environment would see, and slow down, what is meant for this machine.
         ("grpc.enable_http_proxy", 0),
         # A connection for each transport, also where several in one process lead to one server.

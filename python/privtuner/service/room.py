@@ -48,6 +48,12 @@ class Room:
         with self._changed:
             return self.total - self._free
 
+    def wait_until_empty(self, seconds: float) -> int:
+        """Wait until nothing is held, and return how much still is after ``seconds``."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free == self.total, seconds)
+            return self.total - self._free
+
     @contextmanager
     def hold(self, tenant: str, units: int, seconds: float = 0.0) -> Iterator[None]:
         """Hold ``units``, at most `largest`, while the block runs.

@@ -72,12 +72,11 @@ class Token(Stays):
         Raises:
             privtuner.errors.InputError: the file cannot be read, or holds no token.
         """
-        content = read_small(Path(path))
-        try:
-            return cls(content.decode("ascii").strip())
-        except (UnicodeDecodeError, InputError):
-            # Without the cause, which holds the bytes.
-            raise InputError(f"{path} holds no token alone on a line; make one with 'privtuner token'") from None
+        # An error of decoding would carry the bytes.
+        value = read_small(Path(path)).decode("ascii", errors="replace").strip()
+        if not _TOKEN.fullmatch(value):
+            raise InputError(f"{path} holds no token alone on a line; make one with 'privtuner token'")
+        return cls(value)
 
     @classmethod
     def from_environment(cls) -> Token | None:
@@ -254,6 +253,11 @@ class Line(Stays):
 
     def explain(self, detail: str) -> str | None:
         """Return what TLS has against a connection, of what gRPC says of a failure; None if it is something else."""
+        if "CERTIFICATE_VERIFY_FAILED" in detail and "expired" in detail:
+            return (
+                f"the certificate of the server at {self.address} has expired: ask the model owner for a new one, and "
+                "look at this machine's clock"
+            )
         if "CERTIFICATE_VERIFY_FAILED" in detail:
             return (
                 f"the certificate of the server at {self.address} comes from no authority that is trusted here: ask "

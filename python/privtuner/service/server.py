@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ from privtuner.service.protocol import (
     CALLER_KEY,
     LAYER_KEY,
     MESSAGE_BYTES,
+    MODEL_KEY,
     PROTOCOL,
     PROTOCOL_KEY,
     SERVICE,
@@ -166,7 +168,7 @@ class Server(Stays):
         self._memory, self._turns = Room(memory_bytes, "requests"), Turns(_WIDTH)
         self._largest_job = 0 if sealed is None else largest_message(sealed.model.public.parameters)
         self._counter = Counter() if audit is None else Counter(record=audit.write, admit=audit.admit)
-        self._health = Health()
+        self._health, self._ending = Health(), threading.Event()
         presets = sorted({spec.preset for spec in split.bundle.specs.values()})
         self.hello: dict[str, Any] = {
             "protocol": PROTOCOL,
@@ -206,11 +208,22 @@ class Server(Stays):
         self._server.start()
         return self
 
-    def stop(self, grace_seconds: float = 2.0) -> None:
-        """Refuse new requests, let those in progress end within ``grace_seconds``, then cut them off."""
+    def stop(self, grace_seconds: float = 2.0) -> int:
+        """Refuse new calls as those that another server may take, let those in progress end, then cut them off.
+
+        Args:
+            grace_seconds: how long they may take.
+
+        Returns:
+            How many were cut off.
+        """
         self._health.drain()
-        self._server.stop(grace_seconds).wait()
+        self._ending.set()
+        self._host.end_idle()
+        left = self._calls.wait_until_empty(grace_seconds)
+        self._server.stop(0.5).wait()  # for what is answered at once
         self._host.close()
+        return left
 
     def counts(self) -> ServerCounts:
         """Return what this server has seen of all its clients."""
@@ -265,11 +278,13 @@ class Server(Stays):
                 tenant = self._tenants.of(context)
                 if ours:
                     _check_protocol(context)
+                    self._check_model(context)
                 account.caller(*_identity(tenant, context))
                 if room is self._calls:
                     account.admit()
                 watch = self._watchdog.watch(self._patience, context.cancel)
                 with room.hold(tenant.name, 1):
+                    self._check_open(room)
                     for message in answer(Call(account, tenant, context, watch, iter(chunks))):
                         for piece in cut(message):
                             with watch.waiting():
@@ -301,6 +316,20 @@ class Server(Stays):
 
         # A stream, whatever the method: for others gRPC waits for a message, without a deadline, before it calls us.
         return grpc.stream_stream_rpc_method_handler(count)
+
+    def _check_model(self, context: Any) -> None:
+        """Refuse a call that is meant for another model: that of a server that had this address before."""
+        meant = str(_metadata(context).get(MODEL_KEY, self.hello["bundle"]))
+        if meant != self.hello["bundle"]:
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"this server's bundle is {self.hello['bundle'][:16]}... and the client began with that of another "
+                "model; begin a new run, or restart the server with the model of before",
+            )
+
+    def _check_open(self, room: Room) -> None:
+        if self._ending.is_set() and room is self._calls:
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, "the server is ending")
 
     def _bundle(self, call: Call) -> Iterator[bytes]:
         yield from split_files(self._files)
