@@ -82,10 +82,11 @@ class Served:
     ca: Path | None
     tokens: dict[str, str]
 
-    def connect(self, name: str | None = None) -> RemoteTransport:
-        """Open the connection of an owner."""
+    def connect(self, name: str = "") -> RemoteTransport:
+        """Open the connection of an owner, with its token if it has one."""
         credentials = None if self.ca is None else ClientCredentials(self.ca)
-        return RemoteTransport(self.address, credentials, None if name is None else Token(self.tokens[name]))
+        token = self.tokens.get(name)
+        return RemoteTransport(self.address, credentials, None if token is None else Token(token))
 
     def memory(self) -> int:
         """Bytes that the process has in memory now."""
