@@ -13,6 +13,7 @@ __all__ = [
     "EngineError",
     "InfeasibleError",
     "InputError",
+    "LostError",
     "MessageError",
     "MissingPackageError",
     "PrivtunerError",
@@ -73,6 +74,10 @@ class EngineError(PrivtunerError, RuntimeError):
 
 class ServiceError(PrivtunerError, RuntimeError):
     """The other party cannot be reached, or answered with a fault."""
+
+
+class LostError(ServiceError):
+    """The connection was lost, or the server is busy: the same request may be sent again."""
 
 
 class WeightWithheldError(PrivtunerError, RuntimeError):

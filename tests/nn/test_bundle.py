@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from privtuner.nn import (
     split,
     traffic_of,
 )
+from privtuner.nn.bundle import bundle_digest
 
 VOCABULARY = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world"]).encode()
 
@@ -71,6 +73,16 @@ def test_directory_round_trip(parts: Split, tmp_path: Path) -> None:
     assert AutoConfig.from_pretrained(tmp_path / "new" / "folder").model_type == "bert"
     with pytest.raises(InputError, match="no bundle in"):
         OwnerBundle.load(tmp_path)
+
+
+def test_digest_is_of_names_and_contents_and_of_nothing_else(parts: Split, files: dict[str, bytes]) -> None:
+    digest = parts.bundle.digest()
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+    assert bundle_digest(dict(reversed(files.items()))) == OwnerBundle.from_files(files).digest() == digest
+    assert split(tiny_bert(), files={"vocab.txt": VOCABULARY}).bundle.digest() == digest
+    assert split(tiny_bert(), "linear-w16", files={"vocab.txt": VOCABULARY}).bundle.digest() != digest
+    variants = [{"ab": b"c"}, {"a": b"bc"}, {"a": b"", "bc": b""}, {"a": b"b", "c": b""}, {"abc": b""}, {}]
+    assert len({bundle_digest(variant) for variant in variants}) == len(variants)
 
 
 def test_tokenizer_travels(parts: Split) -> None:

@@ -21,7 +21,7 @@ from privtuner.errors import InputError
 from privtuner.nn import Session, split_pretrained, traffic_of
 from privtuner.train import load_classifier
 from privtuner.train.classifier import POOLS, clear_classifier, owner_classifier
-from privtuner.train.dataset import TextTable, encode, shuffled_batches
+from privtuner.train.dataset import ShuffledBatches, TextTable, encode
 from privtuner.train.mean_head import MeanForSequenceClassification
 from privtuner.train.report import save_adapter
 from privtuner.train.training import TrainConfig, evaluate, iterate_steps, prepare_model
@@ -115,7 +115,7 @@ def test_no_padding_is_sent_and_no_pooler(parts, data):
     model = prepare_model(
         owner_classifier(parts.bundle, Session(transport), LABELS, "mean"), TrainConfig(lora_r=2, seed=1)
     )
-    batch = next(shuffled_batches(data, 8, 0))
+    batch = next(ShuffledBatches(data, 8, 0))
     assert not batch.attention_mask.all()
     model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.targets).loss.backward()
     counts = traffic_of(model).snapshot()

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from privtuner.commands import sealed
 from privtuner.commands.common import (
-    Progress,
     add_scheme,
     add_threads,
-    connection,
     quiet_transformers,
     say,
     set_threads,
 )
+from privtuner.commands.line import add_bundle, add_line, check_line, connection, fetch, given_line
+from privtuner.commands.privacy import add_privacy, given_privacy, privacy_of
 from privtuner.commands.stop import Stop
 from privtuner.errors import EngineError, InputError, PrivtunerError
 from privtuner.paths import ensure_writable, ensure_writable_file
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from privtuner.service import RemoteTransport
+    from privtuner.train.checkpoints import Checkpoints
     from privtuner.train.dataset import Encoded, TextTable
     from privtuner.train.mean_head import MeanForSequenceClassification
     from privtuner.train.training import TrainConfig, TrainResult
@@ -105,6 +106,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"tokens at which texts are cut (default {_MAX_LENGTH}; sealed: what the server's model takes)",
     )
     parser.add_argument(
+        "--constant-size",
+        action="store_true",
+        help="fill up every request to as many tokens as --batch-size texts of --max-length have, so that sizes tell "
+        "nothing of the texts; costs what these tokens cost",
+    )
+    parser.add_argument(
         "--pool",
         choices=["mean", "first"],
         help="what the head reads: the mean of a text's last hidden states (default), or the first token or the last, "
@@ -137,13 +144,23 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--release", action="store_true", help="ask the server of a sealed model for the adapters at the end"
     )
-    parser.add_argument(
-        "--state",
-        metavar="FILE",
-        help="where key and locked adapters of a sealed model are kept after each step; one that is there is gone on "
-        "with, under a new head. Whoever has it can decrypt the run",
+    checkpoints = parser.add_mutually_exclusive_group()
+    checkpoints.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run whose checkpoint is in --out, and fail if there is none (default: go on if there is "
+        "one, else begin)",
     )
+    checkpoints.add_argument(
+        "--overwrite", action="store_true", help="begin anew, whatever run's checkpoint is in --out"
+    )
+    parser.add_argument(
+        "--save-every", type=int, default=1, metavar="N", help="steps from one checkpoint to the next (default 1)"
+    )
+    add_privacy(parser)
     add_threads(parser)
+    add_line(parser)
+    add_bundle(parser)
 
 
 @dataclass(frozen=True)
@@ -164,28 +181,53 @@ def run(arguments: argparse.Namespace) -> int:
     task = _task(arguments)
     if arguments.seal:
         return _run_sealed(task, arguments)
-    from privtuner.train.fine_tuning import fine_tune, write_results
+    from privtuner.train.fine_tuning import end_well, fine_tune, write_results
     from privtuner.train.report import AdapterKeeper
 
     stop: Stop = arguments.stop
     # From here on there is something to lose, and a connection that no exception may come into.
-    with stop.defer(), _connection(arguments.server, stop) as transport:
+    with stop.defer(), _connection(arguments, stop) as transport:
         adapted, encoded, encoded_test = _prepare(task, transport, arguments)
         adapted.register_forward_pre_hook(lambda *_: stop.check())
         keeper = AdapterKeeper(adapted, task.labels, task.out, say)
-        result, failure = fine_tune(adapted, encoded, encoded_test, task.config, keeper, say)
-        sizes = {"labels": len(task.labels), "training_texts": len(task.train.texts)}
-        numbers = {**result.to_dict(), **sizes, "pool": _pool(arguments)}
-        if transport:
-            numbers["scheme"] = arguments.scheme
-            numbers["server"] = None if failure else _server_counts(transport)
-        written, failed = write_results(result, numbers, task.out, arguments.json)
-        _print_result(result, task, keeper.place, written)
-        # In the order in which things went wrong.
-        for error in (failure, keeper.failure, failed):
-            if error is not None:
-                raise error
+        with _checkpoints(task, adapted, (encoded, encoded_test), transport, arguments) as checkpoints:
+            result, failure = fine_tune(adapted, encoded, encoded_test, task.config, keeper, say, checkpoints)
+            sizes = {"labels": len(task.labels), "training_texts": len(task.train.texts)}
+            numbers = {**result.to_dict(), **sizes, "pool": _pool(arguments)}
+            if transport:
+                numbers["scheme"] = arguments.scheme
+                numbers["server"] = None if failure else _server_counts(transport)
+            written, failed = write_results(result, numbers, task.out, arguments.json)
+            _print_result(result, task, keeper.place, written)
+            # In the order in which things went wrong.
+            for error in (failure, keeper.failure, failed):
+                if error is not None:
+                    raise error
+            end_well(checkpoints, task.out)
     return 0
+
+
+def _checkpoints(
+    task: _Task,
+    model: PeftModel,
+    data: tuple[Encoded, Encoded | None],
+    transport: RemoteTransport | None,
+    arguments: argparse.Namespace,
+) -> Checkpoints:
+    """Return the checkpoints of the run, and say where it goes on."""
+    from privtuner.train.checkpoints import FOLDER, Checkpoints
+    from privtuner.train.fine_tuning import describe_run, digest_of_frozen
+
+    others = {"pool": _pool(arguments), "scheme": arguments.scheme if transport else None}
+    others["model"] = transport.hello()["bundle"] if transport else digest_of_frozen(model)
+    run = describe_run(task.config, *data, task.labels, others)
+    checkpoints = Checkpoints(task.out / FOLDER, run, say, arguments.save_every)
+    if arguments.overwrite:
+        checkpoints.clear()
+    elif arguments.resume and not checkpoints.there:
+        checkpoints.close()
+        raise InputError(f"--resume: there is no checkpoint in {checkpoints.directory}; leave it out to begin")
+    return checkpoints
 
 
 def _run_sealed(task: _Task, arguments: argparse.Namespace) -> int:
@@ -193,7 +235,7 @@ def _run_sealed(task: _Task, arguments: argparse.Namespace) -> int:
     from privtuner.train.fine_tuning import write_results
 
     stop: Stop = arguments.stop
-    with stop.defer(), sealed.connected(arguments.server, stop) as transport:
+    with stop.defer(), sealed.connected(arguments, stop) as transport:
         result, numbers, files = sealed.train(
             transport, (task.train, task.test), task.labels, task.config, task.out, arguments
         )
@@ -217,15 +259,23 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise InputError("--model goes with --plain only; with --server the model is the server's")
     if arguments.seal:
         _check_sealed_options(arguments)
-    elif arguments.release or arguments.state:
-        raise InputError(f"{'--release' if arguments.release else '--state'} goes with --seal model only")
+    elif arguments.release:
+        raise InputError("--release goes with --seal model only")
+    elif given := given_privacy(arguments):
+        raise InputError(f"{given} goes with --seal model only")
     elif arguments.momentum is not None and not arguments.plain:
         raise InputError("--momentum goes with --seal model or --plain only")
+    if arguments.plain and (given := given_line(arguments)):
+        raise InputError(f"{given} goes with --server only: nothing is sent in the clear")
     if arguments.plain and arguments.scheme != next(iter(SCHEMES)):
         raise InputError("--scheme goes with --server only: nothing is encrypted in the clear")
+    if arguments.constant_size and (arguments.plain or arguments.seal):
+        other = "requests of a sealed model have constant sizes" if arguments.seal else "nothing is sent in the clear"
+        raise InputError(f"--constant-size has no meaning here: {other}; leave it out")
 
 
 def _check_sealed_options(arguments: argparse.Namespace) -> None:
+    privacy_of(arguments)
     if arguments.plain:
         raise InputError("--seal goes with --server only: nothing is sealed in the clear")
     if arguments.scheme != next(iter(SCHEMES)) or arguments.device != "cpu":
@@ -233,6 +283,8 @@ def _check_sealed_options(arguments: argparse.Namespace) -> None:
     for name, value in (("lora-r", arguments.lora_r), ("targets", arguments.targets)):
         if value is not None:
             raise InputError(f"--{name}: the server of a sealed model has settled that; leave it out")
+    if arguments.save_every != 1:
+        raise InputError("--save-every goes without --seal: a sealed run is saved after every step")
     if arguments.momentum is not None and not 0 <= arguments.momentum < 1:
         raise InputError(f"--momentum is {arguments.momentum:g}; give a number in [0, 1)")
 
@@ -240,9 +292,7 @@ def _check_sealed_options(arguments: argparse.Namespace) -> None:
 def _task(arguments: argparse.Namespace) -> _Task:
     """Check all that needs neither a model nor a server, the quickest first."""
     if arguments.server:
-        from privtuner.service.protocol import parse_address
-
-        parse_address(arguments.server)
+        check_line(arguments, arguments.server)
         # Read when PyTorch or OpenFHE loads: idle threads would spin on cores that encryption and server could use.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # What is missing should show before anything else is done.
@@ -275,6 +325,7 @@ def _task(arguments: argparse.Namespace) -> _Task:
         ),
         seed=arguments.seed,
         max_length=_MAX_LENGTH if arguments.max_length is None else arguments.max_length,
+        constant_size=arguments.constant_size,
     )
     columns = (arguments.text_column, arguments.label_column)
     form = {"delimiter": arguments.delimiter, "encoding": arguments.encoding}
@@ -334,13 +385,12 @@ def _training_device(name: str) -> str:
 
 
 @contextmanager
-def _connection(address: str | None, stop: Stop) -> Iterator[RemoteTransport | None]:
-    """Connect, where there is an address, until the block ends or the user asks to stop."""
-    if address is None:
+def _connection(arguments: argparse.Namespace, stop: Stop) -> Iterator[RemoteTransport | None]:
+    """Connect, where there is a server, until the block ends or the user asks to stop."""
+    if arguments.server is None:
         yield None
         return
-    exposed = "activations are encrypted, but somebody in between could exchange the model you fetch"
-    with connection(address, stop, exposed) as transport:
+    with connection(arguments, arguments.server, stop) as transport:
         yield transport
 
 
@@ -360,11 +410,10 @@ def _encrypted_model(
             f"or start it with 'privtuner serve --scheme {arguments.scheme}'"
         )
     say(f"fetching what the owner needs of {hello['model']}, preset {hello['preset']}")
-    with Progress("fetching", "MB", scale=1e6) as progress:
-        bundle = transport.fetch_bundle(progress)
+    bundle, tokenizer = fetch(transport, arguments)
     # The GPU is PyTorch's and CuPy's: what one computes the other reads where it lies.
     session = Session(transport, spoken, arguments.device)
-    return owner_classifier(bundle, session, labels, _pool(arguments)), bundle.tokenizer()
+    return owner_classifier(bundle, session, labels, _pool(arguments)), tokenizer
 
 
 def _plain_model(

@@ -14,14 +14,16 @@ from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
 from privtuner.errors import InputError
 from privtuner.sealed.adapters import EncryptedAdapters, take_step
 from privtuner.sealed.block import Saved, Stages
+from privtuner.sealed.clear_adapters import ClearAdapters
+from privtuner.sealed.clipping import clip
 from privtuner.sealed.domains import Domains
 from privtuner.sealed.encoder import Encoder
-from privtuner.sealed.plan import Plan, make_plan, reveal
+from privtuner.sealed.plan import Plan, holds, make_plan, reveal
 from privtuner.sealed.public import Public
 from privtuner.sealed.schedule import Schedule
 from privtuner.sealed.weights import Weights
 
-__all__ = ["EncryptedAdapters", "Kept", "SealedModel"]
+__all__ = ["EncryptedAdapters", "Kept", "SealedModel", "model_digest"]
 
 Progress = Callable[[str], None]
 
@@ -51,7 +53,8 @@ class SealedModel:
         parameters: of the encryption; default N = 2^15, depth 12, 128 bits.
         timings: of this machine, for the plan.
         price: seconds a byte of traffic, for the plan.
-        progress: told while it plans, which takes a minute where layers are wide; as of `make_plan`.
+        progress: told while it plans, which takes seconds where layers are wide; as of `make_plan`.
+        plan: one that was made before for these weights and domains; made anew if the circuits are others now.
 
     Attributes:
         shape: of the encoder.
@@ -74,6 +77,7 @@ class SealedModel:
         timings: Timings | None = None,
         price: float | None = None,
         progress: Callable[[int, int, str], object] | None = None,
+        plan: Plan | None = None,
     ) -> None:
         self.shape = weights.shape
         self.parameters = Parameters.secure(12, ring_dimension=1 << 15) if parameters is None else parameters
@@ -85,13 +89,12 @@ class SealedModel:
         if self.parameters.slots % self.shape.period:
             raise InputError(f"period {self.shape.period} does not divide the {self.parameters.slots} slots")
         self.encoder = Encoder(weights, domains)
-        self.plan: Plan = make_plan(self.encoder, self.parameters, timings, price, progress)
-        content = hashlib.sha256()
-        for array in weights.arrays():
-            content.update(np.ascontiguousarray(array).tobytes())
-        content.update(repr((self.shape, domains)).encode())
-        self.secret = hashlib.sha256(b"privtuner sealed secret" + content.digest()).digest()
-        self.public = self._public(content.digest())
+        if plan is None or not holds(plan, self.encoder, self.parameters):
+            plan = make_plan(self.encoder, self.parameters, timings, price, progress)
+        self.plan: Plan = plan
+        content = model_digest(weights, domains)
+        self.secret = hashlib.sha256(b"privtuner sealed secret" + content).digest()
+        self.public = self._public(content)
 
     def _public(self, content: bytes) -> Public:
         plan, pooled = self.plan, self.plan.pooled
@@ -119,7 +122,7 @@ class SealedModel:
         ev: EvaluatorProtocol[Tensor],
         x: Tensor,
         mask: Tensor,
-        adapters: EncryptedAdapters[Tensor] | None,
+        adapters: EncryptedAdapters[Tensor] | ClearAdapters | None,
         keep: bool = False,
         progress: Progress | None = None,
     ) -> tuple[Tensor, Kept[Tensor] | None]:
@@ -129,7 +132,7 @@ class SealedModel:
             ev: computes, with the keys of `Public.keys` and a refresher.
             x: embeddings, as `Public.inputs`.
             mask: as `Public.mask`.
-            adapters: as `Public.adapters`; None if the rank is 0.
+            adapters: as `Public.adapters`, or in the clear where the shape says so; None if the rank is 0.
             keep: whether a backward pass follows.
             progress: is called with the name of every point.
 
@@ -139,13 +142,13 @@ class SealedModel:
         """
         for name, tensor, planned in (("x", x, self.public.inputs), ("mask", mask, self.public.mask)):
             _check(name, tensor, planned.shape, planned.level)
-        values = None if adapters is None else self._values(adapters)
-        if keep and values is None:
+        if keep and adapters is None:
             raise InputError("nothing is kept for a backward pass of a model without adapters")
-        if self.shape.rank and values is None:
+        if self.shape.rank and adapters is None:
             raise InputError("this model takes adapters: pass them")
+        encoder, values = self._adapted(adapters)
         stages = Stages(ev, self.plan.forward.levels, progress)
-        pooled, saved = self.encoder.forward(ev, x, mask, values, stages, self.plan.kept if keep else None)
+        pooled, saved = encoder.forward(ev, x, mask, values, stages, self.plan.kept if keep else None)
         return reveal(ev, pooled), Kept(saved) if keep else None
 
     def backward(
@@ -153,7 +156,7 @@ class SealedModel:
         ev: EvaluatorProtocol[Tensor],
         kept: Kept[Tensor],
         gradient: Tensor,
-        adapters: EncryptedAdapters[Tensor],
+        adapters: EncryptedAdapters[Tensor] | ClearAdapters,
         progress: Progress | None = None,
     ) -> Tensor:
         """Return the gradients by the numbers of all adapters, packed like them.
@@ -171,7 +174,18 @@ class SealedModel:
         plan = self._backward_plan()
         _check("gradient", gradient, self.public.gradient.shape, self.public.gradient.level)
         stages = Stages(ev, plan.levels, progress)
-        return self.encoder.backward(ev, kept.blocks, gradient, self._values(adapters), stages)
+        encoder, values = self._adapted(adapters)
+        return encoder.backward(ev, kept.blocks, gradient, values, stages)
+
+    def clip(self, ev: EvaluatorProtocol[Tensor], gradients: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+        """Return gradients as `privtuner.sealed.clipping.clip` does, where adapters are in the clear at the server.
+
+        Raises:
+            InputError: the adapters are the owner's, and no gradient is opened; or a norm that is not positive.
+        """
+        if not self.shape.clear:
+            raise InputError("the adapters of this model are encrypted under the owner's key: no gradient is opened")
+        return clip(ev, gradients, limit)
 
     def step(
         self,
@@ -201,6 +215,16 @@ class SealedModel:
             raise InputError("this model has no adapters: there is nothing to train")
         return self.plan.backward
 
+    def _adapted(self, adapters: EncryptedAdapters[Tensor] | ClearAdapters | None) -> tuple[Encoder, Tensor | None]:
+        """The circuits to run, and the encrypted numbers of the adapters if there are some."""
+        if adapters is None:
+            return self.encoder, None
+        if isinstance(adapters, ClearAdapters) != self.shape.clear:
+            raise InputError(f"the adapters of this model are {self.shape.placement}: pass others")
+        if isinstance(adapters, ClearAdapters):
+            return self.encoder.with_adapters(adapters), None
+        return self.encoder, self._values(adapters)
+
     def _values(self, adapters: EncryptedAdapters[Tensor]) -> Tensor:
         for name, tensor in (("values", adapters.values), ("velocity", adapters.velocity)):
             _check(name, tensor, (self.parameters.slots, self.shape.adapter_ciphertexts), self.parameters.depth)
@@ -208,6 +232,15 @@ class SealedModel:
 
     def __repr__(self) -> str:
         return f"SealedModel({self.shape.layers} layers, width {self.shape.width}, {self.parameters.name})"
+
+
+def model_digest(weights: Weights, domains: Domains) -> bytes:
+    """32 bytes that stand for weights, shape and domains; they never leave the model owner."""
+    content = hashlib.sha256()
+    for array in weights.arrays():
+        content.update(np.ascontiguousarray(array).tobytes())
+    content.update(repr((weights.shape, domains)).encode())
+    return content.digest()
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, int], level: int) -> None:
