@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +15,8 @@ from privtuner.ckks import Refresher
 from privtuner.errors import CkksError, InputError, LostError, MessageError, SecretError, ServiceError
 from privtuner.retries import Retries
 from privtuner.sealed.owner import SealedOwner
-from privtuner.sealed.state import digest_of
+from privtuner.sealed.server import SealedService
+from privtuner.sealed.state import digest_of, forget_states
 from privtuner.service import RemoteTransport
 from sealed_cases import (
     PAIRS,
@@ -275,13 +279,48 @@ def test_files_of_an_owner_that_are_refused(tmp_path):
     for content, match in (
         (whole[:-1], "truncated"),
         (whole[:2], "truncated"),
-        (b"", "holds no state"),
-        ((8).to_bytes(4, "little") + bytes(8), "holds no state"),
+        (whole[:60] + bytes([whole[60] ^ 1]) + whole[61:], "damaged"),
+        (b"", "truncated"),
+        (hashlib.sha256(b"").digest(), "holds no state"),
         (bytes(64 << 20), "at most"),
     ):
         file.write_bytes(content)
         with pytest.raises(MessageError, match=match):
             owner()
+
+
+def test_saved_runs_give_way_to_younger_ones(tmp_path):
+    for number in range(4):
+        (tmp_path / f"{number}.state").touch()
+        os.utime(tmp_path / f"{number}.state", (1e9 + number, 1e9 + number))
+    (tmp_path / "another").touch()
+    for runs, seconds, left in ((3, 1e10, {"1", "2", "3"}), (9, time.time() - 1e9 - 2.5, {"3"}), (9, 1.0, set())):
+        forget_states(tmp_path, runs, seconds)
+        assert {path.stem for path in tmp_path.glob("*.state")} == left
+    assert (tmp_path / "another").exists()
+
+
+def test_runs_are_saved_for_their_tenants(tmp_path):
+    """Whatever these are called, and no more than each may have."""
+    model = TinyModel()
+    service = SealedService(model, state=tmp_path)
+
+    class Of:
+        closed = False
+
+        def __init__(self, runs):
+            self.runs = runs
+
+        def job(self, messages):
+            return service.job(messages, None, "../a", self.runs)
+
+    for runs in (1, 0):
+        with SealedOwner(model.public, Of(runs), allow_insecure=True) as owner:
+            owner.forward(*batch())
+            owner.backward(G, 8.0)
+        if runs:
+            saved = tmp_path / "tenant-..%2Fa" / f"{owner._run.hex()}.state"
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == [saved]
 
 
 def test_a_server_that_cannot_save_goes_on(tmp_path, caplog):

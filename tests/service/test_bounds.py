@@ -16,6 +16,7 @@ import pytest
 from privtuner import linear
 from privtuner.errors import MessageError, ServiceError
 from privtuner.nn import GroupSpec, OwnerBundle, Split
+from privtuner.retries import Retries
 from privtuner.service import RemoteTransport, Server
 from privtuner.service.counts import LayerCounts
 from privtuner.service.protocol import LAYER_KEY, MESSAGE_BYTES, PROTOCOL, PROTOCOL_KEY, channel_options, method
@@ -54,7 +55,7 @@ def answering(**methods):
     port = foreign.add_insecure_port("127.0.0.1:0")
     foreign.start()
     try:
-        with RemoteTransport(f"127.0.0.1:{port}", patience=0.5) as transport:
+        with RemoteTransport(f"127.0.0.1:{port}", patience=0.5, retries=Retries(0)) as transport:
             yield transport
     finally:
         foreign.stop(0).wait()
@@ -72,7 +73,7 @@ def refused(call):
 
 
 SAYS = {"protocol": PROTOCOL, "version": "1", "model": "m", "scheme": "s", "preset": "p", "layers": 1}
-SAYS |= {"sealed": False, "bundle_bytes": 1}
+SAYS |= {"sealed": False, "bundle_bytes": 1, "bundle": "0" * 64}
 HELLO = json.dumps(SAYS).encode()
 
 
@@ -98,7 +99,7 @@ def test_messages_beyond_the_limit_are_refused_before_they_arrive(split):
 def test_owners_take_no_longer_messages_either():
     with (
         answering(Hello=lambda: iter([bytes(MESSAGE_BYTES + 65)])) as transport,
-        pytest.raises(ServiceError, match="larger than max"),
+        pytest.raises(ServiceError, match="longer message than any"),
     ):
         transport.hello()
 
@@ -114,7 +115,7 @@ def test_owners_take_nothing_compressed(name):
     foreign.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("privtuner.Linear", handlers),))
     port = foreign.add_insecure_port("127.0.0.1:0")
     foreign.start()
-    with RemoteTransport(f"127.0.0.1:{port}") as transport, pytest.raises(ServiceError):
+    with RemoteTransport(f"127.0.0.1:{port}", retries=Retries(0)) as transport, pytest.raises(ServiceError):
         {"Hello": transport.hello, "Bundle": transport.fetch_bundle}.get(
             name, lambda: list(transport.apply("fc", REQUEST))
         )()

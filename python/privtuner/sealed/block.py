@@ -26,7 +26,7 @@ DEGREES = (15, 31, 63, 95, 127)
 """Degrees of the polynomial in place of the activation."""
 ACTIVATION_ERROR = 2.0**-12
 """What that polynomial may be off by, as a part of the largest value in its domain."""
-CHUNK = 128
+CHUNK = 64
 """Features between the two dense layers that are worked on at a time."""
 
 INNER = 1.0

@@ -26,10 +26,11 @@ from privtuner.sealed.schedule import (
     confirm,
     everywhere,
     measure,
+    retrace,
     weigh,
 )
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "holds", "make_plan"]
 
 FLOORS = {"residual1": 4, "residual2": 4, "d_output1": 3, "d_output2": 3, "d_query": 4}
 """Least levels behind points: what layer norms take, and gradients of adapters."""
@@ -213,6 +214,21 @@ def make_plan(
             assert not isinstance(returned, str)  # noqa: S101
             return _plan(encoder, parameters, schedule, returned, kept)
     raise CkksError(f"no schedule of refreshes is confirmed by its dry run: {trouble}")
+
+
+def holds(plan: Plan, encoder: Encoder, parameters: Parameters) -> bool:
+    """Whether the circuits refresh as a plan says that was made before: dry runs of a narrow encoder find out."""
+    twin = _Passes(encoder.narrow(), parameters)
+    twin.kept = dict(plan.kept)
+    if plan.parameters != parameters or (plan.backward is None) != (encoder.shape.rank == 0):
+        return False
+    try:
+        same, (pooled, saved) = retrace(parameters, twin.forward, plan.forward)
+        if plan.backward is not None:
+            same = retrace(parameters, twin.backward(saved), plan.backward)[0] and same
+    except CkksError:
+        return False
+    return same and (pooled.level, pooled.bound) == (plan.pooled.level, plan.pooled.bound)
 
 
 class _Together:

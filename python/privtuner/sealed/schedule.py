@@ -17,7 +17,7 @@ from privtuner.errors import CkksError
 from privtuner.sealed.block import Stages
 from privtuner.sealed.programme import Choice, Costs, Join, Stretch, Work
 
-__all__ = ["DEEP", "Confirmed", "Pass", "Refresh", "Schedule", "confirm", "everywhere", "measure", "weigh"]
+__all__ = ["DEEP", "Confirmed", "Pass", "Refresh", "Schedule", "confirm", "everywhere", "measure", "retrace", "weigh"]
 
 Pass = Callable[[Evaluator, int, Stages[EncryptedTensor]], Any]
 """A pass on planned tensors: takes the evaluator, the level of what is sent first, and the points."""
@@ -257,6 +257,20 @@ def confirm(
         tuple(core.needed_elements()),
     )
     return Confirmed(schedule, result)
+
+
+def retrace(parameters: Parameters, run: Pass, schedule: Schedule) -> tuple[bool, Any]:
+    """Run a pass, which may be a narrower one, with the refreshes of a schedule.
+
+    Returns:
+        Whether it refreshes at the same points to the same levels, and what it returned.
+
+    Raises:
+        CkksError: it cannot be done with these refreshes.
+    """
+    probe, result = _run(parameters, run, schedule.start, schedule.levels.get)
+    found, expected = ({(r.stage, r.level) for r in refreshes} for refreshes in (probe.refreshes, schedule.refreshes))
+    return found == expected, result
 
 
 def _correct(stretches: list[Stretch], probe: _Probe, choice: Choice) -> bool:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +32,10 @@ from privtuner.sealed.model import EncryptedAdapters, SealedModel
 from privtuner.sealed.state import (
     DIGEST_BYTES,
     digest_of,
+    forget_states,
     load_pieces,
     lock_state,
+    make_folder,
     save_pieces,
     unlock_state,
 )
@@ -98,6 +101,8 @@ class SealedService:
         model: the model.
         evaluator: makes what computes.
         state: folder where each run's encrypted adapters are saved after each step; made if it does not exist.
+        runs: of one tenant that stay saved there, at least 1: the oldest gives way; its owner has its state as well.
+        days: that a run stays saved after its last step.
         sessions: streams served at a time, at least 1.
         patience: seconds that an owner may take for any message within a task, and wait for room.
         idle: seconds between tasks after which a session ends; ``patience`` where another owner waits for its room.
@@ -115,16 +120,22 @@ class SealedService:
         *,
         evaluator: MakeEvaluator = Evaluator,
         state: str | Path | None = None,
+        runs: int = 16,
+        days: float = 30.0,
         sessions: int = 1,
         patience: float = 120.0,
         idle: float = 3600.0,
         release: bool = False,
         keep: Callable[[str, Matrices], object] | None = None,
     ) -> None:
-        if sessions < 1 or not (patience > 0 and idle > 0):
-            raise InputError(f"sessions {sessions}, patience {patience:g}, idle {idle:g}: give at least 1, and above 0")
+        if min(sessions, runs) < 1 or not (patience > 0 and idle > 0 and days > 0):
+            raise InputError(
+                f"sessions {sessions}, runs {runs}: give at least 1; patience {patience:g}, idle {idle:g}, "
+                f"days {days:g}: give more than 0"
+            )
         self.model, self.evaluator, self.release, self.keep = model, evaluator, release, keep
         self.patience, self.idle, self.sessions = patience, idle, sessions
+        self.runs, self.days = runs, days
         self.state = None if state is None else Path(state)
         if self.state is not None:
             self.state.mkdir(parents=True, exist_ok=True)
@@ -136,7 +147,11 @@ class SealedService:
         self._ending = False
 
     def job(
-        self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None, tenant: str = ""
+        self,
+        messages: Iterable[bytes],
+        count: Callable[[TaskCounts], object] | None = None,
+        tenant: str = "",
+        runs: int | None = None,
     ) -> Iterator[bytes]:
         """Yield the server's messages of one session; those of the owner are taken from ``messages``.
 
@@ -144,6 +159,7 @@ class SealedService:
             messages: of the owner; read in a thread.
             count: called after every task.
             tenant: whose session it is.
+            runs: of this tenant that stay saved; None: as of all of them.
 
         Raises:
             LostError: all sessions are in use; the owner stalled or went away in the middle of a task, or was idle for
@@ -157,7 +173,7 @@ class SealedService:
 
         def work() -> None:
             try:
-                _Session(self, stream, count, tenant).run()
+                _Session(self, stream, count, tenant, self.runs if runs is None else runs).run()
             except CkksError:  # its numbers may follow from weights: for the log, not for the owner
                 _log.exception("a job cannot be computed")
                 failures.append(MessageError("the job cannot be computed; the server's log has the reason"))
@@ -233,11 +249,16 @@ class _Session:
     """One stream of an owner: keys, adapters, and what the last forward pass kept."""
 
     def __init__(
-        self, service: SealedService, stream: Stream, count: Callable[[TaskCounts], object] | None, tenant: str
+        self,
+        service: SealedService,
+        stream: Stream,
+        count: Callable[[TaskCounts], object] | None,
+        tenant: str = "",
+        runs: int = 1,
     ) -> None:
         self._service, self._model, self._public = service, service.model, service.model.public
         self._count, self._refreshes = count, 0
-        self._tenant = tenant
+        self._tenant, self._runs = tenant, runs
         self._turn: Turn
         parameters = self._public.parameters
         self._link = Link(stream, self._public.id, bytes(16), parameters._core.hash, largest_message(parameters))
@@ -368,14 +389,21 @@ class _Session:
         """Save the state; where that fails, only the owner has it."""
         path = self._path()
         try:
-            if path is not None:
+            if path is not None and self._runs:
+                if self._tenant:
+                    make_folder(path.parent)
                 save_pieces(path, pieces)
+                forget_states(path.parent, self._runs, 86400 * self._service.days)
         except InputError as error:
             _log.error("%s; the data owner alone has it", error)
 
     def _path(self) -> Path | None:
         folder = self._service.state
-        return None if folder is None else folder / f"{self._link.request.hex()}.state"
+        if folder is None:
+            return None
+        if self._tenant:  # one tenant's runs are not told from another's names
+            folder /= f"tenant-{quote(self._tenant, safe='')}"
+        return folder / f"{self._link.request.hex()}.state"
 
     @property
     def _trained(self) -> bool:

@@ -402,6 +402,8 @@ class RemoteTransport(Stays):
             )
         if code in _GONE:
             return LostError(f"the connection to the server at {self.address} was lost during {what} ({detail})")
+        if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in detail:  # what gRPC here says of it
+            return ServiceError(f"the server at {self.address} sent a longer message than any in {what}")
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
             return LostError(f"the server at {self.address} is too busy for {what}: {detail}")
         if code == grpc.StatusCode.UNIMPLEMENTED:

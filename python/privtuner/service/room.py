@@ -15,6 +15,7 @@ __all__ = ["Room"]
 class _Waiter(NamedTuple):
     tenant: str
     units: int
+    most: int
 
 
 class Room:
@@ -55,18 +56,19 @@ class Room:
             return self.total - self._free
 
     @contextmanager
-    def hold(self, tenant: str, units: int, seconds: float = 0.0) -> Iterator[None]:
+    def hold(self, tenant: str, units: int, seconds: float = 0.0, most: int | None = None) -> Iterator[None]:
         """Hold ``units``, at most `largest`, while the block runs.
 
         Args:
             tenant: for whom.
             units: how many.
             seconds: how long to wait for them.
+            most: units that this tenant may hold.
 
         Raises:
             Refusal: there was no room for so long.
         """
-        self._take(tenant, units, seconds)
+        self._take(_Waiter(tenant, units, self.total if most is None else most), seconds)
         try:
             yield
         finally:
@@ -77,8 +79,8 @@ class Room:
                     del self._held[tenant]
                 self._changed.notify_all()
 
-    def _take(self, tenant: str, units: int, seconds: float) -> None:
-        waiter = _Waiter(tenant, units)
+    def _take(self, waiter: _Waiter, seconds: float) -> None:
+        tenant, units, _ = waiter
         with self._changed:
             self._waiting.append(waiter)
             try:
@@ -96,4 +98,5 @@ class Room:
                 break
             if other.tenant == waiter.tenant or not self._held.get(other.tenant):
                 return False
-        return self._held.get(waiter.tenant, 0) + waiter.units <= self._free - waiter.units
+        held = self._held.get(waiter.tenant, 0) + waiter.units
+        return held <= min(waiter.most, self._free - waiter.units)

@@ -28,7 +28,7 @@ from privtuner.nn.bundle import bundle_digest
 from privtuner.parties import BLOCK_BYTES
 from privtuner.schemes import Host, LinearServer
 from privtuner.sealed.messages import largest_message
-from privtuner.sealed.server import SealedService
+from privtuner.sealed.server import SealedService, TaskCounts
 from privtuner.service.audit import AuditLog
 from privtuner.service.counts import ANONYMOUS, CANCELLED, Account, Counter, Load, ServerCounts, View
 from privtuner.service.health import REFLECTION, REFLECTION_METHOD, Health, reflect
@@ -47,6 +47,7 @@ from privtuner.service.protocol import (
     join,
     split_files,
 )
+from privtuner.service.quotas import Ledger
 from privtuner.service.refusal import Refusal
 from privtuner.service.room import Room
 from privtuner.service.security import ServerCredentials
@@ -166,6 +167,7 @@ class Server(Stays):
         self._patience, self._watchdog = patience, Watchdog()
         self._calls, self._asks = Room(calls, "calls"), Room(_ASKS, "calls")
         self._memory, self._turns = Room(memory_bytes, "requests"), Turns(_WIDTH)
+        self._sessions, self._ledger = Room(2 * calls, "sessions"), Ledger()
         self._largest_job = 0 if sealed is None else largest_message(sealed.model.public.parameters)
         self._counter = Counter() if audit is None else Counter(record=audit.write, admit=audit.admit)
         self._health, self._ending = Health(), threading.Event()
@@ -283,7 +285,7 @@ class Server(Stays):
                 if room is self._calls:
                     account.admit()
                 watch = self._watchdog.watch(self._patience, context.cancel)
-                with room.hold(tenant.name, 1):
+                with room.hold(tenant.name, 1, most=tenant.quota.calls):
                     self._check_open(room)
                     for message in answer(Call(account, tenant, context, watch, iter(chunks))):
                         for piece in cut(message):
@@ -332,6 +334,8 @@ class Server(Stays):
             raise Refusal(grpc.StatusCode.UNAVAILABLE, "the server is ending")
 
     def _bundle(self, call: Call) -> Iterator[bytes]:
+        tenant = call.tenant
+        self._ledger.charge(tenant.name, tenant.quota, bytes=self.hello["bundle_bytes"])
         yield from split_files(self._files)
         call.account.sent_bundle()
 
@@ -349,25 +353,43 @@ class Server(Stays):
                     break
                 sent += len(block)
                 yield block
+            self._ledger.spent(call.tenant.name, bytes=sent)
             call.account.answered(layer, head, len(request), sent, time.perf_counter() - start)
 
     def _job(self, call: Call) -> Iterator[bytes]:
+        name, quota = call.tenant.name, call.tenant.quota
+        self._ledger.charge(name, quota, requests=1)
+
+        def count(task: TaskCounts) -> None:
+            call.account.task(task)
+            self._ledger.charge(name, quota, requests=1, tokens=task.tokens, bytes=task.bytes_in + task.bytes_out)
+
         # Deadlines of what the owner sends are the session's, which knows when it is to send something.
-        return self._host.job(join(call.chunks, self._largest_job), call.account.task, call.tenant.name)
+        messages = join(call.chunks, self._largest_job)
+        with self._sessions.hold(name, 1, most=quota.sessions):
+            yield from self._host.job(messages, count, name, quota.adapters)
 
     def _receive(self, call: Call, held: ExitStack) -> Iterator[bytes]:
         """Yield the pieces of a request, whose memory is held before they are taken."""
         size, due = 0, wire.HEAD_BYTES
         for piece in call.pieces():
             if size == 0:
-                due = wire.announced(piece)[1]
+                head, due = wire.announced(piece)
                 if due > self._memory.largest:
                     raise Refusal(
                         grpc.StatusCode.OUT_OF_RANGE,
                         f"a request of {due} bytes is longer than this server's limit of {self._memory.largest}; "
                         "send fewer tokens at once",
                     )
-                held.enter_context(self._memory.hold(call.tenant.name, due, self._patience))
+                name, quota = call.tenant.name, call.tenant.quota
+                if quota.memory is not None and due > quota.memory:
+                    raise Refusal(
+                        grpc.StatusCode.OUT_OF_RANGE,
+                        f"a request of {due} bytes is longer than this tenant's limit of {quota.memory}; send fewer "
+                        "tokens at once",
+                    )
+                self._ledger.charge(name, quota, requests=1, tokens=head.tokens, bytes=due)
+                held.enter_context(self._memory.hold(name, due, self._patience, quota.memory))
             size += len(piece)
             if size > due:
                 raise MessageError(f"request: at least {size - due} bytes too many")

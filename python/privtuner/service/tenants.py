@@ -31,6 +31,7 @@ import grpc
 
 from privtuner.errors import InputError
 from privtuner.paths import replacing, writing
+from privtuner.service.quotas import Quota
 from privtuner.service.refusal import Refusal
 from privtuner.service.reread import Reread, read_small
 from privtuner.service.security import TOKEN_KEY, token_digest
@@ -54,7 +55,7 @@ class Tenant:
 
     name: str
     authenticated: bool = False
-    quota: Mapping[str, Any] = field(default_factory=dict)
+    quota: Quota = field(default_factory=Quota)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,11 @@ class _Table:
         tokens: dict[str, Tenant] = {}
         certificates: dict[str, Tenant] = {}
         for name, entry in content[_TENANTS].items():
-            tenant = Tenant(name, authenticated=True, quota=entry.get(_QUOTA, default))
+            try:
+                quota = Quota.parse(entry.get(_QUOTA, default))
+            except InputError as error:
+                raise InputError(f"{path}: {name}: {error}") from error
+            tenant = Tenant(name, authenticated=True, quota=quota)
             for key, table in ((_TOKENS, tokens), (_CERTIFICATES, certificates)):
                 for value in _listed(entry, key):
                     if value in table:
