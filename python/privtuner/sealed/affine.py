@@ -71,7 +71,7 @@ class Affine:
         copies = min(max(1, math.ceil(float(np.abs(layer.bias).max()) / largest)), _MOST_COPIES)
         bias = np.column_stack([layer.bias / copies] * copies)
         scale = (max(float(np.abs(part).max()) for part in (layer.weight, bias)) or 1.0) / _core.MAX_WEIGHT_16
-        return cls(*(np.rint(part / scale).astype(np.int16) for part in (layer.weight, bias)), scale)
+        return cls(_rounded(layer.weight, scale), _rounded(bias, scale), scale)
 
     def rows(self, size: int) -> list[Affine]:
         """The layer as several, of at most ``size`` outputs each."""
@@ -95,3 +95,8 @@ class Affine:
     def backward(self, ev: EvaluatorProtocol[Tensor], dy: Tensor) -> Tensor:
         """The gradient by x (slots, d_in), at a scale of the matrix's. No level."""
         return ev.linear(dy, self.matrix, transpose=True)
+
+
+def _rounded(values: npt.NDArray[np.float64], scale: float) -> Integers:
+    whole: Integers = np.rint(values / scale).astype(np.int16)
+    return whole
