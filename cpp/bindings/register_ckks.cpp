@@ -212,6 +212,23 @@ std::shared_ptr<ckks::Matrix> matrix_of(const py::array& weights, const Doubles&
   throw std::invalid_argument("weights must be a contiguous array of int8 or int16");
 }
 
+// Those of the coefficients [feature][N] where `count` numbers are packed, as uint64 (count, features).
+py::array packed_words(const ckks::Parameters& parameters, const std::uint64_t* coefficients, std::size_t features,
+                       std::size_t count) {
+  const std::size_t n = parameters.n();
+  if (count < 1 || count > n) {
+    throw std::invalid_argument(std::to_string(count) + " numbers do not fit the " + std::to_string(n) +
+                                " coefficients of a ciphertext");
+  }
+  py::array_t<std::uint64_t> words({count, features});
+  std::uint64_t* out = words.mutable_data();
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t place = circuits::packed_place(n, count, i).coefficient;
+    for (std::size_t f = 0; f < features; ++f) out[i * features + f] = coefficients[f * n + place];
+  }
+  return words;
+}
+
 py::array decrypt(const ckks::SecretKey& key, const Tensor& tensor, bool complex) {
   const auto tokens = static_cast<py::ssize_t>(tensor.tokens), features = static_cast<py::ssize_t>(tensor.features);
   py::array_t<double> re({tokens, features});
@@ -631,6 +648,12 @@ void register_ckks(py::module_& module) {
              }
              return numbers;
            })
+      .def("open",
+           [](const ckks::SecretKey& key, const Tensor& masked, std::size_t count) {
+             math::SecretBuffer<std::uint64_t> coefficients(masked.features * key.parameters()->n());
+             key.open(masked, coefficients.data());
+             return packed_words(*key.parameters(), coefficients.data(), masked.features, count);
+           })
       .def("public_key",
            [](const ckks::SecretKey& key, const Common& common) {
              const auto shared = common_of(common);
@@ -704,6 +727,12 @@ void register_ckks(py::module_& module) {
         return revealed;
       },
       Release());
+  module.def("ckks_mask_opening", [](const ckks::PublicKey& key, const TensorPtr& x, std::size_t count) {
+    const auto masked = std::make_shared<Tensor>(x->with_room());
+    math::SecretBuffer<std::uint64_t> mask(x->features * x->parameters->n());
+    ckks::mask_opening(key, *x, *masked, mask.data());
+    return py::make_tuple(masked, packed_words(*x->parameters, mask.data(), x->features, count));
+  });
   register_evaluator(module);
 }
 

@@ -14,6 +14,7 @@ __all__ = [
     "InfeasibleError",
     "InputError",
     "IntegrityError",
+    "LostError",
     "MessageError",
     "MissingPackageError",
     "PrivtunerError",
@@ -78,6 +79,10 @@ class EngineError(PrivtunerError, RuntimeError):
 
 class ServiceError(PrivtunerError, RuntimeError):
     """The other party cannot be reached, or answered with a fault."""
+
+
+class LostError(ServiceError):
+    """The connection was lost, or the server is busy: the same request may be sent again."""
 
 
 class WeightWithheldError(PrivtunerError, RuntimeError):

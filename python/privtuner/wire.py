@@ -9,6 +9,7 @@ the business of its kind. The checksum guards against accidents, not against att
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from privtuner import _core
 from privtuner.errors import InputError
 
-__all__ = ["DIRECTIONS", "HEAD_BYTES", "KINDS", "VERSION", "Head", "open", "peek", "seal"]
+__all__ = ["DIRECTIONS", "HEAD_BYTES", "KINDS", "VERSION", "Head", "announced", "open", "peek", "seal"]
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -32,6 +33,8 @@ DIRECTIONS: tuple[str, ...] = _core.wire.DIRECTIONS
 """Names of what a request may ask for."""
 
 _NO_ID = bytes(16)
+_LENGTH = struct.Struct("<Q")
+_LENGTH_AT = HEAD_BYTES - 16
 
 
 class Head(NamedTuple):
@@ -55,6 +58,23 @@ class Head(NamedTuple):
     tokens: int
     features: int
     length: int
+
+
+def announced(data: BytesLike) -> tuple[Head, int]:
+    """Read the head at the front of ``data``, which may be the beginning of a message alone.
+
+    Returns:
+        The head, with length 0, and the bytes of the whole message as it announces them.
+
+    Raises:
+        MessageError: no message of this version, an unknown kind or direction, or shorter than a head.
+    """
+    head = bytearray(data[:HEAD_BYTES])
+    if len(head) < HEAD_BYTES:
+        peek(head)  # raises
+    (length,) = _LENGTH.unpack_from(head, _LENGTH_AT)
+    _LENGTH.pack_into(head, _LENGTH_AT, 0)
+    return peek(head), HEAD_BYTES + length
 
 
 def peek(data: BytesLike) -> Head:

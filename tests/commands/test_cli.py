@@ -182,6 +182,10 @@ def test_training_without_evaluation(model, arguments, capsys):
         (["train", "--data", "a", "--out", "b"], "one of the arguments --server --plain is required"),
         (["train", "--plain", "--server", "a:1", "--data", "a", "--out", "b"], "not allowed with"),
         (["train", "--plain", "--data", "a", "--out", "b"], "--plain needs --model DIR"),
+        (
+            ["train", "--plain", "--model", "m", "--constant-size", "--data", "a", "--out", "b"],
+            "nothing is sent in the clear",
+        ),
         (["train", "--server", "a:1", "--model", "m", "--data", "a", "--out", "b"], "--model goes with --plain only"),
         (
             ["train", "--plain", "--model", "m", "--scheme", "openfhe", "--data", "a", "--out", "b"],

@@ -90,22 +90,27 @@ def test_terminal_that_closes(model, table, tmp_path):
     assert adapter(tmp_path / "out" / "interrupted")
 
 
-def test_killed_training_leaves_what_it_saved_last(model, table, tmp_path):
-    program = (
-        "import sys; from privtuner import cli; from privtuner.train import report\n"
-        "report.AdapterKeeper.__init__.__defaults__ = (0.0,)\n"
-        "sys.exit(cli.main())"
-    )
+def test_killed_training_goes_on(model, table, tmp_path):
+    """What the same command goes on with."""
     line = training(table, tmp_path / "out", "--plain", "--model", model)
-    saved = tmp_path / "out" / "interrupted" / "labels.json"
-    with started([sys.executable, "-c", program, *line[3:]], stderr=subprocess.DEVNULL) as owner:
-        while not saved.exists():
+    folder = tmp_path / "out" / "checkpoints"
+    with started(line, stderr=subprocess.DEVNULL) as owner:
+        while not list(folder.glob("checkpoint-*")):
             assert owner.poll() is None
             time.sleep(0.05)
         owner.kill()
         owner.wait()
+    with started(line, stderr=subprocess.PIPE, text=True) as owner:
+        assert owner.stderr is not None
+        said = [next(line for line in owner.stderr if "going on" in line)]
+        owner.send_signal(signal.SIGTERM)
+        assert owner.wait(60) == 143
+        said += owner.stderr.readlines()
+    assert re.match(r"privtuner: going on after step \d+, from ", said[0]), said
+    assert any(re.match(r"privtuner: the same command goes on after step \d+ of 1000000", entry) for entry in said), (
+        said
+    )
     assert adapter(tmp_path / "out" / "interrupted")
-    assert json.loads(saved.read_text())["labels"] == ["fruit", "river", "tool"]
 
 
 def test_server_that_is_told_to_end_while_it_prepares(model):

@@ -14,7 +14,7 @@ from family_cases import tiny_model
 from loops import each
 from nn_cases import RecordingTransport, tiny_bert, tiny_llama, tokens
 from privtuner.errors import InputError
-from privtuner.nn import LocalTransport, Session, Split, build, split
+from privtuner.nn import EncryptedGroup, LocalTransport, Session, Split, build, split
 from privtuner.nn.families import PADDING_SAFE, REGULAR
 
 # Constants of these families that are neither embeddings nor linear.
@@ -48,7 +48,7 @@ def test_two_texts_of_one_length_ask_for_the_same(model_type: str) -> None:
     sizes = {"embedding_size": 16} if model_type == "mobilebert" else {}
     parts = split(tiny_model(model_type, task, **sizes), keep=CONSTANTS)
     transport = RecordingTransport(parts.server)
-    model = build(parts.bundle, Session(transport)).train()
+    model = build(parts.bundle, Session(transport, verify_every=0)).train()
     model.get_input_embeddings().requires_grad_(True)
     seen = []
     for seed in range(2):
@@ -91,8 +91,8 @@ def test_a_mixture_of_experts_needs_the_word_of_both_parties() -> None:
     parts = split(experts(), allow_data_dependent_requests=True)
     transport = RecordingTransport(parts.server)
     with pytest.raises(InputError, match=r"SwitchTransformersEncoderModel is not known"):
-        build(parts.bundle, Session(transport))
-    model = build(parts.bundle, Session(transport), allow_data_dependent_requests=True)
+        build(parts.bundle, Session(transport, verify_every=0))
+    model = build(parts.bundle, Session(transport, verify_every=0), allow_data_dependent_requests=True)
     seen = []
     for seed in range(2):
         model(input_ids=tokens(1, 8, seed=seed))
@@ -101,7 +101,7 @@ def test_a_mixture_of_experts_needs_the_word_of_both_parties() -> None:
     assert seen[0] != seen[1], "what is refused does tell texts apart"
 
 
-def test_tokens_that_a_router_chose_are_refused_whatever_the_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_countthat_a_router_chose_are_refused_whatever_the_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("privtuner.nn.families.REGULAR", REGULAR | {"switch_transformers"})
     parts = split(experts())
     model = build(parts.bundle, Session(LocalTransport(parts.server)))
@@ -116,7 +116,7 @@ def test_a_bundle_cannot_pass_one_architecture_off_as_another() -> None:
         build(forged, Session(LocalTransport({})))
 
 
-def test_predicting_labelled_tokens_alone_is_refused() -> None:
+def test_predicting_labelled_countalone_is_refused() -> None:
     with pytest.raises(InputError, match="sparse_prediction of this ModernBertForMaskedLM sends labelled tokens alone"):
         split(tiny_model("modernbert", "AutoModelForMaskedLM", sparse_prediction=True))
     parts = split(tiny_model("modernbert", "AutoModelForMaskedLM"))
@@ -137,13 +137,13 @@ def llama() -> Split:
 @pytest.mark.parametrize(("kept", "sent"), [(0, 12), (2, 4), (torch.tensor([1, 3, 5]), 6)])
 def test_positions_whose_logits_were_asked_for(llama: Split, kept: Any, sent: int) -> None:
     transport = RecordingTransport(llama.server)
-    build(llama.bundle, Session(transport))(tokens(2, 6), logits_to_keep=kept)
+    build(llama.bundle, Session(transport, verify_every=0))(tokens(2, 6), logits_to_keep=kept)
     assert transport.seen[-1] == ("lm_head", "forward", sent)
 
 
 def test_generation_with_a_cache(llama: Split) -> None:
     transport = RecordingTransport(llama.server)
-    model = build(llama.bundle, Session(transport))
+    model = build(llama.bundle, Session(transport, verify_every=0))
     model.generate(tokens(2, 6), max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0)
     assert [count for layer, _, count in transport.seen if layer == "lm_head"] == [2, 2, 2]
 
@@ -201,3 +201,50 @@ def test_what_one_model_of_a_session_may_send_no_other_may() -> None:
     strict.encoder.register_forward_pre_hook(lambda *_: layer(torch.zeros(3, 1, layer.in_features)))
     with pytest.raises(InputError, match="asked for tokens that the model chose by their values"):
         strict(tokens(2, 6))
+
+
+def passes(parts: Split, pad_tokens_to: int | None, texts: list[tuple[torch.Tensor, torch.Tensor]]) -> list[Any]:
+    """What the server sees of a training pass over each batch, and the gradients of each."""
+    transport = RecordingTransport(parts.server)
+    torch.manual_seed(0)
+    model = build(parts.bundle, Session(transport, pad_tokens_to=pad_tokens_to, verify_every=0), num_labels=2)
+    model.get_input_embeddings().requires_grad_(True)
+    found = []
+    for ids, mask in texts:
+        model.zero_grad()
+        model(input_ids=ids, attention_mask=mask, labels=torch.zeros(len(ids), dtype=torch.int64)).loss.backward()
+        found.append((transport.seen, model.get_input_embeddings().weight.grad.clone()))
+        transport.seen = []
+    return found
+
+
+def test_texts_of_other_lengths_ask_for_the_same_where_requests_are_filled_up() -> None:
+    parts = split(tiny_bert())
+    short, long, hidden = torch.ones(3, 4), torch.ones(3, 9), torch.ones(3, 9)
+    short[1, 2:], hidden[0, 3:], hidden[2, 1:] = 0, 0, 0
+    texts = [(tokens(3, mask.shape[1], seed=seed), mask) for seed, mask in enumerate((short, long, hidden))]
+    plain, filled = passes(parts, None, texts), passes(parts, 3 * 9, texts)
+    assert len({tuple(seen) for seen, _ in plain}) == 3
+    assert len({tuple(seen) for seen, _ in filled}) == 1
+    assert {count for _, _, count in filled[0][0]} == {27}
+    for (_, wanted), (_, found) in zip(plain, filled, strict=True):
+        # The encryption's error: two runs of one batch differ by about 1e-5 of the largest.
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize(("count", "held"), [(0, 8), (1, 8), (8, 8), (9, 16), (17, 24)])
+def test_requests_are_filled_up_to_multiples(count: int, held: int) -> None:
+    parts = split(tiny_bert())
+    transport = RecordingTransport(parts.server)
+    name, spec = next(iter(parts.bundle.specs.items()))
+    group = EncryptedGroup(name, spec, [spec.d_out], Session(transport, pad_tokens_to=8, verify_every=0))
+    x = torch.randn(count, spec.d_in)
+    assert group.take(0, x).shape == (count, spec.d_out)
+    assert transport.seen == [(name, "forward", held)]
+
+
+@pytest.mark.parametrize("count", [0, -1, (1 << 24) + 1])
+def test_numbers_that_no_request_can_be_filled_up_to(count: int) -> None:
+    parts = split(tiny_bert())
+    with pytest.raises(InputError, match=f"pad_tokens_to is {count}"):
+        Session(LocalTransport(parts.server), pad_tokens_to=count)

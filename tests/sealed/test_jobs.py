@@ -307,14 +307,52 @@ def test_adapters_are_released_where_the_server_says_so(pair):
 
 
 def test_sessions_are_bounded(pair):
-    owner, _ = pair(service={"patience": 0.2})
-    owner.embed(*batch())
+    model, begun, free = TinyModel(), threading.Event(), threading.Event()
+    model.before_backward = lambda: begun.set() or free.wait(20)
+    owner, running = pair(model)
+    service = running._host.sealed if hasattr(running, "_host") else running
+    owner.forward(*batch())
+    working = threading.Thread(target=owner.backward, args=(G, 8.0))
+    working.start()
+    assert begun.wait(20)
     second = SealedOwner(owner.public, owner._transport, allow_insecure=True)
+    service.patience = 0.05
     with pytest.raises(ServiceError, match="busy with 1 other"):
         second.embed(*batch())
-    owner.close()
-    second.embed(*batch())
-    second.close()
+    service.patience = 20.0
+    free.set()
+    working.join(20)
+
+
+def test_an_idle_session_gives_way(pair):
+    """The first owner comes back later, with its adapters."""
+    owner, _ = pair(service={"patience": 1.5}, owner={"retries": 9, "pause": 0.1})
+    twin = Twin(TinyModel())
+    train(owner, twin)
+    with SealedOwner(owner.public, owner._transport, allow_insecure=True) as second:
+        second.embed(*batch())
+    train(owner, twin)
+
+
+def test_one_that_waits_for_its_owner_lets_others_compute(pair):
+    """An owner that takes its time for a refresh stops nobody else."""
+    owner, _ = pair(service={"sessions": 2, "patience": 20.0})
+    asked, free, refresh = threading.Event(), threading.Event(), owner._secret.refresh
+
+    def late(*arguments):
+        asked.set()
+        assert free.wait(20)
+        return refresh(*arguments)
+
+    owner._secret.refresh = late
+    working = threading.Thread(target=owner.embed, args=batch())
+    working.start()
+    assert asked.wait(20)
+    with SealedOwner(owner.public, owner._transport, allow_insecure=True) as second:
+        train(second, Twin(TinyModel()))
+    free.set()
+    working.join(20)
+    assert owner.spent.tasks == 1
 
 
 def test_a_server_that_stalls_meets_the_owners_deadline(pair):

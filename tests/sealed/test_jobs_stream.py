@@ -13,6 +13,7 @@ from privtuner.errors import CkksError, InputError, MessageError, ServiceError
 from privtuner.sealed.locker import Locker
 from privtuner.sealed.messages import Link, Stream, Type
 from privtuner.sealed.server import _Session
+from privtuner.turns import Turns
 from sealed_cases import PARAMETERS, TinyModel
 
 
@@ -100,8 +101,8 @@ def test_masked_messages_are_four_ahead_of_their_answers():
     """However many a refresh has; and they are made when they are sent, not before."""
     one, two = joined()
     model = TinyModel()
-    service = SimpleNamespace(model=model, patience=5.0, idle=5.0)
-    session = _Session(service, one, None)
+    service = SimpleNamespace(model=model, patience=5.0, idle=5.0, turns=Turns())
+    session = _Session(service, one, None, "")
     owner = Link(two, model.public.id, bytes(16), PARAMETERS._core.hash, 1 << 20)
     made, ahead, answered = [], [], []
 
@@ -120,9 +121,10 @@ def test_masked_messages_are_four_ahead_of_their_answers():
     answering = threading.Thread(target=answer)
     answering.start()
     replies = []
-    for reply in session._exchange(masked()):
-        replies.append(reply)
-        ahead.append(len(made) - len(replies))
+    with session._computing():
+        for reply in session._exchange(masked()):
+            replies.append(reply)
+            ahead.append(len(made) - len(replies))
     answering.join(5.0)
     assert replies == [bytes([number]) for number in range(10)]
     assert ahead == [3] * 7 + [2, 1, 0]

@@ -22,7 +22,7 @@ from privtuner.cuda.client import CudaClient
 from privtuner.cuda.server import CudaServer
 from privtuner.errors import InputError, MessageError, ServiceError
 from privtuner.nn import GroupSpec, OwnerBundle, Split
-from privtuner.service import RemoteTransport, Server, client, server
+from privtuner.service import RemoteTransport, Server, client, protocol, server
 from privtuner.service.protocol import PROTOCOL_KEY, method
 
 D_OUT, D_IN = 300, 40
@@ -75,7 +75,8 @@ def connected(split, **options):
 
 def test_devices_on_both_sides_of_a_connection(split, monkeypatch):
     """Requests in one message and in many; messages become gRPC's bytes and no page-locked memory is kept."""
-    monkeypatch.setattr(client, "MESSAGE_BYTES", 4096)
+    for module in (client, protocol, server):
+        monkeypatch.setattr(module, "MESSAGE_BYTES", 4096)
     serving, owning = CountingDevice(), CountingDevice()
     owner, prepared = CudaClient(owning), split.server["fc2"]
     with connected(split, server=CudaServer([serving])) as (_, transport):
@@ -112,11 +113,16 @@ def test_bundle_arrives_whole(split, transport):
     assert size < total < 1.1 * size
 
 
-def test_long_request_travels_in_pieces(split, transport, monkeypatch):
-    monkeypatch.setattr(client, "MESSAGE_BYTES", 200)
+def test_long_messages_travel_in_pieces(split, monkeypatch):
+    for module in (client, protocol, server):
+        monkeypatch.setattr(module, "MESSAGE_BYTES", 1500)
     request, _ = linear.encrypt(batch(), split.server["fc"].spec)
-    assert len(request) > 4 * 200
-    assert list(transport.apply("fc", request)) == list(linear.apply_blocks(split.server["fc"], request, 256))
+    assert len(request) > 1500
+    with connected(split) as (_, transport):
+        blocks = list(transport.apply("fc", request))
+        assert transport.fetch_bundle().to_files() == split.bundle.to_files()
+    assert blocks == list(linear.apply_blocks(split.server["fc"], request, 256))
+    assert min(map(len, blocks)) > 1500
 
 
 def test_server_counts_what_it_saw(split):
@@ -151,8 +157,10 @@ def test_unknown_layer(transport):
 def test_request_beyond_the_limit(split):
     request, _ = linear.encrypt(batch(), split.server["fc"].spec)
     with (
-        connected(split, max_request_bytes=len(request) - 1) as (_, transport),
-        pytest.raises(ServiceError, match=f"longer than this server's limit of {len(request) - 1} bytes"),
+        connected(split, memory_bytes=2 * len(request) - 2) as (_, transport),
+        pytest.raises(
+            ServiceError, match=f"{len(request)} bytes is longer than this server's limit of {len(request) - 1}"
+        ),
     ):
         list(transport.apply("fc", request))
 
@@ -282,7 +290,7 @@ def test_counts_are_not_waited_for_without_end(split, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "answer", [b'{"protocol": 3}', b'{"protocol": 3, "model": 5, "scheme": "s", "preset": "p"}', b"[" * 100000]
+    "answer", [b'{"protocol": 4}', b'{"protocol": 4, "model": 5, "scheme": "s", "preset": "p"}', b"[" * 100000]
 )
 def test_hello_that_lacks_something(answer):
     with (
@@ -394,8 +402,8 @@ def test_another_grpc_service_listens():
         b"[]",
         b"{}",
         b'{"protocol": null}',
-        b'{"protocol": 3, "model": "m", "preset": "p"}',
-        b'{"protocol": 3, "model": "m", "scheme": "s", "preset": "p", "bundle_bytes": []}',
+        b'{"protocol": 4, "model": "m", "preset": "p"}',
+        b'{"protocol": 4, "model": "m", "scheme": "s", "preset": "p", "bundle_bytes": []}',
         b"\xff",
     ],
 )
@@ -466,7 +474,9 @@ def test_network_is_served_when_allowed(split):
             assert transport.hello()["layers"] == 2
 
 
-@pytest.mark.parametrize(("option", "value"), [("port", -1), ("port", 65536), ("max_request_bytes", 0)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("port", -1), ("port", 65536), ("memory_bytes", 1), ("calls", 1), ("patience", 0)]
+)
 def test_option_out_of_range(split, option, value):
     with pytest.raises(InputError, match=str(value)):
         Server(split, **{option: value})

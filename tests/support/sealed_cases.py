@@ -20,6 +20,7 @@ from privtuner.sealed.messages import _BODY, _KIND, Type
 from privtuner.sealed.model import EncryptedAdapters
 from privtuner.sealed.owner import SealedOwner
 from privtuner.sealed.server import SealedService
+from privtuner.sealed.state import piece_limit
 from privtuner.service import RemoteTransport, Server
 
 PARAMETERS = ckks.Parameters.INSECURE(6)
@@ -57,6 +58,7 @@ class Refresh(NamedTuple):
 @dataclass(frozen=True)
 class TinyShape:
     pooler: bool = False
+    clear: bool = False
 
 
 SCHEDULES = {
@@ -80,6 +82,7 @@ class TinyPublic:
     mask = Evaluator(PARAMETERS).planned(SLOTS, 1)
     gradient = Evaluator(PARAMETERS).planned(SLOTS, WIDTH)
     adapters = tuple(planned_packed(bound) for bound in (4.0, 64.0))
+    state_limit = piece_limit(adapters)
     pooled = reveal(Evaluator(PARAMETERS), Evaluator(PARAMETERS).planned(SLOTS, WIDTH, level=4, noise=2.0**30))
 
     def schedule(self, task):

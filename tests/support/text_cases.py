@@ -54,6 +54,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def telling_tokenizer(word: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a server that wants to know which texts hold ``word``: it spells that out in many tokens."""
+    tokenizer = tiny_tokenizer()
+    spelled = normalizers.Replace(word, f"{word} now now now")
+    inner = tokenizer.backend_tokenizer
+    inner.normalizer = normalizers.Sequence([inner.normalizer, spelled])
+    return tokenizer
+
+
 def tiny_model_directory(folder: Path, **other: int) -> Path:
     """Write a random two-layer BERT (of ``other`` sizes) and a tokenizer of its thirty words to ``folder``."""
     with torch.random.fork_rng():

@@ -21,7 +21,7 @@ from privtuner.errors import InputError
 from privtuner.nn import Session, split_pretrained, traffic_of
 from privtuner.train import load_classifier
 from privtuner.train.classifier import POOLS, clear_classifier, owner_classifier
-from privtuner.train.dataset import TextTable, encode, shuffled_batches
+from privtuner.train.dataset import ShuffledBatches, TextTable, encode
 from privtuner.train.mean_head import MeanForSequenceClassification
 from privtuner.train.report import save_adapter
 from privtuner.train.training import TrainConfig, evaluate, iterate_steps, prepare_model
@@ -115,7 +115,7 @@ def test_no_padding_is_sent_and_no_pooler(parts, data):
     model = prepare_model(
         owner_classifier(parts.bundle, Session(transport), LABELS, "mean"), TrainConfig(lora_r=2, seed=1)
     )
-    batch = next(shuffled_batches(data, 8, 0))
+    batch = next(ShuffledBatches(data, 8, 0))
     assert not batch.attention_mask.all()
     model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.targets).loss.backward()
     counts = traffic_of(model).snapshot()
@@ -144,7 +144,7 @@ def test_head_alone(parts, data, tmp_path, pool):
 @pytest.mark.parametrize("rank", [0, 3])
 def test_what_is_trained_encrypted_is_loaded_on_the_clear_model(directory, parts, data, tmp_path, pool, rank):
     config = TrainConfig(steps=2, batch_size=8, lora_r=rank, seed=1)
-    owner = owner_classifier(parts.bundle, Session(CountingTransport(parts.server)), LABELS, pool)
+    owner = owner_classifier(parts.bundle, Session(CountingTransport(parts.server), verify_every=0), LABELS, pool)
     model = randomised(prepare_model(owner, config))
     save_adapter(model, LABELS, tmp_path)
     loaded = load_classifier(directory, tmp_path)
@@ -158,7 +158,9 @@ def test_what_is_trained_encrypted_is_loaded_on_the_clear_model(directory, parts
 
 def test_no_gradient_goes_below_the_first_adapter(parts, data):
     config = TrainConfig(steps=1, batch_size=4, lora_r=2, seed=1, targets=("layer.1.attention.self.query",))
-    model = prepare_model(owner_classifier(parts.bundle, Session(CountingTransport(parts.server)), LABELS), config)
+    model = prepare_model(
+        owner_classifier(parts.bundle, Session(CountingTransport(parts.server), verify_every=0), LABELS), config
+    )
     list(iterate_steps(model, data, config, progress=False))
     asked = {layer for layer, direction in traffic_of(model).snapshot() if direction == "backward"}
     assert asked == {f"encoder.layer.1.{name}.dense" for name in ("attention.output", "intermediate", "output")}
@@ -193,7 +195,9 @@ def test_pool_that_does_not_suit_the_model(directory, parts):
     assert MeanForSequenceClassification(T5EncoderModel(config)).classifier.in_features == 16
     for make in (
         lambda: clear_classifier(directory, LABELS, "last"),
-        lambda: owner_classifier(parts.bundle, Session(CountingTransport(parts.server)), LABELS, "last"),
+        lambda: owner_classifier(
+            parts.bundle, Session(CountingTransport(parts.server), verify_every=0), LABELS, "last"
+        ),
     ):
         with pytest.raises(InputError, match="pool is 'last'; give one of mean, first"):
             make()

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from privtuner.errors import InputError
 from privtuner.train.dataset import (
     Encoded,
+    ShuffledBatches,
     TextTable,
     collate,
     encode,
     label_names,
     length_batches,
     read_csv,
-    shuffled_batches,
 )
 from text_cases import rows, tiny_tokenizer
 
@@ -65,7 +65,7 @@ def test_batch_is_padded_to_its_longest():
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 5))
 def test_every_text_comes_once_an_epoch(texts, batch_size, seed):
-    batches = shuffled_batches(encoded([2] * texts), batch_size, seed)
+    batches = ShuffledBatches(encoded([2] * texts), batch_size, seed)
     epochs = 3
     seen = []
     while len(seen) < epochs * texts:
@@ -77,7 +77,7 @@ def test_every_text_comes_once_an_epoch(texts, batch_size, seed):
 
 
 def order(seed):
-    batches = shuffled_batches(encoded([2] * 50), 50, seed)
+    batches = ShuffledBatches(encoded([2] * 50), 50, seed)
     return [next(batches).targets.tolist() for _ in range(3)]
 
 
@@ -116,7 +116,7 @@ def test_order_without_a_seed_takes_the_operating_system_s_randomness(monkeypatc
 def test_lengths_of_single_texts_follow_from_a_known_order_only(seed):
     """What a curious server can do: solve the totals of the batches for the length of each text."""
     lengths = np.random.default_rng(1).integers(3, 40, 60)
-    mine, guess = shuffled_batches(encoded(lengths), 16, seed), shuffled_batches(encoded([1] * 60), 16, 0)
+    mine, guess = ShuffledBatches(encoded(lengths), 16, seed), ShuffledBatches(encoded([1] * 60), 16, 0)
     totals, rows_ = [], []
     for _ in range(100):
         totals.append(next(mine).tokens)

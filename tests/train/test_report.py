@@ -141,37 +141,16 @@ def run_of(steps, total=3):
     return TrainResult("plain", TrainConfig(steps=total), [Step(1.0, 0.1, 1.0, 1)] * steps)
 
 
-def test_keeper_saves_what_there_is_from_time_to_time(tmp_path):
+def test_keeper_saves_after_the_last_step(tmp_path):
     lines = []
-    keeper = report.AdapterKeeper(Model(), ["a", "b"], tmp_path, lines.append, seconds=0)
-    seldom = report.AdapterKeeper(Model(), ["a", "b"], tmp_path / "seldom", lines.append, seconds=3600)
-    assert not keeper.complete
+    keeper = report.AdapterKeeper(Model(), ["a", "b"], tmp_path, lines.append)
     keeper(run_of(1))
-    seldom(run_of(1))
-    assert (tmp_path / "interrupted" / "adapter_model.safetensors").read_bytes() == b"adapter"
-    assert not (tmp_path / "adapter_model.safetensors").exists()
-    assert not (tmp_path / "seldom").exists()
+    assert not keeper.complete
+    assert list(tmp_path.iterdir()) == []
     keeper(run_of(3))
     assert keeper.complete
     assert (tmp_path / "adapter_model.safetensors").exists()
-    assert not (tmp_path / "interrupted").exists()
     assert lines == []
-
-
-def test_keeper_leaves_what_an_earlier_run_left(tmp_path):
-    report.save_adapter(Model(), ["a", "b"], tmp_path / "interrupted")
-    report.AdapterKeeper(Model(), ["a", "b"], tmp_path, print)(run_of(3))
-    assert (tmp_path / "interrupted" / "adapter_model.safetensors").exists()
-
-
-def test_keeper_goes_on_when_the_disk_is_full_for_a_while(tmp_path):
-    lines, model = [], Model(FULL)
-    keeper = report.AdapterKeeper(model, ["a", "b"], tmp_path, lines.append, seconds=0)
-    keeper(run_of(1))
-    assert ["No space left on device; training goes on" in line for line in lines] == [True]
-    model.error = None
-    keeper(run_of(3))
-    assert (tmp_path / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize("complete", [True, False])

@@ -15,7 +15,7 @@ from privtuner.errors import InputError
 from privtuner.nn import TrafficMeter
 from privtuner.train import load_classifier
 from privtuner.train.classifier import clear_classifier
-from privtuner.train.dataset import Encoded, shuffled_batches
+from privtuner.train.dataset import Encoded, ShuffledBatches
 from privtuner.train.limits import fit, positions
 from privtuner.train.peft_adapter import add_lora, save_released
 from privtuner.train.report import load_labels, save_head
@@ -156,7 +156,7 @@ def test_the_head_takes_its_first_steps_on_the_vectors_of_one_pass() -> None:
     wanted = SealedClassifier(ClearEncoder(), 2, 0).classifier
     result = train_sealed(model, data, None, config(steps=1, batch_size=16, head_first=5))
     assert [name for name, _ in encoder.calls] == ["forward", "backward"]
-    batch = next(shuffled_batches(data, 16, 0))
+    batch = next(ShuffledBatches(data, 16, 0))
     with torch.no_grad():
         pooled = ClearEncoder().eval()(batch.input_ids, batch.attention_mask)
     optimizer = torch.optim.AdamW(wanted.parameters(), lr=0.1, weight_decay=config().weight_decay)

@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from loops import each
 from privtuner.errors import InputError, PrivtunerError
 from privtuner.nn import LocalTransport, Session, build, split_pretrained, traffic_of
-from privtuner.train.dataset import encode, shuffled_batches
+from privtuner.train.checkpoints import Checkpoints
+from privtuner.train.dataset import ShuffledBatches, encode
 from privtuner.train.table import TextTable, label_names
 from privtuner.train.training import (
     Step,
@@ -237,7 +238,8 @@ def test_every_byte_is_recorded(parts, data):
 
 
 def test_padding_is_left_out_of_training_and_evaluation(parts, data):
-    adapted = prepare_model(encrypted_model(parts), CONFIG)
+    session = Session(LocalTransport(parts.server), verify_every=0)
+    adapted = prepare_model(build(parts.bundle, session, num_labels=3), CONFIG)
     result = train_classifier(adapted, *data, CONFIG, progress=False)
     counts = traffic_of(adapted).snapshot()
     steps, tests = sum(step.tokens for step in result.steps), result.before.tokens + result.after.tokens
@@ -361,6 +363,41 @@ class Interrupted(LocalTransport):
         return super().apply(layer, request)
 
 
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_run_that_goes_on_is_the_run_that_was_never_cut(directory, data, tmp_path, momentum):
+    config = dataclasses.replace(CONFIG, momentum=momentum, head_first=2)
+    undisturbed, whole = run(plain_model(directory), data, config)
+
+    def cut(result):
+        if len(result.steps) in (3, 4, 9) and len(result.steps) > started:
+            raise KeyboardInterrupt
+
+    seen = []
+    for started in (0, 3, 4):
+        torch.manual_seed(started)
+        model = prepare_model(plain_model(directory), dataclasses.replace(config, seed=started) if started else config)
+        with Checkpoints(tmp_path, {}, seen.append) as checkpoints, pytest.raises(KeyboardInterrupt):
+            train_classifier(model, *data, config, progress=False, after_step=cut, checkpoints=checkpoints)
+    with Checkpoints(tmp_path, {}, seen.append) as checkpoints:
+        model, runs = prepare_model(plain_model(directory), config), []
+        result = train_classifier(
+            model,
+            *data,
+            config,
+            progress=False,
+            after_step=lambda run: runs.append(len(run.steps)),
+            checkpoints=checkpoints,
+        )
+    assert [line.split(",")[0] for line in seen] == [f"going on after step {step}" for step in (3, 4, 9)]
+    assert runs == [9, 10, 11, 12]
+    assert [step.loss for step in result.steps] == [step.loss for step in whole.steps]
+    assert [step.lr for step in result.steps] == [step.lr for step in whole.steps]
+    assert result.before.accuracy == whole.before.accuracy
+    assert result.after.accuracy == whole.after.accuracy
+    expected = trained(undisturbed)
+    assert all(torch.equal(value, expected[name]) for name, value in trained(model).items())
+
+
 def test_evaluation_counts_right_answers(directory, data):
     model = prepare_model(plain_model(directory), CONFIG)
     test = data[1]
@@ -414,7 +451,7 @@ def test_adapters_by_momentum_and_the_head_first(directory, data):
     head = [value for name, value in named if ".lora_" not in name]
     by_sgd = torch.optim.SGD(adapters, momentum=0.9)
     by_adamw = torch.optim.AdamW(head, lr=5e-2, weight_decay=config.weight_decay)
-    batches = shuffled_batches(data[0], 30, 3)
+    batches = ShuffledBatches(data[0], 30, 3)
     for number in range(3):
         batch, part = next(batches), 1 - number / 3
         for again in range(5 if number == 0 else 1):

@@ -187,6 +187,23 @@ void reveal(const PublicKey& key, const Tensor& x, int flood_bits, bool packed, 
   });
 }
 
+void mask_opening(const PublicKey& key, const Tensor& x, Tensor& masked, std::uint64_t* mask) {
+  const Parameters& parameters = *x.parameters;
+  check_key(key, parameters);
+  if (x.planned || masked.planned || masked.features != x.features || x.level != 0 || masked.level != 0 ||
+      masked.parameters->hash() != parameters.hash()) {
+    throw std::invalid_argument("an opening takes a tensor with words at level 0, and the room for the masked one");
+  }
+  const std::size_t n = parameters.n();
+  const ring::Seed seed = ring::Seed::from_os();
+  for_features(x.features, [&](std::size_t f) {
+    draw_mask(parameters, seed, f, 0, mask + f * n);
+    rerandomise(key, seed, x, f, masked, f, [&](std::size_t limb, std::uint64_t* row) {
+      parameters.prime(limb).row.add(row, mask + f * n, row, n, math::active_isa());
+    });
+  });
+}
+
 MaskedRefresh::MaskedRefresh(std::shared_ptr<const PublicKey> key, TensorPtr x, std::shared_ptr<Tensor> fresh,
                              const wire::Id& session, std::uint64_t first)
     : key_(std::move(key)),
@@ -262,6 +279,21 @@ TensorPtr MaskedRefresh::result() const {
     if (mask.state != State::answered) throw std::logic_error("not all answers of the refresh have been read");
   }
   return fresh_;
+}
+
+void SecretKey::open(const Tensor& masked, std::uint64_t* out) const {
+  if (masked.parameters->hash() != parameters_->hash() || masked.planned || masked.level != 0) {
+    throw std::invalid_argument("an opening takes a tensor with words at level 0, of this key's parameters");
+  }
+  const Prime& prime = parameters_->prime(0);
+  const std::size_t n = parameters_->n();
+  const math::Isa isa = math::active_isa();
+  for_features(masked.features, [&](std::size_t f) {
+    std::uint64_t* const coefficients = out + f * n;
+    prime.row.multiply(masked.row(f, 1, 0), row(0), coefficients, n, isa);
+    prime.row.add(coefficients, masked.row(f, 0, 0), coefficients, n, isa);
+    prime.ntt.inverse(coefficients, isa);
+  });
 }
 
 void SecretKey::refresh(const std::uint8_t* message, std::size_t size, std::size_t count, int level,

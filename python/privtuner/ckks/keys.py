@@ -293,6 +293,29 @@ class SecretKey:
         """
         return self._core.refresh(message, count, level)
 
+    def open(self, masked: EncryptedTensor, noise: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """Say what the packed numbers of a `privtuner.ckks.opening.Opening` are under its mask, with noise added.
+
+        The steps taken are the same whatever they are. The other side takes the mask off, and has numbers and noise.
+
+        Args:
+            masked: at level 0.
+            noise: int64 (count, ciphertexts), one for each number, in units of one over the tensor's scale. Its size
+                is below 2^62.
+
+        Returns:
+            uint64 of the shape of ``noise``: each number plus noise, modulo the prime of level 0.
+
+        Raises:
+            InputError: noise of another shape, or a tensor that cannot be opened.
+        """
+        if noise.ndim != 2 or noise.shape[1] != masked.shape[1]:
+            raise InputError(f"noise of shape {noise.shape} for {masked.shape[1]} ciphertexts of packed numbers")
+        modulus = self.parameters.primes[0]
+        words = self._core.open(masked._core, len(noise))
+        opened: npt.NDArray[np.uint64] = (words + (noise % modulus).astype(np.uint64)) % np.uint64(modulus)
+        return opened
+
     def public_key(self, common: bytes | None = None) -> PublicKey:
         """Make a key for others to encrypt with.
 

@@ -39,5 +39,6 @@ def run(arguments: argparse.Namespace) -> int:
     print(prepared.table())
     print()
     print(prepared.model.plan)
+    print(f"bundle {prepared.bundle.digest()}; data owners pin it with --expect")
     print(f"written to {out}; it holds the weights: keep it where the model is")
     return 0

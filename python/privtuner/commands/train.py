@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from privtuner.service import RemoteTransport
+    from privtuner.train.checkpoints import Checkpoints
     from privtuner.train.dataset import Encoded, TextTable
     from privtuner.train.mean_head import MeanForSequenceClassification
     from privtuner.train.training import TrainConfig, TrainResult
@@ -105,6 +106,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"tokens at which texts are cut (default {_MAX_LENGTH}; sealed: what the server's model takes)",
     )
     parser.add_argument(
+        "--constant-size",
+        action="store_true",
+        help="fill up every request to as many tokens as --batch-size texts of --max-length have, so that sizes tell "
+        "nothing of the texts; costs what these tokens cost",
+    )
+    parser.add_argument(
         "--pool",
         choices=["mean", "first"],
         help="what the head reads: the mean of a text's last hidden states (default), or the first token or the last, "
@@ -143,6 +150,19 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="where key and locked adapters of a sealed model are kept after each step; one that is there is gone on "
         "with, under a new head. Whoever has it can decrypt the run",
     )
+    checkpoints = parser.add_mutually_exclusive_group()
+    checkpoints.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run whose checkpoint is in --out, and fail if there is none (default: go on if there is "
+        "one, else begin)",
+    )
+    checkpoints.add_argument(
+        "--overwrite", action="store_true", help="begin anew, whatever run's checkpoint is in --out"
+    )
+    parser.add_argument(
+        "--save-every", type=int, default=1, metavar="N", help="steps from one checkpoint to the next (default 1)"
+    )
     add_threads(parser)
 
 
@@ -164,7 +184,7 @@ def run(arguments: argparse.Namespace) -> int:
     task = _task(arguments)
     if arguments.seal:
         return _run_sealed(task, arguments)
-    from privtuner.train.fine_tuning import fine_tune, write_results
+    from privtuner.train.fine_tuning import end_well, fine_tune, write_results
     from privtuner.train.report import AdapterKeeper
 
     stop: Stop = arguments.stop
@@ -173,19 +193,44 @@ def run(arguments: argparse.Namespace) -> int:
         adapted, encoded, encoded_test = _prepare(task, transport, arguments)
         adapted.register_forward_pre_hook(lambda *_: stop.check())
         keeper = AdapterKeeper(adapted, task.labels, task.out, say)
-        result, failure = fine_tune(adapted, encoded, encoded_test, task.config, keeper, say)
-        sizes = {"labels": len(task.labels), "training_texts": len(task.train.texts)}
-        numbers = {**result.to_dict(), **sizes, "pool": _pool(arguments)}
-        if transport:
-            numbers["scheme"] = arguments.scheme
-            numbers["server"] = None if failure else _server_counts(transport)
-        written, failed = write_results(result, numbers, task.out, arguments.json)
-        _print_result(result, task, keeper.place, written)
-        # In the order in which things went wrong.
-        for error in (failure, keeper.failure, failed):
-            if error is not None:
-                raise error
+        with _checkpoints(task, adapted, (encoded, encoded_test), transport, arguments) as checkpoints:
+            result, failure = fine_tune(adapted, encoded, encoded_test, task.config, keeper, say, checkpoints)
+            sizes = {"labels": len(task.labels), "training_texts": len(task.train.texts)}
+            numbers = {**result.to_dict(), **sizes, "pool": _pool(arguments)}
+            if transport:
+                numbers["scheme"] = arguments.scheme
+                numbers["server"] = None if failure else _server_counts(transport)
+            written, failed = write_results(result, numbers, task.out, arguments.json)
+            _print_result(result, task, keeper.place, written)
+            # In the order in which things went wrong.
+            for error in (failure, keeper.failure, failed):
+                if error is not None:
+                    raise error
+            end_well(checkpoints, task.out)
     return 0
+
+
+def _checkpoints(
+    task: _Task,
+    model: PeftModel,
+    data: tuple[Encoded, Encoded | None],
+    transport: RemoteTransport | None,
+    arguments: argparse.Namespace,
+) -> Checkpoints:
+    """Return the checkpoints of the run, and say where it goes on."""
+    from privtuner.train.checkpoints import FOLDER, Checkpoints
+    from privtuner.train.fine_tuning import describe_run, digest_of_frozen
+
+    others = {"pool": _pool(arguments), "scheme": arguments.scheme if transport else None}
+    others["model"] = transport.hello().get("bundle") if transport else digest_of_frozen(model)
+    run = describe_run(task.config, *data, task.labels, others)
+    checkpoints = Checkpoints(task.out / FOLDER, run, say, arguments.save_every)
+    if arguments.overwrite:
+        checkpoints.clear()
+    elif arguments.resume and not checkpoints.there:
+        checkpoints.close()
+        raise InputError(f"--resume: there is no checkpoint in {checkpoints.directory}; leave it out to begin")
+    return checkpoints
 
 
 def _run_sealed(task: _Task, arguments: argparse.Namespace) -> int:
@@ -223,6 +268,9 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise InputError("--momentum goes with --seal model or --plain only")
     if arguments.plain and arguments.scheme != next(iter(SCHEMES)):
         raise InputError("--scheme goes with --server only: nothing is encrypted in the clear")
+    if arguments.constant_size and (arguments.plain or arguments.seal):
+        other = "requests of a sealed model have constant sizes" if arguments.seal else "nothing is sent in the clear"
+        raise InputError(f"--constant-size has no meaning here: {other}; leave it out")
 
 
 def _check_sealed_options(arguments: argparse.Namespace) -> None:
@@ -275,6 +323,7 @@ def _task(arguments: argparse.Namespace) -> _Task:
         ),
         seed=arguments.seed,
         max_length=_MAX_LENGTH if arguments.max_length is None else arguments.max_length,
+        constant_size=arguments.constant_size,
     )
     columns = (arguments.text_column, arguments.label_column)
     form = {"delimiter": arguments.delimiter, "encoding": arguments.encoding}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from privtuner.sealed.public import Public
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TOKENIZER_FILES", "GroupSpec", "OwnerBundle", "describing_entries"]
+__all__ = ["TOKENIZER_FILES", "GroupSpec", "OwnerBundle", "bundle_digest", "describing_entries"]
 
 TOKENIZER_FILES = frozenset(
     {
@@ -132,6 +134,10 @@ class OwnerBundle:
         tokenizer.name_or_path = ""
         return tokenizer
 
+    def digest(self) -> str:
+        """Return `bundle_digest` of the bundle's files: what a server of it says, and a data owner expects."""
+        return bundle_digest(self.to_files())
+
     def to_files(self) -> dict[str, bytes]:
         """Return the bundle as file name -> contents: JSON and safetensors, no pickle."""
         from safetensors.torch import save
@@ -239,6 +245,20 @@ class OwnerBundle:
 
     def _config_bytes(self) -> bytes:
         return json.dumps(dict(self.config), indent=1, sort_keys=True).encode()
+
+
+def bundle_digest(files: Mapping[str, bytes]) -> str:
+    """Return the SHA-256 of a bundle's files, names and contents, as 64 hexadecimal digits.
+
+    The same for the same model, preset and versions of this package and ``transformers``, at every start of a server.
+    """
+    digest = hashlib.sha256(b"privtuner bundle")
+    for name, content in sorted(files.items()):
+        for part in (name.encode(), content):
+            # With its length, so that no two lists of files run into the same bytes.
+            digest.update(struct.pack("<Q", len(part)))
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def describing_entries(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -168,13 +168,18 @@ class EncryptedGroup(LiveResource):
         return spread(product, rows, leading, dtype, device)
 
     def _run(self, flat: torch.Tensor, direction: linear.Direction) -> torch.Tensor:
-        """Return the product of ``flat`` (tokens, features) as float32, where it is computed; no tokens, no request."""
-        if flat.shape[0] == 0:
+        """Return the product of ``flat`` (tokens, features) as float32, where it is computed.
+
+        Rows of zeros are sent beside the tokens where the session says so; neither tokens nor such rows, no request.
+        """
+        tokens = flat.shape[0]
+        more = self.session.padded(tokens) - tokens
+        if tokens + more == 0:
             features = self.spec.d_out if direction == "forward" else self.spec.d_in
             return torch.zeros(0, int(features))
-        x = flat.to(torch.float32).contiguous()
+        x = torch.nn.functional.pad(flat.to(torch.float32), (0, 0, 0, more)).contiguous()
         batch = x if self.session.on_device else x.cpu().numpy()
-        return torch.utils.dlpack.from_dlpack(self.session.product(self.name, self.spec, batch, direction))
+        return torch.utils.dlpack.from_dlpack(self.session.product(self.name, self.spec, batch, direction))[:tokens]
 
     def _check(self, x: torch.Tensor) -> None:
         if x.dtype not in DTYPES:

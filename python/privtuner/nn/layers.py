@@ -13,7 +13,7 @@ from privtuner.nn.session import Session
 from privtuner.nn.traffic import TrafficMeter
 from privtuner.nn.withheld import WithheldWeight, refuse_tracing, without_mark
 
-__all__ = ["EncryptedLayer", "EncryptedLinear", "traffic_of"]
+__all__ = ["EncryptedLayer", "EncryptedLinear", "session_of", "traffic_of"]
 
 
 class EncryptedLayer(torch.nn.Module):
@@ -150,13 +150,22 @@ class EncryptedLinear(EncryptedLayer, torch.nn.Linear):  # type: ignore[override
         return cls(EncryptedGroup(name, spec, [spec.d_out], session), bias=bias, dtype=dtype)
 
 
-def traffic_of(model: torch.nn.Module) -> TrafficMeter:
-    """Return the counters of a model built from a bundle, with or without adapters around it.
+def session_of(model: torch.nn.Module) -> Session:
+    """Return what all layers of a model built from a bundle share, with or without adapters around it.
 
     Raises:
         privtuner.errors.InputError: ``model`` has no encrypted layer.
     """
     for module in model.modules():
         if isinstance(module, EncryptedLayer):
-            return module.group.session.meter
+            return module.group.session
     raise InputError(f"this {type(model).__name__} has no encrypted layer; build it with nn.build")
+
+
+def traffic_of(model: torch.nn.Module) -> TrafficMeter:
+    """Return the counters of a model built from a bundle, with or without adapters around it.
+
+    Raises:
+        privtuner.errors.InputError: ``model`` has no encrypted layer.
+    """
+    return session_of(model).meter

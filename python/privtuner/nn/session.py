@@ -27,6 +27,9 @@ _DIVERGED = (
 )
 
 
+_MOST_TOKENS = 1 << 24  # what a message holds
+
+
 class _TimedBlocks:
     """Passes blocks on, counting their bytes and the time spent waiting for them."""
 
@@ -58,12 +61,15 @@ class Session(LiveResource):
             layer and direction instead of in every request; see `privtuner.linear.MaskCache`. A layer takes
             8 KB an output feature forward and 8 KB an input feature backward with ``linear-w8``, twice that with
             ``linear-w16``. None sets no limit, 0 keeps none. OpenFHE's ciphertexts have no masks to keep.
+        pad_tokens_to: rows of zeros fill up every request to a multiple of so many tokens, up to 2^24, and the server
+            sees that number alone. As many as a batch can have at most make all requests of a layer equally long,
+            whatever the tokenizer, the texts and the padding: give batches of one shape, too. None sends the tokens.
         verify_every: replies are checked with probability one in so many, see `privtuner.nn.verification`; 0 checks
             none. A layer costs a request of four tokens more in each direction for that, now and then.
 
     Raises:
         privtuner.errors.InputError: ``transport`` lacks ``apply``, ``mask_cache_bytes`` or ``verify_every`` is
-            negative, or there is no such scheme or device.
+            negative, ``pad_tokens_to`` is out of range, or there is no such scheme or device.
         privtuner.errors.EngineError: OpenFHE, or what a GPU needs, is missing on this machine.
     """
 
@@ -74,6 +80,7 @@ class Session(LiveResource):
         device: str | Device = "cpu",
         *,
         mask_cache_bytes: int | None = None,
+        pad_tokens_to: int | None = None,
         verify_every: int = VERIFY_EVERY,
     ) -> None:
         if not isinstance(transport, Transport):
@@ -82,6 +89,7 @@ class Session(LiveResource):
                 "give privtuner.nn.LocalTransport(...) or a remote transport"
             )
         self.transport = transport
+        self.pad_tokens_to = pad_tokens_to
         self.meter = TrafficMeter()
         self.passes = PassTracker()
         self._client: LinearClient = schemes.scheme(scheme).client(device, mask_cache_bytes)
@@ -91,6 +99,22 @@ class Session(LiveResource):
     def on_device(self) -> bool:
         """Whether `product` takes and returns arrays of a GPU, see `privtuner.parties.LinearClient`."""
         return self._client.on_device
+
+    @property
+    def pad_tokens_to(self) -> int | None:
+        """Requests are filled up to a multiple of so many tokens; may be set between two of them."""
+        return self._pad_tokens_to
+
+    @pad_tokens_to.setter
+    def pad_tokens_to(self, tokens: int | None) -> None:
+        if tokens is not None and not 1 <= tokens <= _MOST_TOKENS:
+            raise InputError(f"pad_tokens_to is {tokens}; give a number of tokens from 1 to {_MOST_TOKENS}")
+        self._pad_tokens_to = tokens
+
+    def padded(self, tokens: int) -> int:
+        """Return how many tokens a request of ``tokens`` tokens holds."""
+        step = self._pad_tokens_to
+        return tokens if step is None else step * max(1, -(-tokens // step))
 
     def product(self, layer: str, spec: linear.LayerSpec, x: Any, direction: linear.Direction) -> Any:
         """Return ``x @ W.T`` (forward) or ``x @ W`` (backward), computed by the server on encrypted rows, and checked.

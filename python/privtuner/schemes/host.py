@@ -75,7 +75,9 @@ class Host:
                 )
         return self.server.answer(layer, request, block_bytes)
 
-    def job(self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None) -> Iterator[bytes]:
+    def job(
+        self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None, tenant: str = ""
+    ) -> Iterator[bytes]:
         """Yield the messages of one session of the sealed model, see `privtuner.sealed.server.SealedService.job`.
 
         Raises:
@@ -83,7 +85,7 @@ class Host:
         """
         if self.sealed is None:
             raise InputError("no sealed model is served here; start the server with --seal model")
-        return self.sealed.job(messages, count)
+        return self.sealed.job(messages, count, tenant)
 
     def close(self) -> None:
         """Let go of the server's threads and the like; a later request still works."""

@@ -17,9 +17,19 @@ import numpy.typing as npt
 
 from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
 from privtuner.errors import InputError
-from privtuner.sealed.shape import Shape, Target
+from privtuner.sealed.shape import Chunks, Shape, Target
 
-__all__ = ["Adapter", "EncryptedAdapters", "initial_numbers", "matrices_of", "numbers_of", "take_step"]
+__all__ = [
+    "Adapter",
+    "EncryptedAdapters",
+    "check_rates",
+    "initial_numbers",
+    "matrices_of",
+    "numbers_of",
+    "outer",
+    "squares",
+    "take_step",
+]
 
 Array = npt.NDArray[np.float64]
 Matrices = dict[tuple[int, Target], tuple[Array, Array]]
@@ -103,7 +113,7 @@ class Adapter:
             through: whether to return the gradient by x, two levels below dy.
         """
         w = ev.assume(self._down(ev, values, self._b, dy), inner, inner * ERROR)
-        gradients = [*self._outer(ev, x, w), *self._outer(ev, dy, u)]
+        gradients = [*outer(ev, self.chunks, x, w), *outer(ev, self.chunks, dy, u)]
         return gradients, self._up(ev, values, self._a, w) if through else None
 
     def _expanded(
@@ -142,18 +152,19 @@ class Adapter:
             ]
         )
 
-    def _outer(self, ev: EvaluatorProtocol[Tensor], x: Tensor, u: Tensor) -> Iterator[Tensor]:
-        """Yield the sums over slots of every product of a feature of x with one of u, packed like a matrix."""
-        level = min(x.level, u.level, OUTER_LEVEL)
-        x, u = (ev.drop_level(y, level) for y in (x, u))
-        for rows in self.chunks.groups:
-            products = [ev.multiply(u, ev.select(x, slice(f, f + 1))) for f in range(rows.start, rows.stop)]
-            sums = ev.pack_slot_sums(ev.concatenate(products))
-            yield ev.assume(sums, GRADIENT_BOUND, GRADIENT_BOUND * ERROR)
-
 
 OUTER_LEVEL = 3
 """The level at which a gradient's products are taken: what a refresh needs, and one."""
+
+
+def outer(ev: EvaluatorProtocol[Tensor], chunks: Chunks, x: Tensor, u: Tensor) -> Iterator[Tensor]:
+    """Yield the sums over slots of every product of a feature of x with one of u, packed like a matrix."""
+    level = min(x.level, u.level, OUTER_LEVEL)
+    x, u = (ev.drop_level(y, level) for y in (x, u))
+    for rows in chunks.groups:
+        products = [ev.multiply(u, ev.select(x, slice(f, f + 1))) for f in range(rows.start, rows.stop)]
+        sums = ev.pack_slot_sums(ev.concatenate(products))
+        yield ev.assume(sums, GRADIENT_BOUND, GRADIENT_BOUND * ERROR)
 
 
 def take_step(
@@ -179,12 +190,10 @@ def take_step(
     Raises:
         InputError: a rate or momentum out of range, or gradients of another shape.
     """
-    if not 0 <= rate < np.inf or not 0 <= momentum < 1:
-        raise InputError(f"rate = {rate}, momentum = {momentum}: expected a rate from 0 on, and momentum in [0, 1)")
+    check_rates(rate, momentum)
     if gradients.shape != adapters.values.shape:
         raise InputError(f"gradients of shape {gradients.shape} for adapters of shape {adapters.values.shape}")
-    # A step of B is one of strength B by strength squared: once for the gradient, once for what is stored.
-    rates = rate * np.concatenate([_squares(shape, target) for _, target in shape.adapted])
+    rates = rate * squares(shape)
     g = ev.refresh(gradients, STEP_LEVEL, packed=True)
     ones = np.ones_like(rates)
     velocity = ev.linear_combination([adapters.velocity, g], [momentum * ones, ones])
@@ -195,9 +204,19 @@ def take_step(
     )
 
 
-def _squares(shape: Shape, target: Target) -> Array:
+def check_rates(rate: float, momentum: float) -> None:
+    """Refuse a rate or a momentum out of range."""
+    if not 0 <= rate < np.inf or not 0 <= momentum < 1:
+        raise InputError(f"rate = {rate}, momentum = {momentum}: expected a rate from 0 on, and momentum in [0, 1)")
+
+
+def squares(shape: Shape) -> Array:
+    """What the rate of each packed ciphertext is multiplied by, float64 (`Shape.adapter_ciphertexts`,).
+
+    A step of B is one of strength B by strength squared: once for the gradient, once for what is stored.
+    """
     groups = len(shape.chunks.groups)
-    return np.repeat([1.0, shape.strength(target) ** 2], groups)
+    return np.concatenate([np.repeat([1.0, shape.strength(target) ** 2], groups) for _, target in shape.adapted])
 
 
 def initial_numbers(shape: Shape, generator: np.random.Generator) -> Array:

@@ -7,6 +7,7 @@ refreshed, as the plan says; where a matrix changed its scale it is brought back
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Generic
 
@@ -14,6 +15,7 @@ from privtuner.ckks import circuits
 from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
 from privtuner.sealed.adapters import ERROR, Adapter
 from privtuner.sealed.affine import Affine, Masks, add_residual, canonical
+from privtuner.sealed.clear_adapters import ClearAdapter
 from privtuner.sealed.domains import LayerDomains
 from privtuner.sealed.shape import Shape, Target
 from privtuner.sealed.weights import Dense, LayerWeights
@@ -118,15 +120,11 @@ class Block:
     """
 
     def __init__(self, shape: Shape, weights: LayerWeights, domains: LayerDomains, index: int) -> None:
-        self.shape, self.domains, self.index = shape, domains, index
+        self.shape, self.domains, self.index, self._weights = shape, domains, index, weights
         self.softmax = circuits.SquaringSoftmax.choose(shape.period, domains.scores, unit=domains.scores)
-        unit, root = self.softmax.unit, shape.head_width**0.5
-        self.unit = unit
-        query = Dense(weights.query.weight / root, weights.query.bias / root)
-        # Scores arrive divided by their bound, where the exponential's polynomial wants them.
-        self.query = Affine.of([Dense(query.weight / unit, query.bias / unit)])
-        self.key, self.value, self.output = (Affine.of([w]) for w in (weights.key, weights.value, weights.output))
-        self.query_back = Affine.of([query])
+        self.unit = unit = self.softmax.unit
+        self._fold({})
+        self.key, self.output = (Affine.of([w]) for w in (weights.key, weights.output))
         self.key_back = Affine.of([Dense(weights.key.weight * unit, weights.key.bias * unit)])
         low, high = domains.up
         self.half = 0.5 * (high - low)  # what values before the activation are divided by, and their gradient
@@ -140,8 +138,29 @@ class Block:
             for domain, norm in ((domains.variance1, weights.norm1), (domains.variance2, weights.norm2))
         )
         self.adapters: dict[Target, Adapter] = {
-            target: Adapter(shape, layer, target) for layer, target in shape.adapted if layer == index
+            target: Adapter(shape, layer, target)
+            for layer, target in shape.adapted
+            if layer == index and not shape.clear
         }
+
+    def _fold(self, adapters: dict[Target, ClearAdapter]) -> None:
+        """Make the projections that take adapters, with these in their weights."""
+        weights, root = self._weights, self.shape.head_width**0.5
+        matrices = {"query": weights.query.weight / root, "value": weights.value.weight}
+        for target, adapter in adapters.items():
+            matrices[target] = matrices[target] + adapter.product
+        query = Dense(matrices["query"], weights.query.bias / root)
+        # Scores arrive divided by their bound, where the exponential's polynomial wants them.
+        self.query = Affine.of([Dense(query.weight / self.unit, query.bias / self.unit)])
+        self.query_back = Affine.of([query])
+        self.value = Affine.of([Dense(matrices["value"], weights.value.bias)])
+        self.clear_adapters = adapters
+
+    def with_adapters(self, adapters: dict[Target, ClearAdapter]) -> Block:
+        """The block with clear adapters; nothing else is made anew."""
+        block = copy.copy(self)
+        block._fold(adapters)
+        return block
 
     # Forward
 
@@ -244,10 +263,12 @@ class Block:
         keep: Keep[Tensor],
     ) -> Tensor:
         y = affine.apply(ev, affine.extend(ev, h, masks))
+        inner = INNER * self.shape.width**0.5 * h.bound
+        if target in self.clear_adapters and keep:
+            keep(f"inner_{target}", self.clear_adapters[target].inner(ev, h, inner))
         if target not in self.adapters or values is None:
             return canonical(ev, y, level)
         factor = 1 / self.unit if target == "query" else 1.0
-        inner = INNER * self.shape.width**0.5 * h.bound
         u, delta = self.adapters[target].forward(ev, values, h, inner, factor)
         keep(f"inner_{target}", u)
         return ev.add(y, delta)
@@ -293,7 +314,7 @@ class Block:
         ev: EvaluatorProtocol[Tensor],
         saved: Saved[Tensor],
         dy: Tensor,
-        values: Tensor,
+        values: Tensor | None,
         stages: Stages[Tensor],
     ) -> tuple[Tensor | None, list[Tensor]]:
         """The gradient by what `attention` took, and those by the numbers of its adapters.
@@ -302,7 +323,7 @@ class Block:
             ev: computes.
             saved: of its `Keep`.
             dy: (slots, width), of the chain's scale.
-            values: of `EncryptedAdapters`.
+            values: of `EncryptedAdapters`, or None for clear ones.
             stages: the points ``d_residual1``, ``d_probabilities``, ``d_scores`` and ``d_query``, where the key's comes
                 along. The value's is refreshed when it would hold that one back.
 
@@ -337,8 +358,12 @@ class Block:
         for target, d, bound, affine in targets:
             if through:
                 dx = ev.add(dx, canonical(ev, affine.backward(ev, d)))
-            if target in self.adapters:
-                h, u, inner = saved["input"], saved[f"inner_{target}"], INNER * shape.width**0.5 * bound
+            inner = INNER * shape.width**0.5 * bound
+            if target in self.clear_adapters:
+                h, u = saved["input"], saved[f"inner_{target}"]
+                gradients.extend(self.clear_adapters[target].gradients(ev, h, u, d, inner))
+            elif target in self.adapters and values is not None:
+                h, u = saved["input"], saved[f"inner_{target}"]
                 found, more = self.adapters[target].backward(ev, values, h, u, d, inner, through)
                 gradients.extend(found)
                 dx = dx if more is None else ev.add(dx, more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import fields
@@ -14,6 +15,7 @@ from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
 from privtuner.errors import InputError
 from privtuner.sealed.affine import Affine, Masks
 from privtuner.sealed.block import Block, Keep, Saved, Stages, within
+from privtuner.sealed.clear_adapters import ClearAdapters
 from privtuner.sealed.domains import Domains
 from privtuner.sealed.weights import Weights
 
@@ -53,6 +55,16 @@ class Encoder:
         parts = zip(weights.layers, scaled, strict=True)
         self.blocks = tuple(Block(self.shape, w, d, index) for index, (w, d) in enumerate(parts))
         self.pooler = None if weights.pooler is None else Affine.of([weights.pooler])
+
+    def with_adapters(self, adapters: ClearAdapters) -> Encoder:
+        """The circuits with adapters that the server has in the clear."""
+        folded = adapters.folded(self.shape)
+        encoder = copy.copy(self)
+        encoder.blocks = tuple(
+            block.with_adapters({target: folded[layer, target] for layer, target in folded if layer == block.index})
+            for block in self.blocks
+        )
+        return encoder
 
     def forward(
         self,
@@ -119,7 +131,7 @@ class Encoder:
         ev: EvaluatorProtocol[Tensor],
         saved: list[Saved[Tensor]],
         gradient: Tensor,
-        values: Tensor,
+        values: Tensor | None,
         stages: Stages[Tensor],
     ) -> Tensor:
         """Return the gradients by the numbers of all adapters.
@@ -128,7 +140,7 @@ class Encoder:
             ev: computes.
             saved: of `forward`.
             gradient: by the last block's output (slots, width), or by the pooler's where there is one.
-            values: of `EncryptedAdapters`.
+            values: of `EncryptedAdapters`, or None for clear ones.
             stages: those of the blocks, and ``d_output2`` between two of them.
 
         Returns:

@@ -16,6 +16,9 @@ parameters; its body, little-endian::
     forward    (or embed) then inputs, mask     refresh, ... pooled
     backward   rate f64 | momentum f64          refresh, ... kept, done  step u64
                then gradient
+      adapters in the clear at the server: clip f64 follows the momentum, and before kept:
+                                                norm, masked
+    opened     words u64, a number each
     release                                     released
     refreshed  answers each refresh, in order
 
@@ -57,7 +60,7 @@ STEP = struct.Struct("<Q")
 
 _KIND = "job"
 _BODY = struct.Struct("<BBHI")
-_RATES = struct.Struct("<dd")
+_RATES, _CLIP = struct.Struct("<dd"), struct.Struct("<d")
 _PIECE_BYTES = 4 << 20  # large enough to amortise the cost of a message, small enough to overlap with the next
 _AHEAD = 4  # messages that wait at each end for whoever takes them
 
@@ -79,6 +82,7 @@ class Type(IntEnum):
     GRADIENT = 12
     REFRESHED = 13
     RELEASE = 14
+    OPENED = 15
     WELCOME = 32
     READY = 33
     REFRESH = 34
@@ -86,6 +90,8 @@ class Type(IntEnum):
     KEPT = 36
     DONE = 37
     RELEASED = 38
+    NORM = 39
+    MASKED = 40
 
 
 class Message(NamedTuple):
@@ -103,25 +109,35 @@ class Message(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """How a step is taken: ``velocity = momentum velocity + gradient``, ``adapter -= rate velocity``."""
+    """How a step is taken: ``velocity = momentum velocity + gradient``, ``adapter -= rate velocity``.
+
+    Attributes:
+        rate, momentum: of the step.
+        clip: the norm that the gradient is clipped to where the server has adapters in the clear; None where not.
+    """
 
     rate: float
     momentum: float
+    clip: float | None = None
 
     def to_bytes(self) -> bytes:
         """Serialise."""
-        return _RATES.pack(*self)
+        return _RATES.pack(self.rate, self.momentum) + (b"" if self.clip is None else _CLIP.pack(self.clip))
 
     @classmethod
-    def from_bytes(cls, data: wire.BytesLike) -> Rates:
-        """Read what `to_bytes` wrote.
+    def from_bytes(cls, data: wire.BytesLike, *, clipped: bool) -> Rates:
+        """Read what `to_bytes` wrote, with a clipping norm or without.
 
         Raises:
-            MessageError: another length, a rate outside [0, 1e6], a momentum outside [0, 1).
+            MessageError: another length, a rate outside [0, 1e6], a momentum outside [0, 1), a norm outside
+                [1e-6, 1e6].
         """
-        if len(data) != _RATES.size:
-            raise MessageError(f"job: {len(data)} bytes of rates, {_RATES.size} are due")
-        rates = cls(*_RATES.unpack(data))
+        size = _RATES.size + (_CLIP.size if clipped else 0)
+        if len(data) != size:
+            raise MessageError(f"job: {len(data)} bytes of rates, {size} are due")
+        rates = cls(*_RATES.unpack_from(data), *(_CLIP.unpack_from(data, _RATES.size) if clipped else (None,)))
+        if rates.clip is not None and not 1e-6 <= rates.clip <= 1e6:
+            raise MessageError(f"job: a clipping norm of {rates.clip:g}; give 1e-6 to 1e6")
         if not (0 <= rates.rate <= 1e6 and 0 <= rates.momentum < 1):
             raise MessageError(f"job: rate {rates.rate:g} and momentum {rates.momentum:g}; give 0 to 1e6, and [0, 1)")
         return rates
@@ -172,6 +188,11 @@ class Stream:
             self._check()
             self._outbox.append(message)
             self._changed.notify_all()
+
+    def wait(self, seconds: float) -> bool:
+        """Return whether a message came, or the end, within ``seconds``."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._inbox) or self._over(), seconds)
 
     def receive(self, seconds: float) -> bytes | None:
         """Return the next message, or None where the other side ended the stream in order.

@@ -14,6 +14,8 @@ from privtuner.ckks.protocol import EvaluatorProtocol, Tensor
 from privtuner.errors import InputError
 from privtuner.sealed.adapters import EncryptedAdapters, take_step
 from privtuner.sealed.block import Saved, Stages
+from privtuner.sealed.clear_adapters import ClearAdapters
+from privtuner.sealed.clipping import clip
 from privtuner.sealed.domains import Domains
 from privtuner.sealed.encoder import Encoder
 from privtuner.sealed.plan import Plan, make_plan, reveal
@@ -119,7 +121,7 @@ class SealedModel:
         ev: EvaluatorProtocol[Tensor],
         x: Tensor,
         mask: Tensor,
-        adapters: EncryptedAdapters[Tensor] | None,
+        adapters: EncryptedAdapters[Tensor] | ClearAdapters | None,
         keep: bool = False,
         progress: Progress | None = None,
     ) -> tuple[Tensor, Kept[Tensor] | None]:
@@ -129,7 +131,7 @@ class SealedModel:
             ev: computes, with the keys of `Public.keys` and a refresher.
             x: embeddings, as `Public.inputs`.
             mask: as `Public.mask`.
-            adapters: as `Public.adapters`; None if the rank is 0.
+            adapters: as `Public.adapters`, or in the clear where the shape says so; None if the rank is 0.
             keep: whether a backward pass follows.
             progress: is called with the name of every point.
 
@@ -139,13 +141,13 @@ class SealedModel:
         """
         for name, tensor, planned in (("x", x, self.public.inputs), ("mask", mask, self.public.mask)):
             _check(name, tensor, planned.shape, planned.level)
-        values = None if adapters is None else self._values(adapters)
-        if keep and values is None:
+        if keep and adapters is None:
             raise InputError("nothing is kept for a backward pass of a model without adapters")
-        if self.shape.rank and values is None:
+        if self.shape.rank and adapters is None:
             raise InputError("this model takes adapters: pass them")
+        encoder, values = self._adapted(adapters)
         stages = Stages(ev, self.plan.forward.levels, progress)
-        pooled, saved = self.encoder.forward(ev, x, mask, values, stages, self.plan.kept if keep else None)
+        pooled, saved = encoder.forward(ev, x, mask, values, stages, self.plan.kept if keep else None)
         return reveal(ev, pooled), Kept(saved) if keep else None
 
     def backward(
@@ -153,7 +155,7 @@ class SealedModel:
         ev: EvaluatorProtocol[Tensor],
         kept: Kept[Tensor],
         gradient: Tensor,
-        adapters: EncryptedAdapters[Tensor],
+        adapters: EncryptedAdapters[Tensor] | ClearAdapters,
         progress: Progress | None = None,
     ) -> Tensor:
         """Return the gradients by the numbers of all adapters, packed like them.
@@ -171,7 +173,18 @@ class SealedModel:
         plan = self._backward_plan()
         _check("gradient", gradient, self.public.gradient.shape, self.public.gradient.level)
         stages = Stages(ev, plan.levels, progress)
-        return self.encoder.backward(ev, kept.blocks, gradient, self._values(adapters), stages)
+        encoder, values = self._adapted(adapters)
+        return encoder.backward(ev, kept.blocks, gradient, values, stages)
+
+    def clip(self, ev: EvaluatorProtocol[Tensor], gradients: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+        """Return gradients as `privtuner.sealed.clipping.clip` does, where adapters are in the clear at the server.
+
+        Raises:
+            InputError: the adapters are the owner's, and no gradient is opened; or a norm that is not positive.
+        """
+        if not self.shape.clear:
+            raise InputError("the adapters of this model are encrypted under the owner's key: no gradient is opened")
+        return clip(ev, gradients, limit)
 
     def step(
         self,
@@ -200,6 +213,16 @@ class SealedModel:
         if self.plan.backward is None:
             raise InputError("this model has no adapters: there is nothing to train")
         return self.plan.backward
+
+    def _adapted(self, adapters: EncryptedAdapters[Tensor] | ClearAdapters | None) -> tuple[Encoder, Tensor | None]:
+        """The circuits to run, and the encrypted numbers of the adapters if there are some."""
+        if adapters is None:
+            return self.encoder, None
+        if isinstance(adapters, ClearAdapters) != self.shape.clear:
+            raise InputError(f"the adapters of this model are {self.shape.placement}: pass others")
+        if isinstance(adapters, ClearAdapters):
+            return self.encoder.with_adapters(adapters), None
+        return self.encoder, self._values(adapters)
 
     def _values(self, adapters: EncryptedAdapters[Tensor]) -> Tensor:
         for name, tensor in (("values", adapters.values), ("velocity", adapters.velocity)):

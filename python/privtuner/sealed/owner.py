@@ -21,9 +21,12 @@ from privtuner.ckks.parameters import require_secure
 from privtuner.ckks.refresher import Refresher
 from privtuner.ckks.tensor import EncryptedTensor
 from privtuner.errors import CkksError, InputError, MessageError, SecretError, ServiceError
+from privtuner.sealed.clipping import check_norm
 from privtuner.sealed.messages import NONCE_BYTES, STEP, Link, Message, Rates, Stream, Type, largest_message
+from privtuner.sealed.noise import discrete_gaussian
+from privtuner.sealed.privacy import Privacy
 from privtuner.sealed.public import Public, Refresh, Task
-from privtuner.sealed.state import DIGEST_BYTES, digest_of, load_pieces, piece_limit, save_pieces
+from privtuner.sealed.state import DIGEST_BYTES, digest_of, load_pieces, save_pieces
 
 __all__ = ["JobTransport", "Progress", "SealedOwner", "Spent"]
 
@@ -31,7 +34,7 @@ Array = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 _SEED_BYTES = 32
-_STATE = struct.Struct(f"<16s16s{_SEED_BYTES}sQQ")  # model, run, seed of the key, step, ciphertexts refreshed
+_STATE = struct.Struct(f"<16s16s{_SEED_BYTES}sQQQ")  # model, run, key's seed, step, ciphertexts refreshed, openings
 
 
 class JobTransport(Protocol):
@@ -109,11 +112,15 @@ class SealedOwner:
         state: file for key and locked adapters, written after each step, or read if it is there: another process can go
             on with it. Whoever has it can decrypt the whole run: keep it as the texts themselves. None keeps the key in
             this object alone.
+        privacy: how gradients are clipped and noised for a server that has the adapters in the clear, which is thereby
+            trusted to follow the protocol: it could have anything opened, data too. None where the server has them
+            encrypted, or for pooled vectors alone.
         allow_insecure: accept INSECURE parameters, for tests.
 
     Attributes:
         step: whole steps that the adapters have behind them.
         scaled_down: sequences whose gradient the last `backward` scaled down to ``gradient_bound``. This side's alone.
+        opened: noisy gradients that were opened for the server under this key, those of repeated steps too.
         spent: traffic and time so far.
 
     Raises:
@@ -133,6 +140,7 @@ class SealedOwner:
         pause: float = 1.0,
         progress: Callable[[Progress], object] | None = None,
         state: str | Path | None = None,
+        privacy: Privacy | None = None,
         allow_insecure: bool = False,
     ) -> None:
         parameters = require_secure(public.parameters, allow_insecure)
@@ -141,8 +149,10 @@ class SealedOwner:
             raise InputError(f"gradient_bound is {bound:g}; give a power of two")
         if not (patience > 0 and retries >= 0 and pause >= 0):
             raise InputError(f"patience {patience:g}, retries {retries}, pause {pause:g}: give above 0, and at least 0")
-        self.public, self.gradient_bound, self.progress = public, bound, progress
-        self.step, self.scaled_down, self.spent = 0, 0, Spent()
+        if privacy is not None and not public.shape.clear:
+            raise InputError("this server has no adapters in the clear: no gradient is opened, leave privacy out")
+        self.public, self.gradient_bound, self.progress, self.privacy = public, bound, progress, privacy
+        self.step, self.scaled_down, self.opened, self.spent = 0, 0, 0, Spent()
         self._transport, self._patience, self._retries, self._pause = transport, patience, retries, pause
         self._fresh: tuple[EncryptedTensor, ...] = ()
         self._kept: list[bytes] = []
@@ -198,7 +208,9 @@ class SealedOwner:
 
         Raises:
             InputError: there is no such batch, or another shape, values that are not finite, a rate or momentum out of
-                range.
+                range; or the server has the adapters in the clear, and no ``privacy`` is given, or its budget is spent,
+                or its noise is too small. Nothing was sent.
+            CkksError: the gradient is too large to be clipped; the server has seen nothing of it.
             MessageError, ServiceError: as `embed`.
         """
         if self._batch is None:
@@ -210,6 +222,7 @@ class SealedOwner:
         unit = self.gradient_bound / self.public.gradient.bound
         if not (0 <= rate * unit <= 1e6 and 0 <= momentum < 1):
             raise InputError(f"rate {rate:g}, momentum {momentum:g}: give at least 0, and [0, 1)")
+        limit = self._limit(unit)
         peak = np.abs(g).max(axis=1, keepdims=True)
         self.scaled_down = int((peak > self.gradient_bound).sum())
         g = g * np.minimum(1.0, self.gradient_bound / np.maximum(peak, 1e-300)) / unit
@@ -222,9 +235,10 @@ class SealedOwner:
                 self._collect(connection, "forward")
             connection.kept = False
             connection.begin("backward")
-            connection.send(Type.BACKWARD, Rates(rate * unit, momentum).to_bytes())
+            noise = None if limit is None else self._noise(limit)
+            connection.send(Type.BACKWARD, Rates(rate * unit, momentum, limit).to_bytes())
             connection.send_tensor(Type.GRADIENT, self._encrypt(gradient_slots, self.public.gradient))
-            self._kept = self._keep(connection)
+            self._kept = self._keep(connection, noise)
             self.step += 1
             self._save()
 
@@ -238,16 +252,20 @@ class SealedOwner:
             InputError: the model has none.
             MessageError, ServiceError: the server keeps them to itself, or as `embed`.
         """
-        if not self.public.adapters:
+        public, count = self.public, self.public.adapter_numbers
+        if not (public.adapters or public.shape.clear):
             raise InputError("the model has no adapters")
 
-        def work(connection: _Connection) -> list[EncryptedTensor]:
+        def work(connection: _Connection) -> Array:
             connection.begin("release")
             connection.send(Type.RELEASE)
-            return connection.receive_tensor(Type.RELEASED, self.public.adapters[0])
+            if public.shape.clear:
+                data = connection.receive_bytes(Type.RELEASED, 8 * count * public.shape.adapter_ciphertexts)
+                return np.frombuffer(data, "<f8").astype(np.float64).reshape(count, -1)
+            parts = connection.receive_tensor(Type.RELEASED, public.adapters[0])
+            return np.concatenate([self._secret.decrypt_packed(part, count) for part in parts], axis=1)
 
-        parts, count = self._retrying(work), self.public.adapter_numbers
-        return np.concatenate([self._secret.decrypt_packed(part, count) for part in parts], axis=1)
+        return self._retrying(work)
 
     def close(self) -> None:
         """End the connection; the next task opens another."""
@@ -332,10 +350,56 @@ class SealedOwner:
         first = self._answer(connection, task, Type.POOLED)
         return connection.receive_tensor(Type.POOLED, self.public.pooled, first=first)
 
-    def _keep(self, connection: _Connection) -> list[bytes]:
-        """Answer the refreshes of a backward pass, and return the locked state that ends them."""
-        message = self._answer(connection, "backward", Type.KEPT)
-        pieces, size, limit = [], 0, piece_limit(self.public.adapters)
+    def _limit(self, unit: float) -> float | None:
+        """The clipping norm in the units of the packed gradient; None where the server has no adapters in the clear."""
+        if not self.public.shape.clear:
+            return None
+        if self.privacy is None:
+            raise InputError(
+                "this server has the adapters in the clear, and reads a clipped, noisy gradient of every step. Pass "
+                "privacy if you trust it to follow the protocol, or take a server whose adapters are encrypted"
+            )
+        if not self.privacy.affords(self.opened + 1):
+            raise InputError(
+                f"the budget of epsilon {self.privacy.budget:g} is spent after {self.opened} steps: end the training "
+                "here, or give a larger one"
+            )
+        limit = self.privacy.clip / unit
+        self.privacy.deviation(float(self.public.opened.scale[0]), limit)
+        return limit
+
+    def _noise(self, limit: float) -> npt.NDArray[np.int64]:
+        """Draw the noise of one opening. Before anything is sent: the time that it takes depends on it."""
+        assert self.privacy is not None  # noqa: S101 - there is a limit
+        if not self.privacy.affords(self.opened + 1):  # of a step that is repeated
+            raise InputError(f"the budget of epsilon {self.privacy.budget:g} does not pay for a repeated step")
+        opened = self.public.opened
+        deviation = self.privacy.deviation(float(opened.scale[0]), limit)
+        return discrete_gaussian(deviation, (self.public.adapter_numbers, opened.shape[1]))
+
+    def _open_gradient(self, connection: _Connection, first: Message, noise: npt.NDArray[np.int64]) -> None:
+        """Open one noisy gradient for the server, once its norm is known to be what sensitivity is reckoned with."""
+        (square,) = connection.receive_tensor(Type.NORM, self.public.square, first=first)
+        check_norm(self._secret, square)
+        parts = connection.receive_tensor(Type.MASKED, self.public.opened)
+        self.opened += 1
+        self._save()  # it is spent, whatever becomes of the step
+        columns = np.split(noise, np.cumsum([part.shape[1] for part in parts])[:-1], axis=1)
+        words = np.concatenate([self._secret.open(*pair) for pair in zip(parts, columns, strict=True)], axis=1)
+        noise.fill(0)
+        connection.send_bytes(Type.OPENED, words.astype("<u8").tobytes())
+
+    def _keep(self, connection: _Connection, noise: npt.NDArray[np.int64] | None) -> list[bytes]:
+        """Answer the refreshes of a backward pass, and return the locked state that ends them.
+
+        With noise, the clipped gradient is opened in between.
+        """
+        if noise is None:
+            message = self._answer(connection, "backward", Type.KEPT)
+        else:
+            self._open_gradient(connection, self._answer(connection, "backward", Type.NORM), noise)
+            message = connection.expect(Type.KEPT)
+        pieces, size, limit = [], 0, self.public.state_limit
         while True:
             size += len(message.payload)
             if not len(message.payload):
@@ -382,14 +446,15 @@ class SealedOwner:
 
     def _save(self) -> None:
         if self._file is not None:
-            head = _STATE.pack(self.public.id, self._run, self._seed, self.step, self._refreshed)
+            counts = (self.step, self._refreshed, self.opened)
+            head = _STATE.pack(self.public.id, self._run, self._seed, *counts)
             save_pieces(self._file, [head, *self._kept])
 
     def _load(self, path: Path) -> None:
-        head, *self._kept = load_pieces(path, piece_limit(self.public.adapters) + 4096) or [b""]
+        head, *self._kept = load_pieces(path, self.public.state_limit + 4096) or [b""]
         if len(head) != _STATE.size:
             raise MessageError(f"{path} holds no state of a sealed model's training")
-        model, self._run, self._seed, self.step, self._refreshed = _STATE.unpack(head)
+        model, self._run, self._seed, self.step, self._refreshed, self.opened = _STATE.unpack(head)
         if model != self.public.id:
             raise InputError(
                 f"{path} is of another model, or of other weights: go on with its own server, or name another"
@@ -436,11 +501,14 @@ class SealedOwner:
         )
         connection.send_bytes(Type.KEYS, keys.to_bytes())
         del keys  # up to a gigabyte
-        if not public.adapters or (self.step > 0 and stored == digest_of(self._kept)):
+        trained = bool(public.adapters) or public.shape.clear
+        if not trained or (self.step > 0 and stored == digest_of(self._kept)):
             connection.send(Type.STORED)
         elif self.step > 0:
             for number, piece in enumerate(self._kept, 1):
                 connection.send(Type.RESUME, piece, last=number == len(self._kept))
+        elif public.shape.clear:
+            connection.send(Type.FRESH)
         else:
             self._fresh = self._fresh or public.initial_adapters(self._secret)
             for tensor in self._fresh:
@@ -498,6 +566,9 @@ class _Connection:
 
     def send_tensor(self, type: Type, tensor: EncryptedTensor) -> None:
         self.link.send_tensor(type, tensor, seconds=self._patience)
+
+    def receive_bytes(self, type: Type, size: int) -> bytearray:
+        return self.link.receive_bytes(type, size, seconds=self._patience)
 
     def expect(self, *types: Type) -> Message:
         start = time.perf_counter()

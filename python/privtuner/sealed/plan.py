@@ -11,6 +11,8 @@ from privtuner.ckks.keys import rotations_of
 from privtuner.errors import CkksError
 from privtuner.sealed.adapters import BOUND, GRADIENT_BOUND, OUTER_LEVEL, EncryptedAdapters, take_step
 from privtuner.sealed.block import Saved, Stages
+from privtuner.sealed.clear_adapters import ClearAdapters
+from privtuner.sealed.clipping import clip
 from privtuner.sealed.encoder import Encoder
 from privtuner.sealed.public import Keys, packed_layout
 from privtuner.sealed.schedule import Costs, Refresh, Schedule, choose, measure, visits
@@ -74,12 +76,13 @@ class _Passes:
     """The passes on planned tensors."""
 
     def __init__(self, encoder: Encoder, parameters: Parameters, kept: Mapping[str, int]) -> None:
-        self.encoder, self.parameters, self.kept = encoder, parameters, kept
-        self.shape = encoder.shape
+        self.parameters, self.kept, self.shape = parameters, kept, encoder.shape
+        # Levels and refreshes are the same whatever the adapters.
+        self.encoder = encoder.with_adapters(ClearAdapters.fresh(self.shape)) if self.shape.clear else encoder
         self.saved: list[Saved[EncryptedTensor]] = []
 
     def adapters(self) -> EncryptedAdapters[EncryptedTensor] | None:
-        if not self.shape.rank:
+        if not self.shape.rank or self.shape.clear:
             return None
         return EncryptedAdapters(*(packed_layout(self.parameters, self.shape, b) for b in (BOUND, GRADIENT_BOUND)))
 
@@ -87,7 +90,7 @@ class _Passes:
         adapters, slots = self.adapters(), ev.slots
         x = ev.planned(slots, self.shape.width, bound=self.encoder.input_bound, level=start)
         mask = ev.planned(slots, 1, bound=1.0)
-        levels = self.kept if adapters else None
+        levels = self.kept if self.shape.rank else None
         values = None if adapters is None else adapters.values
         pooled, saved = self.encoder.forward(ev, x, mask, values, stages, levels)
         return reveal(ev, pooled), saved
@@ -105,9 +108,11 @@ class _Passes:
         self, ev: Evaluator, start: int, stages: Stages[EncryptedTensor], saved: list[Saved[EncryptedTensor]]
     ) -> Any:
         adapters = self.adapters()
-        assert adapters is not None  # noqa: S101 - without adapters there is no backward pass
         gradient = ev.planned(ev.slots, self.shape.width, bound=self.encoder.gradient_bound, level=start)
-        gradients = self.encoder.backward(ev, saved, gradient, adapters.values, stages)
+        values = None if adapters is None else adapters.values
+        gradients = self.encoder.backward(ev, saved, gradient, values, stages)
+        if adapters is None:
+            return clip(ev, gradients, 1.0)
         return take_step(ev, self.shape, adapters, gradients, 1e-2, 0.9, self.parameters.depth)
 
 

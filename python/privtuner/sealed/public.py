@@ -19,8 +19,11 @@ from privtuner.ckks import EncryptedTensor, Evaluator, Parameters, SecretKey
 from privtuner.ckks.keys import elements_of
 from privtuner.errors import InputError, MessageError
 from privtuner.sealed.adapters import BOUND, GRADIENT_BOUND, Matrices, initial_numbers, matrices_of, numbers_of
+from privtuner.sealed.clear_adapters import numbers_limit
+from privtuner.sealed.clipping import NORM_FLOOD, NORM_LEVEL, OPENED_LEVEL
 from privtuner.sealed.schedule import Refresh
-from privtuner.sealed.shape import Pooling, Shape, Target
+from privtuner.sealed.shape import Placement, Pooling, Shape, Target
+from privtuner.sealed.state import piece_limit
 
 __all__ = ["Keys", "Public", "Refresh", "Task"]
 
@@ -28,13 +31,14 @@ Array = npt.NDArray[np.float64]
 BytesLike = bytes | bytearray | memoryview
 Task = Literal["embed", "forward", "backward"]
 
-_HEAD = struct.Struct("<6I 2d 4B I 3I 4d I 2I")
+_HEAD = struct.Struct("<6I 2d 5B I 3I 4d I 2I")
 _MOST_REFRESHES = 1 << 16
 _MOST_NAME = 64
 _MOST_KEY_BYTES = 8 << 30
 _MOST_NUMBERS = 1 << 27  # a gigabyte of initial adapters
 _TARGETS = get_args(Target)
 _POOLINGS = get_args(Pooling)
+_PLACEMENTS = get_args(Placement)
 
 
 class Keys(NamedTuple):
@@ -140,10 +144,31 @@ class Public:
 
     @cached_property
     def adapters(self) -> tuple[EncryptedTensor, ...]:
-        """Values and velocities of all adapters, packed: (slots, `Shape.adapter_ciphertexts`) each; none for rank 0."""
-        if not self.shape.rank:
+        """Values and velocities of all adapters, packed: (slots, `Shape.adapter_ciphertexts`) each; none for rank 0.
+
+        None either where the server has them in the clear.
+        """
+        if not self.shape.rank or self.shape.clear:
             return ()
         return tuple(packed_layout(self.parameters, self.shape, bound) for bound in (BOUND, GRADIENT_BOUND))
+
+    @cached_property
+    def opened(self) -> EncryptedTensor:
+        """The clipped gradient under its mask, packed, (slots, `Shape.adapter_ciphertexts`), where it is opened."""
+        scale = self.parameters.scale(OPENED_LEVEL)
+        ev = Evaluator(self.parameters)
+        return ev.planned(ev.slots, self.shape.adapter_ciphertexts, level=0, scale=scale)
+
+    @cached_property
+    def square(self) -> EncryptedTensor:
+        """The clipped gradient's squared norm, one packed number; its noise is what the server adds."""
+        noise = NORM_FLOOD * self.parameters.scale(NORM_LEVEL) * self.parameters.slots**0.5
+        return self._planned(1, 1.0, NORM_LEVEL, noise)
+
+    @property
+    def state_limit(self) -> int:
+        """Bytes that the locked pieces of the training state have together, at most."""
+        return numbers_limit(self.shape) if self.shape.clear else piece_limit(self.adapters)
 
     def _planned(self, features: int, bound: float, level: int, noise: float | None = None) -> EncryptedTensor:
         ev = Evaluator(self.parameters)
@@ -231,7 +256,7 @@ class Public:
 
     def initial_adapters(self, secret: SecretKey) -> tuple[EncryptedTensor, ...]:
         """Encrypt fresh adapters, A drawn from the operating system's generator and B zero, and velocities of zero."""
-        if not self.shape.rank:
+        if not self.adapters:
             return ()
         numbers = initial_numbers(self.shape, np.random.Generator(np.random.PCG64(secrets.randbits(256))))
         return self._encrypt(secret, numbers), self._encrypt(secret, np.zeros_like(numbers), GRADIENT_BOUND)
@@ -257,7 +282,8 @@ class Public:
         names = sorted({refresh.stage for refresh in self.forward + self.backward})
         head = _HEAD.pack(
             *(s.layers, s.width, s.heads, s.hidden, s.period, s.rank, s.eps, s.alpha),
-            *(_POOLINGS.index(s.pool), s.pooler, flags, k.conjugation + 2 * k.packing, len(k.rotations)),
+            *(_POOLINGS.index(s.pool), s.pooler, flags, _PLACEMENTS.index(s.placement)),
+            *(k.conjugation + 2 * k.packing, len(k.rotations)),
             *(self.input_level, self.gradient_level, self.pooled_level),
             *(self.input_bound, self.gradient_bound, self.pooled_bound, self.pooled_noise),
             *(len(names), len(self.forward), len(self.backward)),
@@ -281,11 +307,12 @@ class Public:
             raise MessageError("sealed model: its public part uses a field of the head that it has no use for")
         reader = _Reader(body)
         (
-            (layers, width, heads, hidden, period, rank, eps, alpha, pool, pooler, flags, packed, rotations),
+            (layers, width, heads, hidden, period, rank, eps, alpha, pool, pooler, flags, placement, packed, rotations),
             (input_level, gradient_level, pooled_level, input_bound, gradient_bound, pooled_bound, noise),
             (names, forward, backward),
-        ) = _parts(_HEAD.unpack(reader.take(_HEAD.size)), 13, 7, 3)
-        if pool >= len(_POOLINGS) or pooler > 1 or flags >= 1 << len(_TARGETS) or packed > 3:
+        ) = _parts(_HEAD.unpack(reader.take(_HEAD.size)), 14, 7, 3)
+        known = pool < len(_POOLINGS) and placement < len(_PLACEMENTS)
+        if not known or pooler > 1 or flags >= 1 << len(_TARGETS) or packed > 3:
             raise MessageError("sealed model: an impossible shape; fetch it again")
         if forward + backward > _MOST_REFRESHES or names > forward + backward or rotations > _MOST_REFRESHES:
             raise MessageError(f"sealed model: {forward + backward} refreshes are more than any model has")
@@ -293,7 +320,7 @@ class Public:
             targets = tuple(target for i, target in enumerate(_TARGETS) if flags >> i & 1)
             shape = Shape(
                 *(layers, width, heads, hidden, period, eps, reader.text(), _POOLINGS[pool], bool(pooler), rank, alpha),
-                targets,
+                *(targets, _PLACEMENTS[placement]),
             )
         except InputError as error:
             raise MessageError(f"sealed model: {error}") from None

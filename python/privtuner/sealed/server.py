@@ -8,16 +8,23 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from privtuner import wire
 from privtuner.ckks.evaluator import Evaluator
 from privtuner.ckks.keys import EvaluationKeys, PublicKey, elements_of
+from privtuner.ckks.opening import Opening
 from privtuner.ckks.refresher import Refresher
 from privtuner.ckks.tensor import EncryptedTensor
-from privtuner.errors import CkksError, InputError, MessageError, ServiceError
+from privtuner.errors import CkksError, InputError, LostError, MessageError, ServiceError
+from privtuner.sealed.adapters import Matrices
+from privtuner.sealed.clear_adapters import ClearAdapters, lock_numbers, unlock_numbers
 from privtuner.sealed.locker import Locker
 from privtuner.sealed.messages import NONCE_BYTES, STEP, Link, Message, Rates, Stream, Type, largest_message
 from privtuner.sealed.model import EncryptedAdapters, SealedModel
@@ -26,15 +33,19 @@ from privtuner.sealed.state import (
     digest_of,
     load_pieces,
     lock_state,
-    piece_limit,
     save_pieces,
     unlock_state,
 )
+from privtuner.turns import Turn, Turns
 
 __all__ = ["MakeEvaluator", "SealedService", "TaskCounts"]
 
 MakeEvaluator: TypeAlias = Callable[..., Any]
 """Makes `Evaluator`, or another engine with its operations, of parameters, evaluation keys and a refresher."""
+
+Array: TypeAlias = npt.NDArray[np.float64]
+_State: TypeAlias = list[EncryptedTensor] | ClearAdapters
+"""A training state that was unlocked."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,9 +59,6 @@ _COMMANDS = (
     Type.BACKWARD,
     Type.RELEASE,
 )
-
-# One task at a time in a process: each uses all threads, and memory by the gigabyte.
-_working = threading.Lock()
 
 
 class TaskCounts(NamedTuple):
@@ -75,17 +83,21 @@ class TaskCounts(NamedTuple):
 class SealedService:
     """Serves one sealed model to data owners, a session for each stream.
 
-    A session takes the memory of its keys, its adapters and what one forward pass keeps, all of which follow from the
-    model's public part; so the number of sessions bounds the memory. What a session kept ends with its stream; the
-    adapters are with the owner, locked, and where ``state`` is given on disk as well.
+    A session takes the memory of its keys, its adapters, one task and what a forward pass keeps, all of which follow
+    from the model's public part; so the number of sessions bounds the memory. What a session kept ends with its stream;
+    the adapters are with the owner, locked, and where ``state`` is given on disk as well.
+
+    One session computes at a time, for it uses all threads. It gives its turn up between stages and while it waits for
+    the owner's answers, to the tenant that computed least.
 
     Args:
         model: the model.
         evaluator: makes what computes.
         state: folder where each run's encrypted adapters are saved after each step; made if it does not exist.
-        sessions: streams served at a time, at least 1; tasks run one after the other.
-        patience: seconds that an owner may take for any message within a task.
-        idle: seconds between tasks after which a session ends.
+        sessions: streams served at a time, at least 1.
+        patience: seconds that an owner may take for any message within a task, and wait for room.
+        idle: seconds between tasks after which a session ends; ``patience`` where another owner waits for its room.
+        keep: called after every step with the run's name and the matrices, where adapters are in the clear.
         release: give owners their adapters unlocked when they ask. They can decrypt them, and so learn of the
             activations that met in the gradients.
 
@@ -103,36 +115,43 @@ class SealedService:
         patience: float = 120.0,
         idle: float = 3600.0,
         release: bool = False,
+        keep: Callable[[str, Matrices], object] | None = None,
     ) -> None:
         if sessions < 1 or not (patience > 0 and idle > 0):
             raise InputError(f"sessions {sessions}, patience {patience:g}, idle {idle:g}: give at least 1, and above 0")
-        self.model, self.evaluator, self.release = model, evaluator, release
+        self.model, self.evaluator, self.release, self.keep = model, evaluator, release, keep
         self.patience, self.idle, self.sessions = patience, idle, sessions
         self.state = None if state is None else Path(state)
         if self.state is not None:
             self.state.mkdir(parents=True, exist_ok=True)
+        self.turns = Turns()
         self._room = threading.BoundedSemaphore(sessions)
+        self._knocks = threading.Lock()
+        self._knocking = 0  # owners that wait for room
 
-    def job(self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None) -> Iterator[bytes]:
+    def job(
+        self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None, tenant: str = ""
+    ) -> Iterator[bytes]:
         """Yield the server's messages of one session; those of the owner are taken from ``messages``.
 
         Args:
             messages: of the owner; read in a thread.
             count: called after every task.
+            tenant: whose session it is.
 
         Raises:
-            ServiceError: all sessions are in use, or the owner stalled or went away in the middle of a task.
+            LostError: all sessions are in use.
+            ServiceError: the owner stalled or went away in the middle of a task, or was idle for too long.
             MessageError: a message is malformed, out of order or not what is due, or its ciphertexts cannot be
                 computed with.
             Exception: what ``messages`` raised.
         """
-        if not self._room.acquire(timeout=self.patience):  # that of a stream that broke ends at its next stage
-            raise ServiceError(f"the server is busy with {self.sessions} other sessions; try again later")
+        self._enter()
         stream, failures = Stream("the data owner"), list[Exception]()
 
         def work() -> None:
             try:
-                _Session(self, stream, count).run()
+                _Session(self, stream, count, tenant).run()
             except CkksError:  # its numbers may follow from weights: for the log, not for the owner
                 _log.exception("a job cannot be computed")
                 failures.append(MessageError("the job cannot be computed; the server's log has the reason"))
@@ -158,26 +177,47 @@ class SealedService:
         if failures:
             raise failures[0]
 
+    @property
+    def wanted(self) -> bool:
+        """Whether an owner waits for room."""
+        return self._knocking > 0
+
+    def _enter(self) -> None:
+        """Take room for a session; a stream that broke gives it up at its next stage, an idle one when it notices."""
+        with self._knocks:
+            self._knocking += 1
+        try:
+            # Twice, for an idle session looks every ``patience`` whether it is in the way.
+            if not self._room.acquire(timeout=2 * self.patience):
+                raise LostError(f"the server is busy with {self.sessions} other sessions; try again later")
+        finally:
+            with self._knocks:
+                self._knocking -= 1
+
 
 @dataclass
 class _Adapters:
     """The training state of a session."""
 
     step: int
-    tensors: EncryptedAdapters[Any] | None
+    state: EncryptedAdapters[Any] | ClearAdapters | None
 
 
 class _Session:
     """One stream of an owner: keys, adapters, and what the last forward pass kept."""
 
-    def __init__(self, service: SealedService, stream: Stream, count: Callable[[TaskCounts], object] | None) -> None:
+    def __init__(
+        self, service: SealedService, stream: Stream, count: Callable[[TaskCounts], object] | None, tenant: str
+    ) -> None:
         self._service, self._model, self._public = service, service.model, service.model.public
         self._count, self._refreshes = count, 0
+        self._tenant = tenant
+        self._turn: Turn
         parameters = self._public.parameters
         self._link = Link(stream, self._public.id, bytes(16), parameters._core.hash, largest_message(parameters))
         self._engine: Any = None
         self._adapters: _Adapters | None = None
-        self._stored: tuple[int, list[EncryptedTensor]] | None = None
+        self._stored: tuple[int, _State] | None = None
         self._digest = bytes(DIGEST_BYTES)  # of the pieces that are stored; zeros: none
         self._saved: Any = None
         self._locker: Locker | None = None
@@ -194,8 +234,18 @@ class _Session:
             Type.BACKWARD: self._backward,
             Type.RELEASE: lambda _: self._release(),
         }
-        while (message := self._link.receive(_COMMANDS, seconds=self._service.idle)) is not None:
+        while (message := self._command()) is not None:
             answers[message.type](message)
+
+    def _command(self) -> Message | None:
+        """Read what the owner wants next, unless it takes too long; None where it ended the stream."""
+        service, begin = self._service, time.monotonic()
+        while not self._link.stream.wait(min(service.patience, service.idle)):
+            if service.wanted:
+                raise ServiceError("the session was idle and another owner waited for its room; begin again")
+            if time.monotonic() - begin > service.idle:
+                raise ServiceError(f"the session was idle for {service.idle:g} s; begin again")
+        return self._link.receive(_COMMANDS, seconds=service.patience)
 
     def _open(self) -> None:
         message = self._expect(Type.OPEN)
@@ -208,7 +258,7 @@ class _Session:
         self._send(Type.WELCOME, nonce, self._digest)
         parameters, patience = self._public.parameters, self._service.patience
         data = self._link.receive_bytes(Type.PUBLIC_KEY, parameters.public_key_bytes, seconds=patience)
-        public_key = PublicKey.from_bytes(parameters, data, common)
+        self._public_key = public_key = PublicKey.from_bytes(parameters, data, common)
         wanted = self._public.keys
         elements = elements_of(parameters, wanted.rotations, wanted.conjugation, wanted.packing)
         data = self._link.receive_bytes(Type.KEYS, parameters.key_bytes(1 + len(elements)), seconds=patience)
@@ -220,6 +270,11 @@ class _Session:
     # The training state
 
     def _fresh(self, message: Message) -> None:
+        if self._public.shape.clear:
+            if len(message.payload) or not message.last:
+                raise MessageError("fresh: this server draws its adapters itself; send nothing")
+            self._take(0, ClearAdapters.fresh(self._public.shape))
+            return
         first: Message | None = message
         parts = []
         for planned in self._state_layout():
@@ -228,7 +283,7 @@ class _Session:
         self._take(0, EncryptedAdapters(*map(self._upload, parts)))
 
     def _resume(self, message: Message) -> None:
-        self._state_layout()
+        self._require_adapters()
 
         def pieces() -> Iterator[memoryview]:
             yield message.payload
@@ -238,36 +293,41 @@ class _Session:
                 yield another.payload
                 last = another.last
 
-        self._take_tensors(*self._unlock(pieces()))
+        self._take_state(*self._unlock(pieces()))
 
     def _accept_stored(self, message: Message) -> None:
         if len(message.payload):
             raise MessageError(f"stored: {len(message.payload)} bytes where none are due")
-        if not self._public.adapters:
+        if not self._trained:
             self._take(0, None)
         elif self._stored is None:
             raise MessageError("stored: this server has saved no state of this run; send it, or begin a new run")
         else:
-            self._take_tensors(*self._stored)
+            self._take_state(*self._stored)
 
-    def _take_tensors(self, step: int, tensors: list[EncryptedTensor]) -> None:
-        self._take(step, EncryptedAdapters(*(self._upload([tensor]) for tensor in tensors)))
+    def _take_state(self, step: int, state: _State) -> None:
+        if isinstance(state, ClearAdapters):
+            self._take(step, state)
+        else:
+            self._take(step, EncryptedAdapters(*(self._upload([tensor]) for tensor in state)))
 
-    def _take(self, step: int, adapters: EncryptedAdapters[Any] | None) -> None:
-        self._adapters, self._saved, self._stored = _Adapters(step, adapters), None, None
+    def _take(self, step: int, state: EncryptedAdapters[Any] | ClearAdapters | None) -> None:
+        self._adapters, self._saved, self._stored = _Adapters(step, state), None, None
         self._send(Type.READY, STEP.pack(step))
 
-    def _unlock(self, pieces: Iterable[bytes | memoryview]) -> tuple[int, list[EncryptedTensor]]:
+    def _unlock(self, pieces: Iterable[bytes | memoryview]) -> tuple[int, _State]:
         assert self._locker is not None  # noqa: S101 - made when the session opened
+        if self._public.shape.clear:
+            return unlock_numbers(self._locker, pieces, self._public.shape)
         return unlock_state(self._locker, pieces, self._state_layout())
 
-    def _load(self) -> tuple[int, list[EncryptedTensor]] | None:
+    def _load(self) -> tuple[int, _State] | None:
         """Return the state on disk; none where it is damaged, or other weights': the owner has it as well."""
         path = self._path()
-        if path is None or not path.exists() or not self._public.adapters:
+        if path is None or not path.exists() or not self._trained:
             return None
         try:
-            pieces = load_pieces(path, piece_limit(self._state_layout()))
+            pieces = load_pieces(path, self._public.state_limit)
             stored = self._unlock(pieces)
             self._digest = digest_of(pieces)
             return stored
@@ -288,12 +348,19 @@ class _Session:
         folder = self._service.state
         return None if folder is None else folder / f"{self._link.request.hex()}.state"
 
+    @property
+    def _trained(self) -> bool:
+        """Whether the model has adapters."""
+        return bool(self._public.adapters) or self._public.shape.clear
+
+    def _require_adapters(self) -> None:
+        if not self._trained:
+            raise MessageError("the model has no adapters; ask for embeddings alone")
+
     def _state_layout(self) -> tuple[EncryptedTensor, ...]:
         """Return what the tensors of the state are like: adapters, and their velocity."""
-        layout: tuple[EncryptedTensor, ...] = self._public.adapters
-        if not layout:
-            raise MessageError("the model has no adapters; ask for embeddings alone")
-        return layout
+        self._require_adapters()
+        return self._public.adapters
 
     # Tasks
 
@@ -303,41 +370,66 @@ class _Session:
         self._saved = None  # of an earlier pass: two would be held at once
         x = self._receive(Type.INPUTS, public.inputs)
         mask = self._receive(Type.MASK, public.mask)
-        with self._alone():
+        with self._computing():
             pooled, self._saved = self._model.forward(
-                self._engine, x, mask, adapters.tensors, keep=keep, progress=self._progress
+                self._engine, x, mask, adapters.state, keep=keep, progress=self._progress
             )
             result = self._engine.download(pooled)
         self._link.send_tensor(Type.POOLED, result, seconds=self._service.patience)
         self._counted(task, start)
 
     def _backward(self, message: Message) -> None:
-        rates, public = Rates.from_bytes(message.payload), self._public
+        public = self._public
+        rates = Rates.from_bytes(message.payload, clipped=public.shape.clear)
         adapters, start = self._ready("backward"), self._mark()
         saved, self._saved = self._saved, None
-        if saved is None or adapters.tensors is None:
+        if saved is None or adapters.state is None:
             raise MessageError("backward: no forward pass was kept; send the batch again")
         gradient = self._receive(Type.GRADIENT, public.gradient)
-        with self._alone():
-            gradients = self._model.backward(self._engine, saved, gradient, adapters.tensors, progress=self._progress)
+        with self._computing():
+            gradients = self._model.backward(self._engine, saved, gradient, adapters.state, progress=self._progress)
             del saved
-            stepped = self._model.step(self._engine, adapters.tensors, gradients, *rates)
             step = adapters.step + 1
             assert self._locker is not None  # noqa: S101 - made when the session opened
-            tensors = [self._engine.download(tensor) for tensor in stepped.tensors]
-            pieces = list(lock_state(self._locker, step, tensors))
+            stepped: EncryptedAdapters[Any] | ClearAdapters
+            if isinstance(adapters.state, ClearAdapters):
+                opened = self._opened(gradients, rates)
+                stepped = adapters.state.step(public.shape, opened, rates.rate, rates.momentum)
+                pieces = list(lock_numbers(self._locker, step, stepped))
+            else:
+                stepped = self._model.step(self._engine, adapters.state, gradients, rates.rate, rates.momentum)
+                tensors = [self._engine.download(tensor) for tensor in stepped.tensors]
+                pieces = list(lock_state(self._locker, step, tensors))
         self._save(pieces)
+        if isinstance(stepped, ClearAdapters) and self._service.keep is not None:
+            self._service.keep(self._link.request.hex(), public.adapter_matrices(stepped.values))
         self._adapters = _Adapters(step, stepped)
         for number, piece in enumerate(pieces, 1):
             self._link.send(Type.KEPT, piece, last=number == len(pieces), seconds=self._service.patience)
         self._send(Type.DONE, STEP.pack(step))
         self._counted("backward", start)
 
+    def _opened(self, gradients: Any, rates: Rates) -> Array:
+        """Have the owner open the clipped gradient, with its noise: float64, of the shape of the adapters' values."""
+        assert rates.clip is not None  # noqa: S101 - as it was read
+        clipped, square = self._model.clip(self._engine, gradients, rates.clip)
+        opening = Opening(self._public_key, self._engine.download(clipped), self._public.adapter_numbers)
+        seconds = self._service.patience
+        with self._turn.pause():
+            self._link.send_tensor(Type.NORM, self._engine.download(square), seconds=seconds)
+            self._link.send_tensor(Type.MASKED, opening.masked, seconds=seconds)
+            answer = self._link.receive_bytes(Type.OPENED, opening.answer_bytes, seconds=seconds)
+        return opening.numbers(answer) * rates.clip
+
     def _release(self) -> None:
         adapters = self._ready("release")
-        if not self._service.release or adapters.tensors is None:
+        if not self._service.release or adapters.state is None:
             raise MessageError("release: this server keeps adapters to itself; ask its owner")
-        values = self._engine.download(adapters.tensors.values)
+        if isinstance(adapters.state, ClearAdapters):
+            data = adapters.state.values.astype("<f8").tobytes()
+            self._link.send_bytes(Type.RELEASED, data, seconds=self._service.patience)
+            return
+        values = self._engine.download(adapters.state.values)
         self._link.send_tensor(Type.RELEASED, values, seconds=self._service.patience)
 
     def _ready(self, task: str) -> _Adapters:
@@ -355,14 +447,21 @@ class _Session:
             self._send(Type.REFRESH, message)
             waiting += 1
             if waiting == _IN_FLIGHT:
-                yield bytes(self._expect(Type.REFRESHED).payload)
+                yield self._refreshed()
                 waiting -= 1
         for _ in range(waiting):
-            yield bytes(self._expect(Type.REFRESHED).payload)
+            yield self._refreshed()
+
+    def _refreshed(self) -> bytes:
+        """Wait for the next answer, while others compute."""
+        with self._turn.pause():
+            message = self._expect(Type.REFRESHED)
+        return bytes(message.payload)
 
     def _progress(self, stage: str) -> None:  # noqa: ARG002 - the owner knows the stages from the schedule
-        """Stop computing for a stream that ended."""
-        self._link.stream.check()
+        """Let others compute, and stop for a stream that ended."""
+        with self._turn.pause():
+            self._link.stream.check()
 
     def _send(self, type: Type, *payload: wire.BytesLike) -> None:
         self._link.send(type, *payload, seconds=self._service.patience)
@@ -377,8 +476,10 @@ class _Session:
         there = [self._engine.upload(part) for part in parts]
         return there[0] if len(there) == 1 else self._engine.concatenate(there)
 
-    def _alone(self) -> _Turn:
-        return _Turn(self._link.stream, self._service.idle)
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with self._service.turns.turn(self._tenant, self._link.stream.check) as self._turn:
+            yield
 
     def _mark(self) -> tuple[float, int, int]:
         self._refreshes = 0
@@ -397,20 +498,3 @@ class _Session:
                     time.perf_counter() - begin,
                 )
             )
-
-
-class _Turn:
-    """The right to compute, one holder at a time; waiting for it ends when the stream does."""
-
-    def __init__(self, stream: Stream, seconds: float) -> None:
-        self._stream, self._seconds = stream, seconds
-
-    def __enter__(self) -> None:
-        end = time.monotonic() + self._seconds
-        while not _working.acquire(timeout=0.5):
-            self._stream.check()
-            if time.monotonic() > end:
-                raise ServiceError(f"the server was busy with another owner for {self._seconds:g} s; try again later")
-
-    def __exit__(self, *_: object) -> None:
-        _working.release()

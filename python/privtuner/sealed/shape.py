@@ -7,10 +7,12 @@ from typing import Literal, NamedTuple, get_args
 
 from privtuner.errors import InputError
 
-__all__ = ["Chunks", "Pooling", "Shape", "Target"]
+__all__ = ["Chunks", "Placement", "Pooling", "Shape", "Target"]
 
 Pooling = Literal["mean", "first"]
 Target = Literal["query", "value"]
+Placement = Literal["owner-encrypted", "server"]
+"""Adapters under the owner's key, or in the clear at the server, which then reads noisy gradients."""
 
 
 class Chunks(NamedTuple):
@@ -57,6 +59,7 @@ class Shape:
         rank: of the adapters; 0 for none.
         alpha: their strength: W x + alpha / rank B A x.
         targets: the matrices that have one.
+        placement: how the server has the adapters.
 
     Raises:
         InputError: a value out of range.
@@ -74,6 +77,7 @@ class Shape:
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[Target, ...] = ("query", "value")
+    placement: Placement = "owner-encrypted"
 
     def __post_init__(self) -> None:
         limits = {"layers": 64, "width": 8192, "heads": 256, "hidden": 65536, "period": 4096}
@@ -97,6 +101,8 @@ class Shape:
         known = get_args(Target)
         if list(self.targets) != [t for t in known if t in self.targets] or (self.rank and not self.targets):
             raise InputError(f"targets = {self.targets}: name some of {known}, in this order")
+        if self.placement not in get_args(Placement):
+            raise InputError(f"adapters = {self.placement!r}: choose one of {', '.join(get_args(Placement))}")
 
     @property
     def head_width(self) -> int:
@@ -119,6 +125,11 @@ class Shape:
     def adapted(self) -> tuple[tuple[int, Target], ...]:
         """(layer, target) of every adapter, in the order of their ciphertexts."""
         return tuple((layer, target) for layer in range(self.layers) for target in self.targets if self.rank)
+
+    @property
+    def clear(self) -> bool:
+        """Whether there are adapters, in the clear at the server."""
+        return self.rank > 0 and self.placement == "server"
 
     @property
     def adapter_ciphertexts(self) -> int:

@@ -13,20 +13,24 @@ import grpc
 
 from privtuner._core import __version__
 from privtuner.copies import Stays
-from privtuner.errors import ServiceError
+from privtuner.errors import InputError, ServiceError
 from privtuner.linear import BytesLike
 from privtuner.nn import OwnerBundle
 from privtuner.service.counts import ServerCounts
 from privtuner.service.protocol import (
+    LARGEST_BYTES,
     LAYER_KEY,
     MESSAGE_BYTES,
     PROTOCOL,
     PROTOCOL_KEY,
     channel_options,
+    cut,
+    join,
     join_files,
     method,
     parse_address,
 )
+from privtuner.service.watchdog import Watch, Watchdog
 
 __all__ = ["RemoteTransport"]
 
@@ -44,7 +48,10 @@ class RemoteTransport(Stays):
     Args:
         address: HOST:PORT, an IPv6 host in brackets.
         connect_seconds: longest time for the first answer.
-        keepalive_seconds: silence after which the server is asked for a sign of life, and time it has to give one.
+        patience: seconds without a byte to the server, or from it, that end a request: at least what it may take to
+            compute a block, and what other owners' requests may take before. (Of a sealed model's jobs the
+            `privtuner.sealed.owner.SealedOwner` has the deadlines.)
+        max_bundle_bytes: longest bundle that is taken.
 
     Attributes:
         closed: whether `close` was called.
@@ -58,11 +65,25 @@ class RemoteTransport(Stays):
         "address in the other one"
     )
 
-    def __init__(self, address: str, *, connect_seconds: float = 10.0, keepalive_seconds: float = 20.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        connect_seconds: float = 10.0,
+        patience: float = 300.0,
+        max_bundle_bytes: int = 8 << 30,
+    ) -> None:
         parse_address(address)
+        if not (connect_seconds > 0 and patience > 0 and max_bundle_bytes > 0):
+            raise InputError(
+                f"connect_seconds {connect_seconds:g}, patience {patience:g}, max_bundle_bytes {max_bundle_bytes}: "
+                "give more than 0"
+            )
         self.address = address
         self._connect_seconds = connect_seconds
-        self._channel = grpc.insecure_channel(address, options=channel_options(keepalive_seconds))
+        self._patience, self._max_bundle_bytes = patience, max_bundle_bytes
+        self._watchdog = Watchdog()
+        self._channel = grpc.insecure_channel(address, options=channel_options())
         self._lock = threading.Lock()
         self._hello: dict[str, Any] | None = None
         self.closed = False
@@ -93,9 +114,9 @@ class RemoteTransport(Stays):
         """
         total = self.hello()["bundle_bytes"]
 
-        def messages() -> Iterator[bytes]:
+        def messages(call: Any, watch: Watch) -> Iterator[bytes]:
             arrived = 0
-            for message in self._channel.unary_stream(method("Bundle"))(b"", metadata=_metadata()):
+            for message in join(_watched(call, watch), LARGEST_BYTES):
                 if progress is not None:
                     progress(arrived, max(arrived, total))
                 arrived += len(message)
@@ -103,8 +124,9 @@ class RemoteTransport(Stays):
             if progress is not None:
                 progress(arrived, arrived)
 
-        with self._explain_errors("the bundle"):
-            files = join_files(messages())
+        call = self._channel.unary_stream(method("Bundle"))
+        with self._calling("the bundle", lambda _: call(b"", metadata=_metadata())) as (answer, watch):
+            files = join_files(messages(answer, watch), self._max_bundle_bytes)
         return OwnerBundle.from_files(files)
 
     def apply(self, layer: str, request: BytesLike) -> Iterator[bytes]:
@@ -113,23 +135,22 @@ class RemoteTransport(Stays):
         See `privtuner.nn.Transport`. The call is cancelled when the iterator is closed early.
 
         Raises:
-            privtuner.errors.ServiceError: the server cannot be reached, went away, refused the request or failed.
+            privtuner.errors.ServiceError: the server cannot be reached, went away, stalled, refused the request or
+                failed.
+            privtuner.errors.MessageError: a block is longer than any.
         """
         if self._hello is None:
             self.hello()
         metadata = (*_metadata(), (LAYER_KEY, layer.encode()))
-        path = method("Apply")
-        call: Any
-        with self._explain_errors(f"layer '{layer}'"):
-            if len(request) <= 4 * MESSAGE_BYTES:
+
+        def begin(watch: Watch) -> Any:
+            if len(request) < MESSAGE_BYTES:
                 # A stream of one message needs no thread to feed it.
-                call = self._channel.unary_stream(path)(bytes(request), metadata=metadata)
-            else:
-                call = self._channel.stream_stream(path)(_chunks(request), metadata=metadata)
-            try:
-                yield from call
-            finally:
-                call.cancel()
+                return self._channel.unary_stream(method("Apply"))(bytes(request), metadata=metadata)
+            return self._channel.stream_stream(method("Apply"))(_moving(cut(request), watch), metadata=metadata)
+
+        with self._calling(f"layer '{layer}'", begin) as (call, watch):
+            yield from join(_watched(call, watch), LARGEST_BYTES)
 
     def job(self, messages: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the server's messages of a sealed model's job, while those of ``messages`` are sent.
@@ -138,14 +159,13 @@ class RemoteTransport(Stays):
 
         Raises:
             privtuner.errors.ServiceError: the server cannot be reached, went away, refused a message or failed.
+            privtuner.errors.MessageError: a message is longer than any.
         """
         self.hello()
-        with self._explain_errors("the job"):
-            call: Any = self._channel.stream_stream(method("Job"))(iter(messages), metadata=_metadata())
-            try:
-                yield from call
-            finally:
-                call.cancel()
+        pieces = (piece for message in messages for piece in cut(message))
+        call = self._channel.stream_stream(method("Job"))
+        with self._calling("the job", lambda _: call(pieces, metadata=_metadata())) as (answer, _):
+            yield from join(answer, LARGEST_BYTES)
 
     def counts(self) -> ServerCounts:
         """Return what the server has seen since it started, from all its clients.
@@ -197,6 +217,23 @@ class RemoteTransport(Stays):
         return hello
 
     @contextmanager
+    def _calling(self, what: str, begin: Callable[[Watch], Any]) -> Iterator[tuple[Any, Watch]]:
+        """Begin a call, cancel it at the end of the block or when it makes no progress, and explain its errors."""
+        with self._explain_errors(what):
+            watch = self._watchdog.watch(self._patience, lambda: call.cancel())
+            call = begin(watch)
+            try:
+                yield call, watch
+            except grpc.RpcError as error:
+                if watch.expired:
+                    raise ServiceError(
+                        f"the server at {self.address} made no progress in {what} for {self._patience:g} s; begin again"
+                    ) from error
+                raise
+            finally:
+                call.cancel()
+
+    @contextmanager
     def _explain_errors(self, what: str, *, first: bool = False) -> Iterator[None]:
         """Turn gRPC's errors into a ServiceError that says what to do."""
         if self.closed:
@@ -244,7 +281,7 @@ class RemoteTransport(Stays):
 
     def _state_now(self) -> str:
         """Ask again, on a connection of its own: "same" server as at first, an "other" one, or "gone"."""
-        channel = grpc.insecure_channel(self.address, options=channel_options(_PROBE_SECONDS))
+        channel = grpc.insecure_channel(self.address, options=channel_options())
         try:
             answer = channel.unary_unary(method("Hello"))(b"", metadata=_metadata(), timeout=_PROBE_SECONDS)
             return "same" if self._checked_hello(answer) == self._hello else "other"
@@ -260,7 +297,19 @@ def _metadata() -> tuple[tuple[str, str | bytes], ...]:
     return ((PROTOCOL_KEY, str(PROTOCOL)),)
 
 
-def _chunks(request: BytesLike) -> Iterator[bytes]:
-    view = memoryview(request)
-    for start in range(0, len(view), MESSAGE_BYTES):
-        yield bytes(view[start : start + MESSAGE_BYTES])
+def _watched(call: Any, watch: Watch) -> Iterator[bytes]:
+    """Yield what a call brings, each piece within the deadline."""
+    pieces = iter(call)
+    while True:
+        with watch.waiting():
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece
+
+
+def _moving(pieces: Iterator[bytes], watch: Watch) -> Iterator[bytes]:
+    """Yield pieces as gRPC, in a thread of its own, takes them for sending."""
+    for piece in pieces:
+        watch.moved()
+        yield piece

@@ -5,21 +5,26 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
 from privtuner import wire
 from privtuner._core import __version__
 from privtuner.copies import Stays
-from privtuner.errors import InputError, MessageError, ServiceError
+from privtuner.errors import InputError, LostError, MessageError, ServiceError
+from privtuner.linear import BytesLike
 from privtuner.nn import Split
+from privtuner.parties import BLOCK_BYTES
 from privtuner.schemes import Host, LinearServer
+from privtuner.sealed.messages import largest_message
 from privtuner.sealed.server import SealedService
 from privtuner.service.counts import Counter, ServerCounts
 from privtuner.service.protocol import (
@@ -29,23 +34,58 @@ from privtuner.service.protocol import (
     PROTOCOL_KEY,
     SERVICE,
     channel_options,
+    cut,
     is_loopback,
+    join,
     split_files,
 )
+from privtuner.service.refusal import Refusal
+from privtuner.service.room import Room
+from privtuner.service.tenants import Tenant, Tenants
+from privtuner.service.watchdog import Watch, Watchdog
+from privtuner.turns import Turns
 
-__all__ = ["Server", "ensure_free"]
+__all__ = ["Call", "Server", "ensure_free"]
 
 _log = logging.getLogger(__name__)
 
-_WORKERS = 8
+_ASKS = 32  # calls that are answered at once, beside those that work: Hello, Stats
+_SPARE = 16  # threads for saying no
+_WIDTH = 2  # blocks computed at a time: one while another is handed over
+_STREAMS = 64  # calls of one connection
 
 
-class _Refusal(Exception):  # noqa: N818 - it is no error of the server
-    """A request that cannot be served, and the status that says so to the client."""
+class Call(NamedTuple):
+    """A call in progress.
 
-    def __init__(self, code: grpc.StatusCode, text: str) -> None:
-        super().__init__(text)
-        self.code = code
+    Attributes:
+        tenant: who calls.
+        context: gRPC's.
+        watch: ends it when the client makes no progress.
+        chunks: gRPC's iterator over what the client sends.
+    """
+
+    tenant: Tenant
+    context: Any
+    watch: Watch
+    chunks: Iterator[bytes]
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield what the client sends, each piece within the deadline."""
+        while True:
+            with self.watch.waiting():
+                piece = next(self.chunks, None)
+            if piece is None:
+                return
+            yield piece
+
+    def check(self) -> None:
+        """Raise grpc.RpcError where the client is gone."""
+        if not self.context.is_active():
+            raise grpc.RpcError
+
+
+Answer = Callable[[Call], Iterator[BytesLike]]
 
 
 class Server(Stays):
@@ -63,7 +103,12 @@ class Server(Stays):
         server: computes the linear layers; the linear scheme on the processor when None. It decides which requests are
             answered.
         sealed: serves a sealed model, if there is one.
-        max_request_bytes: longest request accepted, so that one client cannot take all memory.
+        memory_bytes: of requests that are held at a time, all clients' together; a client's share is what stays free
+            beside it, see `privtuner.service.room.Room`, so one request takes at most half. A quarter of the machine's
+            memory when None.
+        calls: requests, bundles and jobs in progress at a time, shared likewise; a thread each.
+        patience: seconds without a byte from a client, or to it, that end a call.
+        tenants: tells clients apart; by their hosts when None.
         allow_plaintext: bind an address that other machines can reach.
 
     Raises:
@@ -84,17 +129,28 @@ class Server(Stays):
         name: str = "",
         server: LinearServer | None = None,
         sealed: SealedService | None = None,
-        max_request_bytes: int = 4 << 30,
+        memory_bytes: int | None = None,
+        calls: int = 64,
+        patience: float = 60.0,
+        tenants: Tenants | None = None,
         allow_plaintext: bool = False,
     ) -> None:
         _check_address(host, port, allow_plaintext)
-        if max_request_bytes < 1:
-            raise InputError(f"max_request_bytes is {max_request_bytes}; give at least 1")
+        memory_bytes = _quarter_of_memory() if memory_bytes is None else memory_bytes
+        for option, value in (("memory_bytes", memory_bytes), ("calls", calls)):
+            if value < 2:
+                raise InputError(f"{option} is {value}; give at least 2")
+        if not patience > 0:
+            raise InputError(f"patience is {patience:g} s; give more than 0")
         self._host = Host(split.server, server, sealed)
         self._files = split.bundle.to_files()
         self.placement = self._host.load()
         """Bytes of layers on each GPU, by its name."""
-        self._max_request_bytes = max_request_bytes
+        self._tenants = Tenants() if tenants is None else tenants
+        self._patience, self._watchdog = patience, Watchdog()
+        self._calls, self._asks = Room(calls, "calls"), Room(_ASKS, "calls")
+        self._memory, self._turns = Room(memory_bytes, "requests"), Turns(_WIDTH)
+        self._largest_job = 0 if sealed is None else largest_message(sealed.model.public.parameters)
         self._counter = Counter()
         presets = sorted({spec.preset for spec in split.bundle.specs.values()})
         self.hello: dict[str, Any] = {
@@ -108,9 +164,12 @@ class Server(Stays):
             "bundle_bytes": sum(map(len, self._files.values())),
         }
         """What clients are told first."""
+        # A thread for each call that is let in, so that none waits behind another that waits for its client.
+        threads = calls + _ASKS + _SPARE
         self._server = grpc.server(
-            ThreadPoolExecutor(_WORKERS + (0 if sealed is None else sealed.sessions), "privtuner-serve"),
-            options=channel_options(20.0),
+            ThreadPoolExecutor(threads, "privtuner-serve"),
+            options=[*channel_options(), ("grpc.max_concurrent_streams", _STREAMS)],
+            maximum_concurrent_rpcs=threads,
         )
         self._server.add_generic_rpc_handlers((self._handlers(),))
         literal = _literal(host)
@@ -147,33 +206,45 @@ class Server(Stays):
 
     def _handlers(self) -> Any:
         hello = json.dumps(self.hello).encode()
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "Hello": grpc.unary_unary_rpc_method_handler(lambda *_: hello),
-                "Stats": grpc.unary_unary_rpc_method_handler(self._guard(self._stats)),
-                "Bundle": grpc.unary_stream_rpc_method_handler(self._guard_stream(self._bundle)),
-                "Job": grpc.stream_stream_rpc_method_handler(self._guard_stream(self._job)),
-                "Apply": grpc.stream_stream_rpc_method_handler(self._guard_stream(self._apply)),
-            },
-        )
+        answers = {
+            "Hello": self._asked(lambda _: iter((hello,))),
+            "Stats": self._asked(lambda _: iter((self._counter.snapshot().to_json(),))),
+            "Bundle": self._worked(self._bundle),
+            "Job": self._worked(self._job),
+            "Apply": self._worked(self._apply),
+        }
+        # All of them as streams: for others gRPC waits for a message, without a deadline, before it calls anybody.
+        handlers = {name: grpc.stream_stream_rpc_method_handler(answer) for name, answer in answers.items()}
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def _guard(self, answer: Callable[[Any, Any], bytes]) -> Callable[[Any, Any], bytes]:
-        stream = self._guard_stream(lambda request, context: iter((answer(request, context),)))
-        return lambda request, context: next(stream(request, context))
+    def _asked(self, answer: Answer) -> Callable[[Any, Any], Iterator[bytes]]:
+        """Return the handler of what is answered at once, without reading what the client sends."""
+        return self._served(answer, self._asks)
 
-    def _guard_stream(self, answer: Callable[[Any, Any], Iterator[bytes]]) -> Callable[[Any, Any], Iterator[bytes]]:
+    def _worked(self, answer: Answer) -> Callable[[Any, Any], Iterator[bytes]]:
+        """Return the handler of what takes its time."""
+        return self._served(answer, self._calls)
+
+    def _served(self, answer: Answer, room: Room) -> Callable[[Any, Any], Iterator[bytes]]:
         """Turn every exception into a status: the client gets a reason or a pointer to the log, never a traceback."""
 
-        def guarded(request: Any, context: Any) -> Iterator[bytes]:
+        def serve(chunks: Any, context: Any) -> Iterator[bytes]:
             try:
                 _check_protocol(context)
-                yield from answer(request, context)
+                tenant = self._tenants.of(context)
+                watch = self._watchdog.watch(self._patience, context.cancel)
+                with room.hold(tenant.name, 1):
+                    for message in answer(Call(tenant, context, watch, iter(chunks))):
+                        for piece in cut(message):
+                            with watch.waiting():
+                                yield piece
                 return
-            except _Refusal as refusal:
+            except Refusal as refusal:
                 code, text = refusal.code, str(refusal)
             except (MessageError, InputError) as error:
                 code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
+            except LostError as error:
+                code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
             except ServiceError as error:
                 code, text = grpc.StatusCode.ABORTED, str(error)
             except grpc.RpcError:
@@ -186,40 +257,51 @@ class Server(Stays):
             self._counter.count_refusal()
             context.abort(code, text)
 
-        return guarded
+        return serve
 
-    def _stats(self, request: bytes, context: Any) -> bytes:  # noqa: ARG002 - gRPC's signature
-        return self._counter.snapshot().to_json()
-
-    def _bundle(self, request: bytes, context: Any) -> Iterator[bytes]:  # noqa: ARG002 - gRPC's signature
+    def _bundle(self, call: Call) -> Iterator[bytes]:  # noqa: ARG002 - as all of them
         yield from split_files(self._files)
         self._counter.count_bundle()
 
-    def _apply(self, chunks: Iterable[bytes], context: Any) -> Iterator[bytes]:
-        layer = _metadata(context).get(LAYER_KEY, b"").decode(errors="replace")
-        request = self._host.gather(layer, self._receive(chunks))
-        start = time.perf_counter()
-        head = wire.peek(request)
-        sent = 0
-        for block in self._host.answer(layer, request, MESSAGE_BYTES):
-            sent += len(block)
-            yield bytes(block)  # gRPC takes nothing else
-        self._counter.count_answer(layer, head, len(request), sent, time.perf_counter() - start)
+    def _apply(self, call: Call) -> Iterator[BytesLike]:
+        layer = _metadata(call.context).get(LAYER_KEY, b"").decode(errors="replace")
+        with ExitStack() as held:
+            request = self._host.gather(layer, self._receive(call, held))
+            start = time.perf_counter()
+            head, sent = wire.peek(request), 0
+            blocks = self._host.answer(layer, request, BLOCK_BYTES)
+            while True:
+                with self._turns.turn(call.tenant.name, call.check):
+                    block = next(blocks, None)
+                if block is None:
+                    break
+                sent += len(block)
+                yield block
+            self._counter.count_answer(layer, head, len(request), sent, time.perf_counter() - start)
 
-    def _job(self, messages: Iterable[bytes], context: Any) -> Iterator[bytes]:  # noqa: ARG002 - gRPC's signature
-        return self._host.job(messages, self._counter.count_task)
+    def _job(self, call: Call) -> Iterator[bytes]:
+        # Deadlines of what the owner sends are the session's, which knows when it is to send something.
+        return self._host.job(join(call.chunks, self._largest_job), self._counter.count_task, call.tenant.name)
 
-    def _receive(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        size = 0
-        for chunk in chunks:
-            size += len(chunk)
-            if size > self._max_request_bytes:
-                raise _Refusal(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    f"the request is longer than this server's limit of {self._max_request_bytes} bytes; "
-                    "send fewer tokens at once",
-                )
-            yield chunk
+    def _receive(self, call: Call, held: ExitStack) -> Iterator[bytes]:
+        """Yield the pieces of a request, whose memory is held before they are taken."""
+        size, due = 0, wire.HEAD_BYTES
+        for piece in call.pieces():
+            if size == 0:
+                due = wire.announced(piece)[1]
+                if due > self._memory.largest:
+                    raise Refusal(
+                        grpc.StatusCode.OUT_OF_RANGE,
+                        f"a request of {due} bytes is longer than this server's limit of {self._memory.largest}; "
+                        "send fewer tokens at once",
+                    )
+                held.enter_context(self._memory.hold(call.tenant.name, due, self._patience))
+            size += len(piece)
+            if size > due:
+                raise MessageError(f"request: at least {size - due} bytes too many")
+            yield piece
+            if len(piece) != MESSAGE_BYTES:
+                return
 
 
 def ensure_free(host: str, port: int, allow_plaintext: bool = False) -> None:
@@ -254,6 +336,10 @@ def _check_address(host: str, port: int, allow_plaintext: bool) -> None:
         )
 
 
+def _quarter_of_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
 def _literal(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
@@ -265,7 +351,7 @@ def _metadata(context: Any) -> dict[str, Any]:
 def _check_protocol(context: Any) -> None:
     spoken = str(_metadata(context).get(PROTOCOL_KEY, "none"))
     if spoken != str(PROTOCOL):
-        raise _Refusal(
+        raise Refusal(
             grpc.StatusCode.FAILED_PRECONDITION,
             f"this server speaks protocol {PROTOCOL} (privtuner {__version__}) and the client {spoken}; "
             "install the same version on both sides",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Encoded",
+    "ShuffledBatches",
     "TextTable",
     "collate",
     "encode",
     "label_names",
     "length_batches",
+    "ordered_batches",
     "read_csv",
-    "shuffled_batches",
 ]
 
 
@@ -102,8 +103,8 @@ def collate(data: Encoded, rows: Sequence[int]) -> Batch:
     return Batch(input_ids, mask, data.targets[list(rows)])
 
 
-def shuffled_batches(data: Encoded, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
-    """Yield batches without end: one shuffle an epoch, an epoch's remainder filled up from the next.
+class ShuffledBatches(Iterator[Batch]):
+    """Batches without end: one shuffle an epoch, an epoch's remainder filled up from the next.
 
     A server sees the tokens of every batch in total. Whoever knows the order can solve the totals of enough batches for
     the length of every single text, so without a seed the order is drawn from the operating system's randomness.
@@ -113,15 +114,41 @@ def shuffled_batches(data: Encoded, batch_size: int, seed: int | None = None) ->
         batch_size: texts a batch.
         seed: makes the order repeatable, and gives it away to whoever knows or guesses the seed.
     """
-    generator = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311 - asked for, see above
-    waiting: list[int] = []
-    while True:
-        while len(waiting) < batch_size:
-            epoch = list(range(len(data)))
-            generator.shuffle(epoch)
-            waiting += epoch
-        yield collate(data, waiting[:batch_size])
-        waiting = waiting[batch_size:]
+
+    def __init__(self, data: Encoded, batch_size: int, seed: int | None = None) -> None:
+        self._data, self._batch_size = data, batch_size
+        self._generator = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311 - asked for
+        self._waiting: list[int] = []
+
+    def __next__(self) -> Batch:
+        while len(self._waiting) < self._batch_size:
+            epoch = list(range(len(self._data)))
+            self._generator.shuffle(epoch)
+            self._waiting += epoch
+        rows, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
+        return collate(self._data, rows)
+
+    def place(self) -> tuple[list[int], Any]:
+        """Return the rows that were drawn and not yet used, and the generator's state (None: the operating system's).
+
+        Whoever reads it knows the order of these rows: keep it as the texts themselves.
+        """
+        system = isinstance(self._generator, random.SystemRandom)
+        return list(self._waiting), None if system else self._generator.getstate()
+
+    def go_to(self, waiting: Sequence[int], state: Any) -> None:
+        """Go on where `place` was asked.
+
+        Raises:
+            privtuner.errors.InputError: a row that there is not, or a generator where there was none.
+        """
+        seeded = not isinstance(self._generator, random.SystemRandom)
+        if seeded != (state is not None) or not all(0 <= row < len(self._data) for row in waiting):
+            raise InputError("the order of the batches is of other texts or of another seed; begin a new run")
+        if seeded:
+            version, words, gauss = state
+            self._generator.setstate((version, tuple(words), gauss))
+        self._waiting = list(waiting)
 
 
 def length_batches(data: Encoded, tokens: int) -> Iterator[Batch]:
@@ -141,3 +168,9 @@ def length_batches(data: Encoded, tokens: int) -> Iterator[Batch]:
         used += length
     if rows:
         yield collate(data, rows)
+
+
+def ordered_batches(data: Encoded, batch_size: int) -> Iterator[Batch]:
+    """Yield every text once, as they come, ``batch_size`` texts a batch: neither order nor number tells a length."""
+    for begin in range(0, len(data), batch_size):
+        yield collate(data, range(begin, min(begin + batch_size, len(data))))

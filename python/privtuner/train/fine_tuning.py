@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from privtuner.errors import PrivtunerError
 from privtuner.train import limits, report
+from privtuner.train.checkpoints import Checkpoints
 from privtuner.train.dataset import Encoded, TextTable, encode
 from privtuner.train.training import TrainConfig, TrainResult, prepare_model, train_classifier
 
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
 
     from privtuner.train.mean_head import MeanForSequenceClassification
 
-__all__ = ["fine_tune", "prepare", "write_results"]
+__all__ = ["describe_run", "digest_of_frozen", "end_well", "fine_tune", "prepare", "write_results"]
 
 
 def prepare(
@@ -54,6 +60,45 @@ def prepare(
     return prepare_model(model, config), encoded, encoded_test[0] if encoded_test else None
 
 
+def describe_run(
+    config: TrainConfig, train: Encoded, test: Encoded | None, labels: Sequence[str], others: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """Return what a run is, see `privtuner.train.checkpoints.Checkpoint`: digests in place of texts and labels.
+
+    Args:
+        config: how to train.
+        train: texts to learn from.
+        test: texts to evaluate on.
+        labels: names of the classes.
+        others: what else makes another run of it: the model's digest, the scheme, ...
+    """
+    return {
+        **asdict(config),
+        **others,
+        "training texts": _digest_of_texts(train),
+        "test texts": None if test is None else _digest_of_texts(test),
+        "labels": hashlib.sha256("\0".join(labels).encode()).hexdigest(),
+    }
+
+
+def digest_of_frozen(model: PeftModel) -> str:
+    """Return a digest of all that is not trained of a model in the clear."""
+    digest = hashlib.sha256()
+    frozen = {name: value for name, value in model.named_parameters() if not value.requires_grad}
+    for name, tensor in {**frozen, **dict(model.named_buffers())}.items():
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _digest_of_texts(data: Encoded) -> str:
+    digest = hashlib.sha256(f"{data.pad_id}|".encode())
+    for row in data.tokens:
+        digest.update((",".join(map(str, row)) + ";").encode())
+    digest.update(data.targets.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def fine_tune(
     model: PeftModel,
     train: Encoded,
@@ -61,24 +106,35 @@ def fine_tune(
     config: TrainConfig,
     keeper: report.AdapterKeeper,
     say: Callable[[str], object] = lambda _: None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[TrainResult, BaseException | None]:
     """Train ``model``; return what training did, and what went wrong after its last step.
 
     What ends it before is raised. ``keeper`` has the adapter on disk either way, and ``say`` is told where it is if the
-    run did not end well.
+    run did not end well. ``checkpoints`` are what another process goes on with.
     """
     try:
-        return train_classifier(model, train, test, config, after_step=keeper), None
+        return train_classifier(model, train, test, config, after_step=keeper, checkpoints=checkpoints), None
     except BaseException as error:
         if keeper.place is None:
             _rescue(keeper, say)
         if keeper.complete and keeper.result:
             return keeper.result, error
+        if checkpoints is not None and checkpoints.last:
+            with suppress(OSError):  # the terminal may be gone
+                say(f"the same command goes on after step {checkpoints.last} of {config.steps}")
         raise
 
 
+def end_well(checkpoints: Checkpoints, directory: Path) -> None:
+    """Take away what only a run that goes on needs: its checkpoints, and the adapter of where it stopped once."""
+    checkpoints.clear()
+    if checkpoints.resumed:
+        shutil.rmtree(directory / report.INTERRUPTED, ignore_errors=True)
+
+
 def _rescue(keeper: report.AdapterKeeper, say: Callable[[str], object]) -> None:
-    with suppress(OSError):  # the terminal may be gone
+    with suppress(OSError):  # as above
         try:
             place = keeper.rescue()
         except Exception as failure:

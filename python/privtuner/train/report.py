@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +32,7 @@ __all__ = [
 LABELS_FILE = "labels.json"
 HEAD_FILE = "head.safetensors"
 INTERRUPTED = "interrupted"
-"""Folder below the results' with the adapter of a run that has not ended, or not well."""
+"""Folder below the results' with the adapter of a run that did not end well."""
 
 _RESULTS = ("adapter_config.json", "adapter_model.safetensors", LABELS_FILE, "metrics.json", "loss.png")
 
@@ -42,30 +40,18 @@ _RESULTS = ("adapter_config.json", "adapter_model.safetensors", LABELS_FILE, "me
 class AdapterKeeper:
     """Has a run's adapter on disk whatever ends the run. Give it to `train_classifier` as ``after_step``.
 
-    After the last step the adapter goes to ``directory``; before that, every ``seconds``, to a folder "interrupted" in
-    there, which is removed at the end. `rescue` does the same at once. Where the disk does not take it, a new folder
-    among the system's temporary files is tried.
+    After the last step the adapter goes to ``directory``; `rescue` saves it before that, to a folder "interrupted" in
+    there. Where the disk does not take it, a new folder among the system's temporary files is tried.
 
     Args:
         model: what is trained.
         labels: written beside the adapter.
         directory: where the adapter goes.
         say: told in a line what went wrong and where the adapter is instead.
-        seconds: longest time of training that a crash of the machine costs.
     """
 
-    def __init__(
-        self,
-        model: PeftModel,
-        labels: Sequence[str],
-        directory: Path,
-        say: Callable[[str], object],
-        seconds: float = 600.0,
-    ) -> None:
-        self._model, self._labels, self._directory = model, labels, directory
-        self._say, self._seconds = say, seconds
-        self._saved = time.monotonic()
-        self._began = False
+    def __init__(self, model: PeftModel, labels: Sequence[str], directory: Path, say: Callable[[str], object]) -> None:
+        self._model, self._labels, self._directory, self._say = model, labels, directory, say
         self.result: TrainResult | None = None
         """The run so far, None before its first step."""
         self.place: Path | None = None
@@ -83,15 +69,6 @@ class AdapterKeeper:
         self.result = result
         if self.complete:
             self.place = self._save(self._directory)
-            if self._began:
-                shutil.rmtree(self._directory / INTERRUPTED, ignore_errors=True)
-        elif time.monotonic() - self._saved > self._seconds:
-            self._began = True
-            try:
-                save_adapter(self._model, self._labels, self._directory / INTERRUPTED)
-            except PrivtunerError as error:
-                self._say(f"warning: {error}; training goes on, and this is tried again later")
-            self._saved = time.monotonic()
 
     def rescue(self) -> Path:
         """Save the adapter as it is and return where.

@@ -16,7 +16,7 @@ import torch
 
 from privtuner.errors import InputError
 from privtuner.nn import SealedEncoder
-from privtuner.train.dataset import Batch, Encoded, collate, shuffled_batches
+from privtuner.train.dataset import Encoded, ShuffledBatches, ordered_batches
 from privtuner.train.training import Evaluation, Step, TrainConfig, TrainResult, rate_at
 
 __all__ = ["SealedClassifier", "evaluate_sealed", "train_sealed"]
@@ -95,7 +95,7 @@ def evaluate_sealed(model: SealedClassifier, data: Encoded) -> Evaluation:
     model.eval()
     start, sent = time.perf_counter(), model.encoder.meter.total()
     right = tokens = 0
-    for batch in _chunks(data, model.encoder.sequences):
+    for batch in ordered_batches(data, model.encoder.sequences):
         right += int((model(batch.input_ids, batch.attention_mask).argmax(-1) == batch.targets).sum())
         tokens += batch.tokens
     moved = model.encoder.meter.total() - sent
@@ -108,7 +108,7 @@ def _steps(model: SealedClassifier, train: Encoded, config: TrainConfig) -> Iter
     parameters = list(head.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.head_lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, config))
-    batches = shuffled_batches(train, config.batch_size, config.seed)
+    batches = ShuffledBatches(train, config.batch_size, config.seed)
     for number in range(config.steps):
         start, sent = time.perf_counter(), model.encoder.meter.total()
         batch = next(batches)
@@ -140,8 +140,3 @@ def _steps(model: SealedClassifier, train: Encoded, config: TrainConfig) -> Iter
         moved = model.encoder.meter.total() - sent
         seconds = time.perf_counter() - start
         yield Step(loss.item(), rate, seconds, batch.tokens, moved.bytes_up, moved.bytes_down)
-
-
-def _chunks(data: Encoded, texts: int) -> Iterator[Batch]:
-    for begin in range(0, len(data), texts):
-        yield collate(data, range(begin, min(begin + texts, len(data))))

@@ -13,15 +13,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from privtuner.errors import CkksError, InputError, PrivtunerError
 from privtuner.nn import EncryptedLayer, Traffic, TrafficMeter, traffic_of
-from privtuner.train.dataset import Batch, Encoded, length_batches, shuffled_batches
+from privtuner.nn.layers import session_of
+from privtuner.train.checkpoints import Checkpoint, Checkpoints
+from privtuner.train.dataset import Batch, Encoded, ShuffledBatches, length_batches, ordered_batches
 from privtuner.train.peft_adapter import add_lora, trainable_heads
+from privtuner.train.state import TrainingState
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,8 +41,14 @@ __all__ = [
     "iterate_steps",
     "prepare_model",
     "rate_at",
+    "recorded",
+    "resumed",
+    "set_rates",
     "train_classifier",
+    "training_state",
 ]
+
+_PEAK = "peak"  # of a group's learning rate
 
 EVAL_TOKENS = 2048
 """Tokens in a batch of evaluation: one full group of the encryption, whose cost does not depend on how full it is."""
@@ -69,6 +78,8 @@ class TrainConfig:
             batches and can tell the length of every text from what a server sees; None draws all three from the
             operating system's randomness.
         max_length: tokens at which texts are cut, 3 to 2**20.
+        constant_size: all requests hold ``batch_size * max_length`` tokens, up to 2**24, and an evaluation takes
+            ``batch_size`` texts at a time, so that their sizes and number tell nothing of the texts.
 
     Raises:
         privtuner.errors.InputError: a value outside its range.
@@ -88,6 +99,7 @@ class TrainConfig:
     targets: tuple[str, ...] = ("query", "value")
     seed: int | None = None
     max_length: int = 64
+    constant_size: bool = False
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -202,11 +214,14 @@ def prepare_model(model: PreTrainedModel | MeanForSequenceClassification, config
 
     Args:
         model: a sequence classifier, in the clear or from `privtuner.nn.build`.
-        config: adapters and seed.
+        config: adapters, seed, and whether requests are of constant size.
 
     Raises:
-        privtuner.errors.InputError: the model has no head outside its base model, or a target names no layer.
+        privtuner.errors.InputError: the model has no head outside its base model, a target names no layer, or the
+            constant size is asked for in the clear, or too large.
     """
+    if config.constant_size:
+        session_of(model).pad_tokens_to = config.batch_size * config.max_length
     for parameter in model.base_model.parameters():
         parameter.requires_grad_(False)
     heads = trainable_heads(model)
@@ -237,11 +252,13 @@ def train_classifier(
     *,
     progress: bool = True,
     after_step: Callable[[TrainResult], object] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainResult:
     """Train ``model`` in place, evaluating before and after.
 
     Whatever ends it, ``model`` holds whole steps: an exception between them, or in the middle of one, undoes no step
-    and leaves none half done. What was measured is lost with the exception unless ``after_step`` kept it.
+    and leaves none half done. What was measured is lost with the exception unless ``after_step`` or a checkpoint
+    kept it.
 
     Args:
         model: from `prepare_model`.
@@ -249,25 +266,74 @@ def train_classifier(
         test: texts to evaluate on; None leaves evaluation out.
         config: how to train.
         progress: show a bar on standard error.
-        after_step: called after each step with the run so far, e.g. `privtuner.train.report.AdapterKeeper`.
+        after_step: called after each step with the run so far, e.g. `privtuner.train.report.AdapterKeeper`; and before
+            the first step with a run that goes on.
+        checkpoints: written after steps. If there is one of this run, the run goes on after its step, with the global
+            generators as they were then.
 
     Raises:
+        privtuner.errors.InputError: the checkpoints are of another run, or all damaged.
         privtuner.errors.PrivtunerError: the run diverged, see `iterate_steps`, or the server failed.
     """
-    before = evaluate(model, test, progress=progress, title="before") if test is not None else None
-    result = TrainResult(_mode(model), config, [], before)
-    for step in iterate_steps(model, train, config, progress=progress):
+    texts = config.batch_size if config.constant_size else None
+    state = training_state(model, train, config)
+    saved = None if checkpoints is None else checkpoints.load()
+    if saved is not None:
+        state.restore(saved)
+        result = resumed(_mode(model), config, saved)
+        if after_step is not None:
+            after_step(result)
+    else:
+        before = evaluate(model, test, texts, progress=progress, title="before") if test is not None else None
+        result = TrainResult(_mode(model), config, [], before)
+    for step in iterate_steps(model, train, config, progress=progress, state=state):
         result.steps.append(step)
+        if checkpoints is not None and (state.step % checkpoints.every == 0 or state.step == config.steps):
+            checkpoints.save(state.step, *recorded(result, state))
         if after_step is not None:
             after_step(result)
     if test is None:
         return result
     with _explain_divergence(f"after step {config.steps}", config):
-        return replace(result, after=evaluate(model, test, progress=progress, title="after"))
+        return replace(result, after=evaluate(model, test, texts, progress=progress, title="after"))
 
 
-def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, progress: bool = True) -> Iterator[Step]:
+def training_state(model: PeftModel, train: Encoded, config: TrainConfig) -> TrainingState:
+    """Return what steps of ``model`` change, as it is before the first one."""
+    adapters, head = _find_trained(model)
+    optimizers = _optimizers(list(adapters.values()), list(head.values()), config)
+    return TrainingState({**adapters, **head}, optimizers, ShuffledBatches(train, config.batch_size, config.seed))
+
+
+def recorded(result: TrainResult, state: TrainingState) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the run so far and its state as a checkpoint's facts and tensors."""
+    facts, tensors = state.capture()
+    facts["before"] = asdict(result.before) if result.before else None
+    tensors["steps"] = torch.tensor([astuple(step) for step in result.steps], dtype=torch.float64)
+    return facts, tensors
+
+
+def resumed(mode: str, config: TrainConfig, checkpoint: Checkpoint) -> TrainResult:
+    """Return the run so far of a checkpoint that `recorded` made."""
+    steps = [
+        Step(loss, lr, seconds, int(tokens), int(up), int(down))
+        for loss, lr, seconds, tokens, up, down in checkpoint.tensors["steps"].tolist()
+    ]
+    before = checkpoint.facts["before"]
+    return TrainResult(mode, config, steps, Evaluation(**before) if before else None)
+
+
+def iterate_steps(
+    model: PeftModel, train: Encoded, config: TrainConfig, *, progress: bool = True, state: TrainingState | None = None
+) -> Iterator[Step]:
     """Train ``model`` in place, one step for each entry asked for; see `train_classifier`.
+
+    Args:
+        model: from `prepare_model`.
+        train: texts to learn from.
+        config: how to train.
+        progress: show a bar on standard error.
+        state: from `training_state`, and restored where the run goes on; None begins anew.
 
     Raises:
         privtuner.errors.InputError: activations, loss or gradient are not finite before anything was trained.
@@ -275,16 +341,16 @@ def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, prog
             encryption. ``model`` then holds what gave the last finite loss.
     """
     mode, meter = _mode(model), _meter(model)
-    adapters, head = _find_trained(model)
-    optimizers = _optimizers(adapters, head, config)
-    parameters = [*adapters, *head]
+    state = training_state(model, train, config) if state is None else state
+    optimizers, parameters = state.optimizers, list(state.parameters.values())
+    head = list(_find_trained(model)[1].values())
     good = [parameter.detach().clone() for parameter in parameters]
-    schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: rate_at(step, config)) for each in optimizers]
-    batches = shuffled_batches(train, config.batch_size, config.seed)
-    with _bar(progress, total=config.steps, desc=mode, unit="step") as bar:
-        for number in range(1, config.steps + 1):
+    with _bar(progress, total=config.steps, initial=state.step, desc=mode, unit="step") as bar:
+        for number in range(state.step + 1, config.steps + 1):
             start, sent = time.perf_counter(), meter.total()
-            batch = next(batches).to(model.device)
+            batch = next(state.batches).to(model.device)
+            for optimizer in optimizers:
+                set_rates(optimizer, number - 1, config)
             if number == 1:
                 _head_first(model, batch, optimizers[0], head, config)
             try:
@@ -302,15 +368,14 @@ def iterate_steps(model: PeftModel, train: Encoded, config: TrainConfig, *, prog
                 _restore(parameters, good)
                 raise
             good = [parameter.detach().clone() for parameter in parameters]
-            rate = config.lr * rate_at(number - 1, config)
             try:
                 for optimizer in optimizers:
                     optimizer.step()
             except BaseException:
                 _restore(parameters, good)
                 raise
-            for schedule in schedules:
-                schedule.step()
+            state.step = number
+            rate = config.lr * rate_at(number - 1, config)
             moved: Traffic = meter.total() - sent
             step = Step(loss.item(), rate, time.perf_counter() - start, batch.tokens, moved.bytes_up, moved.bytes_down)
             bar.set_postfix_str(_postfix(step), refresh=False)
@@ -342,12 +407,18 @@ def _optimizers(
     adapters: list[torch.nn.Parameter], head: list[torch.nn.Parameter], config: TrainConfig
 ) -> list[torch.optim.Optimizer]:
     if config.momentum is None or not adapters:
-        groups = [{"params": adapters, "lr": config.lr}, {"params": head, "lr": config.head_lr}]
+        groups = [{"params": adapters, _PEAK: config.lr}, {"params": head, _PEAK: config.head_lr}]
         return [torch.optim.AdamW(groups, weight_decay=config.weight_decay)]
     return [
-        torch.optim.AdamW(head, lr=config.head_lr, weight_decay=config.weight_decay),
-        torch.optim.SGD(adapters, lr=config.lr, momentum=config.momentum),
+        torch.optim.AdamW([{"params": head, _PEAK: config.head_lr}], weight_decay=config.weight_decay),
+        torch.optim.SGD([{"params": adapters, _PEAK: config.lr}], lr=config.lr, momentum=config.momentum),
     ]
+
+
+def set_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> None:
+    """Set each group's learning rate for ``step``, counted from 0, from its entry "peak": no scheduler has a state."""
+    for group in optimizer.param_groups:
+        group["lr"] = group[_PEAK] * rate_at(step, config)
 
 
 class _DivergedError(PrivtunerError):
@@ -379,24 +450,40 @@ def _check_finite(what: str, value: torch.Tensor) -> None:
         raise InputError(f"{what} is {value.item()}")
 
 
-def _find_trained(model: PeftModel) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """Return the trained parameters of the adapters and those of the head."""
-    adapters: list[torch.nn.Parameter] = []
-    head: list[torch.nn.Parameter] = []
+def _find_trained(model: PeftModel) -> tuple[dict[str, torch.nn.Parameter], dict[str, torch.nn.Parameter]]:
+    """Return the trained parameters of the adapters and those of the head, by name."""
+    adapters: dict[str, torch.nn.Parameter] = {}
+    head: dict[str, torch.nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (adapters if ".lora_" in name else head).append(parameter)
+            (adapters if ".lora_" in name else head)[name] = parameter
     return adapters, head
 
 
 @torch.no_grad()
-def evaluate(model: PeftModel, data: Encoded, *, progress: bool = False, title: str = "evaluation") -> Evaluation:
-    """Return the part of ``data`` that ``model`` classifies rightly."""
+def evaluate(
+    model: PeftModel,
+    data: Encoded,
+    batch_size: int | None = None,
+    *,
+    progress: bool = False,
+    title: str = "evaluation",
+) -> Evaluation:
+    """Return the part of ``data`` that ``model`` classifies rightly.
+
+    Args:
+        model: a classifier.
+        data: texts with their labels.
+        batch_size: texts a batch; None sorts them by length, and takes as many as have `EVAL_TOKENS` tokens.
+        progress: show a bar on standard error.
+        title: what the bar says.
+    """
     meter = _meter(model)
     start, sent = time.perf_counter(), meter.total()
     right = tokens = 0
     with _bar(progress, total=len(data), desc=f"accuracy {title}", unit="text", leave=False) as bar:
-        for batch in (batch.to(model.device) for batch in length_batches(data, EVAL_TOKENS)):
+        batches = length_batches(data, EVAL_TOKENS) if batch_size is None else ordered_batches(data, batch_size)
+        for batch in (batch.to(model.device) for batch in batches):
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             right += int((logits.argmax(-1) == batch.targets).sum())
             tokens += batch.tokens

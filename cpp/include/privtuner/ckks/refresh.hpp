@@ -42,6 +42,12 @@ double flood_of(const Tensor& x, std::size_t f, int flood_bits, bool packed);
 // Fills `revealed` (Evaluator::revealed of x and these) with x, an encryption of zero and the flood.
 void reveal(const PublicKey& key, const Tensor& x, int flood_bits, bool packed, Tensor& revealed);
 
+// The server's side of an opening, after which the owner says what a tensor at level 0 holds without knowing it: fills
+// `masked` with x, an encryption of zero and a mask, and `mask` [feature][N] with that mask's coefficients, uniform
+// modulo the one prime q. The owner's SecretKey::open gives x + mask modulo q, and taking the mask off is exact:
+// nothing wraps but what x itself holds. A mask is used once, and wiped by the caller.
+void mask_opening(const PublicKey& key, const Tensor& x, Tensor& masked, std::uint64_t* mask);
+
 // The server's side of the refresh of one tensor. Every mask is drawn from the operating system, used for one message
 // and wiped with its answer. Messages may be made by one thread while another reads answers, each of them once.
 class MaskedRefresh {

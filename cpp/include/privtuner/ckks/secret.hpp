@@ -70,6 +70,10 @@ class SecretKey {
   // decides nothing, least of all which steps are taken. Throws MessageError, Error for a level that cannot be.
   void refresh(const std::uint8_t* message, std::size_t size, std::size_t count, int level, std::uint8_t* out) const;
 
+  // The coefficients of a tensor at level 0, [feature][N], exact modulo its one prime. For what somebody else masked
+  // (refresh.hpp, mask_opening): the steps taken are the same whatever it holds.
+  void open(const Tensor& masked, std::uint64_t* out) const;
+
  private:
   // Encrypts the coefficients that `fill(feature, out)` writes, of a tensor without words yet.
   template <class Fill>
