@@ -17,6 +17,7 @@ import torch
 from privtuner.errors import InputError
 from privtuner.nn import SealedEncoder
 from privtuner.train.dataset import Encoded, ShuffledBatches, ordered_batches
+from privtuner.train.learning import LearningCheck
 from privtuner.train.training import Evaluation, Step, TrainConfig, TrainResult, rate_at
 
 __all__ = ["SealedClassifier", "evaluate_sealed", "train_sealed"]
@@ -73,7 +74,7 @@ def train_sealed(
         privtuner.errors.InputError: more texts a step than the server takes; or the loss is no number: a lower rate may
             help.
         privtuner.errors.CkksError: a text is unlike those that the server calibrated its model on.
-        privtuner.errors.PrivtunerError: the server failed.
+        privtuner.errors.PrivtunerError: the server failed, or the run diverged.
     """
     if config.batch_size > model.encoder.sequences:
         raise InputError(
@@ -109,6 +110,7 @@ def _steps(model: SealedClassifier, train: Encoded, config: TrainConfig) -> Iter
     optimizer = torch.optim.AdamW(parameters, lr=config.head_lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, config))
     batches = ShuffledBatches(train, config.batch_size, config.seed)
+    learning = LearningCheck([])  # the adapters are the server's
     for number in range(config.steps):
         start, sent = time.perf_counter(), model.encoder.meter.total()
         batch = next(batches)
@@ -140,3 +142,4 @@ def _steps(model: SealedClassifier, train: Encoded, config: TrainConfig) -> Iter
         moved = model.encoder.meter.total() - sent
         seconds = time.perf_counter() - start
         yield Step(loss.item(), rate, seconds, batch.tokens, moved.bytes_up, moved.bytes_down)
+        learning.check(loss.item(), head.out_features, 1.0)
