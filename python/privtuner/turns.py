@@ -10,6 +10,7 @@ from contextlib import contextmanager
 __all__ = ["Turn", "Turns"]
 
 _CHECK_SECONDS = 0.5
+_NAMES = 1000
 
 
 class Turns:
@@ -30,6 +31,11 @@ class Turns:
         self._now = 0.0  # the clock of the tenant that was served last
         self._waiting: list[Turn] = []
         self._serving: dict[str, int] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for their turn."""
+        return len(self._waiting)
 
     @contextmanager
     def turn(self, tenant: str, check: Callable[[], object] = lambda: None) -> Iterator[Turn]:
@@ -95,9 +101,9 @@ class Turn:
             turns._serving[self._tenant] -= 1
             if not turns._serving[self._tenant]:
                 del turns._serving[self._tenant]
-            # Clocks behind the present are as good as none: strangers' names must not pile up.
+            # Clocks behind the present are as good as none, and strangers' names must not pile up.
             active = {one._tenant for one in turns._waiting} | set(turns._serving)
-            turns._clocks = {
-                name: clock for name, clock in turns._clocks.items() if clock > turns._now or name in active
-            }
+            ahead = {name for name, clock in turns._clocks.items() if clock > turns._now}
+            kept = active if len(active | ahead) > _NAMES else active | ahead
+            turns._clocks = {name: clock for name, clock in turns._clocks.items() if name in kept}
             turns._changed.notify_all()

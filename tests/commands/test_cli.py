@@ -527,7 +527,7 @@ def test_only_the_command_that_is_called_is_imported():
 
 def test_every_command_is_listed():
     folder = Path(cli.__file__).parent / "commands"
-    helpers = {"__init__", "common", "sealed", "sealing", "stop"}
+    helpers = {"__init__", "common", "sealed", "sealing", "stop", "watching"}
     assert {path.stem for path in folder.glob("*.py")} - helpers == {name.replace("-", "_") for name in COMMANDS}
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 from cli_cases import failed, failed_late, flat, run
 from privtuner import ckks, nn
 from privtuner.errors import ServiceError
-from privtuner.nn import Prepared, Sealing, split_pretrained
+from privtuner.nn import OwnerBundle, Prepared, Sealing, split_pretrained
 from privtuner.sealed.server import SealedService
 from privtuner.service import Server
 from privtuner.train import load_classifier
@@ -67,10 +67,13 @@ def test_what_was_prepared_comes_back(prepared, tmp_path):
     assert not [file for file in owners if held[:64] in file.read_bytes()]
 
 
-def test_embed(small, sealed, capsys, tmp_path):
+def test_embed(small, sealed, capsys, tmp_path, monkeypatch):
+    """With a copy of tokenizer and configuration of one's own."""
+    monkeypatch.setattr(OwnerBundle, "tokenizer", lambda bundle: pytest.fail("the server's was used"))
     data = tmp_path / "texts.csv"
     data.write_text("text\n" + "\n".join(TEXTS[:70]) + "\n")  # more than one pass takes
-    assert run("embed", "--server", sealed, "--data", data, "--out", tmp_path / "vectors.npy") == 0
+    line = ["embed", "--server", sealed, "--data", data, "--out", tmp_path / "vectors.npy", "--tokenizer", small]
+    assert run(*line) == 0
     out, err = capsys.readouterr()
     assert re.search(r"^70 vectors of 8 features written to .*vectors.npy$", out, re.MULTILINE)
     assert re.search(r"^\d+ s, \d+ MB to the server, \d+ MB back, [\d,]+ ciphertexts refreshed$", out, re.MULTILINE)
@@ -176,6 +179,7 @@ def test_a_server_in_a_process_of_its_own(prepared, capsys, tmp_path):
     try:
         ready = json.loads(server.stdout.readline())
         assert (ready["model"], ready["sealed"], ready["layers"]) == ("model", True, 0)
+        assert ready["bundle"] == prepared.bundle.digest()
         options = ["--data", tmp_path / "texts.csv", "--out", tmp_path / "vectors.npy"]
         assert run("embed", "--server", ready["address"], *options) == 0
         server.terminate()

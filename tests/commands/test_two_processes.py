@@ -109,7 +109,8 @@ def test_owners_do_not_disturb_each_other(address):
 
 
 def test_server_killed_during_training(model, options, tmp_path):
-    with server_process(model) as (server, address):
+    audit = tmp_path / "audit.jsonl"
+    with server_process(model, "--audit", str(audit)) as (server, address):
         line = ["train", "--server", address, "--steps", "100000", "--out", str(tmp_path / "out"), *options]
         owner = subprocess.Popen(
             [sys.executable, "-m", "privtuner", *line],
@@ -118,10 +119,9 @@ def test_server_killed_during_training(model, options, tmp_path):
             text=True,
             env=environment(),
         )
-        with RemoteTransport(address) as transport:
-            while not any(direction == "backward" for _, direction in transport.counts().layers):
-                assert owner.poll() is None, owner.communicate()[1]
-                time.sleep(0.05)
+        while '"direction": "backward"' not in audit.read_text():
+            assert owner.poll() is None, owner.communicate()[1]
+            time.sleep(0.05)
         server.kill()
         out, err = owner.communicate(timeout=60)
     assert owner.returncode == 1

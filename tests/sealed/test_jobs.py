@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from connections import Connection
 from privtuner.ckks import Refresher
-from privtuner.errors import CkksError, InputError, MessageError, SecretError, ServiceError
+from privtuner.errors import CkksError, InputError, LostError, MessageError, SecretError, ServiceError
+from privtuner.retries import Retries
 from privtuner.sealed.owner import SealedOwner
+from privtuner.sealed.server import SealedService
+from privtuner.sealed.state import digest_of, forget_states
 from privtuner.service import RemoteTransport
 from sealed_cases import (
     PAIRS,
@@ -30,8 +35,10 @@ from sealed_cases import (
 
 
 def test_steps_are_those_of_the_clear_model(pair):
-    told = []
+    told, recorded = [], []
     owner, running = pair(owner={"progress": told.append})
+    if hasattr(running, "counts"):
+        running._counter._record = recorded.append
     train(owner, Twin(TinyModel()), steps=2)
     assert owner.step == 2
     assert owner.spent.tasks == 5
@@ -53,6 +60,11 @@ def test_steps_are_those_of_the_clear_model(pair):
             ("sealed", "embed"): (1, SLOTS, 2),
         }
         assert 0 < sum(c.bytes_in for c in counts.values()) < owner.spent.bytes_up
+        assert {len(event.key) for event in recorded} == {32}
+        assert len({event.key for event in recorded}) == 1
+        states = [event.state for event in recorded if event.direction == "backward"]
+        assert states[0] != states[1] == digest_of(owner._kept)
+        assert {event.state for event in recorded if event.direction != "backward"} == {b""}
 
 
 def test_large_gradients_are_scaled_down_and_the_rate_is_theirs(pair):
@@ -77,7 +89,7 @@ def test_an_owner_that_was_closed_goes_on(pair):
 def test_a_dropped_stream_in_mid_step_is_repeated(pair):
     """Whatever message of the step is the last that passes, and with fresh encryptions."""
     for last in (1, 3, 6, 11):
-        owner, _ = pair(owner={"retries": 1, "pause": 0.0}, service={"patience": 5.0})
+        owner, _ = pair(owner={"retries": Retries(attempts=1, first=0.0)}, service={"patience": 5.0})
         twin, (x, lengths), left = Twin(TinyModel()), batch(), [None]
 
         def cut(message, left=left):
@@ -85,7 +97,7 @@ def test_a_dropped_stream_in_mid_step_is_repeated(pair):
                 left[0] -= 1
                 if left[0] == 0:
                     left[0] = None
-                    raise ServiceError("the line was cut")
+                    raise LostError("the line was cut")
             return [message]
 
         owner._transport = between = Between(owner._transport, cut, cut)
@@ -108,14 +120,14 @@ def test_without_retries_the_error_is_clear_and_the_step_can_be_repeated(pair):
     def cut(message):
         if between.armed and len(between.seen) > between.armed:
             between.armed = 0
-            raise ServiceError("the line was cut")
+            raise LostError("the line was cut")
         return [message]
 
     owner._transport = between = Between(owner._transport, cut)
     between.armed = 0
     owner.forward(x, lengths)
     between.armed = len(between.seen) + 3
-    with pytest.raises(ServiceError, match="cut|refused the job"):
+    with pytest.raises(ServiceError, match="cut|lost during the job"):
         owner.backward(G, 8.0, 0.5)
     assert owner.step == 0
     train(owner, twin)
@@ -125,7 +137,7 @@ def test_a_killed_server_that_is_started_again():
     """The locked state of the owner is all that the new one needs."""
     model = TinyModel()
     with served("grpc", model) as (_, first), Connection(first.address) as line:
-        owner = SealedOwner(model.public, RemoteTransport(line.address), allow_insecure=True, retries=3, pause=0.05)
+        owner = SealedOwner(model.public, RemoteTransport(line.address), allow_insecure=True, retries=Retries())
         twin, (x, lengths) = Twin(model), batch()
         train(owner, twin)
         owner.forward(x, lengths)
@@ -141,7 +153,7 @@ def test_a_killed_server_that_is_started_again():
 def test_a_transport_that_was_closed_is_not_tried_again():
     model = TinyModel()
     with served("grpc", model) as (transport, _):
-        owner = SealedOwner(model.public, transport, allow_insecure=True, retries=5, pause=60.0)
+        owner = SealedOwner(model.public, transport, allow_insecure=True, retries=Retries())
         owner.embed(*batch())
         transport.close()
         with pytest.raises(ServiceError, match="was closed"):
@@ -275,6 +287,40 @@ def test_files_of_an_owner_that_are_refused(tmp_path):
             owner()
 
 
+def test_saved_runs_give_way_to_younger_ones(tmp_path):
+    for number in range(4):
+        (tmp_path / f"{number}.state").touch()
+        os.utime(tmp_path / f"{number}.state", (1e9 + number, 1e9 + number))
+    (tmp_path / "another").touch()
+    for runs, seconds, left in ((3, 1e10, {"1", "2", "3"}), (9, time.time() - 1e9 - 2.5, {"3"}), (9, 1.0, set())):
+        forget_states(tmp_path, runs, seconds)
+        assert {path.stem for path in tmp_path.glob("*.state")} == left
+    assert (tmp_path / "another").exists()
+
+
+def test_runs_are_saved_for_their_tenants(tmp_path):
+    """Whatever these are called, and no more than each may have."""
+    model = TinyModel()
+    service = SealedService(model, state=tmp_path)
+
+    class Of:
+        closed = False
+
+        def __init__(self, runs):
+            self.runs = runs
+
+        def job(self, messages):
+            return service.job(messages, None, "../a", self.runs)
+
+    for runs in (1, 0):
+        with SealedOwner(model.public, Of(runs), allow_insecure=True) as owner:
+            owner.forward(*batch())
+            owner.backward(G, 8.0)
+        if runs:
+            saved = tmp_path / "tenant-..%2Fa" / f"{owner._run.hex()}.state"
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == [saved]
+
+
 def test_a_server_that_cannot_save_goes_on(tmp_path, caplog):
     model, folder = TinyModel(), tmp_path / "state"
     with served("local", model, state=folder) as (transport, _):
@@ -326,7 +372,7 @@ def test_sessions_are_bounded(pair):
 
 def test_an_idle_session_gives_way(pair):
     """The first owner comes back later, with its adapters."""
-    owner, _ = pair(service={"patience": 1.5}, owner={"retries": 9, "pause": 0.1})
+    owner, _ = pair(service={"patience": 1.5}, owner={"retries": Retries()})
     twin = Twin(TinyModel())
     train(owner, twin)
     with SealedOwner(owner.public, owner._transport, allow_insecure=True) as second:
@@ -380,7 +426,7 @@ def test_an_owner_that_stalls_meets_the_servers_deadline(pair):
 
 
 def test_an_idle_session_ends(pair):
-    owner, _ = pair(service={"idle": 0.2}, owner={"retries": 1, "pause": 0.0})
+    owner, _ = pair(service={"idle": 0.2}, owner={"retries": Retries(attempts=1, first=0.0)})
     twin = Twin(TinyModel())
     train(owner, twin)
     threading.Event().wait(0.4)
@@ -445,7 +491,7 @@ def test_arguments_that_are_refused():
     model = TinyModel()
     with pytest.raises(InputError, match="protects nothing"):
         SealedOwner(model.public, None)
-    for options, hint in (({"gradient_bound": 0.3}, "power of two"), ({"patience": 0}, "above 0")):
+    for options, hint in (({"gradient_bound": 0.3}, "power of two"), ({"patience": 0}, "more than 0")):
         with pytest.raises(InputError, match=hint):
             SealedOwner(model.public, None, allow_insecure=True, **options)
     owner = SealedOwner(model.public, None, allow_insecure=True)

@@ -227,7 +227,7 @@ def test_service_arguments():
     from privtuner.errors import InputError
     from privtuner.schemes import LocalTransport
 
-    for options in ({"sessions": 0}, {"patience": 0}, {"idle": 0}):
+    for options in ({"sessions": 0}, {"runs": 0}, {"patience": 0}, {"idle": 0}, {"days": 0}):
         with pytest.raises(InputError):
             SealedService(TinyModel(), **options)
     with pytest.raises(InputError, match="no sealed model"):

@@ -11,14 +11,14 @@ import pytest
 from encoders import small
 from privtuner.ckks import Parameters, Timings
 from privtuner.errors import CkksError
-from privtuner.sealed.schedule import REFRESH_FROM, Costs, Stretch, _programme, _refresh_cost
+from privtuner.sealed.programme import REFRESH_FROM, Costs, Join, Programme, Stretch, _refresh_cost
 
 PARAMETERS = Parameters.INSECURE(7)
 COSTS = Costs(PARAMETERS)
 
 
 def stretches(seed: int) -> list[Stretch]:
-    """Three points behind the start, with depths, work, joins and floors as encoders have them."""
+    """Three points behind the start, with depths, work, joins and floors as encoders have them, and what was saved."""
     rng = np.random.default_rng(seed)
     made = []
     for index in range(4):
@@ -30,11 +30,17 @@ def stretches(seed: int) -> list[Stretch]:
                 anchor=index in (0, 2),
                 takes=int(rng.integers(0, 4)),
                 held=None if index in (0, 2) or rng.integers(2) else int(rng.integers(0, 3)),
+                saved={"slope": int(rng.integers(0, 2))} if index == 2 else {},
                 floor=int(rng.integers(2, 4)),
+                join=Join(3, int(rng.integers(0, 3)), {"value": 1}) if index == 3 else None,
                 work={("relinearise", int(rng.integers(0, 2))): float(rng.integers(1, 30))},
             )
         )
     return made
+
+
+def saved(_point: str, kind: str) -> int:
+    return {"slope": 5, "value": 4}[kind]
 
 
 def cost_of(parts: list[Stretch], start: int, levels: dict[str, int]) -> float:
@@ -45,7 +51,7 @@ def cost_of(parts: list[Stretch], start: int, levels: dict[str, int]) -> float:
         return math.inf
     for before, here in itertools.pairwise(parts):
         total += before.cost(COSTS, level)
-        arrival = before.end(level, anchor)
+        arrival = min([before.end(level, anchor), *(saved("", kind) - below for kind, below in before.saved.items())])
         if here.name in levels:
             if arrival < REFRESH_FROM:
                 return math.inf
@@ -62,7 +68,16 @@ def cost_of(parts: list[Stretch], start: int, levels: dict[str, int]) -> float:
             return math.inf
         if here.anchor:
             anchor = level
+        if here.join is not None:
+            there = min(anchor - here.join.held, saved("", "value") - 1)
+            if there < min(level, REFRESH_FROM):
+                return math.inf
+            total += _refresh_cost(COSTS, here.join.features, level) if there < level else 0.0
     return total
+
+
+def solve(parts: list[Stretch]):
+    return Programme(PARAMETERS, COSTS, parts, lambda _: 0.0).solve(saved=saved)
 
 
 def test_the_programme_finds_the_least_cost():
@@ -77,10 +92,11 @@ def test_the_programme_finds_the_least_cost():
                 best = min(best, cost_of(parts, start, levels))
         if math.isinf(best):
             with pytest.raises(CkksError, match="not deep enough"):
-                _programme(PARAMETERS, parts, COSTS, lambda _: 0.0, "")
+                solve(parts)
             continue
-        start, levels = _programme(PARAMETERS, parts, COSTS, lambda _: 0.0, "")
-        assert cost_of(parts, start, levels) == pytest.approx(best, rel=1e-12)
+        choice = solve(parts)
+        assert choice.cost == pytest.approx(best, rel=1e-12)
+        assert cost_of(parts, choice.start, choice.levels) == pytest.approx(best, rel=1e-12)
         found += 1
     assert found >= 3
 
@@ -90,7 +106,7 @@ def test_what_cannot_be_done_is_refused():
     parts[2].takes = 9
     parts[1].takes = 9
     with pytest.raises(CkksError, match="not deep enough"):
-        _programme(PARAMETERS, parts, COSTS, lambda _: 0.0, "")
+        solve(parts)
 
 
 def test_costs():

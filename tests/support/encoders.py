@@ -110,6 +110,24 @@ def small() -> Case:
     return case_of(SHAPE)
 
 
+@lru_cache(maxsize=1)
+def open_case() -> Case:
+    """One layer, 64 sequences of up to two tokens, the value's adapter in the clear at the server."""
+    shape = Shape(
+        layers=1,
+        width=4,
+        heads=1,
+        hidden=4,
+        period=2,
+        eps=1e-2,
+        rank=1,
+        alpha=2.0,
+        targets=("value",),
+        placement="server",
+    )
+    return case_of(shape, sequences=64)
+
+
 def matrices(shape: Shape, seed: int = 2):
     """Adapters of which neither matrix is zero."""
     rng = np.random.default_rng(seed)

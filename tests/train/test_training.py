@@ -354,7 +354,7 @@ def test_whatever_ends_training_whole_steps_are_left(parts, data, error):
 @pytest.mark.parametrize(
     ("lr", "cut", "message"),
     [
-        (1e-44, False, "although they have gradients: the learning rate is too small"),
+        (1e-50, False, "although they have gradients: the learning rate is too small"),
         (2e-2, True, "the head learns and no gradient reaches them"),
     ],
 )

@@ -12,8 +12,11 @@ __all__ = ["COMMANDS"]
 COMMANDS: Mapping[str, str] = {
     "prepare": "seal a model: calibrate it, plan its circuits, save it for 'privtuner serve'",
     "serve": "hold a model's frozen weights and compute on encrypted activations",
+    "top": "what a server has answered, in a table that is redrawn",
     "train": "fine-tune a text classifier through a server, or in the clear",
     "embed": "have a sealed model turn texts into vectors that its server never sees",
+    "certs": "make certificates for the connection to a server",
+    "token": "make a token by which a server knows a data owner",
     "allocate": "share bandwidth, power and processors among devices",
     "wireless-study": "compare the methods of allocation along every parameter",
     "calibrate": "measure what the parameter sets cost on this machine",

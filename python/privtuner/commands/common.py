@@ -6,22 +6,14 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from privtuner import system
-
-if TYPE_CHECKING:
-    from privtuner.commands.stop import Stop
-    from privtuner.service import RemoteTransport
 
 __all__ = [
     "Progress",
     "about",
     "add_scheme",
     "add_threads",
-    "connection",
     "quiet_transformers",
     "say",
     "set_threads",
@@ -40,24 +32,6 @@ def add_scheme(parser: argparse.ArgumentParser, text: str) -> None:
     default = next(iter(SCHEMES))
     known = "; ".join(f"{name} ({scheme.carries})" for name, scheme in SCHEMES.items())
     parser.add_argument("--scheme", choices=SCHEMES, default=default, help=f"{text}: {known}; default {default}")
-
-
-@contextmanager
-def connection(address: str, stop: Stop, exposed: str) -> Iterator[RemoteTransport]:
-    """Connect to a server until the block ends or the user asks to stop.
-
-    Args:
-        address: HOST:PORT.
-        stop: closes the connection.
-        exposed: what somebody between this machine and another could do, for the warning.
-    """
-    from privtuner.service import RemoteTransport
-    from privtuner.service.protocol import is_loopback, parse_address
-
-    with RemoteTransport(address) as transport, stop.on_stop(transport.close):
-        if not is_loopback(parse_address(address)[0]):
-            say(f"warning: {address} is another machine and the connection has no TLS: {exposed}")
-        yield transport
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

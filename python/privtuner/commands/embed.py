@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from privtuner.commands.common import add_threads, quiet_transformers, say, set_threads
+from privtuner.commands.line import add_bundle, add_line, check_line
 from privtuner.commands.sealed import connected, sealed_encoder
 from privtuner.commands.stop import Stop
 from privtuner.errors import InputError
@@ -37,14 +38,15 @@ def add(parser: argparse.ArgumentParser) -> None:
         "those of the model as it is",
     )
     add_threads(parser)
+    add_line(parser)
+    add_bundle(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Embed, and write the vectors."""
-    from privtuner.service.protocol import parse_address
     from privtuner.train.table import read_texts
 
-    parse_address(arguments.server)
+    check_line(arguments, arguments.server)
     out = Path(arguments.out)
     if out.suffix != ".npy":
         raise InputError(f"--out {out}: the name must end in .npy")
@@ -61,10 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     quiet_transformers()
     stop: Stop = arguments.stop
-    with stop.defer(), connected(arguments.server, stop) as transport:
-        encoder, bundle = sealed_encoder(transport, state=arguments.state)
+    with stop.defer(), connected(arguments, stop) as transport:
+        encoder, _, tokenizer = sealed_encoder(transport, arguments, state=arguments.state)
         encoder.eval()
-        rows = bundle.tokenizer()(list(texts), truncation=True, max_length=encoder.period)["input_ids"]
+        rows = tokenizer(list(texts), truncation=True, max_length=encoder.period)["input_ids"]
         if not all(rows):
             raise InputError(f"{arguments.data}: text {rows.index([]) + 1} has no tokens; drop its row")
         vectors = []

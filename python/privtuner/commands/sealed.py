@@ -6,17 +6,22 @@ import argparse
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from privtuner.commands.common import Progress, connection, say
+from privtuner.commands.common import Progress, say
+from privtuner.commands.line import connection, fetch
+from privtuner.commands.privacy import account, agreed, privacy_of, within_budget
 from privtuner.commands.stop import Stop
 from privtuner.errors import InputError, PrivtunerError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from privtuner.nn import OwnerBundle, SealedEncoder
     from privtuner.sealed.owner import Progress as JobProgress
+    from privtuner.sealed.privacy import Privacy
     from privtuner.service import RemoteTransport
     from privtuner.train.dataset import TextTable
     from privtuner.train.training import TrainConfig, TrainResult
@@ -29,38 +34,45 @@ MOMENTUM = 0.9
 
 
 @contextmanager
-def connected(address: str, stop: Stop) -> Iterator[RemoteTransport]:
-    """Connect to a server until the block ends or the user asks to stop.
+def connected(arguments: argparse.Namespace, stop: Stop) -> Iterator[RemoteTransport]:
+    """Connect to the server until the block ends or the user asks to stop.
 
     Raises:
         InputError: the server's model is not sealed.
     """
-    exposed = "what you send is encrypted, but somebody in between could exchange the embeddings you fetch"
-    with connection(address, stop, exposed) as transport:
+    with connection(arguments, arguments.server, stop) as transport:
         if not transport.hello()["sealed"]:
             raise InputError(
-                f"the server at {address} serves layers one by one, not a sealed model; start it with 'privtuner serve "
-                "--seal model', or train without --seal"
+                f"the server at {transport.address} serves layers one by one, not a sealed model; start it with "
+                "'privtuner serve --seal model', or train without --seal"
             )
         yield transport
 
 
 def sealed_encoder(
-    transport: RemoteTransport, *, rate: float = LR, momentum: float = MOMENTUM, state: str | None = None
-) -> tuple[SealedEncoder, OwnerBundle]:
+    transport: RemoteTransport,
+    arguments: argparse.Namespace,
+    *,
+    rate: float = LR,
+    momentum: float = MOMENTUM,
+    state: str | None = None,
+    privacy: Privacy | None = None,
+) -> tuple[SealedEncoder, OwnerBundle, PreTrainedTokenizerBase]:
     """Fetch what the owner needs, and return the encoder, whose jobs tell how far they are.
 
-    ``state`` is the file of key and locked adapters, see `privtuner.sealed.owner.SealedOwner`.
+    ``arguments`` say what of the bundle is trusted (`privtuner.commands.line.add_bundle`), ``state`` is the file of key
+    and locked adapters, and ``privacy`` of adapters in the clear at the server, see
+    `privtuner.sealed.owner.SealedOwner`.
 
     Raises:
         PrivtunerError: the connection failed, or what came is of another version, or not secure.
     """
     from privtuner.nn import SealedEncoder, build_embeddings
+    from privtuner.retries import Retries
     from privtuner.sealed.owner import SealedOwner
 
     say(f"fetching what the owner needs of {transport.hello()['model']}")
-    with Progress("fetching", "MB", scale=1e6) as progress:
-        bundle = transport.fetch_bundle(progress)
+    bundle, tokenizer = fetch(transport, arguments)
     if bundle.sealed is None:
         raise InputError(
             f"the bundle of the server at {transport.address} is not of a sealed model; restart the server"
@@ -70,10 +82,18 @@ def sealed_encoder(
         f"{shape.layers} blocks of {shape.width} features are sealed; a pass takes {bundle.sealed.batch} texts of "
         f"{shape.period} tokens, however few there are"
     )
-    owner = SealedOwner(bundle.sealed, transport, progress=_JobLines(), retries=3, state=state)
+    owner = SealedOwner(
+        bundle.sealed,
+        transport,
+        progress=_JobLines(),
+        retries=Retries(),
+        say=say,
+        state=state,
+        privacy=privacy,
+    )
     if owner.step:
         say(f"{state}: the adapters are those after step {owner.step}")
-    return SealedEncoder(build_embeddings(bundle), owner, rate=rate, momentum=momentum), bundle
+    return SealedEncoder(build_embeddings(bundle), owner, rate=rate, momentum=momentum), bundle, tokenizer
 
 
 class _JobLines:
@@ -117,8 +137,12 @@ def train(
         raise InputError(
             f"{out} holds the adapter of another run, which would pass for this head's: choose another --out"
         )
-    encoder, bundle = sealed_encoder(transport, rate=config.lr, momentum=momentum, state=arguments.state)
+    privacy = privacy_of(arguments)
+    encoder, bundle, tokenizer = sealed_encoder(
+        transport, arguments, rate=config.lr, momentum=momentum, state=arguments.state, privacy=privacy
+    )
     shape = encoder.owner.public.shape
+    agreed(shape, privacy)
     if shape.rank and not (arguments.release or arguments.state):
         say("warning: the trained adapters end with this run: keep them by --state FILE, or ask for them by --release")
     if arguments.pool not in (None, shape.pool):
@@ -126,8 +150,8 @@ def train(
             f"--pool {arguments.pool}: this server's model reveals the pool {shape.pool}; leave --pool out"
         )
     config = _fitted(config, encoder, arguments, len(tables[0].texts))
+    config = replace(config, steps=within_budget(encoder.owner, config.steps))
     model = SealedClassifier(encoder, len(labels), config.seed)
-    tokenizer = bundle.tokenizer()
     encoded = limits.fit(model, [encode(table, tokenizer, labels, config.max_length) for table in tables if table])
 
     def after_step(result: TrainResult) -> None:
@@ -161,6 +185,7 @@ def train(
         "sequences": encoder.sequences,
         "key_bytes": encoder.owner.public.key_bytes,
         "spent": asdict(spent),
+        "privacy": account(encoder.owner),
         "jobs": {task: asdict(traffic) for (_, task), traffic in encoder.meter.snapshot().items()},
     }
     return result, numbers, written
@@ -168,8 +193,6 @@ def train(
 
 def _fitted(config: TrainConfig, encoder: SealedEncoder, arguments: argparse.Namespace, texts: int) -> TrainConfig:
     """Return the training options with what follows from the server's model."""
-    from dataclasses import replace
-
     longest = encoder.period if arguments.max_length is None else min(arguments.max_length, encoder.period)
     if arguments.max_length is not None and longest < arguments.max_length:
         say(f"texts are cut at the {longest} tokens that the server's model takes, not at {arguments.max_length}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from privtuner.commands.common import Progress, say
 from privtuner.errors import InputError
+from privtuner.sealed.shape import Placement
 
 if TYPE_CHECKING:
     from privtuner.nn import Prepared
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["add_sealing", "given_sealing", "option", "prepared_model"]
 
 _TEXTS = 2000
-_OPTIONS = ("calibrate", "text_column", "delimiter", "encoding", "texts", "room", "period", "rank", "targets", "pool")
+_OPTIONS = (
+    *("calibrate", "text_column", "delimiter", "encoding", "texts"),
+    *("room", "period", "rank", "targets", "pool", "adapters"),
+)
 
 
 def add_sealing(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -36,6 +40,12 @@ def add_sealing(parser: argparse.ArgumentParser, *, required: bool) -> None:
     group.add_argument("--period", type=int, metavar="N", help="tokens of a text, a power of two (default 32)")
     group.add_argument("--rank", type=int, metavar="R", help="of the adapters (default 8); 0: none, embeddings alone")
     group.add_argument("--targets", metavar="A,B", help="matrices that get adapters (default query,value)")
+    group.add_argument(
+        "--adapters",
+        choices=get_args(Placement),
+        help="encrypted under the data owner's key (default), or at the server in the clear: cheaper, for owners who "
+        "trust the server to read one clipped, noisy gradient a step and nothing else",
+    )
     group.add_argument(
         "--pool",
         choices=["mean", "first"],
@@ -71,7 +81,7 @@ def prepared_model(directory: str, arguments: argparse.Namespace) -> Prepared:
                 f"{names}: the model in {directory} is prepared already; leave that out, or prepare it anew"
             )
         say(f"reading {directory}, and planning")
-        with Progress("planning", "passes") as planning:
+        with Progress("planning", "steps") as planning:
             return Prepared.load(directory, planning=planning)
     if arguments.calibrate is None:
         raise InputError(
@@ -83,11 +93,13 @@ def prepared_model(directory: str, arguments: argparse.Namespace) -> Prepared:
     if most < 1:
         raise InputError(f"--texts is {most}; give at least 1")
     options: dict[str, Any] = {name: given[name] for name in ("period", "rank", "pool") if name in given}
+    if "adapters" in given:
+        options["placement"] = given["adapters"]
     if "targets" in given:
         options["targets"] = tuple(target.strip() for target in given["targets"].split(","))
     say(f"preparing {Path(directory).resolve().name}")
     parts = split_pretrained(directory, seal=Sealing(**options))
     step = -(-len(texts) // most)
-    with Progress("embedding", "texts") as progress, Progress("planning", "passes") as planning:
+    with Progress("embedding", "texts") as progress, Progress("planning", "steps") as planning:
         room = given.get("room", 1.25)
         return Prepared.calibrate(parts, texts[::step], room=room, progress=progress, planning=planning)

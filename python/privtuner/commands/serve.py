@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privtuner.commands.common import Progress, add_scheme, add_threads, quiet_transformers, say, set_threads
+from privtuner.commands.line import add_server_line, server_line
 from privtuner.commands.sealing import add_sealing, given_sealing, option, prepared_model
 from privtuner.commands.stop import Stop, Stopped
+from privtuner.commands.watching import add_watching, auditing, check_watching, logging_to, telling_metrics
 from privtuner.errors import InputError
 from privtuner.linear import PRESETS
 
 if TYPE_CHECKING:
     from privtuner.nn import Split
     from privtuner.schemes import LinearServer
+    from privtuner.sealed.adapters import Matrices
     from privtuner.sealed.server import SealedService
+    from privtuner.service.audit import AuditLog
 
 __all__ = ["add", "run"]
 
@@ -48,11 +52,6 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="linear-w8 (default) or linear-w16: weights of 8 bits, or 16",
     )
-    parser.add_argument(
-        "--allow-plaintext",
-        action="store_true",
-        help="listen on an address that other machines can reach, without TLS or authentication",
-    )
     add_scheme(parser, "what requests carry")
     parser.add_argument(
         "--device",
@@ -67,7 +66,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--ready-json",
         action="store_true",
         help="for programs: once the server is ready, print a line of JSON (address, model, layers, sealed, scheme, "
-        "preset) in place of the sentence",
+        "preset, bundle, metrics) in place of the sentences",
     )
     parser.add_argument(
         "--seal",
@@ -77,7 +76,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sessions", type=int, metavar="N", help="owners of a sealed model at a time (default 1)")
     parser.add_argument(
-        "--state", metavar="DIR", help="where a sealed model's encrypted adapters are saved after each step"
+        "--state",
+        metavar="DIR",
+        help="where a sealed model's adapters are saved after each step, locked; those in the clear for PEFT too",
     )
     parser.add_argument(
         "--release",
@@ -85,21 +86,27 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="give owners the adapters of a sealed model when they ask: these tell of the activations they were "
         "trained on",
     )
-    add_sealing(parser, required=False)
+    add_watching(parser)
     add_threads(parser)
+    add_server_line(parser)
+    add_sealing(parser, required=False)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
-    import logging
+    _check_options(arguments)
+    check_watching(arguments)
+    with logging_to(arguments), auditing(arguments) as audit:
+        return _serve(arguments, audit)
 
+
+def _serve(arguments: argparse.Namespace, audit: AuditLog | None) -> int:
     from privtuner.service import Server
     from privtuner.service.server import ensure_free
 
-    _check_options(arguments)
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     # What needs no model should show before one is loaded: address, GPU.
-    ensure_free(arguments.host, arguments.port, arguments.allow_plaintext)
+    protection = server_line(arguments)
+    ensure_free(arguments.host, arguments.port, **protection)
     set_threads(arguments.threads)
     name = Path(arguments.model).resolve().name
     split, answering, sealed = _sealed(arguments) if arguments.seal else _layers(arguments)
@@ -110,19 +117,24 @@ def run(arguments: argparse.Namespace) -> int:
         name=name,
         server=answering,
         sealed=sealed,
-        allow_plaintext=arguments.allow_plaintext,
+        audit=audit,
+        **protection,
     )
     stop: Stop = arguments.stop
-    with suppress(Stopped), stop.defer(), server:
+    with suppress(Stopped), stop.defer(), server, telling_metrics(arguments, server) as metrics:
         layers = server.hello["layers"]
         for device, held in server.placement.items():
             say(f"{device} holds {held / 1e6:,.0f} MB of layers")
         if arguments.ready_json:
-            told = {key: server.hello[key] for key in ("model", "layers", "sealed", "scheme", "preset")}
+            told = {key: server.hello[key] for key in ("model", "layers", "sealed", "scheme", "preset", "bundle")}
+            told |= {} if metrics is None else {"metrics": metrics.address}
             print(json.dumps({"address": server.address, **told}), flush=True)
         else:
+            if metrics is not None:
+                say(f"metrics at http://{metrics.address}/metrics")
             what = "sealed" if sealed is not None else f"{layers} layers"
             print(f"privtuner: serving {name}, {what}, at {server.address}; Ctrl-C stops", flush=True)
+            print(f"privtuner: bundle {server.hello['bundle']}; data owners pin it with --expect", flush=True)
         stop.wait()
     total = server.counts().total()
     print(f"privtuner: stopped after {total.requests} {'jobs' if sealed is not None else 'requests'}", flush=True)
@@ -170,14 +182,31 @@ def _sealed(arguments: argparse.Namespace) -> tuple[Split, None, SealedService]:
     quiet_transformers()
     prepared = prepared_model(arguments.model, arguments)
     say(f"the plan\n{prepared.model.plan}")
+    clear = prepared.model.shape.clear
+    if clear:
+        say(
+            "the adapters are in the clear here: a clipped, noisy gradient of every step is read. Data owners trust "
+            "this server to have nothing else opened"
+        )
     service = SealedService(
         prepared.model,
         **make,
         state=arguments.state,
         sessions=arguments.sessions or 1,
         release=arguments.release,
+        keep=_adapter_writer(Path(arguments.state), prepared.model.shape.alpha) if clear and arguments.state else None,
     )
     return prepared.split, None, service
+
+
+def _adapter_writer(folder: Path, alpha: float) -> Callable[[str, Matrices], None]:
+    """Return what saves the adapter of each run in a folder of its own, for PEFT to load onto the encoder."""
+    from privtuner.train.peft_adapter import save_encoder_adapter
+
+    def write(run: str, matrices: Matrices) -> None:
+        save_encoder_adapter(folder / run, matrices, alpha=alpha)
+
+    return write
 
 
 def _evaluator(arguments: argparse.Namespace) -> dict[str, Any]:

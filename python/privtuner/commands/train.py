@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from privtuner.commands import sealed
 from privtuner.commands.common import (
-    Progress,
     add_scheme,
     add_threads,
-    connection,
     quiet_transformers,
     say,
     set_threads,
 )
+from privtuner.commands.line import add_bundle, add_line, check_line, connection, fetch, given_line
+from privtuner.commands.privacy import add_privacy, given_privacy, privacy_of
 from privtuner.commands.stop import Stop
 from privtuner.errors import EngineError, InputError, PrivtunerError
 from privtuner.paths import ensure_writable, ensure_writable_file
@@ -170,7 +170,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-every", type=int, default=1, metavar="N", help="steps from one checkpoint to the next (default 1)"
     )
+    add_privacy(parser)
     add_threads(parser)
+    add_line(parser)
+    add_bundle(parser)
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     stop: Stop = arguments.stop
     # From here on there is something to lose, and a connection that no exception may come into.
-    with stop.defer(), _connection(arguments.server, stop) as transport:
+    with stop.defer(), _connection(arguments, stop) as transport:
         adapted, encoded, encoded_test = _prepare(task, transport, arguments)
         adapted.register_forward_pre_hook(lambda *_: stop.check())
         keeper = AdapterKeeper(adapted, task.labels, task.out, say)
@@ -229,7 +232,7 @@ def _checkpoints(
     from privtuner.train.fine_tuning import describe_run, digest_of_frozen
 
     others = {"pool": _pool(arguments), "scheme": arguments.scheme if transport else None}
-    others["model"] = transport.hello().get("bundle") if transport else digest_of_frozen(model)
+    others["model"] = transport.hello()["bundle"] if transport else digest_of_frozen(model)
     run = describe_run(task.config, *data, task.labels, others)
     checkpoints = Checkpoints(task.out / FOLDER, run, say, arguments.save_every)
     if arguments.overwrite:
@@ -245,7 +248,7 @@ def _run_sealed(task: _Task, arguments: argparse.Namespace) -> int:
     from privtuner.train.fine_tuning import write_results
 
     stop: Stop = arguments.stop
-    with stop.defer(), sealed.connected(arguments.server, stop) as transport:
+    with stop.defer(), sealed.connected(arguments, stop) as transport:
         result, numbers, files = sealed.train(
             transport, (task.train, task.test), task.labels, task.config, task.out, arguments
         )
@@ -271,8 +274,12 @@ def _check_options(arguments: argparse.Namespace) -> None:
         _check_sealed_options(arguments)
     elif arguments.release or arguments.state:
         raise InputError(f"{'--release' if arguments.release else '--state'} goes with --seal model only")
+    elif given := given_privacy(arguments):
+        raise InputError(f"{given} goes with --seal model only")
     elif arguments.momentum is not None and not arguments.plain:
         raise InputError("--momentum goes with --seal model or --plain only")
+    if arguments.plain and (given := given_line(arguments)):
+        raise InputError(f"{given} goes with --server only: nothing is sent in the clear")
     if arguments.plain and arguments.scheme != next(iter(SCHEMES)):
         raise InputError("--scheme goes with --server only: nothing is encrypted in the clear")
     if arguments.verify_every is not None and (arguments.plain or arguments.seal):
@@ -284,6 +291,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 
 def _check_sealed_options(arguments: argparse.Namespace) -> None:
+    privacy_of(arguments)
     if arguments.plain:
         raise InputError("--seal goes with --server only: nothing is sealed in the clear")
     if arguments.scheme != next(iter(SCHEMES)) or arguments.device != "cpu":
@@ -298,9 +306,7 @@ def _check_sealed_options(arguments: argparse.Namespace) -> None:
 def _task(arguments: argparse.Namespace) -> _Task:
     """Check all that needs neither a model nor a server, the quickest first."""
     if arguments.server:
-        from privtuner.service.protocol import parse_address
-
-        parse_address(arguments.server)
+        check_line(arguments, arguments.server)
         # Read when PyTorch or OpenFHE loads: idle threads would spin on cores that encryption and server could use.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # What is missing should show before anything else is done.
@@ -393,13 +399,12 @@ def _training_device(name: str) -> str:
 
 
 @contextmanager
-def _connection(address: str | None, stop: Stop) -> Iterator[RemoteTransport | None]:
-    """Connect, where there is an address, until the block ends or the user asks to stop."""
-    if address is None:
+def _connection(arguments: argparse.Namespace, stop: Stop) -> Iterator[RemoteTransport | None]:
+    """Connect, where there is a server, until the block ends or the user asks to stop."""
+    if arguments.server is None:
         yield None
         return
-    exposed = "activations are encrypted, but somebody in between could exchange the model you fetch"
-    with connection(address, stop, exposed) as transport:
+    with connection(arguments, arguments.server, stop) as transport:
         yield transport
 
 
@@ -419,12 +424,11 @@ def _encrypted_model(
             f"or start it with 'privtuner serve --scheme {arguments.scheme}'"
         )
     say(f"fetching what the owner needs of {hello['model']}, preset {hello['preset']}")
-    with Progress("fetching", "MB", scale=1e6) as progress:
-        bundle = transport.fetch_bundle(progress)
+    bundle, tokenizer = fetch(transport, arguments)
     # The GPU is PyTorch's and CuPy's: what one computes the other reads where it lies.
     checks = {} if arguments.verify_every is None else {"verify_every": arguments.verify_every}
     session = Session(transport, spoken, arguments.device, **checks)
-    return owner_classifier(bundle, session, labels, _pool(arguments)), bundle.tokenizer()
+    return owner_classifier(bundle, session, labels, _pool(arguments)), tokenizer
 
 
 def _plain_model(

@@ -8,6 +8,7 @@ from privtuner.nn.layers import EncryptedLayer, EncryptedLinear, traffic_of
 from privtuner.nn.model import build, build_embeddings
 from privtuner.nn.padding import visible_only
 from privtuner.nn.prepared import Prepared
+from privtuner.nn.pretrained import own_files
 from privtuner.nn.sealed_encoder import SealedEncoder
 from privtuner.nn.sealing import Sealing
 from privtuner.nn.session import Session
@@ -33,6 +34,7 @@ __all__ = [
     "Transport",
     "build",
     "build_embeddings",
+    "own_files",
     "split",
     "split_pretrained",
     "traffic_of",

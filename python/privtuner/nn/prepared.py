@@ -18,12 +18,13 @@ from privtuner.nn.bundle import OwnerBundle
 from privtuner.nn.model import build_embeddings
 from privtuner.nn.split import Split
 from privtuner.sealed.domains import Domains, LayerDomains
-from privtuner.sealed.model import SealedModel
+from privtuner.sealed.model import SealedModel, model_digest
+from privtuner.sealed.plan_file import read_plan, write_plan
 from privtuner.sealed.weights import Weights
 
 __all__ = ["Prepared"]
 
-_OWNER, _WEIGHTS, _DOMAINS = "owner", "weights.safetensors", "domains.json"
+_OWNER, _WEIGHTS, _DOMAINS, _PLAN = "owner", "weights.safetensors", "domains.json", "plan.json"
 _FORMAT = 1
 _BATCH = 64  # texts that are embedded at a time
 
@@ -88,12 +89,13 @@ class Prepared:
         folder = Path(directory)
         self.bundle.save(folder / _OWNER)
         save_file(dict(self.weights.to_state()), folder / _WEIGHTS)
+        write_plan(folder / _PLAN, self.model.plan, model_digest(self.weights, self.domains))
         content = {"format": _FORMAT, "domains": self.domains.to_dict()}
         (folder / _DOMAINS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, directory: str | Path, *, planning: Callable[[int, int, str], object] | None = None) -> Prepared:
-        """Return the model saved in ``directory``; ``planning`` as for `calibrate`.
+        """Return the model saved in ``directory``; ``planning`` as for `calibrate`, where its plan is missing or wrong.
 
         Raises:
             privtuner.errors.InputError: there is none, it is damaged, or it was prepared by another version.
@@ -115,7 +117,8 @@ class Prepared:
         if not isinstance(content, dict) or content.get("format") != _FORMAT or public is None:
             raise InputError(f"the model in {folder} was prepared by another version; prepare it again")
         weights, domains = Weights.of_state(state, public.shape), Domains.of_dict(content["domains"])
-        model = SealedModel(weights, domains, parameters=public.parameters, progress=planning)
+        plan = read_plan(folder / _PLAN, model_digest(weights, domains), public.parameters)
+        model = SealedModel(weights, domains, parameters=public.parameters, progress=planning, plan=plan)
         if model.public.id != public.id:
             raise InputError(f"the model in {folder} was prepared by another version, or changed; prepare it again")
         return cls(model, weights, domains, bundle)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from privtuner.errors import InputError
-from privtuner.nn.bundle import TOKENIZER_FILES
+from privtuner.nn.bundle import TOKENIZER_FILES, OwnerBundle, describing_entries
 from privtuner.nn.families import NEW_HEADS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["is_new_head", "load_configuration", "load_model", "load_tokenizer", "tokenizer_files"]
+__all__ = ["is_new_head", "load_configuration", "load_model", "load_tokenizer", "own_files", "tokenizer_files"]
 
 _CONFIG = "config.json"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -130,6 +131,26 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     if not len(tokenizer):
         raise InputError(f"the tokenizer in {folder} knows no tokens; fetch its files again")
     return tokenizer
+
+
+def own_files(bundle: OwnerBundle, directory: str | Path) -> tuple[OwnerBundle, PreTrainedTokenizerBase]:
+    """Return a bundle and its tokenizer with the data owner's own files in place of the server's.
+
+    The tokenizer decides how many tokens a word has, and so what the sizes of requests tell; the configuration how many
+    requests there are.
+
+    Args:
+        bundle: of the server.
+        directory: the owner's copy of the model's tokenizer, and of its ``config.json``, which takes the place of the
+            bundle's if it is there.
+
+    Raises:
+        privtuner.errors.InputError: there is no tokenizer, or a file is damaged.
+    """
+    tokenizer, config = load_tokenizer(directory), Path(directory) / _CONFIG
+    if config.exists():
+        bundle = replace(bundle, config=describing_entries(_read_json(config)))
+    return bundle, tokenizer
 
 
 def tokenizer_files(directory: str | Path) -> dict[str, bytes]:

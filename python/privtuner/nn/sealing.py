@@ -13,7 +13,7 @@ from privtuner.ckks.functions import FUNCTIONS
 from privtuner.errors import InputError
 from privtuner.nn.bundle import OwnerBundle, describing_entries
 from privtuner.nn.families import SEALABLE, type_of
-from privtuner.sealed.shape import Pooling, Shape, Target
+from privtuner.sealed.shape import Placement, Pooling, Shape, Target
 from privtuner.sealed.weights import Weights
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Sealing:
             in proportion to it.
         rank: of the adapters; 0 for none. alpha: they are scaled by ``alpha / rank``.
         targets: the matrices that have one.
+        placement: how the server has the adapters: "owner-encrypted", or "server": in the clear, for data owners who
+            trust it to follow the protocol.
         pool: what is revealed of a text: the "mean" of its last states, or the "first" one, through the model's own
             pooler where its weights have one.
     """
@@ -42,6 +44,7 @@ class Sealing:
     alpha: float = 16.0
     targets: tuple[Target, ...] = ("query", "value")
     pool: Pooling = "mean"
+    placement: Placement = "owner-encrypted"
 
 
 def take_apart(
@@ -77,6 +80,7 @@ def take_apart(
         rank=sealing.rank,
         alpha=sealing.alpha,
         targets=sealing.targets,
+        placement=sealing.placement,
     )
     _check_positions(base.embeddings, shape.period)
     state = {

@@ -76,7 +76,11 @@ class Host:
         return self.server.answer(layer, request, block_bytes)
 
     def job(
-        self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None, tenant: str = ""
+        self,
+        messages: Iterable[bytes],
+        count: Callable[[TaskCounts], object] | None = None,
+        tenant: str = "",
+        runs: int | None = None,
     ) -> Iterator[bytes]:
         """Yield the messages of one session of the sealed model, see `privtuner.sealed.server.SealedService.job`.
 
@@ -85,7 +89,12 @@ class Host:
         """
         if self.sealed is None:
             raise InputError("no sealed model is served here; start the server with --seal model")
-        return self.sealed.job(messages, count, tenant)
+        return self.sealed.job(messages, count, tenant, runs)
+
+    def end_idle(self) -> None:
+        """End the sessions of the sealed model that wait for their owners, and others after their tasks."""
+        if self.sealed is not None:
+            self.sealed.end_idle()
 
     def close(self) -> None:
         """Let go of the server's threads and the like; a later request still works."""

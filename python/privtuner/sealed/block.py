@@ -20,13 +20,13 @@ from privtuner.sealed.domains import LayerDomains
 from privtuner.sealed.shape import Shape, Target
 from privtuner.sealed.weights import Dense, LayerWeights
 
-__all__ = ["Block", "Saved", "Stages"]
+__all__ = ["Block", "Saved", "Stages", "kind_of"]
 
 DEGREES = (15, 31, 63, 95, 127)
 """Degrees of the polynomial in place of the activation."""
 ACTIVATION_ERROR = 2.0**-12
 """What that polynomial may be off by, as a part of the largest value in its domain."""
-CHUNK = 128
+CHUNK = 64
 """Features between the two dense layers that are worked on at a time."""
 
 INNER = 1.0
@@ -88,12 +88,17 @@ class Stages(Generic[Tensor]):
         return lambda name, x: self.at(prefix + name, x)
 
 
+def kind_of(name: str) -> str:
+    """What is kept under a name, whichever chunk of features it is of."""
+    return name.rstrip("0123456789") if name.startswith("slope") else name
+
+
 class Keep(Generic[Tensor]):
     """Keeps what the backward pass reads, at the lowest level that serves it.
 
     Args:
         ev: computes.
-        levels: the level of each name; others are kept as they are. None keeps nothing.
+        levels: the level of each name (`kind_of`), at whose scale it is kept; None keeps nothing.
     """
 
     def __init__(self, ev: EvaluatorProtocol[Tensor], levels: Mapping[str, int] | None) -> None:
@@ -106,7 +111,8 @@ class Keep(Generic[Tensor]):
     def __call__(self, name: str, x: Tensor) -> None:
         """Keep a tensor under a name."""
         if self.levels is not None:
-            self.saved[name] = self.ev.drop_level(x, min(x.level, self.levels.get(name, x.level)))
+            level = self.levels.get(kind_of(name), x.level)
+            self.saved[name] = canonical(self.ev, x, level) if level < x.level else x
 
 
 class Block:

@@ -152,4 +152,4 @@ def unlock_numbers(locker: Locker, pieces: Iterable[bytes | memoryview], shape: 
 def numbers_limit(shape: Shape) -> int:
     """Bytes that the locked pieces of a state have together, at most."""
     numbers = 2 * shape.chunks.numbers * shape.adapter_ciphertexts
-    return 8 * numbers + (numbers // _PIECE + 1) * (_STEP.size + Locker.OVERHEAD)
+    return 8 * numbers + (numbers // _PIECE + 1) * (_STEP.size + Locker.OVERHEAD + 64)  # and a length in a file

@@ -44,7 +44,7 @@ class Encoder:
     """
 
     def __init__(self, weights: Weights, domains: Domains) -> None:
-        self.shape = weights.shape
+        self.weights, self.domains, self.shape = weights, domains, weights.shape
         if len(domains.layers) != len(weights.layers):
             raise InputError(f"domains of {len(domains.layers)} layers for {len(weights.layers)}: measure them again")
         self.input_bound, self.pooled_bound = power_of_two(domains.inputs), power_of_two(domains.pooled)
@@ -65,6 +65,11 @@ class Encoder:
             for block in self.blocks
         )
         return encoder
+
+    def narrow(self) -> Encoder:
+        """An encoder of the same levels everywhere, with few features and one head."""
+        width = min(self.shape.width, max(8, self.shape.rank))
+        return Encoder(self.weights.narrow(width), self.domains)
 
     def forward(
         self,

@@ -30,7 +30,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ from privtuner import wire
 from privtuner.ckks.evaluator import Evaluator
 from privtuner.ckks.parameters import Parameters
 from privtuner.ckks.tensor import EncryptedTensor
-from privtuner.errors import MessageError, ServiceError
+from privtuner.errors import LostError, MessageError
 
 __all__ = [
     "NONCE_BYTES",
@@ -160,9 +160,14 @@ class Stream:
         self._outbox: deque[bytes] = deque()
         self._ended = self._closed = False
         self._failure: Exception | None = None
+        self._cancel: Callable[[], object] = lambda: None
 
     def listen(self, incoming: Iterable[bytes]) -> None:
-        """Take what ``incoming`` yields, in a thread of its own, a few messages ahead of `receive`."""
+        """Take what ``incoming`` yields, in a thread of its own, a few messages ahead of `receive`.
+
+        Where it has a method ``cancel``, `abandon` calls it.
+        """
+        self._cancel = getattr(incoming, "cancel", self._cancel)
         threading.Thread(target=self._take, args=(incoming,), name="privtuner-job", daemon=True).start()
 
     def outgoing(self) -> Iterator[bytes]:
@@ -180,11 +185,11 @@ class Stream:
         """Hand over a message, once there is room.
 
         Raises:
-            ServiceError: the other side took nothing for ``seconds``, or the stream ended.
+            LostError: the other side took nothing for ``seconds``, or the stream ended.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: len(self._outbox) < _AHEAD or self._over(), seconds):
-                raise ServiceError(f"{self._peer} took no message for {seconds:g} s; begin again")
+                raise LostError(f"{self._peer} took no message for {seconds:g} s")
             self._check()
             self._outbox.append(message)
             self._changed.notify_all()
@@ -198,11 +203,11 @@ class Stream:
         """Return the next message, or None where the other side ended the stream in order.
 
         Raises:
-            ServiceError: none came for ``seconds``, or the stream broke.
+            LostError: none came for ``seconds``, or the stream broke.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._inbox or self._over(), seconds):
-                raise ServiceError(f"{self._peer} sent nothing for {seconds:g} s; begin again")
+                raise LostError(f"{self._peer} sent nothing for {seconds:g} s")
             if self._failure is not None or self._closed:
                 self._check()
             if not self._inbox:
@@ -215,7 +220,7 @@ class Stream:
         """Raise what ended the stream, if something did and no message is left.
 
         Raises:
-            ServiceError: the stream ended. PrivtunerError: what the other side's end was refused with.
+            LostError: the stream ended. PrivtunerError: what the other side's end was refused with.
         """
         with self._changed:
             self._check()
@@ -227,6 +232,11 @@ class Stream:
             self._inbox.clear()
             self._changed.notify_all()
 
+    def abandon(self) -> None:
+        """End the stream in the middle of a job: the other side is to stop at once."""
+        self.close()
+        self._cancel()
+
     def _over(self) -> bool:
         return self._ended or self._closed
 
@@ -234,7 +244,7 @@ class Stream:
         if self._failure is not None:
             raise self._failure
         if self._closed or (self._ended and not self._inbox):
-            raise ServiceError(f"the stream of {self._peer} ended in the middle of a job; begin again")
+            raise LostError(f"the stream of {self._peer} ended in the middle of a job")
 
     def _take(self, incoming: Iterable[bytes]) -> None:
         failure: Exception | None = None
@@ -272,7 +282,7 @@ class Link:
         self.bytes_in = self.bytes_out = 0
 
     def send(self, type: Type, *payload: wire.BytesLike, last: bool = True, seconds: float) -> None:
-        """Send one message. Raises ServiceError as `Stream.send`."""
+        """Send one message. Raises LostError as `Stream.send`."""
         body = _BODY.pack(type, last, 0, self._sent)
         message = wire.seal(
             _KIND, [body, *payload], subject=self._subject, request=self.request, parameters=self._parameters
@@ -286,7 +296,7 @@ class Link:
 
         Raises:
             MessageError: too long, malformed, of another model or run, repeated or out of order, of another type.
-            ServiceError: as `Stream.receive`.
+            LostError: as `Stream.receive`.
         """
         data = self.stream.receive(seconds)
         if data is None:
@@ -318,12 +328,12 @@ class Link:
         """Read as `receive`, where the stream must not end.
 
         Raises:
-            MessageError, ServiceError: as `receive`, or the stream ended.
+            MessageError, LostError: as `receive`, or the stream ended.
         """
         message = self.receive(types, seconds=seconds)
         if message is None:
             self.stream.check()
-            raise ServiceError("the stream ended in the middle of a job; begin again")
+            raise LostError("the stream ended in the middle of a job")
         return message
 
     def send_bytes(self, type: Type, data: wire.BytesLike, *, seconds: float) -> None:
@@ -337,7 +347,7 @@ class Link:
         """Read what `send_bytes` sent, which must be ``size`` bytes; no more are ever held.
 
         Raises:
-            MessageError, ServiceError: as `expect`, or another size.
+            MessageError, LostError: as `expect`, or another size.
         """
         data = bytearray()
         while True:
@@ -373,7 +383,7 @@ class Link:
             first: the first message, where it was read already.
 
         Raises:
-            MessageError, ServiceError: as `expect`, or another shape or level, too few or too many features.
+            MessageError, LostError: as `expect`, or another shape or level, too few or too many features.
         """
         engine, features = Evaluator(expected.parameters), expected.shape[1]
         parts: list[EncryptedTensor] = []

@@ -18,12 +18,12 @@ from privtuner.sealed.clear_adapters import ClearAdapters
 from privtuner.sealed.clipping import clip
 from privtuner.sealed.domains import Domains
 from privtuner.sealed.encoder import Encoder
-from privtuner.sealed.plan import Plan, make_plan, reveal
+from privtuner.sealed.plan import Plan, holds, make_plan, reveal
 from privtuner.sealed.public import Public
 from privtuner.sealed.schedule import Schedule
 from privtuner.sealed.weights import Weights
 
-__all__ = ["EncryptedAdapters", "Kept", "SealedModel"]
+__all__ = ["EncryptedAdapters", "Kept", "SealedModel", "model_digest"]
 
 Progress = Callable[[str], None]
 
@@ -53,7 +53,8 @@ class SealedModel:
         parameters: of the encryption; default N = 2^15, depth 12, 128 bits.
         timings: of this machine, for the plan.
         price: seconds a byte of traffic, for the plan.
-        progress: told while it plans, which takes a minute where layers are wide; as of `make_plan`.
+        progress: told while it plans, which takes seconds where layers are wide; as of `make_plan`.
+        plan: one that was made before for these weights and domains; made anew if the circuits are others now.
 
     Attributes:
         shape: of the encoder.
@@ -76,6 +77,7 @@ class SealedModel:
         timings: Timings | None = None,
         price: float | None = None,
         progress: Callable[[int, int, str], object] | None = None,
+        plan: Plan | None = None,
     ) -> None:
         self.shape = weights.shape
         self.parameters = Parameters.secure(12, ring_dimension=1 << 15) if parameters is None else parameters
@@ -87,13 +89,12 @@ class SealedModel:
         if self.parameters.slots % self.shape.period:
             raise InputError(f"period {self.shape.period} does not divide the {self.parameters.slots} slots")
         self.encoder = Encoder(weights, domains)
-        self.plan: Plan = make_plan(self.encoder, self.parameters, timings, price, progress)
-        content = hashlib.sha256()
-        for array in weights.arrays():
-            content.update(np.ascontiguousarray(array).tobytes())
-        content.update(repr((self.shape, domains)).encode())
-        self.secret = hashlib.sha256(b"privtuner sealed secret" + content.digest()).digest()
-        self.public = self._public(content.digest())
+        if plan is None or not holds(plan, self.encoder, self.parameters):
+            plan = make_plan(self.encoder, self.parameters, timings, price, progress)
+        self.plan: Plan = plan
+        content = model_digest(weights, domains)
+        self.secret = hashlib.sha256(b"privtuner sealed secret" + content).digest()
+        self.public = self._public(content)
 
     def _public(self, content: bytes) -> Public:
         plan, pooled = self.plan, self.plan.pooled
@@ -231,6 +232,15 @@ class SealedModel:
 
     def __repr__(self) -> str:
         return f"SealedModel({self.shape.layers} layers, width {self.shape.width}, {self.parameters.name})"
+
+
+def model_digest(weights: Weights, domains: Domains) -> bytes:
+    """32 bytes that stand for weights, shape and domains; they never leave the model owner."""
+    content = hashlib.sha256()
+    for array in weights.arrays():
+        content.update(np.ascontiguousarray(array).tobytes())
+    content.update(repr((weights.shape, domains)).encode())
+    return content.digest()
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, int], level: int) -> None:

@@ -20,7 +20,8 @@ from privtuner.ckks.keys import SecretKey
 from privtuner.ckks.parameters import require_secure
 from privtuner.ckks.refresher import Refresher
 from privtuner.ckks.tensor import EncryptedTensor
-from privtuner.errors import CkksError, InputError, MessageError, SecretError, ServiceError
+from privtuner.errors import CkksError, InputError, LostError, MessageError, SecretError
+from privtuner.retries import Retries
 from privtuner.sealed.clipping import check_norm
 from privtuner.sealed.messages import NONCE_BYTES, STEP, Link, Message, Rates, Stream, Type, largest_message
 from privtuner.sealed.noise import discrete_gaussian
@@ -48,8 +49,10 @@ class JobTransport(Protocol):
     def job(self, messages: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the server's messages, those of the owner being taken from ``messages`` at the same time.
 
+        Where the iterator has a method ``cancel``, any thread may call it to end the call at once.
+
         Raises:
-            PrivtunerError: the server cannot be reached, refused a message, or went away.
+            LostError: the server went away, or is too busy. PrivtunerError: it cannot be reached, or refused a message.
         """
         ...
 
@@ -106,8 +109,9 @@ class SealedOwner:
         gradient_bound: what the gradients by the pooled sums stay below; a sequence's that is larger is scaled down to
             it. A power of two: public, so it must not be taken from the data. None: 1 / the sequences of a full batch.
         patience: seconds that the server may take for any message: as long as it computes between two refreshes.
-        retries: how often a task is repeated after the connection broke.
-        pause: seconds before the first repetition, twice as long before each further one, 30 at most.
+        retries: how often a task is repeated whose connection was lost, or for which the server was too busy; None for
+            never. What the server refuses is not repeated.
+        say: told in a line what is waited for.
         progress: called after every message of refreshes.
         state: file for key and locked adapters, written after each step, or read if it is there: another process can go
             on with it. Whoever has it can decrypt the whole run: keep it as the texts themselves. None keeps the key in
@@ -136,8 +140,8 @@ class SealedOwner:
         *,
         gradient_bound: float | None = None,
         patience: float = 1800.0,
-        retries: int = 0,
-        pause: float = 1.0,
+        retries: Retries | None = None,
+        say: Callable[[str], object] = lambda _: None,
         progress: Callable[[Progress], object] | None = None,
         state: str | Path | None = None,
         privacy: Privacy | None = None,
@@ -147,13 +151,14 @@ class SealedOwner:
         bound = 1.0 / public.batch if gradient_bound is None else gradient_bound
         if not (bound > 0 and math.frexp(bound)[0] == 0.5):
             raise InputError(f"gradient_bound is {bound:g}; give a power of two")
-        if not (patience > 0 and retries >= 0 and pause >= 0):
-            raise InputError(f"patience {patience:g}, retries {retries}, pause {pause:g}: give above 0, and at least 0")
+        if not patience > 0:
+            raise InputError(f"patience is {patience:g} s; give more than 0")
         if privacy is not None and not public.shape.clear:
             raise InputError("this server has no adapters in the clear: no gradient is opened, leave privacy out")
         self.public, self.gradient_bound, self.progress, self.privacy = public, bound, progress, privacy
         self.step, self.scaled_down, self.opened, self.spent = 0, 0, 0, Spent()
-        self._transport, self._patience, self._retries, self._pause = transport, patience, retries, pause
+        self._transport, self._patience = transport, patience
+        self._retries, self._say = retries or Retries(seconds=0), say
         self._fresh: tuple[EncryptedTensor, ...] = ()
         self._kept: list[bytes] = []
         self._run, self._refreshed = secrets.token_bytes(16), 0
@@ -365,17 +370,22 @@ class SealedOwner:
                 "here, or give a larger one"
             )
         limit = self.privacy.clip / unit
-        self.privacy.deviation(float(self.public.opened.scale[0]), limit)
+        self._deviation(limit)
         return limit
+
+    def _deviation(self, limit: float) -> int:
+        """The standard deviation of the noise of an opening, in units of what is opened."""
+        assert self.privacy is not None  # noqa: S101 - there is a limit
+        opened = self.public.opened
+        return self.privacy.deviation(float(opened.scale[0]), opened.parameters.primes[0], limit)
 
     def _noise(self, limit: float) -> npt.NDArray[np.int64]:
         """Draw the noise of one opening. Before anything is sent: the time that it takes depends on it."""
         assert self.privacy is not None  # noqa: S101 - there is a limit
         if not self.privacy.affords(self.opened + 1):  # of a step that is repeated
             raise InputError(f"the budget of epsilon {self.privacy.budget:g} does not pay for a repeated step")
-        opened = self.public.opened
-        deviation = self.privacy.deviation(float(opened.scale[0]), limit)
-        return discrete_gaussian(deviation, (self.public.adapter_numbers, opened.shape[1]))
+        shape = self.public.adapter_numbers, self.public.shape.adapter_ciphertexts
+        return discrete_gaussian(self._deviation(limit), shape)
 
     def _open_gradient(self, connection: _Connection, first: Message, noise: npt.NDArray[np.int64]) -> None:
         """Open one noisy gradient for the server, once its norm is known to be what sensitivity is reckoned with."""
@@ -463,8 +473,9 @@ class SealedOwner:
     # The connection
 
     def _retrying(self, work: Callable[[_Connection], T]) -> T:
-        """Return what ``work`` returns, repeated on a new connection after the old one broke."""
-        for attempt in range(self._retries + 1):
+        """Return what ``work`` returns, repeated on a new connection after the old one was lost."""
+        attempts = self._retries.begin(self._say)
+        while True:
             start = time.perf_counter()
             try:
                 if self._connection is None:
@@ -473,14 +484,22 @@ class SealedOwner:
                 result = work(connection)
             except BaseException as error:
                 self._account(start, tasks=0)
-                self.close()
-                if not isinstance(error, ServiceError) or attempt == self._retries or self._transport.closed:
+                broken, self._connection = self._connection, None
+                if broken is not None:
+                    broken.abandon()
+                if not isinstance(error, LostError) or self._transport.closed:
                     raise
-                time.sleep(min(30.0, self._pause * 2**attempt))
+                attempts.wait(error, self._sleep)
             else:
                 self._account(start, tasks=1)
+                attempts.progress()
                 return result
-        raise AssertionError  # the loop returns or raises
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep, but not when the transport was closed: the next attempt says so."""
+        end = time.monotonic() + seconds
+        while not self._transport.closed and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
 
     def _open(self) -> _Connection:
         public = self.public
@@ -597,3 +616,6 @@ class _Connection:
 
     def close(self) -> None:
         self._stream.close()
+
+    def abandon(self) -> None:
+        self._stream.abandon()

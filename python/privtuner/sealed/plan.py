@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +11,36 @@ from privtuner.ckks import EncryptedTensor, Evaluator, Parameters, Timings
 from privtuner.ckks.keys import rotations_of
 from privtuner.errors import CkksError
 from privtuner.sealed.adapters import BOUND, GRADIENT_BOUND, OUTER_LEVEL, EncryptedAdapters, take_step
-from privtuner.sealed.block import Saved, Stages
+from privtuner.sealed.block import Saved, Stages, kind_of
 from privtuner.sealed.clear_adapters import ClearAdapters
 from privtuner.sealed.clipping import clip
 from privtuner.sealed.encoder import Encoder
+from privtuner.sealed.programme import Choice, Costs, Programme, Stretch
 from privtuner.sealed.public import Keys, packed_layout
-from privtuner.sealed.schedule import Costs, Refresh, Schedule, choose, measure, visits
+from privtuner.sealed.schedule import (
+    DEEP,
+    Confirmed,
+    Pass,
+    Refresh,
+    Schedule,
+    confirm,
+    everywhere,
+    measure,
+    retrace,
+    weigh,
+)
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "holds", "make_plan"]
 
 FLOORS = {"residual1": 4, "residual2": 4, "d_output1": 3, "d_output2": 3, "d_query": 4}
 """Least levels behind points: what layer norms take, and gradients of adapters."""
+KINDS = ("centred2", "slope", "centred1", "projected", "probabilities")
+"""What is saved at levels of their own, in the order of its use: queries, keys and values together."""
+STEPS = (-2, -1, 1, 2, 3)
+"""By how many levels what is saved is raised in the search for the best ones."""
+LEAST_KEPT = 4
+"""The least level of what is saved: layer norms take as much."""
+_ATTEMPTS = 200  # choices that dry runs may refuse
 FLOOD_BITS = 6
 """By how many bits the noise on revealed vectors exceeds their error."""
 REVEALED = 2.0**-9
@@ -35,7 +55,8 @@ class Plan:
         parameters: of the encryption.
         forward: a forward pass.
         backward: a backward pass and the step after it; None without adapters.
-        kept: the level of everything that a forward pass keeps for the backward one, by name.
+        kept: the level of what a forward pass keeps for the backward one, by the block's number and `kind_of`: the
+            least one with which the backward pass is the same.
         pooled: what is revealed, planned.
         keys: the evaluation keys.
         key_bytes: of the keys on the wire.
@@ -73,13 +94,18 @@ class Plan:
 
 
 class _Passes:
-    """The passes on planned tensors."""
+    """The passes on planned tensors.
 
-    def __init__(self, encoder: Encoder, parameters: Parameters, kept: Mapping[str, int]) -> None:
-        self.parameters, self.kept, self.shape = parameters, kept, encoder.shape
-        # Levels and refreshes are the same whatever the adapters.
+    Attributes:
+        parameters, shape: as given.
+        encoder: with clear adapters, where there are such: levels and refreshes are the same whatever these.
+        kept: as in `Plan`; of the next forward pass.
+    """
+
+    def __init__(self, encoder: Encoder, parameters: Parameters) -> None:
+        self.parameters, self.shape = parameters, encoder.shape
         self.encoder = encoder.with_adapters(ClearAdapters.fresh(self.shape)) if self.shape.clear else encoder
-        self.saved: list[Saved[EncryptedTensor]] = []
+        self.kept: dict[str, int] = {}
 
     def adapters(self) -> EncryptedAdapters[EncryptedTensor] | None:
         if not self.shape.rank or self.shape.clear:
@@ -95,25 +121,29 @@ class _Passes:
         pooled, saved = self.encoder.forward(ev, x, mask, values, stages, levels)
         return reveal(ev, pooled), saved
 
-    def backward(self, ev: Evaluator, start: int, stages: Stages[EncryptedTensor]) -> Any:
-        return self._backward(ev, start, stages, self.saved)
+    def backward(self, saved: list[Saved[EncryptedTensor]]) -> Pass:
+        """The backward pass and the step, from what a forward pass saved."""
 
-    def backward_from_full(self, ev: Evaluator, start: int, stages: Stages[EncryptedTensor]) -> Any:
-        full = [
-            {name: ev.planned(ev.slots, x.shape[1], bound=x.bound) for name, x in saved.items()} for saved in self.saved
-        ]
-        return self._backward(ev, start, stages, full)
+        def run(ev: Evaluator, start: int, stages: Stages[EncryptedTensor]) -> Any:
+            adapters = self.adapters()
+            gradient = ev.planned(ev.slots, self.shape.width, bound=self.encoder.gradient_bound, level=start)
+            values = None if adapters is None else adapters.values
+            gradients = self.encoder.backward(ev, saved, gradient, values, stages)
+            if adapters is None:
+                return clip(ev, gradients, 1.0)
+            return take_step(ev, self.shape, adapters, gradients, 1e-2, 0.9, self.parameters.depth)
 
-    def _backward(
-        self, ev: Evaluator, start: int, stages: Stages[EncryptedTensor], saved: list[Saved[EncryptedTensor]]
-    ) -> Any:
-        adapters = self.adapters()
-        gradient = ev.planned(ev.slots, self.shape.width, bound=self.encoder.gradient_bound, level=start)
-        values = None if adapters is None else adapters.values
-        gradients = self.encoder.backward(ev, saved, gradient, values, stages)
-        if adapters is None:
-            return clip(ev, gradients, 1.0)
-        return take_step(ev, self.shape, adapters, gradients, 1e-2, 0.9, self.parameters.depth)
+        return run
+
+    def backward_from(self, saved: list[Saved[EncryptedTensor]], lowered: str = "") -> Pass:
+        """The same from fresh tensors of the full depth in place of what was saved; one kind of them is lower."""
+        depth, ev = self.parameters.depth, Evaluator(self.parameters)
+
+        def fresh(name: str, x: EncryptedTensor) -> EncryptedTensor:
+            level = depth - DEEP if kind_of(name) == lowered else depth
+            return ev.planned(ev.slots, x.shape[1], bound=x.bound, level=level)
+
+        return self.backward([{name: fresh(name, x) for name, x in block.items()} for block in saved])
 
 
 def reveal(ev: Any, pooled: Any) -> Any:
@@ -130,90 +160,195 @@ def make_plan(
 ) -> Plan:
     """Plan both passes.
 
-    What is kept for the backward pass may be low, which costs refreshes there, or high, which costs them in the forward
-    pass; least levels are tried until they cost more.
+    What is saved for the backward pass may be low, which costs refreshes there, or high, which costs them in the
+    forward pass: both are chosen together. Levels depend on no width, so that they are found with a narrow encoder; the
+    real one is run once to count its work, and once to confirm.
 
     Args:
         encoder: the circuits.
         parameters: of the encryption.
         timings: seconds of the units of work on the server's machine; None estimates them by counted transforms.
         price: seconds a byte, as for `Costs`.
-        progress: called with the passes that are planned, the most there may be, and what comes next.
+        progress: called with the steps that are done, how many there are, and what comes next.
 
     Raises:
         CkksError: the parameters are not deep enough.
     """
     costs = Costs(parameters, timings) if price is None else Costs(parameters, timings, price)
-    shape, depth = encoder.shape, parameters.depth
-    kept = {f"{i}.{name}": OUTER_LEVEL for i in range(shape.layers) for name in ("input", "inner_query", "inner_value")}
-    passes = _Passes(encoder, parameters, kept)
+    shape, tell = encoder.shape, progress or (lambda *_: None)
+    real, twin = _Passes(encoder, parameters), _Passes(encoder.narrow(), parameters)
 
     def first(level: int) -> float:
         return costs.price * 8 * parameters.ring_dimension * shape.width * (level + 1)
 
-    tell = progress or (lambda *_: None)
-    attempts = range(4, depth - 2) if shape.rank else range(1)
-    tell(0, 1 + 2 * len(attempts), "what the forward pass takes")
-    stretches = measure(parameters, passes.forward)
-    if not shape.rank:
-        forward, (pooled, _) = choose(parameters, passes.forward, costs, FLOORS, first=first, stretches=stretches)
-        return _plan(encoder, parameters, forward, None, {}, pooled)
-    points, (_, saved) = visits(parameters, passes.forward, depth - 2)
-    best: tuple[float, Schedule, Schedule, dict[str, int], EncryptedTensor] | None = None
-    trouble: CkksError | None = None
-    for attempt, least in enumerate(attempts):
-        tell(1 + 2 * attempt, 1 + 2 * len(attempts), f"forward, at least {least} levels kept")
-        floors = dict(FLOORS)
-        for point, floor in _floors(saved, points, depth - 2, least).items():
-            floors[point] = max(floors.get(point, 0), FLOORS.get(point.rsplit(".", 1)[-1], 0), min(floor, depth))
-        try:
-            forward, (pooled, passes.saved) = choose(
-                parameters, passes.forward, costs, floors, first=first, stretches=stretches
-            )
-            tell(2 + 2 * attempt, 1 + 2 * len(attempts), f"backward, at least {least} levels kept")
-            backward, _ = choose(
-                parameters, passes.backward, costs, FLOORS, full=passes.backward_from_full, first=first
-            )
-        except CkksError as error:
-            trouble = error
-            continue
-        total = sum(
-            s.seconds + sum(costs.traffic(r.ciphertexts, r.level) for r in s.refreshes) for s in (forward, backward)
-        )
-        if best is None or total < best[0]:
-            best = total, forward, backward, kept, pooled
+    tell(0, 4, "what passes take between refreshes")
+    forward = measure(parameters, twin.forward, FLOORS)
+    _, saved = everywhere(parameters, twin.forward, parameters.depth - 2)
+    backward: list[Stretch] = []
+    if shape.rank:
+        kinds = sorted({kind_of(name) for block in saved for name in block})
+        lowered = {kind: twin.backward_from(saved, kind) for kind in kinds}
+        backward = measure(parameters, twin.backward_from(saved), FLOORS, lowered)
+    tell(1, 4, "how much they work")
+    _, all_saved = weigh(parameters, real.forward, forward)
+    if shape.rank:
+        weigh(parameters, real.backward_from(all_saved), backward)
+    together = _Together(parameters, saved, forward, backward)
+    trouble = ""
+    for _ in range(_ATTEMPTS):
+        tell(2, 4, "where to refresh")
+        ahead, back, kept = together.choose(costs, first, trouble)
+        for passes in (twin, real):
+            tell(3, 4, "dry runs")
+            passes.kept = kept
+            schedule = confirm(parameters, passes.forward, costs, forward, ahead)
+            returned: Confirmed | str | None = None
+            if back is not None and not isinstance(schedule, str):
+                returned = confirm(parameters, passes.backward(schedule.result[1]), costs, backward, back)
+            wrong = [text for text in (schedule, returned) if isinstance(text, str)]
+            if wrong:
+                trouble = wrong[0]
+                break
         else:
-            break
-    if best is None:
-        raise trouble or CkksError(f"{parameters.name} is not deep enough for a backward pass")
-    return _plan(encoder, parameters, *best[1:])
+            assert isinstance(schedule, Confirmed)  # noqa: S101 - nothing was wrong
+            assert not isinstance(returned, str)  # noqa: S101
+            return _plan(encoder, parameters, schedule, returned, kept)
+    raise CkksError(f"no schedule of refreshes is confirmed by its dry run: {trouble}")
 
 
-def _floors(saved: list[Saved[EncryptedTensor]], points: list[str], level: int, least: int) -> dict[str, int]:
-    """What the level behind each point must be for all that is saved after it, found with all points at one level."""
-    floors: dict[str, int] = {}
-    for index, tensors in enumerate(saved):
-        entry = f"{index - 1}.output" if index else "start"
-        shares = [point for point in points if point.startswith(f"{index}.softmax.divide")][-1]
-        origins = {"query": entry, "key": entry, "value": entry, "probabilities": shares}
-        origins |= {"centred1": f"{index}.residual1", "centred2": f"{index}.residual2"}
-        for name, tensor in tensors.items():
-            point = origins.get(name, f"{index}.up" if name.startswith("slope") else None)
-            if point is not None:
-                # The derivative is deep, and used once.
-                floors[point] = max(floors.get(point, 0), level - tensor.level + (4 if point.endswith("up") else least))
-    return floors
+def holds(plan: Plan, encoder: Encoder, parameters: Parameters) -> bool:
+    """Whether the circuits refresh as a plan says that was made before: dry runs of a narrow encoder find out."""
+    twin = _Passes(encoder.narrow(), parameters)
+    twin.kept = dict(plan.kept)
+    if plan.parameters != parameters or (plan.backward is None) != (encoder.shape.rank == 0):
+        return False
+    try:
+        same, (pooled, saved) = retrace(parameters, twin.forward, plan.forward)
+        if plan.backward is not None:
+            same = retrace(parameters, twin.backward(saved), plan.backward)[0] and same
+    except CkksError:
+        return False
+    return same and (pooled.level, pooled.bound) == (plan.pooled.level, plan.pooled.bound)
+
+
+class _Together:
+    """Refreshes of both passes, and the levels of what is saved between them.
+
+    Args:
+        parameters: of the encryption.
+        saved: of a forward pass with every point at two levels below the depth.
+        forward, backward: stretches.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        saved: list[Saved[EncryptedTensor]],
+        forward: list[Stretch],
+        backward: list[Stretch],
+    ) -> None:
+        self.parameters, self.forward, self.backward = parameters, forward, backward
+        points = [stretch.name for stretch in forward]
+        self.origins: dict[tuple[int, str], tuple[str, int]] = {}
+        for index, tensors in enumerate(saved):
+            entry = f"{index - 1}.output" if index else "start"
+            shares = [point for point in points if point.startswith(f"{index}.softmax.divide")][-1]
+            origins = {"query": entry, "key": entry, "value": entry, "probabilities": shares}
+            origins |= {"centred1": f"{index}.residual1", "centred2": f"{index}.residual2", "slope": f"{index}.up"}
+            for name, x in tensors.items():
+                kind = kind_of(name)
+                if kind in origins:
+                    self.origins[index, kind] = origins[kind], parameters.depth - 2 - x.level
+
+    def choose(
+        self, costs: Costs, first: Callable[[int], float], trouble: str
+    ) -> tuple[Choice, Choice | None, dict[str, int]]:
+        """The refreshes of both passes that cost least together, and `Plan.kept`.
+
+        From the best common level on, what is saved is raised or lowered while that helps.
+        """
+        ahead = Programme(self.parameters, costs, self.forward, first)
+        if not self.backward:
+            return ahead.solve(trouble=trouble), None, {}
+        back = Programme(self.parameters, costs, self.backward, first)
+        known: dict[tuple[int, ...], tuple[float, Choice, Choice] | None] = {}
+
+        def attempt(least: tuple[int, ...]) -> float:
+            if least not in known:
+                try:
+                    known[least] = self._solve(ahead, back, dict(zip(KINDS, least, strict=True)), trouble)
+                except CkksError as error:
+                    known[least], troubles[:] = None, [error]
+            found = known[least]
+            return math.inf if found is None else found[0]
+
+        troubles: list[CkksError] = []
+        # A refresh in the backward pass carries over several kinds: neighbours are moved together too.
+        runs = [range(i, j) for i in range(len(KINDS)) for j in range(i + 1, len(KINDS) + 1)]
+        best = min(((level,) * len(KINDS) for level in range(LEAST_KEPT, self.parameters.depth)), key=attempt)
+        while True:
+            near = [tuple(level + step * (i in run) for i, level in enumerate(best)) for run in runs for step in STEPS]
+            near = [least for least in near if min(least) >= LEAST_KEPT and max(least) < self.parameters.depth]
+            better = min(near, key=attempt)
+            if attempt(better) >= attempt(best):
+                break
+            best = better
+        found = known[best]
+        if found is None:
+            raise troubles[0]
+        _, forward, backward = found
+        return forward, backward, self._kept(backward)
+
+    def _solve(
+        self, ahead: Programme, back: Programme, least: dict[str, int], trouble: str
+    ) -> tuple[float, Choice, Choice]:
+        floors: dict[str, int] = {}
+        for (_, kind), (point, below) in self.origins.items():
+            needed = below + least["projected" if kind in ("query", "key", "value") else kind]
+            floors[point] = max(floors.get(point, 0), min(needed, self.parameters.depth))
+        forward = ahead.solve(floors, trouble=trouble)
+        backward = back.solve(saved=self._saved(forward), trouble=trouble)
+        return forward.cost + backward.cost, forward, backward
+
+    def _saved(self, forward: Choice) -> Callable[[str, str], int]:
+        """The level of what a forward pass saved, by the point in the backward pass and the kind."""
+
+        def level(point: str, kind: str) -> int:
+            where, below = self.origins.get((self._layer(point), kind), ("", 0))
+            return forward.ends[where][0] - below if where else self.parameters.depth
+
+        return level
+
+    def _kept(self, backward: Choice) -> dict[str, int]:
+        """The least levels with which the backward pass is the same."""
+        kept: dict[str, int] = {}
+        for index in range(len({layer for layer, _ in self.origins})):
+            kept |= {f"{index}.{name}": OUTER_LEVEL for name in ("input", "inner_query", "inner_value")}
+        for stretch in self.backward:
+            level, end = backward.ends[stretch.name]
+            limits = {kind: end + below for kind, below in stretch.saved.items()}
+            if stretch.join is not None:
+                limits |= {kind: level + below for kind, below in stretch.join.saved.items()}
+            for kind, needed in limits.items():
+                name = f"{self._layer(stretch.name)}.{kind}"
+                kept[name] = max(kept.get(name, 0), needed, LEAST_KEPT)
+        return kept
+
+    def _layer(self, point: str) -> int:
+        number = point.split(".")[0]
+        return int(number) if number.isdigit() else max(layer for layer, _ in self.origins)
 
 
 def _plan(
     encoder: Encoder,
     parameters: Parameters,
-    forward: Schedule,
-    backward: Schedule | None,
+    ahead: Confirmed,
+    back: Confirmed | None,
     kept: Mapping[str, int],
-    pooled: EncryptedTensor,
 ) -> Plan:
     core = parameters._core
+    forward, backward = ahead.schedule, back and back.schedule
+    pooled: EncryptedTensor = ahead.result[0]
     elements = set(forward.elements) | set(backward.elements if backward else ())
     packing = encoder.shape.rank > 0
     keys = Keys(

@@ -29,7 +29,10 @@ SENSITIVITY = 2.0
 FLOOD_BITS = 6
 """By how many bits the noise exceeds what the errors of opened numbers stay below."""
 RELATION = "any two training sets: the guarantee is for all texts and labels together, and so for each of them"
-_MOST_NOISE = 1024.0
+_MOST_NOISE = 2.0**14
+_ORDERS = [1 + 2 ** (k / 8) for k in range(-80, 81)]  # the best one is 1 + sqrt(log(1 / delta) / rho)
+_TAIL = 16
+"""In so many deviations noise stays, but for one number in 2^190."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Privacy:
             from dp_accounting.rdp import RdpAccountant
         except ModuleNotFoundError as error:
             raise missing(error, "the account of differential privacy") or error from None
-        accountant = RdpAccountant()
+        accountant = RdpAccountant(orders=_ORDERS)
         accountant.compose(GaussianDpEvent(self.noise_multiplier / SENSITIVITY), openings)
         return float(accountant.get_epsilon(self.delta))
 
@@ -95,11 +98,12 @@ class Privacy:
             low, high = (middle, high) if self.affords(middle) else (low, middle - 1)
         return low
 
-    def deviation(self, scale: float, limit: float) -> int:
+    def deviation(self, scale: float, modulus: int, limit: float) -> int:
         """The standard deviation of the noise in units of one over a scale.
 
         Args:
             scale: of what is opened.
+            modulus: of what is opened: numbers and noise stay below half of it.
             limit: the clipping norm in the units of the packed gradient.
 
         Raises:
@@ -114,6 +118,9 @@ class Privacy:
                 f"the errors of encryption, which tell of the key: give at least {least:.3g}, or a larger norm"
             )
         sigma = math.ceil(self.noise_multiplier * scale)
-        if sigma > LARGEST:
-            raise InputError(f"noise of 2^{math.log2(sigma):.1f} units: give a smaller noise multiplier")
+        if sigma > LARGEST or _TAIL * sigma + scale > modulus / 2:
+            raise InputError(
+                f"a noise multiplier of {self.noise_multiplier:g} does not fit the modulus of "
+                f"2^{math.log2(modulus):.0f}: give a smaller one"
+            )
         return sigma

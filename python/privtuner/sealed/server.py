@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from privtuner.ckks.keys import EvaluationKeys, PublicKey, elements_of
 from privtuner.ckks.opening import Opening
 from privtuner.ckks.refresher import Refresher
 from privtuner.ckks.tensor import EncryptedTensor
-from privtuner.errors import CkksError, InputError, LostError, MessageError, ServiceError
+from privtuner.errors import CkksError, InputError, LostError, MessageError
 from privtuner.sealed.adapters import Matrices
 from privtuner.sealed.clear_adapters import ClearAdapters, lock_numbers, unlock_numbers
 from privtuner.sealed.locker import Locker
@@ -31,8 +32,10 @@ from privtuner.sealed.model import EncryptedAdapters, SealedModel
 from privtuner.sealed.state import (
     DIGEST_BYTES,
     digest_of,
+    forget_states,
     load_pieces,
     lock_state,
+    make_folder,
     save_pieces,
     unlock_state,
 )
@@ -70,6 +73,8 @@ class TaskCounts(NamedTuple):
         refreshes: ciphertexts that were refreshed.
         bytes_in, bytes_out: on the stream.
         seconds: from its first message to its last.
+        key: SHA-256 of the owner's public key.
+        state: digest of the locked adapters that a backward pass left, as the owner keeps it; else empty.
     """
 
     task: str
@@ -78,6 +83,8 @@ class TaskCounts(NamedTuple):
     bytes_in: int
     bytes_out: int
     seconds: float
+    key: bytes = b""
+    state: bytes = b""
 
 
 class SealedService:
@@ -94,6 +101,8 @@ class SealedService:
         model: the model.
         evaluator: makes what computes.
         state: folder where each run's encrypted adapters are saved after each step; made if it does not exist.
+        runs: of one tenant that stay saved there, at least 1: the oldest gives way; its owner has its state as well.
+        days: that a run stays saved after its last step.
         sessions: streams served at a time, at least 1.
         patience: seconds that an owner may take for any message within a task, and wait for room.
         idle: seconds between tasks after which a session ends; ``patience`` where another owner waits for its room.
@@ -111,16 +120,22 @@ class SealedService:
         *,
         evaluator: MakeEvaluator = Evaluator,
         state: str | Path | None = None,
+        runs: int = 16,
+        days: float = 30.0,
         sessions: int = 1,
         patience: float = 120.0,
         idle: float = 3600.0,
         release: bool = False,
         keep: Callable[[str, Matrices], object] | None = None,
     ) -> None:
-        if sessions < 1 or not (patience > 0 and idle > 0):
-            raise InputError(f"sessions {sessions}, patience {patience:g}, idle {idle:g}: give at least 1, and above 0")
+        if min(sessions, runs) < 1 or not (patience > 0 and idle > 0 and days > 0):
+            raise InputError(
+                f"sessions {sessions}, runs {runs}: give at least 1; patience {patience:g}, idle {idle:g}, "
+                f"days {days:g}: give more than 0"
+            )
         self.model, self.evaluator, self.release, self.keep = model, evaluator, release, keep
         self.patience, self.idle, self.sessions = patience, idle, sessions
+        self.runs, self.days = runs, days
         self.state = None if state is None else Path(state)
         if self.state is not None:
             self.state.mkdir(parents=True, exist_ok=True)
@@ -128,9 +143,15 @@ class SealedService:
         self._room = threading.BoundedSemaphore(sessions)
         self._knocks = threading.Lock()
         self._knocking = 0  # owners that wait for room
+        self._idle: set[Stream] = set()
+        self._ending = False
 
     def job(
-        self, messages: Iterable[bytes], count: Callable[[TaskCounts], object] | None = None, tenant: str = ""
+        self,
+        messages: Iterable[bytes],
+        count: Callable[[TaskCounts], object] | None = None,
+        tenant: str = "",
+        runs: int | None = None,
     ) -> Iterator[bytes]:
         """Yield the server's messages of one session; those of the owner are taken from ``messages``.
 
@@ -138,10 +159,11 @@ class SealedService:
             messages: of the owner; read in a thread.
             count: called after every task.
             tenant: whose session it is.
+            runs: of this tenant that stay saved; None: as of all of them.
 
         Raises:
-            LostError: all sessions are in use.
-            ServiceError: the owner stalled or went away in the middle of a task, or was idle for too long.
+            LostError: all sessions are in use; the owner stalled or went away in the middle of a task, or was idle for
+                too long; or the server ends.
             MessageError: a message is malformed, out of order or not what is due, or its ciphertexts cannot be
                 computed with.
             Exception: what ``messages`` raised.
@@ -151,7 +173,7 @@ class SealedService:
 
         def work() -> None:
             try:
-                _Session(self, stream, count, tenant).run()
+                _Session(self, stream, count, tenant, self.runs if runs is None else runs).run()
             except CkksError:  # its numbers may follow from weights: for the log, not for the owner
                 _log.exception("a job cannot be computed")
                 failures.append(MessageError("the job cannot be computed; the server's log has the reason"))
@@ -176,6 +198,26 @@ class SealedService:
             stream.close()
         if failures:
             raise failures[0]
+
+    def end_idle(self) -> None:
+        """End sessions that wait for what their owners want next, and the others once they do."""
+        with self._knocks:
+            self._ending = True
+            for stream in self._idle:
+                stream.close()
+
+    @contextmanager
+    def _idling(self, stream: Stream) -> Iterator[None]:
+        """Let `end_idle` end ``stream`` inside the block."""
+        with self._knocks:
+            if self._ending:
+                raise LostError("the server is ending")
+            self._idle.add(stream)
+        try:
+            yield
+        finally:
+            with self._knocks:
+                self._idle.discard(stream)
 
     @property
     def wanted(self) -> bool:
@@ -207,17 +249,23 @@ class _Session:
     """One stream of an owner: keys, adapters, and what the last forward pass kept."""
 
     def __init__(
-        self, service: SealedService, stream: Stream, count: Callable[[TaskCounts], object] | None, tenant: str
+        self,
+        service: SealedService,
+        stream: Stream,
+        count: Callable[[TaskCounts], object] | None,
+        tenant: str = "",
+        runs: int = 1,
     ) -> None:
         self._service, self._model, self._public = service, service.model, service.model.public
         self._count, self._refreshes = count, 0
-        self._tenant = tenant
+        self._tenant, self._runs = tenant, runs
         self._turn: Turn
         parameters = self._public.parameters
         self._link = Link(stream, self._public.id, bytes(16), parameters._core.hash, largest_message(parameters))
         self._engine: Any = None
         self._adapters: _Adapters | None = None
         self._stored: tuple[int, _State] | None = None
+        self._key_digest = b""
         self._digest = bytes(DIGEST_BYTES)  # of the pieces that are stored; zeros: none
         self._saved: Any = None
         self._locker: Locker | None = None
@@ -240,11 +288,12 @@ class _Session:
     def _command(self) -> Message | None:
         """Read what the owner wants next, unless it takes too long; None where it ended the stream."""
         service, begin = self._service, time.monotonic()
-        while not self._link.stream.wait(min(service.patience, service.idle)):
-            if service.wanted:
-                raise ServiceError("the session was idle and another owner waited for its room; begin again")
-            if time.monotonic() - begin > service.idle:
-                raise ServiceError(f"the session was idle for {service.idle:g} s; begin again")
+        with service._idling(self._link.stream):
+            while not self._link.stream.wait(min(service.patience, service.idle)):
+                if service.wanted:
+                    raise LostError("the session was idle and another owner waited for its room")
+                if time.monotonic() - begin > service.idle:
+                    raise LostError(f"the session was idle for {service.idle:g} s")
         return self._link.receive(_COMMANDS, seconds=service.patience)
 
     def _open(self) -> None:
@@ -259,6 +308,7 @@ class _Session:
         parameters, patience = self._public.parameters, self._service.patience
         data = self._link.receive_bytes(Type.PUBLIC_KEY, parameters.public_key_bytes, seconds=patience)
         self._public_key = public_key = PublicKey.from_bytes(parameters, data, common)
+        self._key_digest = hashlib.sha256(data).digest()
         wanted = self._public.keys
         elements = elements_of(parameters, wanted.rotations, wanted.conjugation, wanted.packing)
         data = self._link.receive_bytes(Type.KEYS, parameters.key_bytes(1 + len(elements)), seconds=patience)
@@ -339,14 +389,21 @@ class _Session:
         """Save the state; where that fails, only the owner has it."""
         path = self._path()
         try:
-            if path is not None:
+            if path is not None and self._runs:
+                if self._tenant:
+                    make_folder(path.parent)
                 save_pieces(path, pieces)
+                forget_states(path.parent, self._runs, 86400 * self._service.days)
         except InputError as error:
             _log.error("%s; the data owner alone has it", error)
 
     def _path(self) -> Path | None:
         folder = self._service.state
-        return None if folder is None else folder / f"{self._link.request.hex()}.state"
+        if folder is None:
+            return None
+        if self._tenant:  # one tenant's runs are not told from another's names
+            folder /= f"tenant-{quote(self._tenant, safe='')}"
+        return folder / f"{self._link.request.hex()}.state"
 
     @property
     def _trained(self) -> bool:
@@ -407,7 +464,7 @@ class _Session:
         for number, piece in enumerate(pieces, 1):
             self._link.send(Type.KEPT, piece, last=number == len(pieces), seconds=self._service.patience)
         self._send(Type.DONE, STEP.pack(step))
-        self._counted("backward", start)
+        self._counted("backward", start, digest_of(pieces))
 
     def _opened(self, gradients: Any, rates: Rates) -> Array:
         """Have the owner open the clipped gradient, with its noise: float64, of the shape of the adapters' values."""
@@ -485,7 +542,7 @@ class _Session:
         self._refreshes = 0
         return time.perf_counter(), self._link.bytes_in, self._link.bytes_out
 
-    def _counted(self, task: str, start: tuple[float, int, int]) -> None:
+    def _counted(self, task: str, start: tuple[float, int, int], state: bytes = b"") -> None:
         if self._count is not None:
             begin, bytes_in, bytes_out = start
             self._count(
@@ -496,5 +553,7 @@ class _Session:
                     self._link.bytes_in - bytes_in,
                     self._link.bytes_out - bytes_out,
                     time.perf_counter() - begin,
+                    self._key_digest,
+                    state,
                 )
             )

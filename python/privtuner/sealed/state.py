@@ -9,6 +9,7 @@ import hashlib
 import os
 import secrets
 import struct
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,17 @@ from privtuner.errors import InputError, MessageError
 from privtuner.sealed.locker import Locker
 from privtuner.sealed.messages import STEP, pieces_of
 
-__all__ = ["DIGEST_BYTES", "digest_of", "load_pieces", "lock_state", "piece_limit", "save_pieces", "unlock_state"]
+__all__ = [
+    "DIGEST_BYTES",
+    "digest_of",
+    "forget_states",
+    "load_pieces",
+    "lock_state",
+    "make_folder",
+    "piece_limit",
+    "save_pieces",
+    "unlock_state",
+]
 
 DIGEST_BYTES = 32
 
@@ -102,6 +113,33 @@ def save_pieces(path: Path, pieces: Sequence[bytes]) -> None:
         with suppress(OSError):
             beside.unlink()
         raise InputError(f"the training state cannot be written to {path}: {error.strerror}") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that this user alone can read, unless it is there.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be made: {error.strerror}") from error
+
+
+def forget_states(folder: Path, runs: int, seconds: float) -> None:
+    """Delete the saved states of a folder that are older than ``seconds``, and the oldest of more than ``runs``.
+
+    Raises:
+        InputError: one cannot be deleted.
+    """
+    try:
+        saved = sorted(((path.stat().st_mtime, path) for path in folder.glob("*.state")), reverse=True)
+        for number, (written, path) in enumerate(saved):
+            if number >= runs or written < time.time() - seconds:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"old training states in {folder} cannot be deleted: {error.strerror}") from error
 
 
 def load_pieces(path: Path, limit: int) -> list[bytes]:

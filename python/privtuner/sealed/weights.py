@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -110,6 +110,21 @@ class Weights:
             layers.append(LayerWeights(**parts))  # type: ignore[arg-type]
         pooler = _dense(state, "pooler.dense", d, d) if shape.pooler else None
         return cls(shape, tuple(layers), pooler)
+
+    def narrow(self, width: int) -> Weights:
+        """A part of every weight, of an encoder of one head and so many features in all places."""
+
+        def part(weight: Dense | Norm) -> Dense | Norm:
+            if isinstance(weight, Norm):
+                return Norm(weight.weight[:width], weight.bias[:width])
+            return Dense(weight.weight[:width, :width], weight.bias[:width])
+
+        shape = replace(self.shape, width=width, heads=1, hidden=width)
+        layers = tuple(
+            LayerWeights(*(part(getattr(layer, f.name)) for f in fields(layer)))  # type: ignore[arg-type]
+            for layer in self.layers
+        )
+        return Weights(shape, layers, None if self.pooler is None else part(self.pooler))  # type: ignore[arg-type]
 
     def arrays(self) -> Iterator[Array]:
         """All arrays in a fixed order."""

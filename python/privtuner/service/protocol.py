@@ -1,10 +1,12 @@
 """What client and server agree on: methods, metadata, message sizes, addresses.
 
-Calls carry raw bytes, no protobuf. Every call names the protocol version in its metadata. No gRPC message is longer
+Calls carry raw bytes, no protobuf. Every call names the protocol version in its metadata, and every call after Hello
+the bundle that the client began with: a server with another one refuses it. No gRPC message is longer
 than `MESSAGE_BYTES`, so that neither side takes memory for one before it knows what is due: what is longer is cut. A
 piece of just `MESSAGE_BYTES` goes on in the next one, a shorter one ends the message.
 
-    Hello   nothing -> JSON: protocol, version, model, scheme, preset, layers, whether it is sealed, bytes of the bundle
+    Hello   nothing -> JSON: protocol, version, model, scheme, preset, layers, whether it is sealed, digest and bytes of
+            the bundle
     Bundle  nothing -> stream of pieces of the owner's bundle: u16 length of the file name, name, contents
     Apply   a request, layer name in the metadata -> stream of the reply's blocks
     Job     stream of the owner's messages of a sealed model's job <-> stream of the server's, see
@@ -23,9 +25,12 @@ from privtuner.linear import BytesLike
 from privtuner.parties import BLOCK_BYTES
 
 __all__ = [
+    "CALLER_BYTES",
+    "CALLER_KEY",
     "LARGEST_BYTES",
     "LAYER_KEY",
     "MESSAGE_BYTES",
+    "MODEL_KEY",
     "PROTOCOL",
     "PROTOCOL_KEY",
     "SERVICE",
@@ -45,6 +50,12 @@ PROTOCOL = 4
 SERVICE = "privtuner.Linear"
 PROTOCOL_KEY = "privtuner-protocol"
 LAYER_KEY = "privtuner-layer-bin"
+MODEL_KEY = "privtuner-model"
+"""Of every call after the first: the digest of the bundle that the client began with."""
+
+CALLER_KEY = "privtuner-caller-bin"
+"""Metadata: what a client that has no name drew for itself, so that `Stats` shows it its own counts and no others'."""
+CALLER_BYTES = 16
 
 MESSAGE_BYTES = BLOCK_BYTES + 4096
 """Longest gRPC message: a block with its head is one, and at 100 KB/s it takes 11 s."""
@@ -86,8 +97,13 @@ def channel_options() -> list[tuple[str, int]]:
         # What a stream may send ahead of its reader; measured windows grow to 16 MB a stream, read or not.
         ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
         ("grpc.http2.bdp_probe", 0),
+        # Who waits for a server to come back decides itself when to try again.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
         # A proxy from the environment would see, and slow down, what is meant for this machine.
         ("grpc.enable_http_proxy", 0),
+        # A connection for each transport, also where several in one process lead to one server.
+        ("grpc.use_local_subchannel_pool", 1),
         # Two servers must not share a port without anybody noticing.
         ("grpc.so_reuseport", 0),
     ]
@@ -120,18 +136,18 @@ def join(pieces: Iterable[bytes], limit: int) -> Iterator[bytes]:
         raise MessageError(f"a message ends after {size} bytes, in its middle; send it again")
 
 
-def parse_address(address: str) -> tuple[str, int]:
+def parse_address(address: str, least_port: int = 1) -> tuple[str, int]:
     """Split ``HOST:PORT``, where an IPv6 host stands in brackets.
 
     Raises:
-        privtuner.errors.InputError: ``address`` has no such form, or the port is not in 1..65535.
+        privtuner.errors.InputError: ``address`` has no such form, or the port is not in ``least_port``..65535.
     """
     host, separator, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if not separator or not host or (":" in host and not bracketed) or "/" in host:
         raise InputError(f"server address {address!r} is not HOST:PORT, e.g. 127.0.0.1:50051")
-    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-        raise InputError(f"server address {address!r}: the port must be a number from 1 to 65535")
+    if not (port.isascii() and port.isdigit() and least_port <= int(port) <= 65535):
+        raise InputError(f"server address {address!r}: the port must be a number from {least_port} to 65535")
     return host[1:-1] if bracketed else host, int(port)
 
 

@@ -15,6 +15,7 @@ __all__ = ["Room"]
 class _Waiter(NamedTuple):
     tenant: str
     units: int
+    most: int
 
 
 class Room:
@@ -48,19 +49,26 @@ class Room:
         with self._changed:
             return self.total - self._free
 
+    def wait_until_empty(self, seconds: float) -> int:
+        """Wait until nothing is held, and return how much still is after ``seconds``."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free == self.total, seconds)
+            return self.total - self._free
+
     @contextmanager
-    def hold(self, tenant: str, units: int, seconds: float = 0.0) -> Iterator[None]:
+    def hold(self, tenant: str, units: int, seconds: float = 0.0, most: int | None = None) -> Iterator[None]:
         """Hold ``units``, at most `largest`, while the block runs.
 
         Args:
             tenant: for whom.
             units: how many.
             seconds: how long to wait for them.
+            most: units that this tenant may hold.
 
         Raises:
             Refusal: there was no room for so long.
         """
-        self._take(tenant, units, seconds)
+        self._take(_Waiter(tenant, units, self.total if most is None else most), seconds)
         try:
             yield
         finally:
@@ -71,8 +79,8 @@ class Room:
                     del self._held[tenant]
                 self._changed.notify_all()
 
-    def _take(self, tenant: str, units: int, seconds: float) -> None:
-        waiter = _Waiter(tenant, units)
+    def _take(self, waiter: _Waiter, seconds: float) -> None:
+        tenant, units, _ = waiter
         with self._changed:
             self._waiting.append(waiter)
             try:
@@ -90,4 +98,5 @@ class Room:
                 break
             if other.tenant == waiter.tenant or not self._held.get(other.tenant):
                 return False
-        return self._held.get(waiter.tenant, 0) + waiter.units <= self._free - waiter.units
+        held = self._held.get(waiter.tenant, 0) + waiter.units
+        return held <= min(waiter.most, self._free - waiter.units)

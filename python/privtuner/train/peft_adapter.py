@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 
     from privtuner.train.mean_head import MeanForSequenceClassification
 
-__all__ = ["add_lora", "check_lora_config", "load_adapter", "save_released", "trainable_heads"]
+__all__ = [
+    "add_lora",
+    "check_lora_config",
+    "load_adapter",
+    "save_encoder_adapter",
+    "save_released",
+    "trainable_heads",
+]
+
+_Matrices: TypeAlias = Mapping[tuple[int, Any], tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
 
 _ALL_LINEAR = "all-linear"
 # Initialisations that read no weight: A random and B zero in one way or another.
@@ -133,7 +142,7 @@ def load_adapter(model: torch.nn.Module, directory: str | Path) -> PeftModel:
 
 def save_released(
     directory: Path,
-    matrices: Mapping[tuple[int, str], tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
+    matrices: _Matrices,
     head: torch.nn.Linear,
     *,
     alpha: float,
@@ -148,25 +157,51 @@ def save_released(
         alpha: the adapters are scaled by ``alpha / rank``.
         inside: name of the encoder in the clear classifier.
     """
+    tensors = {f"base_model.model.classifier.{name}": tensor for name, tensor in head.state_dict().items()}
+    _save_matrices(directory, matrices, tensors, alpha, f"{inside}.", modules_to_save=["classifier"])
+
+
+def save_encoder_adapter(directory: Path, matrices: _Matrices, *, alpha: float) -> None:
+    """Write the adapters that the server of a sealed model has in the clear as an adapter of its encoder.
+
+    Args:
+        directory: where the files go; made if it does not exist.
+        matrices: (layer, "query" or "value") -> A (rank, width) and B (width, rank).
+        alpha: the adapters are scaled by ``alpha / rank``.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    _save_matrices(directory, matrices, {}, alpha, "")
+
+
+def _save_matrices(
+    directory: Path,
+    matrices: _Matrices,
+    tensors: dict[str, torch.Tensor],
+    alpha: float,
+    inside: str,
+    **options: Any,
+) -> None:
+    """Write an adapter of these matrices and of further tensors."""
     from peft import LoraConfig
     from safetensors.torch import save_file
 
     (a, _), *_ = matrices.values()
-    targets = sorted({target for _, target in matrices})
     config = LoraConfig(
         r=len(a),
         lora_alpha=alpha,  # type: ignore[arg-type]  # any number does
-        target_modules=targets,
-        modules_to_save=["classifier"],
+        target_modules=sorted({target for _, target in matrices}),
         inference_mode=True,
+        **options,
     )
-    tensors = {f"base_model.model.classifier.{name}": tensor for name, tensor in head.state_dict().items()}
     for (layer, target), pair in matrices.items():
-        place = f"base_model.model.{inside}.encoder.layer.{layer}.attention.self.{target}"
+        place = f"base_model.model.{inside}encoder.layer.{layer}.attention.self.{target}"
         for name, matrix in zip("AB", pair, strict=True):
             tensors[f"{place}.lora_{name}.weight"] = torch.tensor(matrix, dtype=torch.float32)
     config.save_pretrained(str(directory))
-    save_file(tensors, directory / "adapter_model.safetensors")
+    whole = directory / "adapter_model.safetensors"
+    beside = whole.with_suffix(".part")
+    save_file(tensors, beside)
+    beside.replace(whole)
 
 
 def check_lora_config(model: torch.nn.Module, config: LoraConfig) -> None:

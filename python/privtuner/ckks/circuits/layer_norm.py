@@ -200,7 +200,7 @@ class LayerNorm:
         scale = feature_values("weight", weight, n)
         if dy.shape != centred.shape:
             raise InputError(f"dy has shape {dy.shape}, what was saved {centred.shape}: they must agree")
-        largest = float(np.abs(scale).max()) * dy.bound or 1.0  # of g
+        largest = math.sqrt(float(np.square(scale).mean())) * dy.bound or 1.0  # the root mean square of g over a row
         columns = [evaluator.select(dy, slice(f, f + 1)) for f in range(n)]
         mean = evaluator.linear_combination(columns, scale / n)
         cross = evaluator.dot(evaluator.multiply(centred, scale / n), dy)
@@ -216,7 +216,7 @@ class LayerNorm:
         # root times the standard deviation is at most 1.
         slope = evaluator.assume(slope, (1 + SLACK) * largest * self._steepest**2)
         slope, shift = raised(evaluator, slope, level), raised(evaluator, shift, level)
-        bound = self._steepest * largest * (2 + math.sqrt(n))
+        bound = self._steepest * (float(np.abs(scale).max()) * dy.bound + largest * (1 + math.sqrt(n)))
         parts = []
         for some in _chunks(n):
             ours = evaluator.multiply(evaluator.select(dy, some), _times(evaluator, root, scale[some], level))
