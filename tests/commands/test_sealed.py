@@ -8,12 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from cli_cases import failed, failed_late, flat, run
 from privtuner import ckks, nn
 from privtuner.errors import ServiceError
 from privtuner.nn import OwnerBundle, Prepared, Sealing, split_pretrained
+from privtuner.sealed.owner import SealedOwner
 from privtuner.sealed.server import SealedService
 from privtuner.service import Server
 from privtuner.train import load_classifier
@@ -122,15 +124,18 @@ def test_training(small, sealed, given, files, capsys, tmp_path):
 
 
 def test_adapters_outlive_the_run_in_a_file(sealed, given, capsys, tmp_path):
-    data, state = tmp_path / "texts.csv", tmp_path / "run.state"
+    data, state = tmp_path / "texts.csv", tmp_path / "out" / "run.state"
     data.write_text("text\n" + "\n".join(TEXTS[:3]) + "\n")
     del given["--eval"]
-    given |= {"--steps": 1, "--state": state}
+    given |= {"--steps": 1}
     for steps in (0, 1):
         assert run("train", "--server", sealed, "--seal", "model", *flat(given, lr=2.0)) == 0
         err = capsys.readouterr().err
-        assert ("the adapters are those after step 1" in err) == (steps == 1)
-        assert "the trained adapters end with this run" not in err
+        assert ("going on after step 1" in err) == (steps == 1)
+        assert "holds the key of this run" in err
+    assert state.stat().st_mode & 0o777 == 0o600
+    line = ["train", "--server", sealed, "--seal", "model", *flat(given, lr=1.0)]
+    assert "lr is 1.0 here and 2.0 there" in failed_late(capsys, 2, line)
     vectors = []
     for options in ([], ["--state", state]):
         out = tmp_path / f"{len(options)}.npy"
@@ -160,8 +165,32 @@ def test_the_head_is_saved_whatever_ends_it(sealed, given, capsys, monkeypatch, 
     assert (tmp_path / "out" / "head.safetensors").is_file()
     (tmp_path / "out" / "head.safetensors").write_bytes(b"an older run's")
     steps.pop()  # the next one, the first of this run, fails
-    assert run("train", "--server", sealed, "--seal", "model", *flat(given)) == 1
+    assert run("train", "--server", sealed, "--seal", "model", *flat(given), "--overwrite") == 1
     assert (tmp_path / "out" / "head.safetensors").read_bytes() == b"an older run's"
+
+
+def test_a_run_goes_on_where_it_was_ended(sealed, given, capsys, monkeypatch, tmp_path):
+    """With the adapters and the head of the same step, whenever the server went away."""
+    whole, steps = SealedOwner.backward, []
+
+    def backward(self, *arguments):
+        steps.append(self.step)
+        if len(steps) == 2:
+            raise ServiceError("the server is gone")
+        whole(self, *arguments)
+
+    monkeypatch.setattr(SealedOwner, "backward", backward)
+    del given["--eval"]
+    line = ["train", "--server", sealed, "--seal", "model", *flat(given)]
+    assert "--resume: there is no" in failed_late(capsys, 2, [*line, "--resume"])
+    assert run(*line) == 1
+    first = load_file(tmp_path / "out" / "head.safetensors")
+    assert run(*line, "--resume") == 0
+    assert "going on after step 1, from" in capsys.readouterr().err
+    assert steps == [0, 1, 1]
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [step["lr"] for step in written["steps"]] == [0.05, 0.025]
+    assert not torch.equal(load_file(tmp_path / "out" / "head.safetensors")["weight"], first["weight"])
 
 
 def test_a_server_in_a_process_of_its_own(prepared, capsys, tmp_path):

@@ -131,7 +131,6 @@ def test_train(capsys, arguments, options, message):
     [
         (["--momentum", 0.5], "--momentum goes with --seal model or --plain only"),
         (["--release"], "--release goes with --seal model only"),
-        (["--state", "file"], "--state goes with --seal model only"),
     ],
 )
 def test_train_without_a_sealed_model(capsys, arguments, option, message):

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,13 +14,13 @@ import pytest
 from privtuner import cli, linear
 from privtuner.errors import ServiceError
 from privtuner.nn import Session, build, split_pretrained
+from privtuner.retries import Retries
 from privtuner.service import RemoteTransport
 from privtuner.train.dataset import encode
 from privtuner.train.table import TextTable, label_names
 from privtuner.train.training import TrainConfig, prepare_model, train_classifier
 from text_cases import (
     command,
-    environment,
     rows,
     server_process,
     training_options,
@@ -108,31 +106,6 @@ def test_owners_do_not_disturb_each_other(address):
             assert losses == pytest.approx(alone, abs=0.02)
 
 
-def test_server_killed_during_training(model, options, tmp_path):
-    audit = tmp_path / "audit.jsonl"
-    with server_process(model, "--audit", str(audit)) as (server, address):
-        line = ["train", "--server", address, "--steps", "100000", "--out", str(tmp_path / "out"), *options]
-        owner = subprocess.Popen(
-            [sys.executable, "-m", "privtuner", *line],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(),
-        )
-        while '"direction": "backward"' not in audit.read_text():
-            assert owner.poll() is None, owner.communicate()[1]
-            time.sleep(0.05)
-        server.kill()
-        out, err = owner.communicate(timeout=60)
-    assert owner.returncode == 1
-    assert out == ""
-    last = err.splitlines()[-1]
-    assert re.match(rf"privtuner: error: the server at {address} went away during layer '\S+' .*restart it", last), err
-    assert "Traceback" not in err
-    assert (tmp_path / "out" / "interrupted" / "adapter_model.safetensors").exists()
-    assert not (tmp_path / "out" / "metrics.json").exists()
-
-
 def stopped(server, number):
     """Ask the server to end, and return what it said last."""
     server.send_signal(number)
@@ -144,7 +117,7 @@ def stopped(server, number):
 
 def test_server_that_stands_still_is_noticed(model):
     with server_process(model) as (server, address):
-        with RemoteTransport(address, patience=0.5) as transport:
+        with RemoteTransport(address, patience=0.5, retries=Retries(seconds=0)) as transport:
             spec = transport.fetch_bundle().specs["pooler.dense"]
             request, _ = linear.encrypt(np.ones((1, 32), np.float32), spec)
             os.kill(server.pid, signal.SIGSTOP)

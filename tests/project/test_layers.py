@@ -44,7 +44,7 @@ PYTHON_LAYERS = {
     "ckks": {"wire", "system", "copies", "errors", "_core"},
     "calibration": {"ckks", "wireless", "linear", "system", "errors"},
     "parties": {"linear"},
-    "sealed": {"ckks", "wire", "retries", "turns", "packages", "errors", "_core"},
+    "sealed": {"ckks", "wire", "paths", "retries", "turns", "packages", "errors", "_core"},
     "cpu": {"parties", "linear", "wire"},
     "cuda": {"parties", "ckks", "linear", "packages", "copies", "errors", "_core"},
     "openfhe": {"parties", "ckks", "linear", "wire", "paths", "packages", "copies", "errors", "_core"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
@@ -278,8 +279,9 @@ def test_files_of_an_owner_that_are_refused(tmp_path):
     for content, match in (
         (whole[:-1], "truncated"),
         (whole[:2], "truncated"),
-        (b"", "holds no state"),
-        ((8).to_bytes(4, "little") + bytes(8), "holds no state"),
+        (whole[:60] + bytes([whole[60] ^ 1]) + whole[61:], "damaged"),
+        (b"", "truncated"),
+        (hashlib.sha256(b"").digest(), "holds no state"),
         (bytes(64 << 20), "at most"),
     ):
         file.write_bytes(content)

@@ -34,8 +34,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state",
         metavar="FILE",
-        help="key and adapters of a run of 'train --seal model --state FILE', whose vectors these are then; without it "
-        "those of the model as it is",
+        help="run.state in the --out of a run of 'train --seal model': its key and adapters, whose vectors these are; "
+        "without it those of the model as it is",
     )
     add_threads(parser)
     add_line(parser)

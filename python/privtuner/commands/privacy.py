@@ -99,7 +99,7 @@ def agreed(shape: Shape, privacy: Privacy | None) -> None:
 
 
 def within_budget(owner: SealedOwner, steps: int) -> int:
-    """Return how many of so many steps the budget pays for, and say so where it is not all.
+    """Return how many of so many steps, those done included, the budget pays for; say so where it is not all.
 
     Raises:
         InputError: it pays for none.
@@ -107,15 +107,18 @@ def within_budget(owner: SealedOwner, steps: int) -> int:
     privacy = owner.privacy
     if privacy is None or privacy.budget is None:
         return steps
-    left = privacy.affordable(owner.opened + steps) - owner.opened
+    asked = steps - owner.step
+    if asked <= 0:
+        return steps
+    left = privacy.affordable(owner.opened + asked) - owner.opened
     if left < 1:
         raise InputError(
             f"--epsilon-budget {privacy.budget:g} pays for no step after {owner.opened}: give a larger one, or "
             "a larger --noise-multiplier"
         )
-    if left < steps:
-        say(f"--epsilon-budget {privacy.budget:g} pays for {left} of {steps} steps: the run ends there")
-    return left
+    if left < asked:
+        say(f"--epsilon-budget {privacy.budget:g} pays for {owner.step + left} of {steps} steps: the run ends there")
+    return owner.step + left
 
 
 def account(owner: SealedOwner) -> dict[str, Any] | None:

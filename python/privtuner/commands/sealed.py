@@ -31,6 +31,8 @@ __all__ = ["connected", "sealed_encoder", "train"]
 LR = 0.05
 """Default of the adapters' rate: of SGD with momentum, on the mean loss of a batch."""
 MOMENTUM = 0.9
+STATE_FILE = "run.state"
+"""In the folder of the results: secret key, locked adapters, head, optimiser and order of a sealed run."""
 
 
 @contextmanager
@@ -92,7 +94,7 @@ def sealed_encoder(
         privacy=privacy,
     )
     if owner.step:
-        say(f"{state}: the adapters are those after step {owner.step}")
+        say(f"going on after step {owner.step}, from {state}")
     return SealedEncoder(build_embeddings(bundle), owner, rate=rate, momentum=momentum), bundle, tokenizer
 
 
@@ -128,6 +130,7 @@ def train(
     """
     from privtuner.train import limits
     from privtuner.train.dataset import encode
+    from privtuner.train.fine_tuning import describe_run
     from privtuner.train.report import HEAD_FILE, LABELS_FILE, save_head
     from privtuner.train.sealed import SealedClassifier, train_sealed
 
@@ -138,21 +141,25 @@ def train(
             f"{out} holds the adapter of another run, which would pass for this head's: choose another --out"
         )
     privacy = privacy_of(arguments)
+    state = _state_file(out, arguments)
     encoder, bundle, tokenizer = sealed_encoder(
-        transport, arguments, rate=config.lr, momentum=momentum, state=arguments.state, privacy=privacy
+        transport, arguments, rate=config.lr, momentum=momentum, state=str(state), privacy=privacy
     )
     shape = encoder.owner.public.shape
     agreed(shape, privacy)
-    if shape.rank and not (arguments.release or arguments.state):
-        say("warning: the trained adapters end with this run: keep them by --state FILE, or ask for them by --release")
+    say(f"{state} holds the key of this run: whoever has it can decrypt all that the run sends. Its mode is 0600")
     if arguments.pool not in (None, shape.pool):
         raise InputError(
             f"--pool {arguments.pool}: this server's model reveals the pool {shape.pool}; leave --pool out"
         )
     config = _fitted(config, encoder, arguments, len(tables[0].texts))
-    config = replace(config, steps=within_budget(encoder.owner, config.steps))
+    asked, config = config, replace(config, steps=within_budget(encoder.owner, config.steps))
     model = SealedClassifier(encoder, len(labels), config.seed)
     encoded = limits.fit(model, [encode(table, tokenizer, labels, config.max_length) for table in tables if table])
+    test = encoded[1] if len(encoded) > 1 else None
+    run = describe_run(asked, encoded[0], test, labels, {"pool": shape.pool, "model": transport.hello()["bundle"]})
+    run["momentum of the adapters"] = momentum
+    run["noise, clip, delta"] = privacy and [privacy.noise_multiplier, privacy.clip, privacy.delta]
 
     def after_step(result: TrainResult) -> None:
         save_head(model.classifier, labels, shape.pool, out)
@@ -167,9 +174,7 @@ def train(
         stop.check()
 
     with encoder.owner:
-        result = train_sealed(
-            model, encoded[0], encoded[1] if len(encoded) > 1 else None, config, after_step=after_step
-        )
+        result = train_sealed(model, encoded[0], test, config, after_step=after_step, run=run)
         written = [out / HEAD_FILE, out / LABELS_FILE]
         if arguments.release:
             written += _release(model, bundle, out)
@@ -189,6 +194,16 @@ def train(
         "jobs": {task: asdict(traffic) for (_, task), traffic in encoder.meter.snapshot().items()},
     }
     return result, numbers, written
+
+
+def _state_file(out: Path, arguments: argparse.Namespace) -> Path:
+    """Return the file of key, locked adapters and training state, once it is settled whether the run goes on."""
+    file = out / STATE_FILE
+    if arguments.overwrite:
+        file.unlink(missing_ok=True)
+    elif arguments.resume and not file.exists():
+        raise InputError(f"--resume: there is no {file}; leave it out to begin")
+    return file
 
 
 def _fitted(config: TrainConfig, encoder: SealedEncoder, arguments: argparse.Namespace, texts: int) -> TrainConfig:

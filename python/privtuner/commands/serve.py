@@ -86,6 +86,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="give owners the adapters of a sealed model when they ask: these tell of the activations they were "
         "trained on",
     )
+    parser.add_argument(
+        "--drain",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds that calls in progress may take once a signal has told the server to end; new ones are refused "
+        "meanwhile, which owners wait out (default 30; sealed: a task may take minutes)",
+    )
     add_watching(parser)
     add_threads(parser)
     add_server_line(parser)
@@ -136,6 +144,9 @@ def _serve(arguments: argparse.Namespace, audit: AuditLog | None) -> int:
             print(f"privtuner: serving {name}, {what}, at {server.address}; Ctrl-C stops", flush=True)
             print(f"privtuner: bundle {server.hello['bundle']}; data owners pin it with --expect", flush=True)
         stop.wait()
+        say(f"ending: calls in progress have up to {arguments.drain:g} s")
+        if left := server.stop(arguments.drain):
+            say(f"{left} calls were cut off; their owners send them again to the next server at this address")
     total = server.counts().total()
     print(f"privtuner: stopped after {total.requests} {'jobs' if sealed is not None else 'requests'}", flush=True)
     return 0
@@ -145,6 +156,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
     """Refuse options that have no meaning where they stand."""
     from privtuner.schemes import SCHEMES
 
+    if not 0 <= arguments.drain <= 1e6:
+        raise InputError(f"--drain is {arguments.drain:g} s; give 0 to 1e6")
     if not arguments.seal:
         given = [*given_sealing(arguments), *["release"] * arguments.release]
         given += [name for name in ("sessions", "state") if getattr(arguments, name) is not None]

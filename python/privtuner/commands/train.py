@@ -151,12 +151,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--release", action="store_true", help="ask the server of a sealed model for the adapters at the end"
     )
-    parser.add_argument(
-        "--state",
-        metavar="FILE",
-        help="where key and locked adapters of a sealed model are kept after each step; one that is there is gone on "
-        "with, under a new head. Whoever has it can decrypt the run",
-    )
     checkpoints = parser.add_mutually_exclusive_group()
     checkpoints.add_argument(
         "--resume",
@@ -272,8 +266,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise InputError("--model goes with --plain only; with --server the model is the server's")
     if arguments.seal:
         _check_sealed_options(arguments)
-    elif arguments.release or arguments.state:
-        raise InputError(f"{'--release' if arguments.release else '--state'} goes with --seal model only")
+    elif arguments.release:
+        raise InputError("--release goes with --seal model only")
     elif given := given_privacy(arguments):
         raise InputError(f"{given} goes with --seal model only")
     elif arguments.momentum is not None and not arguments.plain:
@@ -299,6 +293,8 @@ def _check_sealed_options(arguments: argparse.Namespace) -> None:
     for name, value in (("lora-r", arguments.lora_r), ("targets", arguments.targets)):
         if value is not None:
             raise InputError(f"--{name}: the server of a sealed model has settled that; leave it out")
+    if arguments.save_every != 1:
+        raise InputError("--save-every goes without --seal: a sealed run is saved after every step")
     if arguments.momentum is not None and not 0 <= arguments.momentum < 1:
         raise InputError(f"--momentum is {arguments.momentum:g}; give a number in [0, 1)")
 

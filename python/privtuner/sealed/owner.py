@@ -29,10 +29,13 @@ from privtuner.sealed.privacy import Privacy
 from privtuner.sealed.public import Public, Refresh, Task
 from privtuner.sealed.state import DIGEST_BYTES, digest_of, load_pieces, save_pieces
 
-__all__ = ["JobTransport", "Progress", "SealedOwner", "Spent"]
+__all__ = ["COMPANION_BYTES", "JobTransport", "Progress", "SealedOwner", "Spent"]
 
 Array = npt.NDArray[np.float64]
 T = TypeVar("T")
+
+COMPANION_BYTES = 32 << 20
+"""Most that is saved beside the adapters."""
 
 _SEED_BYTES = 32
 _STATE = struct.Struct(f"<16s16s{_SEED_BYTES}sQQQ")  # model, run, key's seed, step, ciphertexts refreshed, openings
@@ -161,6 +164,7 @@ class SealedOwner:
         self._retries, self._say = retries or Retries(seconds=0), say
         self._fresh: tuple[EncryptedTensor, ...] = ()
         self._kept: list[bytes] = []
+        self._companions: dict[int, bytes] = {}
         self._run, self._refreshed = secrets.token_bytes(16), 0
         self._file = None if state is None else Path(state)
         self._seed = b""
@@ -271,6 +275,29 @@ class SealedOwner:
             return np.concatenate([self._secret.decrypt_packed(part, count) for part in parts], axis=1)
 
         return self._retrying(work)
+
+    @property
+    def companion(self) -> bytes:
+        """What `attach` gave for the adapters as they are; empty if nothing."""
+        return self._companions.get(self.step, b"")
+
+    def attach(self, step: int, companion: bytes) -> None:
+        """Save ``companion`` with the adapters as they are after ``step`` steps, in the same file at the same moment.
+
+        So whoever trains more than the adapters finds both after the same step, whatever moment a process is killed at.
+
+        Args:
+            step: of this moment, and then it is saved at once, or the next one.
+            companion: at most 32 MiB.
+
+        Raises:
+            InputError: another step, more bytes, or the file cannot be written.
+        """
+        if step not in (self.step, self.step + 1) or len(companion) > COMPANION_BYTES:
+            raise InputError(f"{len(companion)} bytes of step {step}, at step {self.step}: at most {COMPANION_BYTES}")
+        self._companions = {self.step: self.companion, step: companion}
+        if step == self.step:
+            self._save()
 
     def close(self) -> None:
         """End the connection; the next task opens another."""
@@ -458,13 +485,15 @@ class SealedOwner:
         if self._file is not None:
             counts = (self.step, self._refreshed, self.opened)
             head = _STATE.pack(self.public.id, self._run, self._seed, *counts)
-            save_pieces(self._file, [head, *self._kept])
+            save_pieces(self._file, [head, self.companion, *self._kept])
 
     def _load(self, path: Path) -> None:
-        head, *self._kept = load_pieces(path, self.public.state_limit + 4096) or [b""]
-        if len(head) != _STATE.size:
+        head, *rest = load_pieces(path, self.public.state_limit + COMPANION_BYTES + 4096) or [b""]
+        if len(head) != _STATE.size or not rest:
             raise MessageError(f"{path} holds no state of a sealed model's training")
+        companion, *self._kept = rest
         model, self._run, self._seed, self.step, self._refreshed, self.opened = _STATE.unpack(head)
+        self._companions = {self.step: companion}
         if model != self.public.id:
             raise InputError(
                 f"{path} is of another model, or of other weights: go on with its own server, or name another"

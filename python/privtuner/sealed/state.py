@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from privtuner import wire
 from privtuner.ckks.evaluator import Evaluator
 from privtuner.ckks.tensor import EncryptedTensor
 from privtuner.errors import InputError, MessageError
+from privtuner.paths import replacing
 from privtuner.sealed.locker import Locker
 from privtuner.sealed.messages import STEP, pieces_of
 
@@ -100,18 +99,18 @@ def save_pieces(path: Path, pieces: Sequence[bytes]) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    digest = hashlib.sha256()
     try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with (
+            replacing(path) as new,
+            os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file,
+        ):
             for piece in pieces:
-                file.write(_LENGTH.pack(len(piece)))
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+                for part in (_LENGTH.pack(len(piece)), piece):
+                    digest.update(part)
+                    file.write(part)
+            file.write(digest.digest())
     except OSError as error:
-        with suppress(OSError):
-            beside.unlink()
         raise InputError(f"the training state cannot be written to {path}: {error.strerror}") from error
 
 
@@ -146,20 +145,22 @@ def load_pieces(path: Path, limit: int) -> list[bytes]:
     """Read what `save_pieces` wrote, unless it is longer than ``limit`` bytes.
 
     Raises:
-        MessageError: too long, or truncated. InputError: it cannot be read.
+        MessageError: too long, damaged or truncated. InputError: it cannot be read.
     """
-    pieces: list[bytes] = []
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise MessageError(f"{path}: {size} bytes of training state, at most {limit} are due")
-            while head := file.read(_LENGTH.size):
-                length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else size
-                piece = file.read(min(length, size))
-                if len(piece) < length:
-                    raise MessageError(f"{path}: truncated; go on with an older state, or begin a new run")
-                pieces.append(piece)
+            data = memoryview(file.read(limit))
     except OSError as error:
         raise InputError(f"the training state cannot be read from {path}: {error.strerror}") from error
+    body = data[: max(0, len(data) - DIGEST_BYTES)]
+    if hashlib.sha256(body).digest() != data[len(body) :]:
+        raise MessageError(f"{path}: damaged or truncated; begin a new run in another place")
+    pieces, place = list[bytes](), 0
+    while place < len(body):
+        begin = place + _LENGTH.size
+        place = begin + _LENGTH.unpack_from(body, place)[0]
+        pieces.append(bytes(body[begin:place]))
     return pieces

@@ -51,6 +51,18 @@ class Checkpoint:
     facts: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
 
+    def check(self, run: Mapping[str, Any], place: Path | str = "the output directory") -> None:
+        """Refuse to go on with another run.
+
+        Raises:
+            privtuner.errors.InputError: ``run`` is another one; says what differs.
+        """
+        if difference := describe_difference(json.loads(json.dumps(dict(run))), self.run):
+            raise InputError(
+                f"{place} holds the checkpoint of another run (step {self.step}): {difference}; give the same options "
+                "to go on with it, choose another directory, or begin anew with --overwrite"
+            )
+
     def to_bytes(self) -> bytes:
         """Return the contents of a file."""
         from safetensors.torch import save
@@ -133,11 +145,7 @@ class Checkpoints:
                 reason = (isinstance(error, OSError) and error.strerror) or error
                 self._say(f"warning: {file} is left out: {reason}")
                 continue
-            if difference := describe_difference(self.run, checkpoint.run):
-                raise InputError(
-                    f"{self.directory} holds the checkpoint of another run (step {checkpoint.step}): {difference}; "
-                    "give the same options to go on with it, choose another directory, or begin anew with --overwrite"
-                )
+            checkpoint.check(self.run, self.directory)
             self.last = self.resumed = checkpoint.step
             self._say(f"going on after step {checkpoint.step}, from {file}")
             return checkpoint

@@ -8,17 +8,32 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from privtuner.errors import InputError
 from privtuner.nn import SealedEncoder
+from privtuner.train.checkpoints import Checkpoint
 from privtuner.train.dataset import Encoded, ShuffledBatches, ordered_batches
 from privtuner.train.learning import LearningCheck
-from privtuner.train.training import Evaluation, Step, TrainConfig, TrainResult, rate_at
+from privtuner.train.state import TrainingState
+from privtuner.train.training import (
+    PEAK,
+    Evaluation,
+    Step,
+    TrainConfig,
+    TrainResult,
+    rate_at,
+    recorded,
+    resumed,
+    set_rates,
+)
+
+if TYPE_CHECKING:
+    from privtuner.sealed.owner import SealedOwner
 
 __all__ = ["SealedClassifier", "evaluate_sealed", "train_sealed"]
 
@@ -59,6 +74,7 @@ def train_sealed(
     config: TrainConfig,
     *,
     after_step: Callable[[TrainResult], object] | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train ``model`` in place, evaluating before and after. Each step is one forward and one backward job.
 
@@ -68,7 +84,9 @@ def train_sealed(
         test: texts to evaluate on; None leaves evaluation out.
         config: how to train; ``lr`` is the adapters' peak rate of SGD, ``head_lr`` the head's of AdamW, and
             ``lora_r`` 0 trains the head alone. Rank, strength and targets of the adapters are the server's.
-        after_step: called after each step with the run so far.
+        after_step: called after each step with the run so far; and before the first step with a run that goes on.
+        run: what the run is, see `privtuner.train.checkpoints.Checkpoint`: the file of the encoder's owner then holds
+            head, optimiser, order and generators beside the adapters, and a run that it holds goes on.
 
     Raises:
         privtuner.errors.InputError: more texts a step than the server takes; or the loss is no number: a lower rate may
@@ -81,13 +99,51 @@ def train_sealed(
             f"batch_size is {config.batch_size}, and a pass of this server's model takes {model.encoder.sequences} "
             "texts; take fewer a step"
         )
-    before = evaluate_sealed(model, test) if test is not None else None
-    result = TrainResult("sealed", config, [], before)
-    for step in _steps(model, train, config):
+    state = _state(model, train, config)
+    saved = None if run is None else _load(model.encoder.owner, run)
+    if saved is not None:
+        state.restore(saved)
+        result = resumed("sealed", config, saved)
+        if after_step is not None:
+            after_step(result)
+    else:
+        result = TrainResult("sealed", config, [], evaluate_sealed(model, test) if test is not None else None)
+
+    def keep(step: Step) -> None:
+        if run is not None:
+            owner = model.encoder.owner
+            kept = replace(result, steps=[*result.steps, step])
+            companion = Checkpoint(state.step, run, *recorded(kept, state)).to_bytes()
+            owner.attach(owner.step + (1 if config.lora_r else 0), companion)
+
+    for step in _steps(model, state, config, keep):
         result.steps.append(step)
         if after_step is not None:
             after_step(result)
     return result if test is None else replace(result, after=evaluate_sealed(model, test))
+
+
+def _state(model: SealedClassifier, train: Encoded, config: TrainConfig) -> TrainingState:
+    """Return what steps change on this side."""
+    parameters = dict(model.classifier.named_parameters())
+    groups = [{"params": list(parameters.values()), PEAK: config.head_lr}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    return TrainingState(parameters, [optimizer], ShuffledBatches(train, config.batch_size, config.seed))
+
+
+def _load(owner: SealedOwner, run: Mapping[str, Any]) -> Checkpoint | None:
+    """Return the run that the owner's file holds beside the adapters.
+
+    Raises:
+        InputError: it is another run.
+    """
+    if not owner.companion:
+        if owner.step:
+            raise InputError("the state of the sealed run holds adapters without a head; begin anew with --overwrite")
+        return None
+    checkpoint = Checkpoint.from_bytes(owner.companion)
+    checkpoint.check(run)
+    return checkpoint
 
 
 @torch.no_grad()
@@ -104,42 +160,43 @@ def evaluate_sealed(model: SealedClassifier, data: Encoded) -> Evaluation:
     return Evaluation(right / len(data), len(data), tokens, seconds, moved.bytes_up, moved.bytes_down)
 
 
-def _steps(model: SealedClassifier, train: Encoded, config: TrainConfig) -> Iterator[Step]:
+def _steps(
+    model: SealedClassifier, state: TrainingState, config: TrainConfig, keep: Callable[[Step], object]
+) -> Iterator[Step]:
+    """Take the steps that are left; ``keep`` is told of each before the server takes its part."""
     head: Any = model.classifier
-    parameters = list(head.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=config.head_lr, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, config))
-    batches = ShuffledBatches(train, config.batch_size, config.seed)
+    parameters, (optimizer,) = list(state.parameters.values()), state.optimizers
     learning = LearningCheck([])  # the adapters are the server's
-    for number in range(config.steps):
+    for number in range(state.step, config.steps):
         start, sent = time.perf_counter(), model.encoder.meter.total()
-        batch = next(batches)
+        batch = next(state.batches)
         model.train()
         if not config.lora_r:
             model.encoder.eval()
         rate = config.lr * rate_at(number, config)
         model.encoder.rate = rate
+        set_rates(optimizer, number, config)
         pooled = model.encoder(batch.input_ids, batch.attention_mask).float()
-
-        def cross_entropy(vectors: torch.Tensor, targets: torch.Tensor = batch.targets) -> torch.Tensor:
-            return torch.nn.functional.cross_entropy(head(vectors), targets)
-
-        for _ in range(0 if number else config.head_first):  # on the same vectors: no pass is needed
+        vectors = pooled.detach().requires_grad_()
+        for first in range(config.head_first if number == 0 else 0, -1, -1):  # on the same vectors: no pass is needed
+            loss = torch.nn.functional.cross_entropy(head(vectors), batch.targets)
+            if not first and not bool(loss.isfinite()):
+                raise InputError(
+                    f"the loss is {loss.item()} at step {number + 1} of {config.steps}; use lower learning rates"
+                )
+            vectors.grad = None
             optimizer.zero_grad()
-            cross_entropy(pooled.detach()).backward()
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.clip)
             optimizer.step()
-        loss = cross_entropy(pooled)
-        if not bool(loss.isfinite()):
-            raise InputError(
-                f"the loss is {loss.item()} at step {number + 1} of {config.steps}; use lower learning rates"
-            )
-        optimizer.zero_grad()
-        loss.backward()  # the server steps its adapters
-        torch.nn.utils.clip_grad_norm_(parameters, config.clip)
-        optimizer.step()
-        schedule.step()
-        moved = model.encoder.meter.total() - sent
-        seconds = time.perf_counter() - start
-        yield Step(loss.item(), rate, seconds, batch.tokens, moved.bytes_up, moved.bytes_down)
+        state.step = number + 1
+
+        def measured(loss: torch.Tensor = loss, rate: float = rate, tokens: int = batch.tokens) -> Step:
+            moved = model.encoder.meter.total() - sent  # noqa: B023 - called within the turn
+            return Step(loss.item(), rate, time.perf_counter() - start, tokens, moved.bytes_up, moved.bytes_down)  # noqa: B023
+
+        keep(measured())  # a run that goes on from it knows the forward pass's share of this step alone
+        if pooled.requires_grad:
+            pooled.backward(vectors.grad)  # the server steps its adapters
+        yield measured()
         learning.check(loss.item(), head.out_features, 1.0)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from privtuner.train.mean_head import MeanForSequenceClassification
 
 __all__ = [
+    "PEAK",
     "Evaluation",
     "Step",
     "TrainConfig",
@@ -49,7 +50,8 @@ __all__ = [
     "training_state",
 ]
 
-_PEAK = "peak"  # of a group's learning rate
+PEAK = "peak"
+"""Entry of an optimiser's group: its peak learning rate, see `set_rates`."""
 
 EVAL_TOKENS = 2048
 """Tokens in a batch of evaluation: one full group of the encryption, whose cost does not depend on how full it is."""
@@ -412,18 +414,18 @@ def _optimizers(
     adapters: list[torch.nn.Parameter], head: list[torch.nn.Parameter], config: TrainConfig
 ) -> list[torch.optim.Optimizer]:
     if config.momentum is None or not adapters:
-        groups = [{"params": adapters, _PEAK: config.lr}, {"params": head, _PEAK: config.head_lr}]
+        groups = [{"params": adapters, PEAK: config.lr}, {"params": head, PEAK: config.head_lr}]
         return [torch.optim.AdamW(groups, weight_decay=config.weight_decay)]
     return [
-        torch.optim.AdamW([{"params": head, _PEAK: config.head_lr}], weight_decay=config.weight_decay),
-        torch.optim.SGD([{"params": adapters, _PEAK: config.lr}], lr=config.lr, momentum=config.momentum),
+        torch.optim.AdamW([{"params": head, PEAK: config.head_lr}], weight_decay=config.weight_decay),
+        torch.optim.SGD([{"params": adapters, PEAK: config.lr}], lr=config.lr, momentum=config.momentum),
     ]
 
 
 def set_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> None:
     """Set each group's learning rate for ``step``, counted from 0, from its entry "peak": no scheduler has a state."""
     for group in optimizer.param_groups:
-        group["lr"] = group[_PEAK] * rate_at(step, config)
+        group["lr"] = group[PEAK] * rate_at(step, config)
 
 
 class _DivergedError(PrivtunerError):
