@@ -112,7 +112,7 @@ def test_countthat_a_router_chose_are_refused_whatever_the_type(monkeypatch: pyt
 def test_a_bundle_cannot_pass_one_architecture_off_as_another() -> None:
     bundle = split(experts(), allow_data_dependent_requests=True).bundle
     forged = dataclasses.replace(bundle, config={**bundle.config, "model_type": "t5"})
-    with pytest.raises(InputError, match="SwitchTransformersEncoderModel is not known"):
+    with pytest.raises(InputError, match="no model 'SwitchTransformersEncoderModel' of type t5"):
         build(forged, Session(LocalTransport({})))
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from minilm import find_minilm
 from nn_cases import CountingTransport, RecordingTransport, clear_twin, tiny_bert, tiny_llama, tokens
 from privtuner import linear
-from privtuner.nn import LocalTransport, Session, Split, build, split, split_pretrained, traffic_of
+from privtuner.nn import EncryptedLayer, LocalTransport, Session, Split, build, split, split_pretrained, traffic_of
 from privtuner.train import add_lora
 
 pytestmark = [
@@ -94,6 +94,27 @@ def train(model: PeftModel, folder: Path, **changes: Any) -> Trainer:
 
 def losses(trainer: Trainer) -> torch.Tensor:
     return torch.tensor([entry["loss"] for entry in trainer.state.log_history if "loss" in entry], dtype=torch.float64)
+
+
+def test_trainer_goes_on_from_its_checkpoint(parts: Split, tmp_path: Path) -> None:
+    """Weights, optimiser, schedule, order of the data and step: as the run that was never cut, but for fresh noise."""
+    options = {"optim": "adamw_torch", "learning_rate": 0.01, "lr_scheduler_type": "linear"}
+    start, whole, again = adapted(parts), adapted(parts), adapted(parts, seed=7)
+    expected = train(whole, tmp_path, save_strategy="steps", save_steps=4, **options)
+    asked = len(traffic_calls(whole))
+    trainer = Trainer(
+        model=again, args=arguments(tmp_path, **options), train_dataset=Sentences(), data_collator=collate
+    )
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert trainer.state.global_step == expected.state.global_step == 6
+    assert len(traffic_calls(again)) == asked / 3
+    assert_same_run(whole, again, start)
+
+
+def traffic_calls(model: PeftModel) -> list[str]:
+    """Layers that were asked for, in order."""
+    transport = next(m.group.session.transport for m in model.modules() if isinstance(m, EncryptedLayer))
+    return transport.calls
 
 
 def test_trainer_follows_the_clear_quantised_model(parts: Split, tmp_path: Path) -> None:
