@@ -78,6 +78,7 @@ bench: develop
 	$(BIN)/python benchmarks/schemes.py --json out/schemes.json --plot out/schemes.png
 	$(BIN)/python benchmarks/wireless.py --json out/wireless.json
 	$(BIN)/python benchmarks/sealed.py --json out/sealed.json
+	$(BIN)/python benchmarks/service.py --minutes 2 --json out/service.json
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import importlib.util
 from dataclasses import dataclass, replace
@@ -64,6 +65,14 @@ class Case:
     def without_adapters(self) -> Case:
         """The same encoder, for inference alone."""
         return replace(self, shape=replace(self.shape, rank=0))
+
+    def first_blocks(self, layers: int) -> Case:
+        """The same texts in an encoder of the first blocks alone."""
+        bert = copy.deepcopy(self.bert)
+        bert.config.num_hidden_layers, bert.encoder.layer = layers, bert.encoder.layer[:layers]
+        shape = replace(self.shape, layers=layers)
+        domains = Domains.measure(weights_of(bert, shape), self.embeddings, self.lengths, room=1.5)
+        return replace(self, shape=shape, bert=bert, domains=domains)
 
     @cached_property
     def matrices(self) -> Matrices:

@@ -31,7 +31,8 @@ def test_parts_are_reached_through_the_package():
 
 
 def test_every_part_is_named():
-    inner = {"cli", "commands", "copies", "errors", "linear", "packages", "parties", "paths", "wire"}
+    inner = {"cli", "commands", "copies", "errors", "foreign", "linear", "packages", "parties", "paths", "retries"}
+    inner |= {"turns", "wire"}
     found = {
         path.stem
         for path in Path(privtuner.__file__).parent.iterdir()

@@ -1,0 +1,208 @@
+"""What does the service cost, and what does it stand? A server in a process of its own, owners over TLS on loopback.
+
+    python benchmarks/service.py [--part PART]... [--quick] [--minutes M] [--json F] [--plot F] [--threads N]
+
+The parts, all of them by default:
+
+    overhead   the layers of MiniLM's training step through the service, against the four functions in one process
+    owners     1, 4, 16 and 64 owners at once: tokens a second of the server, and its memory
+    soak       16 owners without a pause for minutes: is memory flat, is there any error?
+
+Server and owners share the processors of one machine. ``--quick`` takes a tiny model and a few seconds: it shows that
+everything runs, its figures say nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+import harness
+from harness import Record, progress
+from privtuner import linear, nn, system
+from service_load import MINILM, SMALL, Load, Served, Work, model_folder, replays, serving, step_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What the options ask for.
+
+    Attributes:
+        quick: a tiny model, and a few seconds.
+        minutes: of the soak.
+        runs: of which medians are taken.
+        threads: of each side.
+        folder: of the model.
+        split: the model, split here as well.
+    """
+
+    quick: bool
+    minutes: float
+    runs: int
+    threads: int
+    folder: Path
+    split: nn.Split
+
+    @property
+    def seconds(self) -> float:
+        """How long owners work at once."""
+        return 1.0 if self.quick else 30.0
+
+    def tokens(self, count: int) -> int:
+        """So many, or a few."""
+        return min(count, 8) if self.quick else count
+
+
+def overhead_part(setting: Setting) -> Iterator[Record]:
+    """A step's products, one after the other: bare functions, the service in the clear, and over TLS."""
+    tokens = setting.tokens(1024)
+    work = step_of(setting.split, tokens)
+    specs = setting.split.bundle.specs
+
+    def bare() -> None:
+        for layer, direction, x in work:
+            request, secret = linear.encrypt(x, specs[layer], direction=direction)
+            linear.decrypt(linear.apply(setting.split.server[layer], request), secret)
+
+    def through(served: Served) -> Callable[[], None]:
+        transport = served.connect()
+        transport.hello()
+        return lambda: _through(transport, work, specs)
+
+    with (
+        serving(setting.folder, setting.threads) as secure,
+        serving(setting.folder, setting.threads, tls=False) as clear,
+    ):
+        candidates = {"bare": bare, "over TLS": through(secure), "in the clear": through(clear)}
+        seconds = harness.paired(candidates, setting.runs)
+    reference = "the four functions in one process"
+    note = f"{len(work)} requests, server and owner take turns; {setting.runs} runs"
+    yield _record(setting, "a step's products, bare", 1e3 * _median(seconds["bare"]), "ms", tokens=tokens, note=note)
+    for name, target in (("over TLS", 1.15), ("in the clear", None)):
+        ratio = harness.median_ratio(seconds[name], seconds["bare"])
+        value = 1e3 * _median(seconds[name])
+        yield _record(
+            setting,
+            f"the same through the service, {name}",
+            value,
+            "ms",
+            reference=reference,
+            ratio=ratio,
+            target=target,
+        )
+
+
+def _through(transport: nn.Transport, work: list[Work], specs: dict[str, linear.Spec]) -> None:
+    for layer, direction, x in work:
+        request, secret = linear.encrypt(x, specs[layer], direction=direction)
+        linear.decrypt(transport.apply(layer, request), secret)
+
+
+def owners_part(setting: Setting) -> Iterator[Record]:
+    """Tokens a second with ever more owners, who pause as long as their own part takes."""
+    tokens = setting.tokens(256)
+    work = step_of(setting.split, tokens)
+    requests = replays(setting.split, work)
+    pause = sum(replay.owner_seconds for replay in requests)
+    names = [f"owner{number}" for number in range(2 if setting.quick else 64)]
+    alone: float | None = None
+    with serving(setting.folder, setting.threads, names) as served:
+        idle = served.memory()
+        for count in (1, 2) if setting.quick else (1, 4, 16, 64):
+            progress(f"owners: {count}")
+            with Load(served, names[:count], requests, pause=True) as load:
+                time.sleep(setting.seconds / 3)  # to begin with
+                start, rows, peak = time.perf_counter(), load.rows, 0
+                while (elapsed := time.perf_counter() - start) < setting.seconds:
+                    time.sleep(0.25)
+                    peak = max(peak, served.memory())
+                rate = (load.rows - rows) / len(requests) / elapsed
+            note = f"{tokens} tokens a request; pauses of {pause:.2f} s a step for the owner's part"
+            note += f"; {len(load.errors)} errors{': ' + load.errors[0] if load.errors else ''}"
+            compared = {"reference": "1 owner", "ratio": rate / alone} if alone else {}
+            yield _record(setting, f"{count} owners, tokens of steps", rate, "/s", note=note, **compared)
+            note = f"{idle / 1e6:.0f} MB before the first"
+            yield _record(setting, f"{count} owners, memory of the server", peak / 1e6, "MB", note=note)
+            alone = alone or rate
+
+
+def soak_part(setting: Setting) -> Iterator[Record]:
+    """Memory over minutes of 16 owners without a pause, from a fifth of the time on."""
+    names = [f"owner{number}" for number in range(2 if setting.quick else 16)]
+    requests = replays(setting.split, step_of(setting.split, setting.tokens(256)), rounds=1)
+    seconds = 60 * setting.minutes
+    samples = []
+    with serving(setting.folder, setting.threads, names) as served, Load(served, names, requests, pause=False) as load:
+        start = time.perf_counter()
+        while (now := time.perf_counter() - start) < seconds and not load.errors:
+            samples.append((now, served.memory()))
+            time.sleep(min(1.0, seconds / 50))
+    settled = [memory for now, memory in samples if now >= seconds / 5]
+    early, late = settled[: len(settled) // 4 + 1], settled[-len(settled) // 4 - 1 :]
+    ratio = _median(late) / _median(early)
+    note = f"{setting.minutes:g} min, {len(names)} owners, {load.rows:,} rows; most {max(settled) / 1e6:.0f} MB"
+    yield _record(
+        setting,
+        "memory at the end of the soak",
+        _median(late) / 1e6,
+        "MB",
+        reference="after a fifth of the time",
+        ratio=ratio,
+        target=1.02,
+        note=note,
+    )
+    note = load.errors[0] if load.errors else ""
+    yield _record(setting, "errors in the soak", float(len(load.errors)), "", target=0.0, note=note)
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _record(setting: Setting, name: str, value: float, unit: str, **fields: object) -> Record:
+    if setting.quick:
+        fields["target"] = None
+    return Record(name, value, unit, threads=setting.threads, isa=system.active_isa(), **fields)
+
+
+PARTS: dict[str, Callable[[Setting], Iterator[Record]]] = {
+    "overhead": overhead_part,
+    "owners": owners_part,
+    "soak": soak_part,
+}
+
+
+def main() -> None:
+    """Run the parts that were asked for; the JSON file holds every record as soon as it is there."""
+    parser = harness.parser_of((__doc__ or "").splitlines()[0])
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this part; may be given several times")
+    parser.add_argument("--minutes", type=float, default=30.0, metavar="M", help="of the soak (default 30)")
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="medians of so many runs (default 5)")
+    options = parser.parse_args()
+    if options.runs < 1 or not 0.01 <= options.minutes <= 10_000:
+        parser.error("--runs must be at least 1, --minutes from 0.01 to 10000")
+    system.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
+    records: list[Record] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = model_folder(Path(name), SMALL if options.quick else MINILM)
+        split = nn.split_pretrained(folder)
+        minutes = min(options.minutes, 0.05) if options.quick else options.minutes
+        runs = 1 if options.quick else options.runs
+        setting = Setting(options.quick, minutes, runs, options.threads, folder, split)
+        for part in PARTS if options.part is None else dict.fromkeys(options.part):
+            for record in PARTS[part](setting):
+                records.append(record)
+                progress(harness.table([record]).splitlines()[1])
+                if options.json:
+                    harness.write(records, options.json)
+    harness.finish(records, options, "service" + ", quick: these figures say nothing" * options.quick)
+
+
+if __name__ == "__main__":
+    main()
