@@ -186,6 +186,10 @@ def test_training_without_evaluation(model, arguments, capsys):
             ["train", "--plain", "--model", "m", "--constant-size", "--data", "a", "--out", "b"],
             "nothing is sent in the clear",
         ),
+        (
+            ["train", "--plain", "--model", "m", "--verify-every", "1", "--data", "a", "--out", "b"],
+            "--verify-every has no meaning here: nothing is computed elsewhere",
+        ),
         (["train", "--server", "a:1", "--model", "m", "--data", "a", "--out", "b"], "--model goes with --plain only"),
         (
             ["train", "--plain", "--model", "m", "--scheme", "openfhe", "--data", "a", "--out", "b"],

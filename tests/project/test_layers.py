@@ -49,7 +49,7 @@ PYTHON_LAYERS = {
     "cuda": {"parties", "ckks", "linear", "packages", "copies", "errors", "_core"},
     "openfhe": {"parties", "ckks", "linear", "wire", "paths", "packages", "copies", "errors", "_core"},
     "schemes": {"openfhe", "cuda", "cpu", "sealed", "parties", "linear", "wire", "errors"},
-    "nn": {"schemes", "cuda", "sealed", "parties", "ckks", "linear", "copies", "errors"},
+    "nn": {"foreign", "schemes", "cuda", "sealed", "parties", "ckks", "linear", "copies", "errors"},
     "service": {
         "nn",
         "schemes",
@@ -65,7 +65,7 @@ PYTHON_LAYERS = {
         "errors",
         "_core",
     },
-    "train": {"nn", "paths", "errors"},
+    "train": {"nn", "sealed", "paths", "errors"},
     "commands": {
         "train",
         "service",
@@ -80,6 +80,7 @@ PYTHON_LAYERS = {
         "paths",
         "packages",
         "retries",
+        "foreign",
         "errors",
         "_core",
     },
@@ -109,10 +110,12 @@ PYTHON_LAYERS = {
 
 NEEDS = {
     "torch": {"nn", "train", "commands"},
+    "huggingface_hub": {"nn/configuration.py"},
     "transformers": {"nn", "train", "commands"},
     "safetensors": {"nn", "train", "commands"},
     "peft": {"train/peft_adapter.py"},
     "cryptography": {"service/certificates.py"},
+    "dp_accounting": {"sealed/privacy.py"},
     "grpc": {"service"},
     "grpc_health": {"service/health.py"},
     "google": {"service/health.py"},

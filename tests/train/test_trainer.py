@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from minilm import find_minilm
 from nn_cases import CountingTransport, RecordingTransport, clear_twin, tiny_bert, tiny_llama, tokens
 from privtuner import linear
-from privtuner.nn import LocalTransport, Session, Split, build, split, split_pretrained, traffic_of
+from privtuner.nn import EncryptedLayer, LocalTransport, Session, Split, build, split, split_pretrained, traffic_of
 from privtuner.train import add_lora
 
 pytestmark = [
@@ -52,7 +52,7 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 def adapted(parts: Split, *, clear: str | None = None, seed: int = 0) -> PeftModel:
     """An owner's model with adapters, or one of its twins in the clear: "quantised" or "float"."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = build(parts.bundle, Session(CountingTransport(parts.server)), num_labels=2)
+    model: PreTrainedModel = build(parts.bundle, Session(CountingTransport(parts.server), verify_every=0), num_labels=2)
     torch.nn.init.normal_(model.classifier.weight, std=0.3)
     if clear is not None:
         model = clear_twin(model, parts, dtype=torch.float32, attention="sdpa")
@@ -94,6 +94,27 @@ def train(model: PeftModel, folder: Path, **changes: Any) -> Trainer:
 
 def losses(trainer: Trainer) -> torch.Tensor:
     return torch.tensor([entry["loss"] for entry in trainer.state.log_history if "loss" in entry], dtype=torch.float64)
+
+
+def test_trainer_goes_on_from_its_checkpoint(parts: Split, tmp_path: Path) -> None:
+    """Weights, optimiser, schedule, order of the data and step: as the run that was never cut, but for fresh noise."""
+    options = {"optim": "adamw_torch", "learning_rate": 0.01, "lr_scheduler_type": "linear"}
+    start, whole, again = adapted(parts), adapted(parts), adapted(parts, seed=7)
+    expected = train(whole, tmp_path, save_strategy="steps", save_steps=4, **options)
+    asked = len(traffic_calls(whole))
+    trainer = Trainer(
+        model=again, args=arguments(tmp_path, **options), train_dataset=Sentences(), data_collator=collate
+    )
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert trainer.state.global_step == expected.state.global_step == 6
+    assert len(traffic_calls(again)) == asked / 3
+    assert_same_run(whole, again, start)
+
+
+def traffic_calls(model: PeftModel) -> list[str]:
+    """Layers that were asked for, in order."""
+    transport = next(m.group.session.transport for m in model.modules() if isinstance(m, EncryptedLayer))
+    return transport.calls
 
 
 def test_trainer_follows_the_clear_quantised_model(parts: Split, tmp_path: Path) -> None:
@@ -224,7 +245,7 @@ def test_a_language_model_trains_without_its_padding(tmp_path: Path, options: di
     """The trainer reads a training step's loss alone, and everything that it evaluates."""
     parts = split(tiny_llama())
     transport = RecordingTransport(parts.server)
-    models = [build(parts.bundle, Session(transport))]
+    models = [build(parts.bundle, Session(transport, verify_every=0))]
     models.append(clear_twin(models[0], parts, dtype=torch.float32, attention="sdpa"))
     runs = []
     for model in models:

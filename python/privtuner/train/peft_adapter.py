@@ -7,6 +7,7 @@ says up front what cannot work without the weights.
 from __future__ import annotations
 
 import re
+import tempfile
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from privtuner.errors import InputError, WeightWithheldError
 from privtuner.nn.families import PEFT_TASKS
 from privtuner.nn.layers import EncryptedLayer
+from privtuner.paths import put
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -181,7 +183,7 @@ def _save_matrices(
     inside: str,
     **options: Any,
 ) -> None:
-    """Write an adapter of these matrices and of further tensors."""
+    """Write an adapter of these matrices and of further tensors, each file whole or as it was before."""
     from peft import LoraConfig
     from safetensors.torch import save_file
 
@@ -197,11 +199,11 @@ def _save_matrices(
         place = f"base_model.model.{inside}encoder.layer.{layer}.attention.self.{target}"
         for name, matrix in zip("AB", pair, strict=True):
             tensors[f"{place}.lora_{name}.weight"] = torch.tensor(matrix, dtype=torch.float32)
-    config.save_pretrained(str(directory))
-    whole = directory / "adapter_model.safetensors"
-    beside = whole.with_suffix(".part")
-    save_file(tensors, beside)
-    beside.replace(whole)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory, ignore_cleanup_errors=True) as staged:
+        config.save_pretrained(staged)
+        save_file(tensors, Path(staged) / "adapter_model.safetensors")
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            put(Path(staged) / name, directory / name)
 
 
 def check_lora_config(model: torch.nn.Module, config: LoraConfig) -> None:
