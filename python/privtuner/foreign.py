@@ -47,7 +47,9 @@ def foreign_json(data: bytes, what: str, most: int = _JSON_BYTES) -> dict[str, A
             data.decode(), parse_constant=_refuse, parse_float=_finite, parse_int=_short, object_pairs_hook=_once
         )
     except (ValueError, RecursionError) as error:  # also of UTF-8
-        raise MessageError(f"{what}: no JSON, or none that is read here; use the same version on both sides") from error
+        raise MessageError(
+            f"{what}: malformed, no JSON that is read here; use the same version on both sides"
+        ) from error
     level: list[Any] = [value]
     for _ in range(_DEPTH):
         level = [inner for outer in level for inner in _inside(outer)]

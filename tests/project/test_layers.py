@@ -49,7 +49,7 @@ PYTHON_LAYERS = {
     "cuda": {"parties", "ckks", "linear", "packages", "copies", "errors", "_core"},
     "openfhe": {"parties", "ckks", "linear", "wire", "paths", "packages", "copies", "errors", "_core"},
     "schemes": {"openfhe", "cuda", "cpu", "sealed", "parties", "linear", "wire", "errors"},
-    "nn": {"schemes", "cuda", "sealed", "parties", "ckks", "linear", "copies", "errors"},
+    "nn": {"foreign", "schemes", "cuda", "sealed", "parties", "ckks", "linear", "copies", "errors"},
     "service": {
         "nn",
         "schemes",
@@ -110,6 +110,7 @@ PYTHON_LAYERS = {
 
 NEEDS = {
     "torch": {"nn", "train", "commands"},
+    "huggingface_hub": {"nn/configuration.py"},
     "transformers": {"nn", "train", "commands"},
     "safetensors": {"nn", "train", "commands"},
     "peft": {"train/peft_adapter.py"},

@@ -15,6 +15,8 @@ import torch
 
 from privtuner import linear
 from privtuner.errors import InputError, MessageError
+from privtuner.foreign import foreign_json, foreign_text
+from privtuner.nn.configuration import offline
 from privtuner.sealed.public import Public
 
 if TYPE_CHECKING:
@@ -40,6 +42,10 @@ TOKENIZER_FILES = frozenset(
 """Names of files that a bundle may carry beside its own."""
 
 _NOT_DESCRIBING = frozenset({"auto_map", "custom_pipelines", "quantization_config", "use_kernels"})
+
+_DTYPES = frozenset({"bfloat16", "float16", "float32", "float64"})
+_JSON_BYTES = 16 << 20
+_NAME = 500
 
 _FORMAT = 4
 _CONFIG, _MANIFEST = "config.json", "privtuner.json"
@@ -102,7 +108,13 @@ class OwnerBundle:
                     f"bundle: the members of '{name}' have {sum(spec.members.values())} output features and its "
                     f"description {self.specs[name].d_out}; fetch the bundle again"
                 )
-        if not hasattr(torch, self.dtype) or not isinstance(getattr(torch, self.dtype), torch.dtype):
+        names = [*self.groups, *(member for spec in self.groups.values() for member in spec.members)]
+        for name in (*names, *self.tensors, *self.kept, *self.omitted, self.architecture):
+            if foreign_text(name, _NAME) != name:
+                raise MessageError(
+                    f"bundle: a name is not printable or too long ({foreign_text(name)}); fetch it again"
+                )
+        if self.dtype not in _DTYPES:
             raise MessageError(f"bundle: unknown dtype {self.dtype!r}; fetch the bundle again")
         unknown = sorted(set(self.files) - TOKENIZER_FILES)
         if unknown:
@@ -127,10 +139,15 @@ class OwnerBundle:
             for name in (_CONFIG, *self.files):
                 (Path(folder) / name).write_bytes(self._config_bytes() if name == _CONFIG else self.files[name])
             try:
-                tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+                with offline():
+                    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                        folder, local_files_only=True, trust_remote_code=False
+                    )
             # The files come from the server, and transformers raises exceptions of any class on odd ones.
             except Exception as error:
-                raise InputError(f"the bundle's tokenizer does not load: {error}; split the model again") from error
+                raise InputError(
+                    f"the bundle's tokenizer does not load: {foreign_text(error)}; split the model again"
+                ) from error
         tokenizer.name_or_path = ""
         return tokenizer
 
@@ -184,13 +201,15 @@ class OwnerBundle:
             raise
         # safetensors raises an exception class of its own, and JSON of any shape can reach the parser.
         except Exception as error:
-            raise MessageError(f"bundle: malformed ({type(error).__name__}: {error}); fetch it again") from error
+            raise MessageError(
+                f"bundle: malformed ({type(error).__name__}: {foreign_text(error)}); fetch it again"
+            ) from error
 
     @classmethod
     def _parse(cls, files: Mapping[str, bytes]) -> OwnerBundle:
         from safetensors.torch import load
 
-        manifest = json.loads(files[_MANIFEST])
+        manifest = foreign_json(files[_MANIFEST], f"bundle: {_MANIFEST}", _JSON_BYTES)
         if manifest["format"] != _FORMAT:
             raise MessageError(
                 f"bundle: format {manifest['format']!r}, this version reads {_FORMAT}; install the same version of "
@@ -199,12 +218,9 @@ class OwnerBundle:
         groups = {}
         for name, spec in manifest["groups"].items():
             if spec["kind"] not in ("linear", "conv1d"):
-                raise MessageError(f"bundle: group '{name}' is of unknown kind {spec['kind']!r}")
+                raise MessageError(f"bundle: group '{foreign_text(name)}' is of unknown kind {spec['kind']!r}")
             groups[name] = GroupSpec(spec["kind"], {str(key): int(value) for key, value in spec["members"]})
-        config = json.loads(files[_CONFIG])
-        if not isinstance(config, dict):
-            raise MessageError(f"bundle: {_CONFIG} holds a {type(config).__name__} instead of an object")
-        config = describing_entries(config)
+        config = describing_entries(foreign_json(files[_CONFIG], f"bundle: {_CONFIG}", _JSON_BYTES))
         specs = load(bytes(files[_LAYERS]))
         return cls(
             config=config,
@@ -268,7 +284,13 @@ def describing_entries(config: Mapping[str, Any]) -> dict[str, Any]:
     configuration must not decide what the other's machine executes.
     """
     return {
-        key: describing_entries(value) if isinstance(value, dict) else value
+        key: _describing(value)
         for key, value in config.items()
         if not (key.startswith("_") or key.endswith("_implementation") or key in _NOT_DESCRIBING)
     }
+
+
+def _describing(value: Any) -> Any:
+    if isinstance(value, dict):
+        return describing_entries(value)
+    return [_describing(one) for one in value] if isinstance(value, list) else value

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
+    "COMPUTED_POSITIONS",
     "KEPT_HEADS",
     "NEW_HEADS",
     "PADDING_SAFE",
@@ -26,6 +27,7 @@ __all__ = [
     "check_regular",
     "constant_sizes",
     "group_siblings",
+    "irregular",
     "type_of",
     "wire_name",
 ]
@@ -77,6 +79,9 @@ and for how many tokens follows from the shapes of the inputs alone. Left out ar
 gather some of them, pad to sizes of their own, or stop early. Layers dropped in training (BART, OPT) are drawn from
 PyTorch's generator."""
 
+COMPUTED_POSITIONS = frozenset({"distilbert", "marian", "pegasus", "roformer", "xlm"})
+"""Model types that compute a table of positions in Python, number by number."""
+
 SEALABLE = frozenset({"bert", "camembert", "data2vec-text", "electra", "roberta", "xlm-roberta"})
 """Model types whose base model is embeddings with a norm of their own, then blocks as BERT has them and names them."""
 
@@ -119,17 +124,24 @@ def check_regular(model: Any) -> None:
     Raises:
         privtuner.errors.InputError: its type is not in `REGULAR`, or it is configured to predict labelled tokens alone.
     """
-    way_out = "which the server sees; take another model, or say allow_data_dependent_requests=True"
     if type_of(model) not in REGULAR:
-        raise InputError(
-            f"a {type(model).__name__} is not known to send requests whose number and sizes are the same for all texts "
-            f"of one length (in a mixture of experts they depend on the words), {way_out}"
-        )
+        raise InputError(irregular(type(model).__name__))
     if getattr(model.config, "sparse_prediction", False):
         raise InputError(
             f"sparse_prediction of this {type(model).__name__} sends labelled tokens alone, so that sizes of requests "
-            f"depend on the data, {way_out}"
+            f"depend on the data, {_WAY_OUT}"
         )
+
+
+_WAY_OUT = "which the server sees; take another model, or say allow_data_dependent_requests=True"
+
+
+def irregular(what: str) -> str:
+    """Return why a model, or a type of models, is refused."""
+    return (
+        f"a {what} is not known to send requests whose number and sizes are the same for all texts of one length (in a "
+        f"mixture of experts they depend on the words), {_WAY_OUT}"
+    )
 
 
 def constant_sizes(config: Any, lengths: Iterable[int]) -> frozenset[torch.Size]:

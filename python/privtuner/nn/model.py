@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from privtuner.errors import InputError
+from privtuner.foreign import foreign_text
 from privtuner.nn.bundle import GroupSpec, OwnerBundle
+from privtuner.nn.configuration import at_most_modules, configuration_of, offline
 from privtuner.nn.families import TASKS, canonical_names, check_regular
 from privtuner.nn.groups import EncryptedGroup
 from privtuner.nn.layers import EncryptedLayer, EncryptedLinear
@@ -75,7 +77,7 @@ def build(
         raise InputError(f"session is a {type(session).__name__}; give privtuner.nn.Session(transport)")
     if bundle.sealed is not None:
         raise InputError("the bundle is of a sealed model, which has no layers to place; use nn.SealedEncoder")
-    configuration = _configuration(bundle, config)
+    configuration = _configuration(bundle, config, any_type=allow_data_dependent_requests)
     if task is None and not {"num_labels", "id2label"}.isdisjoint(config):
         task = "sequence-classification"
     model = _skeleton(bundle, configuration, task, attn_implementation)
@@ -115,18 +117,8 @@ def build_embeddings(bundle: OwnerBundle) -> torch.nn.Module:
     return embeddings.eval()
 
 
-def _configuration(bundle: OwnerBundle, overrides: Mapping[str, Any]) -> PreTrainedConfig:
-    from transformers import AutoConfig
-
-    entries = dict(bundle.config)
-    model_type = entries.pop("model_type", None)
-    try:
-        config = AutoConfig.for_model(model_type, **entries)
-    # The entries come from the server, and transformers raises exceptions of any class on odd ones.
-    except Exception as error:
-        raise InputError(
-            f"the installed transformers makes no configuration of model type {model_type!r} from the bundle: {error}"
-        ) from error
+def _configuration(bundle: OwnerBundle, overrides: Mapping[str, Any], *, any_type: bool = False) -> PreTrainedConfig:
+    config = configuration_of(bundle.config, any_type=any_type)
     unknown = sorted(key for key in overrides if key not in _LABELS and not hasattr(config, key))
     if unknown:
         raise InputError(f"{unknown} are no entries of a {type(config).__name__}; see its documentation for the names")
@@ -148,21 +140,29 @@ def _skeleton(
         options["attn_implementation"] = attn_implementation
     if task is None:
         cls = getattr(transformers, bundle.architecture, None)
-        if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        if not (
+            isinstance(cls, type)
+            and issubclass(cls, transformers.PreTrainedModel)
+            and isinstance(config, cls.config_class or ())
+        ):
             raise InputError(
-                f"the installed transformers has no model {bundle.architecture!r}; use the server's transformers"
+                f"the installed transformers has no model {bundle.architecture!r} of type {config.model_type}; use the "
+                "server's transformers"
             )
         build: Any = cls._from_config
     elif task in TASKS:
         build = getattr(transformers, TASKS[task]).from_config
     else:
         raise InputError(f"unknown task {task!r}; known: {', '.join(sorted(TASKS))}")
+    parts = len(bundle.tensors) + sum(len(spec.members) for spec in bundle.groups.values())
     try:
-        with torch.device("meta"):
+        with offline(), at_most_modules(8 * parts + 1000), torch.device("meta"):
             model: PreTrainedModel = build(config, **options)
     # As above: any class of exception, on a task the model type lacks as on odd entries.
     except Exception as error:
-        raise InputError(f"cannot build {task or bundle.architecture} of {config.model_type}: {error}") from error
+        raise InputError(
+            f"cannot build {task or bundle.architecture} of {config.model_type}: {foreign_text(error)}"
+        ) from error
     return model
 
 
