@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import importlib.util
 from dataclasses import dataclass, replace
@@ -65,6 +66,14 @@ class Case:
         """The same encoder, for inference alone."""
         return replace(self, shape=replace(self.shape, rank=0))
 
+    def first_blocks(self, layers: int) -> Case:
+        """The same texts in an encoder of the first blocks alone."""
+        bert = copy.deepcopy(self.bert)
+        bert.config.num_hidden_layers, bert.encoder.layer = layers, bert.encoder.layer[:layers]
+        shape = replace(self.shape, layers=layers)
+        domains = Domains.measure(weights_of(bert, shape), self.embeddings, self.lengths, room=1.5)
+        return replace(self, shape=shape, bert=bert, domains=domains)
+
     @cached_property
     def matrices(self) -> Matrices:
         """A (rank, width) and B (width, rank) of every adapter, neither of them zero: a gradient of A needs B."""
@@ -106,7 +115,7 @@ class Case:
     def gradient(self, pooled: Array) -> Array:
         """The gradient by what is revealed, (n, width), of the sum of cross-entropies behind a random head.
 
-        As its owner scales it: below one, whatever the texts.
+        As its owner scales it (`privtuner.sealed.owner.usual_gradient_bound`): below one, whatever the texts.
         """
         torch.manual_seed(4)
         leaf = torch.tensor(pooled, requires_grad=True)
@@ -116,7 +125,7 @@ class Case:
             vectors @ head, torch.randint(_CLASSES, (len(pooled),)), reduction="sum"
         )
         loss.backward()
-        return np.clip(leaf.grad.numpy(), -1.0, 1.0)
+        return np.clip((8.0 if self.shape.pool == "mean" else 1.0) * leaf.grad.numpy(), -1.0, 1.0)
 
     def gradients(self, gradient: Array) -> Matrices:
         """Those of all adapter matrices by autograd, for a gradient by what is revealed."""

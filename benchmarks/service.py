@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from harness import Record, progress
 from privtuner import linear, nn, system
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
-from service_load import MINILM, SMALL, Load, Served, Work, model_folder, replays, serving, step_of
+from service_load import MINILM, SMALL, Load, Work, model_folder, replays, serving, step_of
 from strangers import attack
 
 
@@ -79,32 +80,35 @@ def overhead_part(setting: Setting) -> Iterator[Record]:
             request, secret = linear.encrypt(x, specs[layer], direction=direction)
             linear.decrypt(linear.apply(setting.split.server[layer], request), secret)
 
-    def through(served: Served) -> Callable[[], None]:
-        transport = served.connect()
-        transport.hello()
-        return lambda: _through(transport, work, specs)
-
     with (
         serving(setting.folder, setting.threads) as secure,
         serving(setting.folder, setting.threads, tls=False) as clear,
+        secure.connect() as over_tls,
+        clear.connect() as in_clear,
     ):
-        candidates = {"bare": bare, "over TLS": through(secure), "in the clear": through(clear)}
-        seconds = harness.paired(candidates, setting.runs)
+        candidates = {
+            "bare": bare,
+            "over TLS": lambda: _through(over_tls, work, specs),
+            "in the clear": lambda: _through(in_clear, work, specs),
+        }
+        computed: dict[str, list[float]] = {name: [] for name in candidates}
+
+        def timed(name: str) -> None:
+            start = time.process_time() + secure.processor_seconds() + clear.processor_seconds()
+            candidates[name]()
+            end = time.process_time() + secure.processor_seconds() + clear.processor_seconds()
+            computed[name].append(end - start)
+
+        seconds = harness.paired({name: partial(timed, name) for name in candidates}, setting.runs)
     reference = "the four functions in one process"
     note = f"{len(work)} requests, server and owner take turns; {setting.runs} runs"
     yield _record(setting, "a step's products, bare", 1e3 * _median(seconds["bare"]), "ms", tokens=tokens, note=note)
     for name, target in (("over TLS", 1.15), ("in the clear", None)):
-        ratio = harness.median_ratio(seconds[name], seconds["bare"])
-        value = 1e3 * _median(seconds[name])
-        yield _record(
-            setting,
-            f"the same through the service, {name}",
-            value,
-            "ms",
-            reference=reference,
-            ratio=ratio,
-            target=target,
-        )
+        for kind, values in (("", seconds), (", processors' time", {key: of[1:] for key, of in computed.items()})):
+            ratio = harness.median_ratio(values[name], values["bare"])
+            what, value = f"the same through the service, {name}{kind}", 1e3 * _median(values[name])
+            target_here = None if kind else target
+            yield _record(setting, what, value, "ms", reference=reference, ratio=ratio, target=target_here)
 
 
 def _through(transport: nn.Transport, work: list[Work], specs: dict[str, linear.Spec]) -> None:

@@ -13,6 +13,7 @@ __all__ = [
     "EngineError",
     "InfeasibleError",
     "InputError",
+    "IntegrityError",
     "LostError",
     "MessageError",
     "MissingPackageError",
@@ -51,6 +52,10 @@ class InfeasibleError(InputError):
 
 class MessageError(PrivtunerError, ValueError):
     """A message is malformed, truncated, corrupt, of another version, or meant for another layer."""
+
+
+class IntegrityError(PrivtunerError, RuntimeError):
+    """What the server returned is not what it was asked to compute."""
 
 
 class MissingPackageError(PrivtunerError, ModuleNotFoundError):

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ __all__ = [
     "Direction",
     "LayerSpec",
     "MaskCache",
+    "Noise",
     "OneTimeKey",
     "QuantisedWeight",
     "apply",
@@ -43,6 +44,7 @@ __all__ = [
     "decrypt",
     "encrypt",
     "error_bound",
+    "noise",
     "prepare",
     "ring",
 ]
@@ -89,6 +91,15 @@ class LayerSpec(Immutable):
         if direction not in ("forward", "backward"):
             raise InputError(f"direction {direction!r}: choose 'forward' or 'backward'")
         return (self.d_in, self.d_out) if direction == "forward" else (self.d_out, self.d_in)
+
+    def norm(self, direction: Direction) -> float:
+        """Bound on the Euclidean norms of the rows of the integers that are applied in that direction, at least 1.
+
+        Raises:
+            InputError: it is neither "forward" nor "backward".
+        """
+        self.features(direction)
+        return max(self._core.norm_forward if direction == "forward" else self._core.norm_backward, 1.0)
 
     def to_bytes(self) -> bytes:
         """Serialise, with a version, a parameter hash, lengths and a checksum."""
@@ -349,8 +360,8 @@ def error_bound(spec: LayerSpec, x: npt.ArrayLike, direction: Direction = "forwa
     forward = direction == "forward"
     if not forward:
         batch = batch * spec.scale
-    norm = spec._core.norm_forward if forward else spec._core.norm_backward
-    noise = _core.noise_bound(spec.preset, batch.shape[1], max(norm, 1.0))
+    norm = spec.norm(direction)
+    noise = _core.noise_bound(spec.preset, batch.shape[1], norm)
     length = np.sqrt((batch * batch).sum(axis=1))
     # One unit of the scaled integers, slightly enlarged for the rounding of the scales themselves.
     unit = length / _core.token_room(spec._core, direction) * (1 + 2**-30)
@@ -359,6 +370,47 @@ def error_bound(spec: LayerSpec, x: npt.ArrayLike, direction: Direction = "forwa
     rounding = (length * norm)[:, None] * scale * 2**-23 + tiny
     bound: npt.NDArray[np.float64] = unit[:, None] * scale * noise + rounding
     return bound
+
+
+class Noise(NamedTuple):
+    """What the product of an honest server is off by, in one direction of one layer, whatever the scheme.
+
+    A token, its features times the scales of the columns it meets (1 forward, `LayerSpec.scale` backward), is scaled
+    until its Euclidean length is ``room`` and rounded. The matrix of integers is applied to that, the output divided
+    by what the token was scaled by and multiplied with the scale of its row. All numbers are in units of the rounded
+    token.
+
+    Attributes:
+        room: length of a scaled token.
+        deviation: sub-Gaussian parameter of the random error of each feature of the input: E exp(t error) <=
+            exp(t^2 deviation^2 / 2) for all t. Errors are independent and of mean 0.
+        largest: bound on the absolute value of that error.
+        rounding: bound on every other error of a feature of the input.
+        dropped: bound on what is systematically lost of an output.
+        added: sub-Gaussian parameter of what decryption adds to an output, independent of all else.
+    """
+
+    room: float
+    deviation: float
+    largest: float
+    rounding: float
+    dropped: float
+    added: float = 0.0
+
+
+def noise(spec: LayerSpec, direction: Direction) -> Noise:
+    """Return what products of this scheme are off by.
+
+    Errors are centred binomial, sums of 2 eta signs over 2: of parameter sqrt(eta / 2), and at most eta.
+
+    Raises:
+        InputError: an unknown direction.
+    """
+    spec.features(direction)
+    dropped = float(2 ** (_core.preset_info(spec.preset)["dropped_bits"] - 1))
+    rounding = 0.5
+    eta = _core.noise_bound(spec.preset, 1, 1.0) - dropped - rounding
+    return Noise(_core.token_room(spec._core, direction), float(np.sqrt(eta / 2)), eta, rounding, dropped)
 
 
 def require_finite(name: str, values: npt.NDArray[Any], at: tuple[int, ...] = ()) -> None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from privtuner.linear import DEFAULT_BLOCK_ROWS, BytesLike, Direction, LayerSpec, QuantisedWeight
+from privtuner.linear import DEFAULT_BLOCK_ROWS, BytesLike, Direction, LayerSpec, Noise, QuantisedWeight
 
 __all__ = ["BLOCK_BYTES", "LinearClient", "LinearServer", "Transport", "rows_of"]
 
@@ -19,8 +19,8 @@ class Transport(Protocol):
     """Carries requests of the data owner to the server's layers.
 
     An implementation sees ciphertexts only, so it need not be trusted with secrets. It must return the reply of the
-    very request it was given: mixed-up or damaged replies are refused on decryption (`MessageError`), but one that was
-    forged on purpose is not recognised.
+    very request it was given: mixed-up or damaged replies are refused on decryption (`MessageError`), and those that
+    were forged on purpose by `privtuner.nn.verification`, unless they are nearly right.
     """
 
     def apply(self, layer: str, request: BytesLike) -> Iterable[BytesLike]:
@@ -119,6 +119,11 @@ class LinearClient(ABC):
             MessageError: a block is malformed, or answers another request.
             SecretError: ``secret`` was used before.
         """
+        ...
+
+    @abstractmethod
+    def noise(self, spec: LayerSpec, direction: Direction) -> Noise:
+        """Return what an honest server's products are off by: what is further off was not computed as asked."""
         ...
 
 

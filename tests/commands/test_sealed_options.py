@@ -113,6 +113,7 @@ def test_a_prepared_model_that_is_damaged(capsys, tmp_path):
         (["--lora-r", 4], "--lora-r: the server of a sealed model has settled that"),
         (["--targets", "query"], "--targets: the server of a sealed model has settled that"),
         (["--constant-size"], "requests of a sealed model have constant sizes"),
+        (["--verify-every", "2"], "--verify-every has no meaning here: ciphertexts of a sealed model"),
         (["--momentum", 1], "--momentum is 1; give a number in [0, 1)"),
         (["--momentum", "nan"], "--momentum is nan; give a number in [0, 1)"),
         (["--lr", 0], "lr is 0.0; give a positive number"),

@@ -292,7 +292,7 @@ def test_buffers_outside_the_state_are_right() -> None:
 def test_generation_with_a_cache(skip: bool | None, prompt: int) -> None:
     parts = split(tiny_llama(tied=True))
     transport = CountingTransport(parts.server)
-    model = build(parts.bundle, Session(transport), skip_padding=skip)
+    model = build(parts.bundle, Session(transport, verify_every=0), skip_padding=skip)
     ids = tokens(2, 4)
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
     made = model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False, pad_token_id=0)
@@ -304,15 +304,15 @@ def test_generation_with_a_cache(skip: bool | None, prompt: int) -> None:
 def test_wrong_options_are_refused(parts: Split) -> None:
     transport = LocalTransport(parts.server)
     with pytest.raises(InputError, match="unknown task 'sing'; known: causal-lm, "):
-        build(parts.bundle, Session(transport), task="sing")
+        build(parts.bundle, Session(transport, verify_every=0), task="sing")
     with pytest.raises(InputError, match=r"\['num_lables'\] are no entries of a BertConfig"):
-        build(parts.bundle, Session(transport), num_lables=3)
+        build(parts.bundle, Session(transport, verify_every=0), num_lables=3)
     with pytest.raises(InputError, match="do not change entries of the configuration that set sizes"):
-        build(parts.bundle, Session(transport), intermediate_size=64)
+        build(parts.bundle, Session(transport, verify_every=0), intermediate_size=64)
     with pytest.raises(InputError, match="do not change entries of the configuration that set sizes"):
-        build(parts.bundle, Session(transport), vocab_size=60)
+        build(parts.bundle, Session(transport, verify_every=0), vocab_size=60)
     with pytest.raises(InputError, match=r"the bundle lacks 'encoder.layer.2.attention.self.query.weight'"):
-        build(parts.bundle, Session(transport), num_hidden_layers=3)
+        build(parts.bundle, Session(transport, verify_every=0), num_hidden_layers=3)
 
 
 def with_pooler_group(parts: Split, members: dict[str, int], **changes: Any) -> OwnerBundle:

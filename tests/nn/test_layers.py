@@ -33,7 +33,11 @@ def make_layer(
     prepared = linear.prepare(rng.normal(size=(d_out, d_in)), preset)
     transport = CountingTransport({"fc": prepared})
     offset = torch.from_numpy(rng.normal(size=d_out).astype(np.float32)) if bias else None
-    return EncryptedLinear.single("fc", prepared.spec, Session(transport), bias=offset), prepared, transport
+    return (
+        EncryptedLinear.single("fc", prepared.spec, Session(transport, verify_every=0), bias=offset),
+        prepared,
+        transport,
+    )
 
 
 def random_input(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> torch.Tensor:
@@ -273,7 +277,7 @@ def test_copies_share_the_server_and_nothing_is_pickled() -> None:
 
 def test_members_bias_and_stack_are_checked() -> None:
     layer, prepared, transport = make_layer()
-    session = Session(transport)
+    session = Session(transport, verify_every=0)
     with pytest.raises(InputError, match="no member 1"):
         EncryptedLinear(layer.group, 1)
     with pytest.raises(InputError, match="no member -1"):
@@ -298,7 +302,7 @@ def test_mask_products_are_asked_for_once(cache: int | None) -> None:
     rng = np.random.default_rng(3)
     prepared = linear.prepare(rng.normal(size=(6, 9)))
     layer = EncryptedLinear.single(
-        "fc", prepared.spec, Session(LocalTransport({"fc": prepared}), mask_cache_bytes=cache)
+        "fc", prepared.spec, Session(LocalTransport({"fc": prepared}), mask_cache_bytes=cache, verify_every=0)
     )
     meter = traffic_of(layer)
     down = []

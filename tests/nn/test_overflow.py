@@ -34,7 +34,9 @@ class SizeTransport(LocalTransport):
 @pytest.mark.parametrize("value", NOT_FINITE)
 def test_forward_says_what_to_do_and_no_value(value: float) -> None:
     prepared = linear.prepare(np.random.default_rng(0).normal(size=(6, 9)))
-    layer = EncryptedLinear.single("fc", prepared.spec, Session(transport := SizeTransport({"fc": prepared})))
+    layer = EncryptedLinear.single(
+        "fc", prepared.spec, Session(transport := SizeTransport({"fc": prepared}), verify_every=0)
+    )
     x = torch.ones(3, 9)
     x[1, 2] = value
     with pytest.raises(InputError, match=r"layer 'fc': .* not finite .*lower the learning rate.*float16") as caught:
@@ -46,7 +48,9 @@ def test_forward_says_what_to_do_and_no_value(value: float) -> None:
 @pytest.mark.parametrize("value", NOT_FINITE)
 def test_backward_passes_them_on_by_rows_and_sends_the_same(value: float) -> None:
     prepared = linear.prepare(np.random.default_rng(0).normal(size=(6, 9)))
-    layer = EncryptedLinear.single("fc", prepared.spec, Session(transport := SizeTransport({"fc": prepared})))
+    layer = EncryptedLinear.single(
+        "fc", prepared.spec, Session(transport := SizeTransport({"fc": prepared}), verify_every=0)
+    )
     gradient = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
     spoilt = gradient.clone()
     spoilt[1, 2] = value
@@ -90,7 +94,7 @@ def test_gradient_scaler_skips_as_in_the_clear() -> None:
     runs = []
     for clear in (False, True):
         torch.manual_seed(1)
-        model = build(parts.bundle, Session(transport), num_labels=2)
+        model = build(parts.bundle, Session(transport, verify_every=0), num_labels=2)
         torch.nn.init.normal_(model.classifier.weight, std=1.0)
         if clear:
             model = clear_twin(model, parts, dtype=torch.float32)

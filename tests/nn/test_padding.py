@@ -63,7 +63,7 @@ def built(parts: Split, learnt: str, *, causal: bool = False, **options: Any) ->
     torch.manual_seed(0)
     model = build(
         parts.bundle,
-        Session(transport),
+        Session(transport, verify_every=0),
         task=task.get(learnt, "feature-extraction"),
         num_labels=3,
         pad_token_id=0,
@@ -397,7 +397,7 @@ def test_state_ends_with_the_forward_pass(parts: dict[str, Split]) -> None:
 def test_a_batch_of_nothing_but_padding_asks_for_nothing() -> None:
     kept = split(tiny_bert(), keep=("pooler",))
     transport = RecordingTransport(kept.server)
-    model = build(kept.bundle, Session(transport), task="feature-extraction", skip_padding=True)
+    model = build(kept.bundle, Session(transport, verify_every=0), task="feature-extraction", skip_padding=True)
     output = model(tokens(2, 4), attention_mask=torch.zeros(2, 4, dtype=torch.long))
     assert transport.seen == []
     assert output.last_hidden_state.shape == (2, 4, 32)

@@ -48,7 +48,7 @@ def test_two_texts_of_one_length_ask_for_the_same(model_type: str) -> None:
     sizes = {"embedding_size": 16} if model_type == "mobilebert" else {}
     parts = split(tiny_model(model_type, task, **sizes), keep=CONSTANTS)
     transport = RecordingTransport(parts.server)
-    model = build(parts.bundle, Session(transport)).train()
+    model = build(parts.bundle, Session(transport, verify_every=0)).train()
     model.get_input_embeddings().requires_grad_(True)
     seen = []
     for seed in range(2):
@@ -91,8 +91,8 @@ def test_a_mixture_of_experts_needs_the_word_of_both_parties() -> None:
     parts = split(experts(), allow_data_dependent_requests=True)
     transport = RecordingTransport(parts.server)
     with pytest.raises(InputError, match=r"SwitchTransformersEncoderModel is not known"):
-        build(parts.bundle, Session(transport))
-    model = build(parts.bundle, Session(transport), allow_data_dependent_requests=True)
+        build(parts.bundle, Session(transport, verify_every=0))
+    model = build(parts.bundle, Session(transport, verify_every=0), allow_data_dependent_requests=True)
     seen = []
     for seed in range(2):
         model(input_ids=tokens(1, 8, seed=seed))
@@ -137,13 +137,13 @@ def llama() -> Split:
 @pytest.mark.parametrize(("kept", "sent"), [(0, 12), (2, 4), (torch.tensor([1, 3, 5]), 6)])
 def test_positions_whose_logits_were_asked_for(llama: Split, kept: Any, sent: int) -> None:
     transport = RecordingTransport(llama.server)
-    build(llama.bundle, Session(transport))(tokens(2, 6), logits_to_keep=kept)
+    build(llama.bundle, Session(transport, verify_every=0))(tokens(2, 6), logits_to_keep=kept)
     assert transport.seen[-1] == ("lm_head", "forward", sent)
 
 
 def test_generation_with_a_cache(llama: Split) -> None:
     transport = RecordingTransport(llama.server)
-    model = build(llama.bundle, Session(transport))
+    model = build(llama.bundle, Session(transport, verify_every=0))
     model.generate(tokens(2, 6), max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0)
     assert [count for layer, _, count in transport.seen if layer == "lm_head"] == [2, 2, 2]
 
@@ -207,7 +207,7 @@ def passes(parts: Split, pad_tokens_to: int | None, texts: list[tuple[torch.Tens
     """What the server sees of a training pass over each batch, and the gradients of each."""
     transport = RecordingTransport(parts.server)
     torch.manual_seed(0)
-    model = build(parts.bundle, Session(transport, pad_tokens_to=pad_tokens_to), num_labels=2)
+    model = build(parts.bundle, Session(transport, pad_tokens_to=pad_tokens_to, verify_every=0), num_labels=2)
     model.get_input_embeddings().requires_grad_(True)
     found = []
     for ids, mask in texts:
@@ -237,7 +237,7 @@ def test_requests_are_filled_up_to_multiples(count: int, held: int) -> None:
     parts = split(tiny_bert())
     transport = RecordingTransport(parts.server)
     name, spec = next(iter(parts.bundle.specs.items()))
-    group = EncryptedGroup(name, spec, [spec.d_out], Session(transport, pad_tokens_to=8))
+    group = EncryptedGroup(name, spec, [spec.d_out], Session(transport, pad_tokens_to=8, verify_every=0))
     x = torch.randn(count, spec.d_in)
     assert group.take(0, x).shape == (count, spec.d_out)
     assert transport.seen == [(name, "forward", held)]

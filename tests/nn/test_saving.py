@@ -33,7 +33,7 @@ def parts() -> Split:
 
 
 def classifier(parts: Split, **options: object) -> PreTrainedModel:
-    model = build(parts.bundle, Session(CountingTransport(parts.server)), num_labels=3, **options)
+    model = build(parts.bundle, Session(CountingTransport(parts.server), verify_every=0), num_labels=3, **options)
     torch.nn.init.normal_(model.classifier.weight, std=0.5)
     return model
 

@@ -113,7 +113,8 @@ def test_no_frozen_linear_weight_is_in_the_bundle(family: str) -> None:
 def test_the_two_parts_make_the_model(family: str, preset: str) -> None:
     """The owner's model is the clear model of the quantised weights, up to the propagated error bound."""
     parts = split(MODELS[family](), preset)
-    model = build(OwnerBundle.from_files(parts.bundle.to_files()), Session(CountingTransport(parts.server)))
+    session = Session(CountingTransport(parts.server), verify_every=0)
+    model = build(OwnerBundle.from_files(parts.bundle.to_files()), session)
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     twin = clear_twin(model, parts)
@@ -136,7 +137,7 @@ def test_the_two_parts_make_the_model(family: str, preset: str) -> None:
 def test_encrypted_forward_counts_one_request_a_group() -> None:
     parts = split(tiny_llama())
     transport = CountingTransport(parts.server)
-    model = build(parts.bundle, Session(transport))
+    model = build(parts.bundle, Session(transport, verify_every=0))
     model(tokens(2, 5))
     assert sorted(transport.calls) == sorted(parts.server)
 
@@ -252,7 +253,11 @@ def test_configuration_says_nothing_about_the_server() -> None:
 
 def test_half_precision_models() -> None:
     parts = split(tiny_bert().to(torch.bfloat16))
-    model = build(OwnerBundle.from_files(parts.bundle.to_files()), Session(LocalTransport(parts.server)), num_labels=2)
+    model = build(
+        OwnerBundle.from_files(parts.bundle.to_files()),
+        Session(LocalTransport(parts.server), verify_every=0),
+        num_labels=2,
+    )
     assert model.dtype is torch.bfloat16
     assert model.bert.encoder.layer[0].output.dense.weight.dtype is torch.bfloat16
     assert model.classifier.weight.dtype is torch.bfloat16
@@ -317,7 +322,7 @@ def test_encoder_decoders_keep_cross_attention_apart() -> None:
     cross = "decoder.block.0.layer.1.EncDecAttention"
     assert {f"{cross}.q", f"{cross}.k+v", "decoder.block.0.layer.0.SelfAttention.q+k+v"} <= set(parts.server)
     transport = CountingTransport(parts.server)
-    model = build(parts.bundle, Session(transport))
+    model = build(parts.bundle, Session(transport, verify_every=0))
     twin = clear_twin(model, parts)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
     batch = {"input_ids": tokens(2, 5), "attention_mask": mask, "labels": tokens(2, 5, seed=1)}
@@ -378,7 +383,7 @@ def test_layers_made_up_on_loading_are_not_served(tmp_path: Path) -> None:
     assert "pooler.dense" not in parts.server
     assert not any(name.startswith("pooler") for name in parts.bundle.tensors)
     with pytest.warns(UserWarning, match="'bert.pooler.dense' is not in the bundle and was newly initialised"):
-        model = build(parts.bundle, Session(LocalTransport(parts.server)), num_labels=2)
+        model = build(parts.bundle, Session(LocalTransport(parts.server), verify_every=0), num_labels=2)
     assert model.bert.pooler.dense.weight.requires_grad
     assert model(tokens(2, 5)).logits.shape == (2, 2)
     assert traffic_of(model).total().requests == len(parts.server)

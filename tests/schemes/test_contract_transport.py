@@ -116,7 +116,7 @@ def test_a_reply_is_that_of_the_layer_in_order(transport, direction):
 
 
 def test_a_layer_on_it_computes_counts_and_has_gradients(transport):
-    layer = EncryptedLinear.single("fc", LAYERS["fc"].spec, Session(transport))
+    layer = EncryptedLinear.single("fc", LAYERS["fc"].spec, Session(transport, verify_every=0))
     x = torch.from_numpy(cases.batch(9, 40)).requires_grad_()
     g = torch.from_numpy(cases.batch(9, 300))
     y = layer(x)
@@ -134,7 +134,7 @@ def test_a_layer_on_it_computes_counts_and_has_gradients(transport):
 def test_it_carries_every_scheme(kind, name, monkeypatch):
     monkeypatch.setattr(openfhe, "OpenFheClient", ClearOwner)
     with opened(kind, scheme(name).server()) as transport:
-        layer = EncryptedLinear.single("fc", LAYERS["fc"].spec, Session(transport, scheme=name))
+        layer = EncryptedLinear.single("fc", LAYERS["fc"].spec, Session(transport, scheme=name, verify_every=0))
         x = cases.batch(9, 40)
         y = layer(torch.from_numpy(x)).detach().numpy()
         assert np.abs(y - cases.product(LAYERS["fc"], x)).max() < 1e-2
@@ -236,7 +236,7 @@ def test_many_threads_share_it(transport):
 def test_nothing_in_clear_is_on_the_wire(kind):
     """No row of the batch, the result or the weight, in any of the forms they have in memory."""
     with opened(kind) as transport:
-        layer = EncryptedLinear.single("square", LAYERS["square"].spec, Session(transport))
+        layer = EncryptedLinear.single("square", LAYERS["square"].spec, Session(transport, verify_every=0))
         x = torch.from_numpy(cases.batch(9, 64))
         y = layer(x).detach()
         wire = b"".join(transport.seen)

@@ -150,10 +150,17 @@ def test_step_is_pytorchs(run):
 
 
 @pytest.mark.parametrize(
-    "change", [{"pool": "first"}, {"pool": "first", "pooler": True}, {"rank": 0}, {"layers": 1, "targets": ("value",)}]
+    "change",
+    [
+        {"pool": "first"},
+        {"pool": "first", "pooler": True},
+        {"rank": 0},
+        {"targets": ("value",)},
+        {"targets": ("query",)},
+    ],
 )
 def test_other_shapes(change):
-    case = case_of(replace(SHAPE, layers=1, **{k: v for k, v in change.items() if k != "layers"}))
+    case = case_of(replace(SHAPE, layers=1, **change))
     ev = ClearEvaluator(case.model.parameters)
     shape, public = case.shape, case.model.public
     chosen = matrices(shape)
@@ -172,6 +179,30 @@ def test_other_shapes(change):
         for place, pair in gradients.items():
             for ours, exact in zip(found[place], pair, strict=True):
                 assert cosine(ours, exact) > 0.999
+
+
+def test_the_first_block_computes_what_its_adapters_need():
+    both, values = small().model.plan.backward, case_of(replace(SHAPE, targets=("value",))).model.plan.backward
+    names = [{name for name, *_ in plan.table if name.startswith("0.d_")} for plan in (both, values)]
+    assert names[0] - names[1] == {"0.d_probabilities", "0.d_scores", "0.d_query"}
+    assert "1.d_scores" in {name for name, *_ in values.table}
+
+
+def test_sums_of_many_tokens_are_revealed_with_more_room():
+    """A bound of 2^9 and more does not fit the first prime."""
+    case = small()
+    assert case.model.plan.pooled.level == 0
+    domains = replace(case.domains, pooled=300.0)
+    model = SealedModel(case.weights, domains, case.model.parameters)
+    assert (model.plan.pooled.level, model.plan.pooled.bound) == (1, 512.0)
+    ev = ClearEvaluator(model.parameters)
+    values, mask = model.public.arrange(case.embeddings, case.lengths)
+    x = ev.tensor(values, bound=model.public.input_bound, level=model.public.input_level)
+    adapters = clear_adapters(case, ev, matrices(SHAPE))
+    pooled, _ = model.forward(ev, x, ev.tensor(mask), adapters)
+    expected, _ = case.exact(matrices(SHAPE))
+    found = model.public.read_pooled(pooled.values)[: len(expected)]
+    assert (np.linalg.norm(found - expected, axis=1) < 5e-3 * np.linalg.norm(expected, axis=1)).all()
 
 
 def test_what_is_refused(run):

@@ -65,3 +65,7 @@ class ClearOwner(LinearClient):
                 values *= spec.scale[head.first : head.first + head.features]
             parts.append(values)
         return np.hstack(parts).astype(np.float32)
+
+    def noise(self, spec: linear.LayerSpec, direction: linear.Direction) -> linear.Noise:
+        """Half a unit a feature, for tokens of a length of at least a thousandth of the batch's largest value."""
+        return linear.Noise(2.0**BITS / 1000, 0.0, 0.0, 0.5, 0.0)

@@ -144,7 +144,7 @@ def test_head_alone(parts, data, tmp_path, pool):
 @pytest.mark.parametrize("rank", [0, 3])
 def test_what_is_trained_encrypted_is_loaded_on_the_clear_model(directory, parts, data, tmp_path, pool, rank):
     config = TrainConfig(steps=2, batch_size=8, lora_r=rank, seed=1)
-    owner = owner_classifier(parts.bundle, Session(CountingTransport(parts.server)), LABELS, pool)
+    owner = owner_classifier(parts.bundle, Session(CountingTransport(parts.server), verify_every=0), LABELS, pool)
     model = randomised(prepare_model(owner, config))
     save_adapter(model, LABELS, tmp_path)
     loaded = load_classifier(directory, tmp_path)
@@ -158,7 +158,9 @@ def test_what_is_trained_encrypted_is_loaded_on_the_clear_model(directory, parts
 
 def test_no_gradient_goes_below_the_first_adapter(parts, data):
     config = TrainConfig(steps=1, batch_size=4, lora_r=2, seed=1, targets=("layer.1.attention.self.query",))
-    model = prepare_model(owner_classifier(parts.bundle, Session(CountingTransport(parts.server)), LABELS), config)
+    model = prepare_model(
+        owner_classifier(parts.bundle, Session(CountingTransport(parts.server), verify_every=0), LABELS), config
+    )
     list(iterate_steps(model, data, config, progress=False))
     asked = {layer for layer, direction in traffic_of(model).snapshot() if direction == "backward"}
     assert asked == {f"encoder.layer.1.{name}.dense" for name in ("attention.output", "intermediate", "output")}
@@ -193,7 +195,9 @@ def test_pool_that_does_not_suit_the_model(directory, parts):
     assert MeanForSequenceClassification(T5EncoderModel(config)).classifier.in_features == 16
     for make in (
         lambda: clear_classifier(directory, LABELS, "last"),
-        lambda: owner_classifier(parts.bundle, Session(CountingTransport(parts.server)), LABELS, "last"),
+        lambda: owner_classifier(
+            parts.bundle, Session(CountingTransport(parts.server), verify_every=0), LABELS, "last"
+        ),
     ):
         with pytest.raises(InputError, match="pool is 'last'; give one of mean, first"):
             make()

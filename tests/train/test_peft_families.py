@@ -76,7 +76,7 @@ def test_gradients_of_causal_models(clear: PreTrainedModel, targets: list[str]) 
     parts = split(clear)
     transport = CountingTransport(parts.server)
     config = {"r": 4, "target_modules": targets, "fan_in_fan_out": targets == ["c_attn"]}
-    model = build(parts.bundle, Session(transport))
+    model = build(parts.bundle, Session(transport, verify_every=0))
     twin = randomised(get_peft_model(clear_twin(model, parts), LoraConfig(**config))).double()
     adapted = randomised(get_peft_model(model, LoraConfig(**config)))
     labels = IDS.masked_fill(MASK == 0, -100)

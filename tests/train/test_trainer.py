@@ -52,7 +52,7 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 def adapted(parts: Split, *, clear: str | None = None, seed: int = 0) -> PeftModel:
     """An owner's model with adapters, or one of its twins in the clear: "quantised" or "float"."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = build(parts.bundle, Session(CountingTransport(parts.server)), num_labels=2)
+    model: PreTrainedModel = build(parts.bundle, Session(CountingTransport(parts.server), verify_every=0), num_labels=2)
     torch.nn.init.normal_(model.classifier.weight, std=0.3)
     if clear is not None:
         model = clear_twin(model, parts, dtype=torch.float32, attention="sdpa")
@@ -245,7 +245,7 @@ def test_a_language_model_trains_without_its_padding(tmp_path: Path, options: di
     """The trainer reads a training step's loss alone, and everything that it evaluates."""
     parts = split(tiny_llama())
     transport = RecordingTransport(parts.server)
-    models = [build(parts.bundle, Session(transport))]
+    models = [build(parts.bundle, Session(transport, verify_every=0))]
     models.append(clear_twin(models[0], parts, dtype=torch.float32, attention="sdpa"))
     runs = []
     for model in models:

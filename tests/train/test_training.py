@@ -13,10 +13,12 @@ import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from loops import each
-from privtuner.errors import InputError, PrivtunerError
+from privtuner import wire
+from privtuner.errors import InputError, IntegrityError, PrivtunerError
 from privtuner.nn import LocalTransport, Session, build, split_pretrained, traffic_of
 from privtuner.train.checkpoints import Checkpoints
 from privtuner.train.dataset import ShuffledBatches, encode
+from privtuner.train.learning import STILL_STEPS
 from privtuner.train.table import TextTable, label_names
 from privtuner.train.training import (
     Step,
@@ -70,8 +72,8 @@ def encrypted_model(parts):
 def quantised_model(directory, parts):
     """The clear model with the weights that the server computes with."""
     model = plain_model(directory)
-    for wire, spec in parts.bundle.groups.items():
-        prepared = parts.server[wire]
+    for group, spec in parts.bundle.groups.items():
+        prepared = parts.server[group]
         weight = torch.from_numpy(prepared.spec.scale[:, None] * prepared.quantised()).float()
         for name, rows_ in zip(spec.members, weight.split(list(spec.members.values())), strict=True):
             model.base_model.get_submodule(name).weight.data = rows_
@@ -238,7 +240,8 @@ def test_every_byte_is_recorded(parts, data):
 
 
 def test_padding_is_left_out_of_training_and_evaluation(parts, data):
-    adapted = prepare_model(encrypted_model(parts), CONFIG)
+    session = Session(LocalTransport(parts.server), verify_every=0)
+    adapted = prepare_model(build(parts.bundle, session, num_labels=3), CONFIG)
     result = train_classifier(adapted, *data, CONFIG, progress=False)
     counts = traffic_of(adapted).snapshot()
     steps, tests = sum(step.tokens for step in result.steps), result.before.tokens + result.after.tokens
@@ -331,7 +334,7 @@ def test_gradient_that_is_no_number_does_not_reach_the_weights(directory, data):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])
 def test_whatever_ends_training_whole_steps_are_left(parts, data, error):
     """The error comes in the middle of a backward pass, from below PyTorch's engine."""
-    transport = Interrupted(parts.server, error, after=40)
+    transport = Interrupted(parts.server, error, after=80)
     adapted = prepare_model(build(parts.bundle, Session(transport), num_labels=3), CONFIG)
     runs = []
     with pytest.raises(error):
@@ -346,6 +349,49 @@ def test_whatever_ends_training_whole_steps_are_left(parts, data, error):
     assert [count for count, _ in runs] == list(range(1, len(runs) + 1))
     assert 1 <= len(runs) < CONFIG.steps
     assert all(torch.equal(value, runs[-1][1][name]) for name, value in trained(adapted).items())
+
+
+@pytest.mark.parametrize(
+    ("lr", "cut", "message"),
+    [
+        (1e-50, False, "although they have gradients: the learning rate is too small"),
+        (2e-2, True, "the head learns and no gradient reaches them"),
+    ],
+)
+def test_adapters_that_stay_as_they_are_end_the_run(directory, data, lr, cut, message):
+    config = dataclasses.replace(CONFIG, lr=lr, weight_decay=0.0, momentum=0.9)
+    model = plain_model(directory)
+    if cut:
+        model.classifier.register_forward_pre_hook(lambda _, inputs: tuple(x.detach() for x in inputs))
+    seen = []
+    with pytest.raises(PrivtunerError, match=f"the adapters are the same after {STILL_STEPS} steps.*{message}"):
+        train_classifier(prepare_model(model, config), data[0], None, config, progress=False, after_step=seen.append)
+    assert len(seen) == STILL_STEPS
+
+
+def test_a_server_that_begins_to_lie_ends_the_run_with_the_layers_name_and_whole_steps(parts, data):
+    class Lying(LocalTransport):
+        """From some request on, answers those to one layer with the reply's words in another order."""
+
+        left = 100
+
+        def apply(self, layer, request):
+            self.left -= 1
+            honest = b"".join(super().apply(layer, request))
+            if self.left >= 0 or layer != "encoder.layer.1.intermediate.dense":
+                return [honest]
+            head, body = wire.open("reply", honest)
+            fields = {name: value for name, value in head._asdict().items() if name not in ("kind", "length")}
+            return [wire.seal("reply", [body[:16], body[-2:], body[16:-2]], **fields)]
+
+    adapted = prepare_model(build(parts.bundle, Session(Lying(parts.server), verify_every=1), num_labels=3), CONFIG)
+    runs = []
+    with pytest.raises(IntegrityError, match=r"layer 'encoder\.layer\.1\.intermediate\.dense'"):
+        train_classifier(
+            adapted, data[0], None, CONFIG, progress=False, after_step=lambda run: runs.append(trained(adapted))
+        )
+    assert 1 <= len(runs) < CONFIG.steps
+    assert all(torch.equal(value, runs[-1][name]) for name, value in trained(adapted).items())
 
 
 class Interrupted(LocalTransport):

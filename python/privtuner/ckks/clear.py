@@ -203,15 +203,19 @@ class ClearEvaluator(Operations[ClearTensor]):
         promised: Array | np.bool_ = np.True_,
     ) -> ClearTensor:
         """Return a result with the noise of ``error`` added, after a check of the values that are ``promised``."""
-        if self._generator is not None:
+        if name in _UNCHANGED:  # they were checked, and no error is added
+            return ClearTensor(core, self.parameters, slots, packed)
+        if self._generator is not None and error.noise.any():
             slots = slots + self._draw(error.noise / error.scale, packed, slots.dtype)
-        numbers = np.abs(_coefficients(slots) if packed else slots[: core.tokens])
-        beyond = ~(numbers <= core.bound * (1 + _SLACK) + self._error_of(core)) & promised
-        if beyond.any():
-            raise CkksError(
-                f"{name}: {_describe(beyond)} beyond the bound of {core.bound:g}: an input left the domain declared "
-                "for it, or a bound that was assumed does not hold"
-            )
+        numbers = _coefficients(slots) if packed else slots[: core.tokens]
+        limit = core.bound * (1 + _SLACK) + self._error_of(core)
+        if not _largest(numbers) <= limit:
+            beyond = ~(np.abs(numbers) <= limit) & promised
+            if beyond.any():
+                raise CkksError(
+                    f"{name}: {_describe(beyond)} beyond the bound of {core.bound:g}: an input left the domain "
+                    "declared for it, or a bound that was assumed does not hold"
+                )
         return ClearTensor(core, self.parameters, slots, packed)
 
     def _check_domain(self, x: ClearTensor, low: float, high: float) -> Array:
@@ -241,7 +245,11 @@ class ClearEvaluator(Operations[ClearTensor]):
     def _draw(self, deviation: npt.NDArray[np.float64], packed: bool, dtype: npt.DTypeLike) -> Array:
         """Draw the errors of all slots, or of all coefficients where sums are packed."""
         assert self._generator is not None  # noqa: S101 - called with noise only
-        draw = self._generator.standard_normal
+
+        def draw(shape: tuple[int, int]) -> Array:
+            assert self._generator is not None  # noqa: S101 - as above
+            return self._generator.standard_normal(shape, np.float32)  # twice as fast as in double precision
+
         if packed:
             return _embed(deviation * draw((2 * self.slots, len(deviation))))
         shape = (self.slots, len(deviation))
@@ -255,6 +263,13 @@ def _check_packed(name: str, x: ClearTensor, packed: bool) -> None:
     """Refuse slots where coefficients are meant, or the other way round: bounds and errors would be those of others."""
     if packed != x._packed:
         raise CkksError(f"{name}: the tensor holds {'packed numbers' if x._packed else 'slots, no packed numbers'}")
+
+
+def _largest(numbers: Array) -> float:
+    """Return the largest absolute value, or NaN if there is one."""
+    if numbers.dtype.kind == "c":
+        return float(np.abs(numbers).max())
+    return max(float(numbers.max()), -float(numbers.min()))
 
 
 def _describe(bad: Array) -> str:
@@ -346,6 +361,9 @@ def _coefficients(slots: Array) -> Array:
     points[exponents], points[2 * n - exponents] = slots, slots.conj()
     return np.asarray(np.fft.fft(points, axis=0)[:n].real / n)
 
+
+_UNCHANGED = {"concatenate", "drop", "select"}
+"""Operations of the core that move values which were checked."""
 
 _VALUES: dict[str, Callable[..., Any]] = {
     "add": np.add,

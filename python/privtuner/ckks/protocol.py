@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 from numpy.typing import ArrayLike
 
 from privtuner.ckks.evaluator import Matrix
+from privtuner.ckks.parameters import Parameters
 from privtuner.ckks.polynomial import Polynomial
 
 __all__ = ["BudgetProtocol", "EvaluatorProtocol", "Tensor", "TensorProtocol"]
@@ -60,6 +61,7 @@ class EvaluatorProtocol(Protocol[Tensor]):
     """
 
     name: str
+    parameters: Parameters
     slots: int
 
     def add(self, x: Tensor, y: Tensor | ArrayLike) -> Tensor:

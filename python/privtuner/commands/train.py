@@ -112,6 +112,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         "nothing of the texts; costs what these tokens cost",
     )
     parser.add_argument(
+        "--verify-every",
+        type=int,
+        metavar="K",
+        help="check one in K of the server's replies, drawn at random, by secret combinations (default 4; 1: all, 0: "
+        "none)",
+    )
+    parser.add_argument(
         "--pool",
         choices=["mean", "first"],
         help="what the head reads: the mean of a text's last hidden states (default), or the first token or the last, "
@@ -269,6 +276,9 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise InputError(f"{given} goes with --server only: nothing is sent in the clear")
     if arguments.plain and arguments.scheme != next(iter(SCHEMES)):
         raise InputError("--scheme goes with --server only: nothing is encrypted in the clear")
+    if arguments.verify_every is not None and (arguments.plain or arguments.seal):
+        other = "ciphertexts of a sealed model cannot be checked" if arguments.seal else "nothing is computed elsewhere"
+        raise InputError(f"--verify-every has no meaning here: {other}; leave it out")
     if arguments.constant_size and (arguments.plain or arguments.seal):
         other = "requests of a sealed model have constant sizes" if arguments.seal else "nothing is sent in the clear"
         raise InputError(f"--constant-size has no meaning here: {other}; leave it out")
@@ -412,7 +422,8 @@ def _encrypted_model(
     say(f"fetching what the owner needs of {hello['model']}, preset {hello['preset']}")
     bundle, tokenizer = fetch(transport, arguments)
     # The GPU is PyTorch's and CuPy's: what one computes the other reads where it lies.
-    session = Session(transport, spoken, arguments.device)
+    checks = {} if arguments.verify_every is None else {"verify_every": arguments.verify_every}
+    session = Session(transport, spoken, arguments.device, **checks)
     return owner_classifier(bundle, session, labels, _pool(arguments)), tokenizer
 
 

@@ -37,3 +37,7 @@ class CpuClient(LinearClient):
     def decrypt(self, blocks: Iterable[linear.BytesLike], secret: linear.OneTimeKey) -> NDArray[np.float32]:
         """Decrypt a reply; see `privtuner.parties.LinearClient`."""
         return linear.decrypt(blocks, secret)
+
+    def noise(self, spec: linear.LayerSpec, direction: linear.Direction) -> linear.Noise:
+        """Return what products are off by; see `privtuner.parties.LinearClient`."""
+        return linear.noise(spec, direction)

@@ -8,7 +8,7 @@ from typing import Any
 from privtuner.copies import Stays
 from privtuner.cuda import linear as kernels
 from privtuner.cuda.device import Device
-from privtuner.linear import BytesLike, Direction, LayerSpec, MaskCache
+from privtuner.linear import BytesLike, Direction, LayerSpec, MaskCache, Noise, noise
 from privtuner.parties import LinearClient
 
 __all__ = ["CudaClient"]
@@ -44,3 +44,7 @@ class CudaClient(LinearClient, Stays):
         """Decrypt a reply; see `privtuner.parties.LinearClient`. Returns a device array, for ``torch.from_dlpack``."""
         with self.device.active():
             return kernels.decrypt(blocks, secret, on_device=True)
+
+    def noise(self, spec: LayerSpec, direction: Direction) -> Noise:
+        """Return what products are off by; see `privtuner.parties.LinearClient`."""
+        return noise(spec, direction)

@@ -13,6 +13,7 @@ from privtuner.errors import InputError
 from privtuner.nn.live import LiveResource
 from privtuner.nn.passes import PassTracker
 from privtuner.nn.traffic import Traffic, TrafficMeter
+from privtuner.nn.verification import VERIFY_EVERY, Verifier
 from privtuner.parties import LinearClient, Transport
 
 if TYPE_CHECKING:
@@ -63,10 +64,12 @@ class Session(LiveResource):
         pad_tokens_to: rows of zeros fill up every request to a multiple of so many tokens, up to 2^24, and the server
             sees that number alone. As many as a batch can have at most make all requests of a layer equally long,
             whatever the tokenizer, the texts and the padding: give batches of one shape, too. None sends the tokens.
+        verify_every: replies are checked with probability one in so many, see `privtuner.nn.verification`; 0 checks
+            none. A layer costs a request of four tokens more in each direction for that, now and then.
 
     Raises:
-        privtuner.errors.InputError: ``transport`` lacks ``apply``, ``mask_cache_bytes`` is negative, ``pad_tokens_to``
-            is out of range, or there is no such scheme or device.
+        privtuner.errors.InputError: ``transport`` lacks ``apply``, ``mask_cache_bytes`` or ``verify_every`` is
+            negative, ``pad_tokens_to`` is out of range, or there is no such scheme or device.
         privtuner.errors.EngineError: OpenFHE, or what a GPU needs, is missing on this machine.
     """
 
@@ -78,6 +81,7 @@ class Session(LiveResource):
         *,
         mask_cache_bytes: int | None = None,
         pad_tokens_to: int | None = None,
+        verify_every: int = VERIFY_EVERY,
     ) -> None:
         if not isinstance(transport, Transport):
             raise InputError(
@@ -89,6 +93,7 @@ class Session(LiveResource):
         self.meter = TrafficMeter()
         self.passes = PassTracker()
         self._client: LinearClient = schemes.scheme(scheme).client(device, mask_cache_bytes)
+        self.verifier = Verifier(self._client, self._ask, verify_every)
 
     @property
     def on_device(self) -> bool:
@@ -112,7 +117,7 @@ class Session(LiveResource):
         return tokens if step is None else step * max(1, -(-tokens // step))
 
     def product(self, layer: str, spec: linear.LayerSpec, x: Any, direction: linear.Direction) -> Any:
-        """Return ``x @ W.T`` (forward) or ``x @ W`` (backward), computed by the server on encrypted rows.
+        """Return ``x @ W.T`` (forward) or ``x @ W`` (backward), computed by the server on encrypted rows, and checked.
 
         Args:
             layer: wire name.
@@ -126,8 +131,15 @@ class Session(LiveResource):
 
         Raises:
             privtuner.errors.InputError: ``x`` holds a NaN or an infinity, or has the wrong shape.
+            privtuner.errors.IntegrityError: the server computed something else.
             privtuner.errors.PrivtunerError: the transport failed or the reply does not fit the request.
         """
+        y = self._ask(layer, spec, x, direction)
+        self.verifier.check(layer, spec, x, y, direction)
+        return y
+
+    def _ask(self, layer: str, spec: linear.LayerSpec, x: Any, direction: linear.Direction) -> Any:
+        """Return what the server answers, unchecked; see `product`."""
         start = time.perf_counter()
         try:
             request, secret = self._client.encrypt(x, spec, direction)

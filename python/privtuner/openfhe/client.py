@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from privtuner.errors import CkksError, InputError, MessageError, SecretError
-from privtuner.linear import Direction, LayerSpec, as_batch, require_finite
+from privtuner.linear import Direction, LayerSpec, Noise, as_batch, require_finite
 from privtuner.openfhe import messages
 from privtuner.openfhe.context import Context
+from privtuner.openfhe.estimate import SIGMA
 from privtuner.openfhe.keys import SecretKey
 from privtuner.openfhe.library import library
 from privtuner.openfhe.messages import BytesLike, Head
@@ -80,15 +82,11 @@ class OpenFheClient(LinearClient):
         """
         batch = as_batch(x, spec, direction).astype(np.float64)
         require_finite("x", batch)
-        norm = spec._core.norm_forward
         if direction == "backward":
-            batch, norm = batch * spec.scale, spec._core.norm_backward
+            batch = batch * spec.scale
         tokens, features = batch.shape
         length = np.linalg.norm(batch, axis=1)
-        slots, modulus = self.context.slots, self.context.moduli[0]
-        # |sum_j W[k, j] e_j| <= |W[k]| sqrt(features) |e|, for every coefficient.
-        noise = _LARGEST_ERROR * max(norm, 1.0) * np.sqrt(features)
-        reach = (modulus / 2 - noise) / (max(norm, 1.0) * 2.0**self.context.scale_bits)
+        slots, reach = self.context.slots, self._reach(spec, direction)
         scaled = batch * (reach / np.where(length == 0, 1.0, length))[:, None]
         head = Head(
             messages.REQUEST,
@@ -145,6 +143,31 @@ class OpenFheClient(LinearClient):
         if done != total:
             raise MessageError(f"reply: it ends after {done} of {total} features; encrypt again")
         return out
+
+    def noise(self, spec: LayerSpec, direction: Direction) -> Noise:
+        """Return what products are off by; see `privtuner.parties.LinearClient`.
+
+        A slot is the sum of the coefficients times cosines, whose squares sum up to N / 2. Decryption adds noise of
+        sqrt(2) times the deviation that it finds in the slots' imaginary parts: that of a row's error, here with room
+        for what a thousand slots miss it by.
+        """
+        n = self.context.ring_dimension
+        deviation = SIGMA * math.sqrt(n / 2)
+        return Noise(
+            room=self._reach(spec, direction) * 2.0**self.context.scale_bits,
+            deviation=deviation,
+            largest=float(_LARGEST_ERROR * n),
+            rounding=float(n),  # half a unit a coefficient, and again for the transforms in double precision
+            dropped=0.0,
+            added=2 * math.sqrt(2) * deviation * spec.norm(direction),
+        )
+
+    def _reach(self, spec: LayerSpec, direction: Direction) -> float:
+        """Length of a token in slots for which no coefficient of a product can leave the modulus."""
+        norm = spec.norm(direction)
+        # |sum_j W[k, j] e_j| <= |W[k]| sqrt(features) |e|, for every coefficient.
+        noise = _LARGEST_ERROR * norm * math.sqrt(spec.features(direction)[0])
+        return float((self.context.moduli[0] / 2 - noise) / (norm * 2.0**self.context.scale_bits))
 
     def _slots(self, words: npt.NDArray[np.uint64], tokens: int) -> Any:
         builder = library().Builder(self._secret._core, len(words), 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Generic
 
 import numpy as np
@@ -16,15 +15,15 @@ from privtuner.sealed.weights import Dense
 
 __all__ = ["Affine", "Masks", "add_residual", "canonical"]
 
-Array = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int16]
 
 _MOST_COPIES = 32  # of the mask: a bias up to so many times the largest weight costs no precision
 
 
-def canonical(ev: EvaluatorProtocol[Tensor], x: Tensor, level: int | None = None) -> Tensor:
-    """The same values at the chain's scale of a level below, by default one below."""
+def canonical(ev: EvaluatorProtocol[Tensor], x: Tensor, level: int | None = None, factor: float = 1.0) -> Tensor:
+    """The values times a factor at the chain's scale of a level below, by default one below."""
     below = x.level - 1 if level is None else level
-    return ev.multiply(ev.drop_level(x, below + 1), 1.0)
+    return ev.multiply(ev.drop_level(x, below + 1), factor)
 
 
 def add_residual(ev: EvaluatorProtocol[Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -52,54 +51,52 @@ class Masks(Generic[Tensor]):
 
 
 class Affine:
-    """x W^T + b x mask, weights in 16 bits with one scale: the mask is further features of x, the bias their weights.
+    """x W^T + b x mask, weights in 16 bits with one scale: the bias is a matrix of its own, which takes the mask.
 
     Args:
-        integers: int16 (d_out, d_in + copies).
+        weight: int16 (d_out, d_in).
+        bias: int16 (d_out, copies), which takes so many copies of the mask; None without a bias.
         scale: of one.
-        copies: of the mask behind the features of x, each with its part of the bias.
     """
 
-    def __init__(self, integers: npt.NDArray[np.int16], scale: float, copies: int) -> None:
-        self.copies, self.width = copies, integers.shape[1] - copies
-        self._integers, self._scale = integers, scale
-        self.matrix = Matrix.of_integers(integers, scale)
+    def __init__(self, weight: Integers, bias: Integers | None, scale: float) -> None:
+        self._weight, self._bias, self._scale = weight, bias, scale
+        self.matrix = Matrix.of_integers(weight, scale)
+        self.bias = None if bias is None else Matrix.of_integers(bias, scale)
 
     @classmethod
-    def of(cls, layers: Sequence[Dense]) -> Affine:
-        """Dense layers of the same input, their outputs one after the other, rounded with one scale."""
-        weight = np.concatenate([layer.weight for layer in layers])
-        bias = np.concatenate([layer.bias for layer in layers])
-        largest = float(np.abs(weight).max()) or 1.0
-        copies = min(max(1, math.ceil(float(np.abs(bias).max()) / largest)), _MOST_COPIES)
-        whole = np.column_stack([weight, *[bias / copies] * copies])
-        scale = (float(np.abs(whole).max()) or 1.0) / _core.MAX_WEIGHT_16
-        return cls(np.rint(whole / scale).astype(np.int16), scale, copies)
+    def of(cls, layer: Dense) -> Affine:
+        """A dense layer, rounded."""
+        largest = float(np.abs(layer.weight).max()) or 1.0
+        copies = min(max(1, math.ceil(float(np.abs(layer.bias).max()) / largest)), _MOST_COPIES)
+        bias = np.column_stack([layer.bias / copies] * copies)
+        scale = (max(float(np.abs(part).max()) for part in (layer.weight, bias)) or 1.0) / _core.MAX_WEIGHT_16
+        return cls(_rounded(layer.weight, scale), _rounded(bias, scale), scale)
 
     def rows(self, size: int) -> list[Affine]:
         """The layer as several, of at most ``size`` outputs each."""
-        return [
-            Affine(self._integers[i : i + size], self._scale, self.copies) for i in range(0, len(self._integers), size)
-        ]
+        spans = [slice(i, i + size) for i in range(0, len(self._weight), size)]
+        return [Affine(self._weight[s], None if self._bias is None else self._bias[s], self._scale) for s in spans]
 
     def columns(self, size: int) -> list[Affine]:
         """The layer as a sum of several, of at most ``size`` features of x each; the first one has the bias."""
-        x, bias = np.split(self._integers, [self.width], axis=1)
-        parts = [x[:, i : i + size] for i in range(0, self.width, size)]
         return [
-            Affine(np.column_stack([part, bias]) if first else part, self._scale, self.copies if first else 0)
-            for first, part in ((i == 0, part) for i, part in enumerate(parts))
+            Affine(self._weight[:, i : i + size], None if i else self._bias, self._scale)
+            for i in range(0, self._weight.shape[1], size)
         ]
 
-    def extend(self, ev: EvaluatorProtocol[Tensor], x: Tensor, masks: Masks[Tensor]) -> Tensor:
-        """The features of x and the copies of the mask, what `apply` takes. The scale of x is the chain's."""
-        return ev.concatenate([x, *[masks.at(x.level)] * self.copies]) if self.copies else x
-
-    def apply(self, ev: EvaluatorProtocol[Tensor], extended: Tensor) -> Tensor:
-        """The outputs (slots, d_out), at a scale of the matrix's. No level."""
-        return ev.linear(extended, self.matrix)
+    def apply(self, ev: EvaluatorProtocol[Tensor], x: Tensor, masks: Masks[Tensor]) -> Tensor:
+        """The outputs (slots, d_out) of x of the chain's scale, at a scale of the matrix's. No level."""
+        y = ev.linear(x, self.matrix)
+        if self.bias is None:
+            return y
+        return ev.add(y, ev.linear(ev.concatenate([masks.at(x.level)] * self.bias.shape[1]), self.bias))
 
     def backward(self, ev: EvaluatorProtocol[Tensor], dy: Tensor) -> Tensor:
         """The gradient by x (slots, d_in), at a scale of the matrix's. No level."""
-        dx = ev.linear(dy, self.matrix, transpose=True)
-        return ev.select(dx, slice(0, self.width)) if self.copies else dx
+        return ev.linear(dy, self.matrix, transpose=True)
+
+
+def _rounded(values: npt.NDArray[np.float64], scale: float) -> Integers:
+    whole: Integers = np.rint(values / scale).astype(np.int16)
+    return whole

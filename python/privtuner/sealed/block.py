@@ -128,14 +128,13 @@ class Block:
     def __init__(self, shape: Shape, weights: LayerWeights, domains: LayerDomains, index: int) -> None:
         self.shape, self.domains, self.index, self._weights = shape, domains, index, weights
         self.softmax = circuits.SquaringSoftmax.choose(shape.period, domains.scores, unit=domains.scores)
-        self.unit = unit = self.softmax.unit
+        self.unit = self.softmax.unit
         self._fold({})
-        self.key, self.output = (Affine.of([w]) for w in (weights.key, weights.output))
-        self.key_back = Affine.of([Dense(weights.key.weight * unit, weights.key.bias * unit)])
+        self.key, self.output = (Affine.of(w) for w in (weights.key, weights.output))
         low, high = domains.up
         self.half = 0.5 * (high - low)  # what values before the activation are divided by, and their gradient
-        up = Affine.of([Dense(weights.up.weight / self.half, weights.up.bias / self.half)])
-        up_back, down = Affine.of([weights.up]), Affine.of([weights.down])
+        up = Affine.of(Dense(weights.up.weight / self.half, weights.up.bias / self.half))
+        up_back, down = Affine.of(weights.up), Affine.of(weights.down)
         self.chunks = list(zip(up.rows(CHUNK), up_back.rows(CHUNK), down.columns(CHUNK), strict=True))
         degree = activation_degree(shape.activation, domains.up)
         self.activation = circuits.Activation.choose(shape.activation, domains.up, degree, unit=self.half)
@@ -157,9 +156,8 @@ class Block:
             matrices[target] = matrices[target] + adapter.product
         query = Dense(matrices["query"], weights.query.bias / root)
         # Scores arrive divided by their bound, where the exponential's polynomial wants them.
-        self.query = Affine.of([Dense(query.weight / self.unit, query.bias / self.unit)])
-        self.query_back = Affine.of([query])
-        self.value = Affine.of([Dense(matrices["value"], weights.value.bias)])
+        self.query = Affine.of(Dense(query.weight / self.unit, query.bias / self.unit))
+        self.value = Affine.of(Dense(matrices["value"], weights.value.bias))
         self.clear_adapters = adapters
 
     def with_adapters(self, adapters: dict[Target, ClearAdapter]) -> Block:
@@ -199,7 +197,7 @@ class Block:
         level = h.level - (2 if self.adapters else 1)
         keep("input", h)
         q = self._project(ev, "query", self.query, h, masks, values, level, keep)
-        k = canonical(ev, self.key.apply(ev, self.key.extend(ev, h, masks)), level)
+        k = canonical(ev, self.key.apply(ev, h, masks), level)
         v = self._project(ev, "value", self.value, h, masks, values, level, keep)
         q, k, v = (
             within(ev, x, bound) for x, bound in ((q, domains.query / self.unit), (k, domains.key), (v, domains.value))
@@ -212,7 +210,7 @@ class Block:
         p = self.softmax.forward(ev, scores, pairs, masks.mask, shape.heads, stages.within(name))
         keep("probabilities", p)
         mixed = within(ev, circuits.attention_values(ev, p, v, shape.period, shape.heads), domains.mixed)
-        out = self.output.apply(ev, self.output.extend(ev, mixed, masks))
+        out = self.output.apply(ev, mixed, masks)
         x = within(ev, add_residual(ev, out, h), domains.residual1)
         return self._norm(ev, 1, stages.settle(name + "residual1", x), masks, keep)
 
@@ -241,9 +239,8 @@ class Block:
         domains, name = self.domains, f"{self.index}."
         y = stages.at(name + "output1", y)
         total: Tensor | None = None
-        extended = self.chunks[0][0].extend(ev, y, masks)
         for number, (up, _, down) in enumerate(self.chunks):
-            z = within(ev, up.apply(ev, extended), max(-domains.up[0], domains.up[1]) / self.half)
+            z = within(ev, up.apply(ev, y, masks), max(-domains.up[0], domains.up[1]) / self.half)
             z = stages.settle(name + "up", z)
             if keep:
                 active, slope = self.activation.forward_with_slope(ev, z)
@@ -251,7 +248,7 @@ class Block:
             else:
                 active = self.activation.forward(ev, z)
             active = stages.at(name + "active", within(ev, active, domains.active))
-            part = down.apply(ev, down.extend(ev, active, masks))
+            part = down.apply(ev, active, masks)
             total = part if total is None else ev.add(total, part)
         assert total is not None  # noqa: S101 - there is a chunk
         x = within(ev, add_residual(ev, total, y), domains.residual2)
@@ -268,7 +265,7 @@ class Block:
         level: int,
         keep: Keep[Tensor],
     ) -> Tensor:
-        y = affine.apply(ev, affine.extend(ev, h, masks))
+        y = affine.apply(ev, h, masks)
         inner = INNER * self.shape.width**0.5 * h.bound
         if target in self.clear_adapters and keep:
             keep(f"inner_{target}", self.clear_adapters[target].inner(ev, h, inner))
@@ -331,7 +328,8 @@ class Block:
             dy: (slots, width), of the chain's scale.
             values: of `EncryptedAdapters`, or None for clear ones.
             stages: the points ``d_residual1``, ``d_probabilities``, ``d_scores`` and ``d_query``, where the key's comes
-                along. The value's is refreshed when it would hold that one back.
+                along. The value's is refreshed when it would hold that one back. The first block computes what its
+                adapters need, and has the point ``d_value`` where that is of values alone.
 
         Returns:
             (slots, width) of the chain's scale, None of the first block; and packed gradients, a ciphertext each.
@@ -340,30 +338,39 @@ class Block:
         k, v, p = (saved[part] for part in ("key", "value", "probabilities"))
         dx = stages.at(name + "d_residual1", self._norm_backward(ev, 1, saved, dy))
         do = canonical(ev, within(ev, self.output.backward(ev, dx), domains.d_mixed))
-        dp, dv = circuits.attention_values_backward(ev, do, p, v, shape.period, shape.heads)
-        dp = stages.at(name + "d_probabilities", within(ev, dp, domains.d_probabilities))
-        ds = within(ev, circuits.softmax_backward(ev, p, dp, shape.heads), domains.d_scores)
-        ds = stages.at(name + "d_scores", ds)
         through = self.index > 0
-        if through:
-            dq, dk = circuits.attention_scores_backward(ev, ds, saved["query"], k, shape.period, shape.heads)
-            # The query was divided by the scores' bound, and so is the gradient by the key.
-            dq, dk = within(ev, dq, domains.d_query), within(ev, dk, domains.d_key / self.unit)
-            both = stages.at(name + "d_query", ev.concatenate([dq, dk]))
-            dq, dk = ev.select(both, slice(0, shape.width)), ev.select(both, slice(shape.width, None))
-            dx = ev.add(dx, canonical(ev, self.key_back.backward(ev, dk)))
-        else:
+        adapted = {*self.adapters, *self.clear_adapters}
+        dq = dv = None
+        if through or "query" in adapted:
+            dp = within(ev, circuits.attention_scores(ev, do, v, shape.period, shape.heads), domains.d_probabilities)
+            dp = stages.at(name + "d_probabilities", dp)
+            ds = within(ev, circuits.softmax_backward(ev, p, dp, shape.heads), domains.d_scores)
+            ds = stages.at(name + "d_scores", ds)
             dq = within(ev, circuits.attention_values(ev, ds, k, shape.period, shape.heads), domains.d_query)
-            dq = stages.at(name + "d_query", dq)
-        dv = stages.level_with(name + "d_value", within(ev, dv, domains.d_value), dq)
-        gradients: list[Tensor] = []
-        targets: tuple[tuple[Target, Tensor, float, Affine], ...] = (
-            ("query", dq, domains.d_query, self.query_back),
-            ("value", dv, domains.d_value, self.value),
-        )
-        for target, d, bound, affine in targets:
             if through:
-                dx = ev.add(dx, canonical(ev, affine.backward(ev, d)))
+                dk = circuits.attention_values_transposed(ev, ds, saved["query"], shape.period, shape.heads)
+                # The query was divided by the scores' bound, and so is the gradient by the key.
+                dk = within(ev, dk, domains.d_key / self.unit)
+                both = stages.at(name + "d_query", ev.concatenate([dq, dk]))
+                dq, dk = ev.select(both, slice(0, shape.width)), ev.select(both, slice(shape.width, None))
+                dx = ev.add(dx, canonical(ev, self.key.backward(ev, dk), factor=self.unit))
+            else:
+                dq = stages.at(name + "d_query", dq)
+        if through or "value" in adapted:
+            dv = circuits.attention_values_transposed(ev, p, do, shape.period, shape.heads)
+            dv = within(ev, dv, domains.d_value)
+            point = name + "d_value"
+            dv = stages.at(point, dv) if dq is None else stages.level_with(point, dv, dq)
+        gradients: list[Tensor] = []
+        targets: tuple[tuple[Target, Tensor | None, float, Affine, float], ...] = (
+            ("query", dq, domains.d_query, self.query, self.unit),
+            ("value", dv, domains.d_value, self.value, 1.0),
+        )
+        for target, d, bound, affine, unit in targets:
+            if d is None:
+                continue
+            if through:
+                dx = ev.add(dx, canonical(ev, affine.backward(ev, d), factor=unit))
             inner = INNER * shape.width**0.5 * bound
             if target in self.clear_adapters:
                 h, u = saved["input"], saved[f"inner_{target}"]

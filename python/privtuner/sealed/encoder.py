@@ -54,7 +54,7 @@ class Encoder:
         scaled = [layer.with_gradients(self.gradient_bound) for layer in domains.layers]
         parts = zip(weights.layers, scaled, strict=True)
         self.blocks = tuple(Block(self.shape, w, d, index) for index, (w, d) in enumerate(parts))
-        self.pooler = None if weights.pooler is None else Affine.of([weights.pooler])
+        self.pooler = None if weights.pooler is None else Affine.of(weights.pooler)
 
     def with_adapters(self, adapters: ClearAdapters) -> Encoder:
         """The circuits with adapters that the server has in the clear."""
@@ -111,11 +111,13 @@ class Encoder:
     def _pool(self, ev: EvaluatorProtocol[Tensor], h: Tensor, masks: Masks[Tensor]) -> Tensor:
         """Sum the vectors of every sequence, or take the first one, and zero all slots but those of `places`."""
         period = self.shape.period
-        depth = 1 if self.shape.pool == "mean" else 2
-        h = ev.drop_level(h, depth)  # no more than it takes
+        # No more levels than it takes. Sums over many tokens need the second prime's room, at level 1.
+        room = ev.parameters.primes[0] / ev.parameters.scale(0)
+        depth = (1 if self.shape.pool == "mean" else 2) + int(4 * self.pooled_bound > room)
+        h = ev.drop_level(h, depth)
         if self.shape.pool == "first":
             # The mask comes along, so that sequences that are not there show no bias.
-            h = h if self.pooler is None else self.pooler.extend(ev, h, masks)
+            h = ev.concatenate([h, masks.at(depth)])
             h = ev.multiply_plain(h, first_position(ev.slots, period))
         step = ev.slots // period
         while step < ev.slots:
@@ -123,7 +125,8 @@ class Encoder:
             assert not isinstance(turned, list)  # noqa: S101 - one step gives one tensor
             h, step = ev.add(h, turned), 2 * step
         if self.pooler is not None:
-            h = self.pooler.apply(ev, h)
+            there = ev.select(h, slice(self.shape.width, None))
+            h = self.pooler.apply(ev, ev.select(h, slice(0, self.shape.width)), Masks(ev, there))
         h = within(ev, h, self.pooled_bound)
         packed, table = [], places(ev.slots, period)
         for begin in range(0, self.shape.width, period):

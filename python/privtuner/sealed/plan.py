@@ -32,7 +32,7 @@ from privtuner.sealed.schedule import (
 
 __all__ = ["Plan", "holds", "make_plan"]
 
-FLOORS = {"residual1": 4, "residual2": 4, "d_output1": 3, "d_output2": 3, "d_query": 4}
+FLOORS = {"residual1": 4, "residual2": 4, "d_output1": 3, "d_output2": 3, "d_query": 4, "d_value": 4}
 """Least levels behind points: what layer norms take, and gradients of adapters."""
 KINDS = ("centred2", "slope", "centred1", "projected", "probabilities")
 """What is saved at levels of their own, in the order of its use: queries, keys and values together."""

@@ -18,6 +18,7 @@ from privtuner.errors import InputError
 from privtuner.nn import SealedEncoder
 from privtuner.train.checkpoints import Checkpoint
 from privtuner.train.dataset import Encoded, ShuffledBatches, ordered_batches
+from privtuner.train.learning import LearningCheck
 from privtuner.train.state import TrainingState
 from privtuner.train.training import (
     PEAK,
@@ -91,7 +92,7 @@ def train_sealed(
         privtuner.errors.InputError: more texts a step than the server takes; or the loss is no number: a lower rate may
             help.
         privtuner.errors.CkksError: a text is unlike those that the server calibrated its model on.
-        privtuner.errors.PrivtunerError: the server failed.
+        privtuner.errors.PrivtunerError: the server failed, or the run diverged.
     """
     if config.batch_size > model.encoder.sequences:
         raise InputError(
@@ -165,6 +166,7 @@ def _steps(
     """Take the steps that are left; ``keep`` is told of each before the server takes its part."""
     head: Any = model.classifier
     parameters, (optimizer,) = list(state.parameters.values()), state.optimizers
+    learning = LearningCheck([])  # the adapters are the server's
     for number in range(state.step, config.steps):
         start, sent = time.perf_counter(), model.encoder.meter.total()
         batch = next(state.batches)
@@ -197,3 +199,4 @@ def _steps(
         if pooled.requires_grad:
             pooled.backward(vectors.grad)  # the server steps its adapters
         yield measured()
+        learning.check(loss.item(), head.out_features, 1.0)

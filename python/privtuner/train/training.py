@@ -23,6 +23,7 @@ from privtuner.nn import EncryptedLayer, Traffic, TrafficMeter, traffic_of
 from privtuner.nn.layers import session_of
 from privtuner.train.checkpoints import Checkpoint, Checkpoints
 from privtuner.train.dataset import Batch, Encoded, ShuffledBatches, length_batches, ordered_batches
+from privtuner.train.learning import LearningCheck
 from privtuner.train.peft_adapter import add_lora, trainable_heads
 from privtuner.train.state import TrainingState
 
@@ -340,12 +341,14 @@ def iterate_steps(
     Raises:
         privtuner.errors.InputError: activations, loss or gradient are not finite before anything was trained.
         privtuner.errors.PrivtunerError: the run diverged: they are not after some steps, or too large for the
-            encryption. ``model`` then holds what gave the last finite loss.
+            encryption. ``model`` then holds what gave the last finite loss. Or the run learns nothing, see
+            `privtuner.train.learning`.
     """
     mode, meter = _mode(model), _meter(model)
     state = training_state(model, train, config) if state is None else state
     optimizers, parameters = state.optimizers, list(state.parameters.values())
-    head = list(_find_trained(model)[1].values())
+    adapters, head = (list(part.values()) for part in _find_trained(model))
+    learning = LearningCheck(adapters)
     good = [parameter.detach().clone() for parameter in parameters]
     with _bar(progress, total=config.steps, initial=state.step, desc=mode, unit="step") as bar:
         for number in range(state.step + 1, config.steps + 1):
@@ -364,7 +367,8 @@ def iterate_steps(
                         optimizer.zero_grad()
                     loss.backward()
                     limit = config.clip if config.momentum is None else math.inf
-                    _check_finite("the gradient", torch.nn.utils.clip_grad_norm_(parameters, limit))
+                    gradient = torch.nn.utils.clip_grad_norm_(parameters, limit)
+                    _check_finite("the gradient", gradient)
                     torch.nn.utils.clip_grad_norm_(head, config.clip)
             except _DivergedError:
                 _restore(parameters, good)
@@ -385,6 +389,7 @@ def iterate_steps(
             if number == 1:
                 bar.refresh()  # a log, where it is drawn rarely, tells at once that it trains and how fast
             yield step
+            learning.check(step.loss, logits.shape[-1], gradient.item())
 
 
 def _head_first(

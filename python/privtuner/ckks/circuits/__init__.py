@@ -25,6 +25,7 @@ from privtuner.ckks.circuits.attention import (
     attention_steps,
     attention_values,
     attention_values_backward,
+    attention_values_transposed,
     pair_mask,
 )
 from privtuner.ckks.circuits.functions import (
@@ -55,6 +56,7 @@ __all__ = [
     "attention_steps",
     "attention_values",
     "attention_values_backward",
+    "attention_values_transposed",
     "exponential",
     "exponential_depth",
     "exponential_error",

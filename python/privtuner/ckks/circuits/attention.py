@@ -163,7 +163,7 @@ def attention_scores_backward(
     if q.shape != k.shape:
         raise InputError(f"q has shape {q.shape}, k {k.shape}: they must agree")
     dq = attention_values(evaluator, ds, k, period, heads, chunk)
-    return dq, _values_transposed(evaluator, ds, q, period, heads, chunk)
+    return dq, attention_values_transposed(evaluator, ds, q, period, heads, chunk)
 
 
 def attention_values_backward(
@@ -195,16 +195,17 @@ def attention_values_backward(
         CkksError: not enough levels, or a rotation without its key.
     """
     dp = attention_scores(evaluator, do, v, period, heads, chunk)
-    return dp, _values_transposed(evaluator, p, do, period, heads, chunk)
+    return dp, attention_values_transposed(evaluator, p, do, period, heads, chunk)
 
 
-def _values_transposed(
-    evaluator: EvaluatorProtocol[Tensor], p: Tensor, v: Tensor, period: int, heads: int, chunk: int
+def attention_values_transposed(
+    evaluator: EvaluatorProtocol[Tensor], p: Tensor, v: Tensor, period: int, heads: int = 1, chunk: int = 32
 ) -> Tensor:
     """The sum ``sum_d p[i - d, d] v[i - d, f]``: as `attention_values` of the transposed matrices of pairs.
 
-    Written as ``sum_e p[i + e, -e] v[i + e, f]``, which takes the same steps; p is rotated by baby steps here,
-    ``heads (period - period / b)`` rotations.
+    With gradients in place of one of the two it is the gradient by values, or by keys. Written as
+    ``sum_e p[i + e, -e] v[i + e, f]``, which takes the same steps; p is rotated by baby steps here,
+    ``heads (period - period / b)`` rotations. Arguments, result and errors are those of `attention_values`.
     """
     grid = _Grid.of(evaluator.slots, period)
     _check_diagonals(p, v, period, heads)
