@@ -16,6 +16,7 @@ from privtuner.errors import ServiceError
 from privtuner.nn import Session, build, split_pretrained
 from privtuner.retries import Retries
 from privtuner.service import RemoteTransport
+from privtuner.service.metrics import fetch_view
 from privtuner.train.dataset import encode
 from privtuner.train.table import TextTable, label_names
 from privtuner.train.training import TrainConfig, prepare_model, train_classifier
@@ -34,9 +35,18 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def address(model):
-    with server_process(model) as (_, address):
-        yield address
+def watched(model, tmp_path_factory):
+    """Address, address of metrics, and audit log of a server."""
+    audit = tmp_path_factory.mktemp("audit") / "audit.jsonl"
+    with server_process(model, "--metrics", "127.0.0.1:0", "--audit", str(audit)) as (process, address):
+        told = iter(process.stderr.readline, "")
+        metrics = next(found[1] for line in told if (found := re.search(r"metrics at http://(\S+)/metrics", line)))
+        yield address, metrics, audit
+
+
+@pytest.fixture(scope="module")
+def address(watched):
+    return watched[0]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +58,8 @@ def numbers(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_training_in_two_processes(model, address, options, tmp_path):
+def test_training_in_two_processes(model, watched, options, tmp_path):
+    address, metrics, audit = watched
     done = command("train", "--server", address, *options, "--steps", 20, "--out", tmp_path / "encrypted")
     assert done.returncode == 0, done.stderr
     plain = ["train", "--plain", "--model", str(model), "--steps", "20", "--out", str(tmp_path / "plain")]
@@ -62,7 +73,11 @@ def test_training_in_two_processes(model, address, options, tmp_path):
     for ours, theirs in (("bytes_up", "bytes_in"), ("bytes_down", "bytes_out")):
         assert sum(part[ours] for part in parts) == sum(entry[theirs] for entry in seen["layers"]) > 0
     assert seen["bundles"] == 1
-    assert seen["refused"] == 0
+    assert seen["refusals"] == {}
+    assert fetch_view(metrics).counts.total().requests == sum(entry["requests"] for entry in seen["layers"])
+    recorded = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert sum(entry.get("bytes_in", 0) for entry in recorded) == sum(part["bytes_up"] for part in parts)
+    assert {entry["outcome"] for entry in recorded if entry["call"] != "start"} == {"OK"}
 
 
 def test_server_sends_no_frozen_weight(address):
