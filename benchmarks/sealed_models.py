@@ -115,7 +115,7 @@ class Case:
     def gradient(self, pooled: Array) -> Array:
         """The gradient by what is revealed, (n, width), of the sum of cross-entropies behind a random head.
 
-        As its owner scales it: below one, whatever the texts.
+        As its owner scales it (`privtuner.sealed.owner.usual_gradient_bound`): below one, whatever the texts.
         """
         torch.manual_seed(4)
         leaf = torch.tensor(pooled, requires_grad=True)
@@ -125,7 +125,7 @@ class Case:
             vectors @ head, torch.randint(_CLASSES, (len(pooled),)), reduction="sum"
         )
         loss.backward()
-        return np.clip(leaf.grad.numpy(), -1.0, 1.0)
+        return np.clip((8.0 if self.shape.pool == "mean" else 1.0) * leaf.grad.numpy(), -1.0, 1.0)
 
     def gradients(self, gradient: Array) -> Matrices:
         """Those of all adapter matrices by autograd, for a gradient by what is revealed."""

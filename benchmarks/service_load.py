@@ -88,6 +88,11 @@ class Served:
         token = self.tokens.get(name)
         return RemoteTransport(self.address, credentials, None if token is None else Token(token))
 
+    def processor_seconds(self) -> float:
+        """Time that all threads of the process have computed for."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
     def memory(self) -> int:
         """Bytes that the process has in memory now."""
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]

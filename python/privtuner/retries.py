@@ -79,7 +79,7 @@ class Attempts:
         if self._count >= retries.attempts or elapsed >= retries.seconds:
             tried = f"; gave up after trying {self._count + 1} times in {elapsed:.0f} s" if self._count else ""
             raise LostError(f"{error}{tried}") from error
-        pause = min(retries.longest, retries.first * 2**self._count) * _DRAW.uniform(0.5, 1.0)
+        pause = min(retries.longest, retries.first * 2.0 ** min(self._count, 64)) * _DRAW.uniform(0.5, 1.0)
         self._count += 1
         if not self._told:
             self._say(f"{error}; trying again for up to {retries.seconds:.0f} s")

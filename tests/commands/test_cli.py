@@ -92,7 +92,7 @@ def test_training_with_the_other_scheme(address, openfhe_address, clear_owner, a
     # The same rounded weights, batches and start; the linear scheme's noise is between them.
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     server = written["openfhe"]["server"]
-    assert server["refused"] == 0
+    assert server["refusals"] == {}
     assert {entry["direction"] for entry in server["layers"]} == {"forward", "backward"}
     # Two components of 1,024 words of 8 bytes for each of at least 32 features, in every request.
     assert all(entry["bytes_in"] >= entry["requests"] * 32 * 16 * 1024 for entry in server["layers"])

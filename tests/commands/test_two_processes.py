@@ -16,6 +16,7 @@ from privtuner.errors import ServiceError
 from privtuner.nn import Session, build, split_pretrained
 from privtuner.retries import Retries
 from privtuner.service import RemoteTransport
+from privtuner.service.metrics import fetch_view
 from privtuner.train.dataset import encode
 from privtuner.train.table import TextTable, label_names
 from privtuner.train.training import TrainConfig, prepare_model, train_classifier
@@ -34,9 +35,18 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def address(model):
-    with server_process(model) as (_, address):
-        yield address
+def watched(model, tmp_path_factory):
+    """Address, address of metrics, and audit log of a server."""
+    audit = tmp_path_factory.mktemp("audit") / "audit.jsonl"
+    with server_process(model, "--metrics", "127.0.0.1:0", "--audit", str(audit)) as (process, address):
+        told = iter(process.stderr.readline, "")
+        metrics = next(found[1] for line in told if (found := re.search(r"metrics at http://(\S+)/metrics", line)))
+        yield address, metrics, audit
+
+
+@pytest.fixture(scope="module")
+def address(watched):
+    return watched[0]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +58,8 @@ def numbers(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_training_in_two_processes(model, address, options, tmp_path):
+def test_training_in_two_processes(model, watched, options, tmp_path):
+    address, metrics, audit = watched
     done = command("train", "--server", address, *options, "--steps", 20, "--out", tmp_path / "encrypted")
     assert done.returncode == 0, done.stderr
     plain = ["train", "--plain", "--model", str(model), "--steps", "20", "--out", str(tmp_path / "plain")]
@@ -63,6 +74,10 @@ def test_training_in_two_processes(model, address, options, tmp_path):
         assert sum(part[ours] for part in parts) == sum(entry[theirs] for entry in seen["layers"]) > 0
     assert seen["bundles"] == 1
     assert seen["refusals"] == {}
+    assert fetch_view(metrics).counts.total().requests == sum(entry["requests"] for entry in seen["layers"])
+    recorded = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert sum(entry.get("bytes_in", 0) for entry in recorded) == sum(part["bytes_up"] for part in parts)
+    assert {entry["outcome"] for entry in recorded if entry["call"] != "start"} == {"OK"}
 
 
 def test_server_sends_no_frozen_weight(address):
@@ -126,7 +141,7 @@ def test_server_that_stands_still_is_noticed(model):
             with pytest.raises(ServiceError, match="made no progress in layer 'pooler.dense' for 0.5 s"):
                 list(transport.apply("pooler.dense", request))
         os.kill(server.pid, signal.SIGCONT)
-        assert re.search(r"^privtuner: stopped after [01] requests\n\Z", stopped(server, signal.SIGINT), re.MULTILINE)
+        assert re.fullmatch(r"privtuner: stopped after [01] requests\n", stopped(server, signal.SIGINT))
 
 
 def test_real_model(tmp_path):
@@ -138,7 +153,7 @@ def test_real_model(tmp_path):
     folder = minilm.get_model_path()
     with server_process(folder) as (server, address):
         assert cli.main(["train", "--server", address, *options, "--out", str(tmp_path / "encrypted")]) == 0
-        assert re.search(r"^privtuner: stopped after \d{3} requests\n\Z", stopped(server, signal.SIGTERM), re.MULTILINE)
+        assert re.fullmatch(r"privtuner: stopped after \d{3} requests\n", stopped(server, signal.SIGTERM))
     assert cli.main(["train", "--plain", "--model", str(folder), *options, "--out", str(tmp_path / "plain")]) == 0
     encrypted, plain = (numbers(tmp_path / name) for name in ("encrypted", "plain"))
     losses = [[step["loss"] for step in run["steps"]] for run in (encrypted, plain)]

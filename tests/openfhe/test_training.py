@@ -178,7 +178,7 @@ def test_training_in_two_processes(model, options, tmp_path):
             assert done.returncode == 0, done.stderr
         numbers = json.loads((tmp_path / name / "metrics.json").read_text())
         assert numbers["scheme"] == name
-        assert numbers["server"]["refused"] == 0
+        assert numbers["server"]["refusals"] == {}
         losses[name] = np.array([step["loss"] for step in numbers["steps"]])
     assert losses["openfhe"][-1] < losses["openfhe"][0]
     # The same rounded weights and batches: encryption noise apart, the same curve.

@@ -134,6 +134,59 @@ def test_without_retries_the_error_is_clear_and_the_step_can_be_repeated(pair):
     train(owner, twin)
 
 
+def test_a_refusal_is_not_repeated():
+    calls = []
+
+    class Refusing:
+        closed = False
+
+        def job(self, messages):
+            calls.append(messages)
+            raise ServiceError("the server refused the job")
+
+    owner = SealedOwner(TinyModel().public, Refusing(), allow_insecure=True, retries=Retries())
+    with pytest.raises(ServiceError, match="refused"):
+        owner.embed(*batch())
+    assert len(calls) == 1
+
+
+def test_an_owner_that_gives_up_cancels_its_call():
+    """So that the server need not compute to the end of the task to notice."""
+    model, free, jobs = TinyModel(), threading.Event(), []
+    model.before_backward = lambda: free.wait(20)
+    with served("grpc", model) as (transport, _):
+        whole = transport.job
+        transport.job = lambda messages: jobs.append(whole(messages)) or jobs[-1]
+        owner = SealedOwner(model.public, transport, allow_insecure=True, patience=1.0)
+        owner.forward(*batch())
+        with pytest.raises(LostError, match="sent nothing for 1 s"):
+            owner.backward(G, 8.0)
+        assert jobs[0]._call.cancelled()
+        free.set()
+
+
+def test_what_is_trained_beside_the_adapters_is_saved_with_them(pair, tmp_path):
+    """It is of the same step as they are, whatever moment a process ends at."""
+    file = tmp_path / "run"
+    owner, _ = pair(owner={"state": file})
+
+    def saved():
+        return SealedOwner(owner.public, None, state=file, allow_insecure=True)
+
+    assert saved().companion == b""
+    owner.attach(0, b"at the start")
+    owner.attach(1, b"after a step")
+    assert (saved().step, saved().companion) == (0, b"at the start")
+    owner.forward(*batch())
+    assert saved().companion == b"at the start"
+    owner.backward(G, 8.0)
+    assert (saved().step, saved().companion) == (1, b"after a step")
+    for step, companion in ((0, b""), (3, b""), (1, bytes((32 << 20) + 1))):
+        with pytest.raises(InputError, match=f"of step {step}, at step 1: at most|for step {step}, after step 1"):
+            owner.attach(step, companion)
+    owner.close()
+
+
 def test_a_killed_server_that_is_started_again():
     """The locked state of the owner is all that the new one needs."""
     model = TinyModel()

@@ -14,6 +14,7 @@ from privtuner import wire
 from privtuner.ckks import Parameters, SecretKey
 from privtuner.errors import CkksError, InputError, MessageError
 from privtuner.sealed import Domains, ExactEncoder, Public, Weights
+from privtuner.sealed.owner import usual_gradient_bound
 
 
 def test_bytes_come_back():
@@ -208,3 +209,9 @@ def test_shape_of_a_plan():
         type(case.model)(case.weights, case.domains, Parameters.INSECURE(6, ring_dimension=1024))
     with pytest.raises(InputError, match=r"known for a scale of 2\^40"):
         type(case.model)(case.weights, case.domains, Parameters.INSECURE(12, 38, ring_dimension=1024))
+
+
+def test_the_usual_bound_of_gradients_is_a_power_of_two_of_public_numbers():
+    public = small().model.public
+    assert usual_gradient_bound(public) == 1 / 8 / public.batch
+    assert usual_gradient_bound(replace(public, shape=replace(public.shape, pool="first"))) == 1 / public.batch

@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+import time
 from contextlib import ExitStack
 
 import grpc
@@ -20,7 +21,7 @@ from privtuner.service.audit import AuditLog
 from privtuner.service.metrics import Metrics, fetch_view
 from privtuner.service.tenants import Tenant
 
-SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +211,21 @@ def test_server_that_cannot_record_calls_refuses_them(split, served, connect, tm
     assert outcomes.count("OK") == 3  # that of the first failure is written late
 
 
-def test_health_needs_no_name_and_tells_that_a_server_is_draining(split, served, connect):
+def test_health_needs_no_name(served):
+    class Nobody:
+        def of(self, context):
+            raise LostError("who are you?")
+
+    running = served()
+    running._tenants = Nobody()
+    with grpc.insecure_channel(running.address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        assert check(health_pb2.HealthCheckRequest(), timeout=20).status == SERVING
+        with pytest.raises(grpc.RpcError, match="who are you"):
+            list(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([]), timeout=20))
+
+
+def test_health_tells_that_a_server_is_draining(split, served, connect):
     entered, go_on = threading.Event(), threading.Event()
 
     class Slow(CpuServer):
@@ -219,25 +234,22 @@ def test_health_needs_no_name_and_tells_that_a_server_is_draining(split, served,
             assert go_on.wait(20)
             return super().answer(prepared, request, block_bytes)
 
-    class Nobody:
-        def of(self, context):
-            raise LostError("who are you?")
-
     running = served(server=Slow())
-    running._tenants, tenants = Nobody(), running._tenants
+    owner = threading.Thread(target=ask, args=(connect(running), split))
+    stopping = threading.Thread(target=running.stop, args=(60,))
     with grpc.insecure_channel(running.address) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
-        assert check(health_pb2.HealthCheckRequest(), timeout=20).status == SERVING
-        with pytest.raises(grpc.RpcError, match="who are you"):
-            list(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([]), timeout=20))
-        running._tenants = tenants
-        worker = threading.Thread(target=ask, args=(connect(running), split))
-        worker.start()
+        owner.start()
         assert entered.wait(20)
-        running._health.drain()
-        assert check(health_pb2.HealthCheckRequest(), timeout=20).status == NOT_SERVING
+        stopping.start()
+        while check(health_pb2.HealthCheckRequest(), timeout=20).status == SERVING:
+            time.sleep(0.01)  # until the thread has begun to stop
+        assert owner.is_alive()
+        assert stopping.is_alive()
         go_on.set()
-        worker.join()
+        owner.join(20)
+        stopping.join(20)
+    assert running.counts().total().requests == 1
 
 
 def test_reflection_is_answered_by_the_server(served):

@@ -13,6 +13,7 @@ import random
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 import matplotlib
 import peft
 import torch
+import tqdm
 from transformers.models.bert import modeling_bert
 
 from privtuner import cli, system
@@ -32,6 +34,7 @@ from text_cases import rows, tiny_model_directory, write_csv
 
 LOADED = (matplotlib, peft, modeling_bert, train, fine_tuning, report)
 STEPS = 20
+NOBODY = "no privtuner server answers"
 
 
 class Process:
@@ -47,6 +50,8 @@ class Process:
                 handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(handle, 1)
                 os.dup2(handle, 2)
+                # tqdm's own is shared by forked processes: one that is killed while it draws would stop all others.
+                tqdm.tqdm.set_lock(threading.RLock())
                 status = work(lambda: os.write(write, b"!"))
                 sys.stderr.flush()
             finally:
@@ -117,8 +122,13 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
             out = folder / f"run{runs}"
             owner = Process(own(out), log)
             while True:
-                time.sleep(draw.uniform(0.0, seconds / 3))
+                time.sleep(draw.uniform(0.0, seconds / 6))
                 status = owner.ended()
+                if status == 1 and NOBODY in log.read_text().splitlines()[-1]:
+                    # The server was killed before this owner had asked it for anything, and so it gave up.
+                    owner.close()
+                    owner = Process(own(out), log)
+                    continue
                 if status is not None or sum(counts.values()) >= kills:
                     break
                 victim = draw.choice(sorted(counts))
@@ -138,6 +148,7 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
             runs += 1
             lost += numbers(out) != numbers(folder / "undisturbed")
             different += adapter(out) != adapter(folder / "undisturbed")
+            sys.stderr.write(f"{counts} in {runs} runs, {lost} with other losses, {different} with another adapter\n")
     finally:
         server.kill()
     return {

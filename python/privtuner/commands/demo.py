@@ -159,7 +159,7 @@ def run_command(command: Sequence[str]) -> None:
 
 def trained(command: Sequence[str], out: Path) -> dict[str, Any]:
     """Run a training whose results go to ``out``, and return its numbers."""
-    run_command([*command, "--out", str(out)])
+    run_command([*command, "--out", str(out), "--overwrite"])  # whatever an earlier demonstration left there
     numbers: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     return numbers
 

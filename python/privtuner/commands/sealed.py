@@ -71,7 +71,7 @@ def sealed_encoder(
     """
     from privtuner.nn import SealedEncoder, build_embeddings
     from privtuner.retries import Retries
-    from privtuner.sealed.owner import SealedOwner
+    from privtuner.sealed.owner import SealedOwner, usual_gradient_bound
 
     say(f"fetching what the owner needs of {transport.hello()['model']}")
     bundle, tokenizer = fetch(transport, arguments)
@@ -87,6 +87,7 @@ def sealed_encoder(
     owner = SealedOwner(
         bundle.sealed,
         transport,
+        gradient_bound=usual_gradient_bound(bundle.sealed) if privacy is None else None,
         progress=_JobLines(),
         retries=Retries(),
         say=say,

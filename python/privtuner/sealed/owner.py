@@ -29,7 +29,7 @@ from privtuner.sealed.privacy import Privacy
 from privtuner.sealed.public import Public, Refresh, Task
 from privtuner.sealed.state import DIGEST_BYTES, digest_of, load_pieces, save_pieces
 
-__all__ = ["COMPANION_BYTES", "JobTransport", "Progress", "SealedOwner", "Spent"]
+__all__ = ["COMPANION_BYTES", "JobTransport", "Progress", "SealedOwner", "Spent", "usual_gradient_bound"]
 
 Array = npt.NDArray[np.float64]
 T = TypeVar("T")
@@ -98,6 +98,15 @@ class Spent:
     bytes_down: int = 0
     seconds: float = 0.0
     wait_seconds: float = 0.0
+
+
+def usual_gradient_bound(public: Public) -> float:
+    """What gradients of a batch's mean loss stay below, but for few sequences, as `SealedOwner` takes it.
+
+    Entries up to one over the sequences; by a sum over tokens of which the mean is taken, a head's gradient is divided
+    by their number, which is rarely below eight. The smaller the bound, the less there is of the ciphertexts' noise.
+    """
+    return (0.125 if public.pooling == "mean" else 1.0) / public.batch
 
 
 class SealedOwner:
