@@ -378,17 +378,6 @@ def test_address_that_is_none(arguments, capsys):
     assert "is not HOST:PORT" in failed(capsys, 2, ["train", "--server", "here", *flat(arguments)])
 
 
-def test_server_elsewhere_is_warned_of(arguments, capsys, monkeypatch):
-    from privtuner.service import client
-
-    def refuse(*_, **__):
-        raise privtuner.errors.ServiceError("nobody there")
-
-    monkeypatch.setattr(client.RemoteTransport, "hello", refuse)
-    assert run("train", "--server", "192.0.2.1:5", *flat(arguments)) == 1
-    assert "warning: 192.0.2.1:5 is another machine" in capsys.readouterr().err
-
-
 def test_long_text_is_cut_at_the_positions_of_the_model(model, arguments, capsys, tmp_path):
     table = write_csv(tmp_path / "long.csv", [*rows(0, 20), ("apple and " * 100, "fruit")])
     line = ["train", "--plain", "--model", model, *flat(arguments, data=table, eval=table, max_length=128)]
@@ -434,7 +423,7 @@ def test_targets_that_take_no_adapter(model, address, arguments, capsys, way, ta
 
 @pytest.mark.parametrize("options", [{"data": "nowhere.csv"}, {"steps": 0}, {"out": "/dev/null/x"}, {"threads": 0}])
 def test_what_needs_no_server_is_checked_before_there_is_one(arguments, capsys, monkeypatch, options):
-    monkeypatch.setattr(privtuner.service, "RemoteTransport", None)
+    monkeypatch.setattr(privtuner.service.RemoteTransport, "hello", lambda _: pytest.fail("a server was asked"))
     failed(capsys, 2, ["train", "--server", "127.0.0.1:1", *flat(arguments, **options)])
 
 
@@ -527,7 +516,7 @@ def test_only_the_command_that_is_called_is_imported():
 
 def test_every_command_is_listed():
     folder = Path(cli.__file__).parent / "commands"
-    helpers = {"__init__", "common", "sealed", "sealing", "stop", "watching"}
+    helpers = {"__init__", "common", "line", "privacy", "sealed", "sealing", "stop", "watching"}
     assert {path.stem for path in folder.glob("*.py")} - helpers == {name.replace("-", "_") for name in COMMANDS}
 
 

@@ -52,7 +52,15 @@ def test_from_nothing_to_a_run_that_is_protected(telling, own, arguments, tmp_pa
     monkeypatch.setattr(OwnerBundle, "tokenizer", lambda bundle: pytest.fail("the server's tokenizer was used"))
     credentials = ServerCredentials(folder / "server.pem", folder / "server-key.pem", folder / "ca.pem")
     with Server(split_pretrained(telling), name="tiny", credentials=credentials, tenants=Tenants(tenants)) as server:
-        line = ["train", "--server", server.address, *flat(arguments, max_length=12), "--constant-size"]
+        line = [
+            "train",
+            "--server",
+            server.address,
+            *flat(arguments, max_length=12),
+            "--constant-size",
+            "--verify-every",
+            "0",
+        ]
         line += ["--ca", folder / "ca.pem", "--tokenizer", own, "--expect", server.hello["bundle"]]
         line += ["--certificate", folder / "client-alice.pem", "--key", folder / "client-alice-key.pem"]
         assert "this server asks for authentication" in failed_late(capsys, 1, line)

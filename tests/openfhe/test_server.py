@@ -213,7 +213,8 @@ def test_replies_and_counts_of_a_server():
             size = sum(map(len, blocks))
             want["fc", direction] = LayerCounts(1, rows, rows, len(request), size)
         found = server.counts()
-    assert {key: replace(counts, seconds=0.0) for key, counts in found.layers.items()} == want
+    clocks = {"seconds": 0.0, "histogram": LayerCounts().histogram}
+    assert {key: replace(counts, **clocks) for key, counts in found.layers.items()} == want
     assert found.refused == 0
 
 

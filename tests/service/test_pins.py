@@ -52,7 +52,9 @@ def test_another_bundle_than_expected_is_not_read(other, unread):
 
 
 def test_what_the_server_says_of_its_bundle_is_not_believed(other, unread, monkeypatch):
-    monkeypatch.setitem(other.hello, "bundle", FIRST)
+    read = RemoteTransport._checked_hello
+    monkeypatch.setattr(RemoteTransport, "_checked_hello", lambda *answer: read(*answer) | {"bundle": FIRST})
+    monkeypatch.setattr(other, "_check_model", lambda _: None)
     with pytest.raises(ServiceError, match=f"gave the bundle {OTHER}"):
         fetch(other.address, expected=FIRST)
 

@@ -16,6 +16,7 @@ from privtuner import cli, linear
 from privtuner.cpu import CpuServer
 from privtuner.errors import LostError, ServiceError
 from privtuner.nn import GroupSpec, OwnerBundle, Split
+from privtuner.retries import Retries
 from privtuner.service import RemoteTransport, Server
 from privtuner.service.audit import AuditLog
 from privtuner.service.metrics import Metrics, fetch_view
@@ -42,7 +43,8 @@ def served(split):
 @pytest.fixture
 def connect():
     with ExitStack() as stack:
-        yield lambda running: stack.enter_context(RemoteTransport(running.address, connect_seconds=20))
+        once = Retries(seconds=0)
+        yield lambda running: stack.enter_context(RemoteTransport(running.address, connect_seconds=20, retries=once))
 
 
 def ask(transport, split, tokens=3, seed=0):
