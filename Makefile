@@ -41,11 +41,16 @@ demo-sealed: develop
 	mkdir -p out/demo-sealed
 	$(BIN)/privtuner demo-sealed --out out/demo-sealed
 
-# The Python tests in two halves, which `make --jobs=2` runs side by side.
+# The Python tests in two halves, which `make --jobs=2` runs side by side: with one thread each, for two that wait for
+# each other on the same cores take longer than one; tests of threads set their own. The C++ tests come last, as they
+# fill what cores are left.
 ARITHMETIC := ckks core cuda linear openfhe wireless
 PARTIES := $(filter-out $(ARITHMETIC) support __pycache__,$(patsubst tests/%/,%,$(wildcard tests/*/)))
 
-test: test-cpp test-arithmetic test-parties
+test: test-arithmetic test-parties test-cpp
+
+test-arithmetic test-parties: export OMP_NUM_THREADS := 1
+test-arithmetic test-parties: export PRIVTUNER_NUM_THREADS := 1
 
 test-arithmetic: develop
 	$(BIN)/python -m pytest $(ARITHMETIC:%=tests/%)
@@ -55,7 +60,7 @@ test-parties: develop
 
 test-cpp: develop
 	$(BIN)/cmake --build $(BUILD) --target cpp_tests
-	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error --parallel $(JOBS)
 
 test-paths: test-cpp
 	$(BIN)/python tests/support/paths.py $(PATHS) --ctest $(BUILD) --tests "$(TESTS)"

@@ -1,12 +1,15 @@
 """What does the service cost, and what does it stand? A server in a process of its own, owners over TLS on loopback.
 
-    python benchmarks/service.py [--part PART]... [--quick] [--minutes M] [--json F] [--plot F] [--threads N]
+    python benchmarks/service.py [--part PART]... [--quick] [--minutes M] [--messages N] [--json F] [--plot F]
+        [--threads N]
 
 The parts, all of them by default:
 
     overhead   the layers of MiniLM's training step through the service, against the four functions in one process
     owners     1, 4, 16 and 64 owners at once: tokens a second of the server, and its memory
     soak       16 owners without a pause for minutes: is memory flat, is there any error?
+    strangers  an owner's step beside 64 clients of another tenant that stall, flood and send bombs, and beside
+               malformed messages
 
 Server and owners share the processors of one machine. ``--quick`` takes a tiny model and a few seconds: it shows that
 everything runs, its figures say nothing.
@@ -15,6 +18,8 @@ everything runs, its figures say nothing.
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +31,10 @@ import torch
 import harness
 from harness import Record, progress
 from privtuner import linear, nn, system
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from service_load import MINILM, SMALL, Load, Work, model_folder, replays, serving, step_of
+from strangers import attack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Setting:
         quick: a tiny model, and a few seconds.
         minutes: of the soak.
         runs: of which medians are taken.
+        messages: malformed ones to send.
         threads: of each side.
         folder: of the model.
         split: the model, split here as well.
@@ -45,6 +54,7 @@ class Setting:
     quick: bool
     minutes: float
     runs: int
+    messages: int
     threads: int
     folder: Path
     split: nn.Split
@@ -164,6 +174,53 @@ def soak_part(setting: Setting) -> Iterator[Record]:
     yield _record(setting, "errors in the soak", float(len(load.errors)), "", target=0.0, note=note)
 
 
+def strangers_part(setting: Setting) -> Iterator[Record]:
+    """An owner's step alone, beside 64 clients that mean no good, and beside malformed messages."""
+    requests = replays(setting.split, step_of(setting.split, setting.tokens(256)), rounds=1)
+    first = requests[0]
+    with serving(setting.folder, setting.threads, ["owner", "other"], tls=False) as served:
+
+        def steps(seconds: float) -> tuple[list[float], int]:
+            times, peak, end = [], 0, time.perf_counter() + seconds
+            while not times or time.perf_counter() < end:
+                start = time.perf_counter()
+                for replay in requests:
+                    for _ in transport.apply(replay.layer, replay.request):
+                        pass
+                times.append(time.perf_counter() - start)
+                peak = max(peak, served.memory())
+            return times, peak
+
+        arguments = (served.address, first.layer, first.request, served.tokens["other"])
+        # Of a process of their own: they share processors with the server and the owner, not the interpreter.
+        spawn = multiprocessing.get_context("spawn")
+        with served.connect("owner") as transport:
+            alone = _median(steps(setting.seconds)[0])
+            for what, clients, messages in (
+                ("stalls, floods and bombs", 6 if setting.quick else 64, 0),
+                ("malformed messages", 4, setting.messages),
+            ):
+                over, told = spawn.Event(), spawn.Queue()
+                process = spawn.Process(target=attack, args=(arguments, clients, messages, over, told))
+                process.start()
+                start = time.perf_counter()
+                time.sleep(setting.seconds / 3)
+                times, peak = steps(0 if messages else 2 * setting.seconds)
+                while messages and told.empty():
+                    more, now = steps(0)
+                    times, peak = times + more, max(peak, now)
+                seconds = time.perf_counter() - start
+                over.set()
+                hanging, sent, answers = told.get(timeout=120)
+                process.join(60)
+                note = f"{clients} clients of one other tenant, {seconds:.0f} s; {sent:,} malformed; {hanging} hang"
+                note += f"; memory {peak / 1e6:.0f} MB"
+                note += "".join(f"; {name} {count:,}" for name, count in answers.most_common())
+                compared = {"reference": "alone", "ratio": _median(times) / alone, "target": 2.0}
+                yield _record(setting, f"step beside {what}", _median(times), "s", note=note, **compared)
+        assert served.process.poll() is None
+
+
 def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
@@ -178,6 +235,7 @@ PARTS: dict[str, Callable[[Setting], Iterator[Record]]] = {
     "overhead": overhead_part,
     "owners": owners_part,
     "soak": soak_part,
+    "strangers": strangers_part,
 }
 
 
@@ -187,9 +245,12 @@ def main() -> None:
     parser.add_argument("--part", action="append", choices=PARTS, help="only this part; may be given several times")
     parser.add_argument("--minutes", type=float, default=30.0, metavar="M", help="of the soak (default 30)")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="medians of so many runs (default 5)")
+    parser.add_argument(
+        "--messages", type=int, default=1_000_000, metavar="N", help="malformed ones of strangers (default a million)"
+    )
     options = parser.parse_args()
-    if options.runs < 1 or not 0.01 <= options.minutes <= 10_000:
-        parser.error("--runs must be at least 1, --minutes from 0.01 to 10000")
+    if min(options.runs, options.messages) < 1 or not 0.01 <= options.minutes <= 10_000:
+        parser.error("--runs and --messages must be at least 1, --minutes from 0.01 to 10000")
     system.set_num_threads(options.threads)
     torch.set_num_threads(options.threads)
     records: list[Record] = []
@@ -198,7 +259,8 @@ def main() -> None:
         split = nn.split_pretrained(folder)
         minutes = min(options.minutes, 0.05) if options.quick else options.minutes
         runs = 1 if options.quick else options.runs
-        setting = Setting(options.quick, minutes, runs, options.threads, folder, split)
+        messages = min(options.messages, 200) if options.quick else options.messages
+        setting = Setting(options.quick, minutes, runs, messages, options.threads, folder, split)
         for part in PARTS if options.part is None else dict.fromkeys(options.part):
             for record in PARTS[part](setting):
                 records.append(record)

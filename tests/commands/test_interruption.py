@@ -23,7 +23,7 @@ from safetensors import safe_open
 import presses
 from text_cases import environment, rows, server_process, write_csv
 
-COUNT = int(os.environ.get("PRIVTUNER_TEST_PRESSES", "10"))
+COUNT = int(os.environ.get("PRIVTUNER_TEST_PRESSES", "6"))
 
 
 @contextmanager
@@ -136,7 +136,7 @@ def test_server_that_is_told_to_end(model, number):
         server.send_signal(number)
         out, err = server.communicate(timeout=30)
     assert server.returncode == 0
-    assert re.fullmatch(r"privtuner: stopped after 0 requests\n", out)
+    assert re.search(r"^privtuner: stopped after 0 requests\n\Z", out, re.MULTILINE)
     assert "Traceback" not in err
 
 

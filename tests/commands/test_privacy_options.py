@@ -73,17 +73,21 @@ def test_user_and_server_must_agree(capsys):
     assert "a server that cheats can read your texts and labels" in capsys.readouterr().err
 
 
-@each(("budget_of", "opened", "left"), [(5, 0, 5), (5, 3, 2), (50, 0, 10), (None, 3, 10)])
-def test_the_budget_decides_the_steps(budget_of, opened, left):
+@each(
+    ("budget_of", "opened", "step", "last"),
+    [(5, 0, 0, 5), (5, 3, 3, 5), (5, 4, 3, 4), (50, 0, 0, 10), (None, 3, 3, 10)],
+)
+def test_the_budget_decides_the_last_step(budget_of, opened, step, last):
+    """One of the openings was of a step that was repeated where there are more than steps."""
     free = Privacy(4.0, 1.0, 1e-5)
     given = replace(free, budget=None if budget_of is None else free.epsilon(budget_of))
-    assert privacy.within_budget(SimpleNamespace(privacy=given, opened=opened), 10) == left
+    assert privacy.within_budget(SimpleNamespace(privacy=given, opened=opened, step=step), 10) == last
 
 
 def test_a_budget_that_is_spent(capsys):
     spent = replace(Privacy(4.0, 1.0, 1e-5), budget=1.0)
     with pytest.raises(InputError, match="--epsilon-budget 1 pays for no step after 0"):
-        privacy.within_budget(SimpleNamespace(privacy=spent, opened=0), 10)
+        privacy.within_budget(SimpleNamespace(privacy=spent, opened=0, step=0), 10)
     assert privacy.within_budget(SimpleNamespace(privacy=None, opened=0), 10) == 10
     assert capsys.readouterr().err == ""
 

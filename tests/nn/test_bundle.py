@@ -337,7 +337,7 @@ def test_server_and_owner_of_different_kinds_are_refused(parts: Split) -> None:
         build(other, Session(LocalTransport(parts.server)))
     for architecture in ("NoSuchModel", "AutoConfig", "__doc__"):
         unknown = OwnerBundle.from_files(edited(files, "privtuner.json", architecture=architecture))
-        with pytest.raises(InputError, match=f"has no model '{architecture}'; use the server's"):
+        with pytest.raises(InputError, match=f"has no model '{architecture}' of type bert; use the server's"):
             build(unknown, Session(LocalTransport(parts.server)))
     distil = split(tiny_distilbert())
     with pytest.raises(InputError, match="cannot build causal-lm of distilbert"):

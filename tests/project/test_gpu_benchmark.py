@@ -30,7 +30,7 @@ PARTS = {
     "llama": lambda: gpu.llama_part(Host(), {"tiny": (2, ((32, 8), (8, 32)))}, tokens=64),
     "ntt": lambda: gpu.ntt_part(Host(), n=1 << 14, rows=8),
     "ckks": lambda: gpu.ckks_part(Host(), ((1 << 13, 3, (1.0, None)),)),
-    "chebyshev": lambda: gpu.chebyshev_part(Host(), ring=1 << 14, times=1),
+    "chebyshev": lambda: gpu.chebyshev_part(Host(), ring=1 << 14, count=1, times=2),
 }
 
 

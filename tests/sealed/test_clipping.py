@@ -135,14 +135,10 @@ def test_the_flood_hides_the_norm_up_to_some_bits(parties, norm):
     assert abs(secret.decrypt_packed(square, 1)[0, 0] - exact) <= NORM_FLOOD * 1.001 + 2.0**-8
 
 
-@each(ratio=[1.02, 1.5, 8.0, 1e3, 1e6])
+@each(ratio=[1.5, 8.0, 1e3, 1e6])
 def test_a_gradient_that_was_not_clipped_is_not_opened(parties, ratio):
-    """From slightly beyond the widest to values that wrap around the modulus."""
-    secret, numbers, square = opened(parties, gradient(200.0), 200.0 / WIDEST / ratio)
-    if ratio < 1.1:  # the polynomial still holds: what passes has a norm below one
-        check_norm(secret, square)
-        assert np.linalg.norm(secret.decrypt_packed(numbers, COUNT)) <= 1
-        return
+    """From beyond the widest, by far, to values that wrap around the modulus."""
+    secret, _, square = opened(parties, gradient(200.0), 200.0 / WIDEST / ratio)
     with pytest.raises(CkksError, match=r"cannot be clipped: it is more than 32 times the clipping norm.*--clip"):
         check_norm(secret, square)
 

@@ -16,7 +16,8 @@ from scipy import stats
 from encoders import Counting, clear_gradient, clear_inputs, open_case, unpacked
 from loops import each
 from privtuner import wire
-from privtuner.errors import CkksError, InputError, MessageError, ServiceError
+from privtuner.errors import CkksError, InputError, LostError, MessageError, ServiceError
+from privtuner.retries import Retries
 from privtuner.sealed.adapters import squares
 from privtuner.sealed.clear_adapters import ClearAdapters
 from privtuner.sealed.clipping import GAIN
@@ -137,11 +138,11 @@ def test_a_repeated_step_is_paid_for_twice(case):
     def cut(message):
         if cuts and type_of(message) is Type.KEPT:
             cuts.pop()
-            raise ServiceError("the line was cut")
+            raise LostError("the line was cut")
         return [message]
 
     with served("local", case.model, patience=20.0) as (transport, _):
-        owner = owner_of(case, between := Between(transport, down=cut), retries=1, pause=0.0)
+        owner = owner_of(case, between := Between(transport, down=cut), retries=Retries(attempts=1, first=0.0))
         step(case, owner)
         owner.close()
     assert (owner.step, owner.opened) == (1, 2)

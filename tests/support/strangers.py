@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import partial
+from typing import Any
 
 import grpc
 
 from privtuner import wire
 from privtuner.service.protocol import LAYER_KEY, MESSAGE_BYTES, PROTOCOL, PROTOCOL_KEY, channel_options, method
+from privtuner.service.security import TOKEN_KEY
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5)
 METHODS = ("Hello", "Stats", "Bundle", "Job", "Apply")
@@ -27,8 +29,11 @@ class Stranger:
         answers: what they were answered with: statuses of gRPC, or how a connection ended.
     """
 
-    def __init__(self, address: str, seed: int, layer: str, request: bytes) -> None:
+    def __init__(self, address: str, seed: int, layer: str, request: bytes, token: str | None = None) -> None:
         self._address, self._layer, self._request = address, layer.encode(), request
+        self._said = [(PROTOCOL_KEY, str(PROTOCOL)), (LAYER_KEY, self._layer)]
+        if token is not None:  # of a tenant that means no good
+            self._said.append((TOKEN_KEY, f"Bearer {token}"))
         self._random = random.Random(seed)
         self.sent = 0
         self.answers: Counter[str] = Counter()
@@ -91,8 +96,8 @@ class Stranger:
     def _stream(
         self, name: str, messages: Callable[[], Iterator[bytes]], compression: grpc.Compression | None = None
     ) -> grpc.Call:
-        said = ((PROTOCOL_KEY, str(PROTOCOL)), (LAYER_KEY, self._layer))
-        return self._channel.stream_stream(method(name))(messages(), metadata=said, timeout=20, compression=compression)
+        call = self._channel.stream_stream(method(name))
+        return call(messages(), metadata=self._said, timeout=20, compression=compression)
 
     def _end(self, call: grpc.Call) -> None:
         try:
@@ -118,7 +123,7 @@ class Stranger:
         if draw.random() < 0.3:
             cut = draw.randrange(len(data) + 1)
             messages = [bytes(data[:cut]), bytes(data[cut:]), b""]
-        said = [(PROTOCOL_KEY, str(PROTOCOL)), (LAYER_KEY, self._layer)]
+        said = list(self._said)
         if draw.random() < 0.1:
             said[draw.randrange(2)] = draw.choice(
                 ((PROTOCOL_KEY, "\x7e" * 50), (LAYER_KEY, draw.randbytes(40)), ("x", ""))
@@ -151,11 +156,27 @@ class Stranger:
         self.answers["socket"] += 1
 
 
-def answered_within(ask: Callable[[], object], count: int) -> list[float]:
-    """Return the seconds that each of ``count`` calls of ``ask`` took."""
-    times = []
-    for _ in range(count):
-        start = time.perf_counter()
-        ask()
-        times.append(time.perf_counter() - start)
-    return times
+def attack(arguments: tuple[str, str, bytes, str | None], clients: int, messages: int, over: Any, told: Any) -> None:
+    """Be several strangers, in a process of their own, and tell how many threads hang, what was sent and answered.
+
+    Args:
+        arguments: address, layer, request and token.
+        clients: how many strangers; they stall, flood and send bombs in turns until ``over`` is set.
+        messages: malformed ones to send in place of that, if above 0.
+        over: an event of `multiprocessing`.
+        told: its queue for the results.
+    """
+    address, layer, request, token = arguments
+    strangers = [Stranger(address, seed, layer, request, token) for seed in range(clients)]
+    threads = []
+    for number, one in enumerate(strangers):
+        do = (one.stall, one.flood, one.bomb)[number % 3]
+        work = partial(one.malformed, messages // clients) if messages else partial(do, over)
+        threads.append(threading.Thread(target=work, daemon=True))
+        threads[-1].start()
+    for thread in threads:
+        thread.join(None if messages else 3600)
+    for one in strangers:
+        one.close()
+    answers = sum((one.answers for one in strangers), start=Counter[str]())
+    told.put((sum(thread.is_alive() for thread in threads), sum(one.sent for one in strangers), answers))

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from privtuner import system
+from warm import Command
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = {
@@ -100,26 +101,32 @@ def environment() -> dict[str, str]:
     }
 
 
-def command(*arguments: str | Path, timeout: float = 180) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own."""
-    line = [sys.executable, "-m", "privtuner", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=environment(), check=False)
-
-
 @contextmanager
-def server_process(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run ``privtuner serve`` on a free port; yields the process and its address."""
-    command = [sys.executable, "-m", "privtuner", "serve", "--model", str(model), "--port", "0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+def started(*arguments: str | Path) -> Iterator[Command]:
+    """Run ``privtuner`` with these arguments in a process that does not outlive the test."""
+    process = Command(list(map(str, arguments)), environment())
     try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.fullmatch(r"privtuner: serving \S+, \d+ layers, at (127\.0\.0\.1:\d+); Ctrl-C stops\n", line)
-        assert found, (line, process.poll(), process.stderr and process.stderr.read())
-        yield process, found[1]
+        yield process
     finally:
         process.kill()
         process.communicate()
+
+
+def command(*arguments: str | Path, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    with started(*arguments) as process:
+        out, err = process.communicate(timeout)
+        return subprocess.CompletedProcess(list(arguments), process.wait(), out, err)
+
+
+@contextmanager
+def server_process(model: Path, *options: str) -> Iterator[tuple[Command, str]]:
+    """Run ``privtuner serve`` on a free port; yields the process and its address."""
+    with started("serve", "--model", model, "--port", "0", *options) as process:
+        line = process.stdout.readline()
+        found = re.fullmatch(r"privtuner: serving \S+, \d+ layers, at (127\.0\.0\.1:\d+); Ctrl-C stops\n", line)
+        assert found, (line, process.poll(), process.stderr.read())
+        yield process, found[1]
 
 
 def training_options(folder: Path) -> list[str]:

@@ -60,6 +60,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="what computes: cpu (default), cuda for every GPU, cuda:1, or cuda:0,cuda:1; owners need not know",
     )
     parser.add_argument(
+        "--request-memory",
+        type=float,
+        metavar="GIB",
+        help="memory for all requests in progress together (default: a quarter of this machine's)",
+    )
+    parser.add_argument(
         "--device-memory", type=float, metavar="GIB", help="most memory to take on each GPU (default: all that is free)"
     )
     parser.add_argument(
@@ -120,6 +126,7 @@ def _serve(arguments: argparse.Namespace, audit: AuditLog | None) -> int:
     split, answering, sealed = _sealed(arguments) if arguments.seal else _layers(arguments)
     server = Server(
         split,
+        memory_bytes=_gibibytes(arguments.request_memory, "--request-memory"),
         host=arguments.host,
         port=arguments.port,
         name=name,
@@ -238,6 +245,12 @@ def _memory_bytes(arguments: argparse.Namespace) -> int | None:
         return None
     if arguments.device == "cpu":
         raise InputError("--device-memory goes with --device cuda: the processor's memory is not limited")
-    if not 0 < arguments.device_memory < 1 << 20:
-        raise InputError(f"--device-memory is {arguments.device_memory:g} GiB; give a number above 0")
-    return int(arguments.device_memory * (1 << 30))
+    return _gibibytes(arguments.device_memory, "--device-memory")
+
+
+def _gibibytes(size: float | None, name: str) -> int | None:
+    if size is None:
+        return None
+    if not 0 < size < 1 << 20:
+        raise InputError(f"{name} is {size:g} GiB; give a number above 0")
+    return int(size * (1 << 30))
