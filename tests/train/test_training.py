@@ -18,6 +18,7 @@ from privtuner.errors import InputError, IntegrityError, PrivtunerError
 from privtuner.nn import LocalTransport, Session, build, split_pretrained, traffic_of
 from privtuner.train.checkpoints import Checkpoints
 from privtuner.train.dataset import ShuffledBatches, encode
+from privtuner.train.fine_tuning import digest_of_frozen
 from privtuner.train.learning import STILL_STEPS
 from privtuner.train.table import TextTable, label_names
 from privtuner.train.training import (
@@ -441,6 +442,16 @@ def test_run_that_goes_on_is_the_run_that_was_never_cut(directory, data, tmp_pat
     assert result.after.accuracy == whole.after.accuracy
     expected = trained(undisturbed)
     assert all(torch.equal(value, expected[name]) for name, value in trained(model).items())
+
+
+def test_the_frozen_part_is_known_by_its_digest(directory):
+    """Whatever the seed of head and adapters, which are drawn anew where there is none."""
+    models = [prepare_model(plain_model(directory), TrainConfig(lora_r=4)) for _ in range(2)]
+    digests = [digest_of_frozen(model) for model in models]
+    assert digests[0] == digests[1]
+    with torch.no_grad():
+        models[1].get_input_embeddings().weight[0, 0] += 1
+    assert digest_of_frozen(models[1]) != digests[0]
 
 
 def test_evaluation_counts_right_answers(directory, data):

@@ -82,9 +82,13 @@ def describe_run(
 
 
 def digest_of_frozen(model: PeftModel) -> str:
-    """Return a digest of all that is not trained of a model in the clear."""
+    """Return a digest of what is not trained of a model in the clear, but for what PEFT keeps of untrained heads."""
     digest = hashlib.sha256()
-    frozen = {name: value for name, value in model.named_parameters() if not value.requires_grad}
+    frozen = {
+        name: value
+        for name, value in model.named_parameters()
+        if not value.requires_grad and ".original_module." not in name
+    }
     for name, tensor in {**frozen, **dict(model.named_buffers())}.items():
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
