@@ -90,7 +90,7 @@ def test_a_mixture_of_experts_needs_the_word_of_both_parties() -> None:
         split(experts())
     parts = split(experts(), allow_data_dependent_requests=True)
     transport = RecordingTransport(parts.server)
-    with pytest.raises(InputError, match=r"SwitchTransformersEncoderModel is not known"):
+    with pytest.raises(InputError, match=r"a model of type switch_transformers is not known"):
         build(parts.bundle, Session(transport, verify_every=0))
     model = build(parts.bundle, Session(transport, verify_every=0), allow_data_dependent_requests=True)
     seen = []

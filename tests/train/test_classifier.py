@@ -113,7 +113,8 @@ def test_encrypted_head_reads_the_same(directory, parts, pool):
 def test_no_padding_is_sent_and_no_pooler(parts, data):
     transport = CountingTransport(parts.server)
     model = prepare_model(
-        owner_classifier(parts.bundle, Session(transport), LABELS, "mean"), TrainConfig(lora_r=2, seed=1)
+        owner_classifier(parts.bundle, Session(transport, verify_every=0), LABELS, "mean"),
+        TrainConfig(lora_r=2, seed=1),
     )
     batch = next(ShuffledBatches(data, 8, 0))
     assert not batch.attention_mask.all()
@@ -128,7 +129,7 @@ def test_head_alone(parts, data, tmp_path, pool):
     """No gradient goes to the server, no adapter is made, and what is saved is the head."""
     config = TrainConfig(steps=4, batch_size=8, lora_r=0, seed=1, head_lr=0.05)
     transport = CountingTransport(parts.server)
-    model = prepare_model(owner_classifier(parts.bundle, Session(transport), LABELS, pool), config)
+    model = prepare_model(owner_classifier(parts.bundle, Session(transport, verify_every=0), LABELS, pool), config)
     trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     assert {name.rpartition("classifier")[1] for name in trained} == {"classifier"}
     steps = list(iterate_steps(model, data, config, progress=False))

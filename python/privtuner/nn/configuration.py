@@ -55,6 +55,7 @@ def configuration_of(entries: Mapping[str, Any], *, any_type: bool = False) -> P
     try:
         with offline():
             known = set(inspect.signature(cls.__init__).parameters) | set(cls().to_dict()) | set(cls.attribute_map)
+            known |= _UNDECLARED
             config: PreTrainedConfig = cls(**{name: value for name, value in entries.items() if name in known - _TOLD})
     # The entries come from the server, and transformers raises exceptions of any class on odd ones.
     except Exception as error:
@@ -65,6 +66,11 @@ def configuration_of(entries: Mapping[str, Any], *, any_type: bool = False) -> P
     return config
 
 
+_UNDECLARED = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
+    *("share_att_key", "position_buckets", "norm_rel_ebd", "conv_kernel_size", "conv_act", "conv_groups"),
+}
+"""Entries that models and their generation read, and configuration classes take without naming them."""
 _TOLD = {"self", "kwargs", "model_type", "_name_or_path"}
 
 
