@@ -91,7 +91,7 @@ def test_numpy_is_the_only_hard_requirement(distribution):
 
 def test_extras(distribution):
     extras = set(distribution.metadata.get_all("Provides-Extra"))
-    assert extras == {"train", "service", "wireless", "cuda12", "cuda13", "demo", "test", "bench", "lint"}
+    assert extras == {"train", "service", "dp", "wireless", "cuda12", "cuda13", "demo", "test", "bench", "lint"}
 
 
 def test_constraints_pin_every_direct_requirement(distribution):
